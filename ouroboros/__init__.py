@@ -1,0 +1,42 @@
+"""Ouroboros: fold the middle of a pretrained LLM into one layer, looped `depth` times.
+
+Importing this package is cheap; torch and transformers are imported with the first name used.
+`from ouroboros import OuroborosForCausalLM` registers the model with transformers' Auto classes.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ouroboros.checkpoint import load_checkpoint, save_checkpoint
+    from ouroboros.configuration import OuroborosConfig
+    from ouroboros.conversion import convert
+    from ouroboros.modeling import OuroborosForCausalLM
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OuroborosConfig",
+    "OuroborosForCausalLM",
+    "__version__",
+    "convert",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+_HOMES = {
+    "OuroborosConfig": "ouroboros.configuration",
+    "OuroborosForCausalLM": "ouroboros.modeling",
+    "convert": "ouroboros.conversion",
+    "load_checkpoint": "ouroboros.checkpoint",
+    "save_checkpoint": "ouroboros.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ouroboros' has no attribute {name!r}")
+    return getattr(import_module(home), name)

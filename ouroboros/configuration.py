@@ -1,0 +1,244 @@
+"""`OuroborosConfig`: the shape of a converted model, and the check of everything in it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from ouroboros.errors import ConfigError
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose decoder layers convert (SmolLM2 is a `llama`, Qwen2.5 a `qwen2`)."""
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
+
+_CHOICES = {
+    "pooling": ("causal", "mean", "token"),
+    "norm_init": ("matched", "ones"),
+    "bases": ("mean", "per_step"),
+    "modulation": ("controller", "static"),
+}
+
+STEP_NORM_EPS = 1e-6
+
+
+class OuroborosConfig(PreTrainedConfig):
+    """Configuration of a prelude / one looped layer / coda model.
+
+    Attributes:
+        base_config: the original model's config as a plain dict (`model_type` included).
+        prelude: number of first layers kept.
+        coda: number of last layers kept.
+        recurrent: index, in the original model, of the layer that is looped.
+        rank: LoRA rank r of the frozen bases.
+        alpha: LoRA alpha; the low-rank update is scaled by alpha / rank.
+        style_size: width of the Controller's style vector z.
+        max_depth: most steps the model has step embeddings and norms for.
+        depth: steps run where a call names none.
+        pooling: what the Controller reads: `causal` prefix mean, `mean` or `token`.
+        norm_init: how the per-step norms started, `matched` or `ones`.
+        bases: `mean` residual for all steps, or the residual of each `per_step` removed layer.
+        modulation: `controller`, or `static`: one learned vector a step (the paper's ablation).
+        gate: False drops the gate, h becomes h' (the paper's ablation).
+        trained_depths: sorted depths the model was trained at; empty: untrained.
+        source: where the weights came from: name, sha256, licence.
+
+    Source: arXiv 2604.02051, sections 3 and 4.
+    """
+
+    model_type = "ouroboros"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    base_config: dict[str, Any] | None = None
+    prelude: int = 8
+    coda: int = 8
+    recurrent: int | None = None
+    rank: int = 32
+    alpha: float = 16.0
+    style_size: int = 128
+    max_depth: int = 64
+    depth: int = 8
+    pooling: str = "causal"
+    norm_init: str = "matched"
+    bases: str = "mean"
+    modulation: str = "controller"
+    gate: bool = True
+    trained_depths: list[int] | None = None
+    source: dict[str, Any] | None = None
+    # Mirrors of the original config that transformers reads on the top level.
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int | None = None
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fills the mirrors from `base_config` and validates every value.
+
+        Raises:
+            ConfigError: a value is outside what the design allows, or a key is unknown.
+        """
+        # PreTrainedConfig() without arguments is called by transformers itself for defaults.
+        if self.base_config is not None:
+            self._refuse_unknown(kwargs)
+            if isinstance(self.base_config, PreTrainedConfig):
+                self.base_config = self.base_config.to_diff_dict()
+            self._mirror(self.base())
+            self.trained_depths = sorted(set(self.trained_depths or []))
+            self.source = dict(self.source or {})
+            self._validate()
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+        known = {
+            "model_type",
+            "name_or_path",
+            "_name_or_path",
+            "_commit_hash",
+            "_attn_implementation",
+            "attn_implementation",
+            "experts_implementation",
+            "output_attentions",
+            "torch_dtype",
+            "num_labels",
+            "auto_map",
+            "_attn_implementation_autoset",
+        }
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise ConfigError(
+                f"config has unknown keys {', '.join(unknown)}; this version can't honour them, "
+                "so load the checkpoint with the version that wrote it"
+            )
+
+    def base(self) -> PreTrainedConfig:
+        """Returns a fresh config object of the original architecture.
+
+        Raises:
+            ConfigError: the model type is not one whose layers convert.
+        """
+        fields = dict(self.base_config or {})
+        model_type = fields.pop("model_type", None)
+        if model_type not in ARCHITECTURES:
+            raise ConfigError(
+                f"architecture {model_type!r} can't be converted; allowed are "
+                f"{', '.join(ARCHITECTURES)} (SmolLM2 is a llama, Qwen2.5 a qwen2)"
+            )
+        config = CONFIG_MAPPING[model_type](**fields)
+        config._attn_implementation = (
+            "eager" if getattr(self, "_attn_implementation", None) == "eager" else "sdpa"
+        )
+        return config
+
+    def _mirror(self, base: PreTrainedConfig) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "initializer_range",
+            "tie_word_embeddings",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+        ):
+            if (value := getattr(base, name, None)) is not None:
+                setattr(self, name, value)
+        self.head_dim = getattr(base, "head_dim", None) or (
+            base.hidden_size // base.num_attention_heads
+        )
+        # transformers sizes caches by this name; the loop's cache is our own object.
+        self.num_hidden_layers = self.prelude + self.coda + 1
+
+    @property
+    def num_layers(self) -> int:
+        """Kept layers: prelude + coda."""
+        return self.prelude + self.coda
+
+    @property
+    def original_layers(self) -> int:
+        """Layers of the original model."""
+        return int(self.base_config["num_hidden_layers"]) if self.base_config else 0
+
+    def _validate(self) -> None:
+        base = self.base()
+        total = int(base.num_hidden_layers)
+        for name in ("prelude", "coda"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is negative; give 0 or more")
+        if self.prelude + self.coda >= total:
+            raise ConfigError(
+                f"prelude {self.prelude} + coda {self.coda} leave nothing to replace in a model "
+                f"of {total} layers; their sum must be at most {total - 1}"
+            )
+        if self.recurrent is None:
+            self.recurrent = total // 2
+        if not 0 <= self.recurrent < total:
+            raise ConfigError(
+                f"recurrent layer {self.recurrent} is out of range; the model has layers "
+                f"0..{total - 1}"
+            )
+        if not self.prelude <= self.recurrent < total - self.coda:
+            raise ConfigError(
+                f"recurrent layer {self.recurrent} is kept in the prelude or coda; choose one of "
+                f"the replaced layers {self.prelude}..{total - self.coda - 1}"
+            )
+        widths = (base.hidden_size, self.num_key_value_heads * self.head_dim)
+        limit = min(*widths, base.intermediate_size)
+        for name, top in (("rank", limit), ("style_size", 65536), ("max_depth", 4096)):
+            if not 1 <= getattr(self, name) <= top:
+                raise ConfigError(f"{name}={getattr(self, name)} is outside 1..{top}")
+        if not self.alpha > 0:
+            raise ConfigError(f"alpha={self.alpha} must be above 0")
+        self.check_depth(self.depth)
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}"
+                )
+        _refuse_sliding_window(base)
+
+    def check_depth(self, depth: int) -> int:
+        """Returns `depth` where it lies in 1..max_depth.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if not 1 <= depth <= self.max_depth:
+            raise ConfigError(
+                f"depth={depth} is outside this model's range 1..{self.max_depth}; "
+                "convert with a larger --max-depth for more"
+            )
+        return depth
+
+    def removed_layers(self) -> list[int]:
+        """Original indices of the layers that the loop replaces, the recurrent one skipped."""
+        last = self.original_layers - self.coda
+        return [layer for layer in range(self.prelude, last) if layer != self.recurrent]
+
+
+def _refuse_sliding_window(base: PreTrainedConfig) -> None:
+    kinds = getattr(base, "layer_types", None)
+    if kinds is not None:
+        active = any(kind != "full_attention" for kind in kinds)
+    else:
+        window = getattr(base, "sliding_window", None)
+        active = window is not None and window < base.max_position_embeddings
+    if active:
+        raise ConfigError(
+            f"the {base.model_type} model uses sliding-window attention "
+            f"(sliding_window={base.sliding_window}), which is not built yet; set sliding_window "
+            "to null in its config.json only if full attention is what it was trained with"
+        )
