@@ -286,9 +286,10 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Adds to transformers' preparation the last valid position of every row.
+        """Adds positions counted over valid tokens, and where each row's last valid one is.
 
-        So right-padded prompts generate what they generate alone.
+        So right-padded prompts generate what they generate alone; transformers by itself counts
+        on from the padding's position and reads the padding's logits.
         """
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
@@ -297,9 +298,14 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             **kwargs,
         )
         ids = inputs.get("input_ids")
-        if attention_mask is not None and ids is not None and ids.shape[1] > 1:
-            valid = attention_mask[:, -ids.shape[1] :] != 0
-            slots = torch.arange(ids.shape[1], device=ids.device)
+        if attention_mask is None or ids is None:
+            return inputs
+        batch, new = ids.shape
+        past = attention_mask.shape[1] - new
+        inputs["position_ids"] = _count_positions(attention_mask, past, batch, new, ids.device)
+        if new > 1:
+            valid = attention_mask[:, past:] != 0
+            slots = torch.arange(new, device=ids.device)
             inputs["logit_index"] = (slots * valid).argmax(-1, keepdim=True)
             inputs.pop("logits_to_keep", None)
         return inputs
