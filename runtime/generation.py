@@ -1,0 +1,134 @@
+"""The loop that turns logits into tokens and text, for one sequence or a batch of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.decoder import Decoder
+from runtime.sampling import Sampling, sample
+from runtime.text import Codec, StopScanner, TextStream
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One finished sequence.
+
+    Attributes:
+        text: the text of the new tokens, up to a stop string.
+        tokens: the new tokens, an end-of-text token included.
+        prompt_tokens: tokens fed before the first new one.
+        finish_reason: "stop" (a stop string), "length", "eos" or "cancelled".
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    finish_reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One token of a stream.
+
+    Attributes:
+        text: the text that is complete with this token; often a word, sometimes empty.
+        token: its id; None in the piece that reports a cancellation.
+        finish_reason: as in Generation on the last piece, None before it.
+    """
+
+    text: str
+    token: int | None
+    finish_reason: str | None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Row:
+    """One sequence being generated."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        sampling: Sampling,
+        generator: np.random.Generator,
+        stops: Sequence[str],
+        eos: Sequence[int],
+        most: int,
+    ) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self._sampling, self._generator = sampling, generator
+        self._stream, self._scanner = TextStream(codec), StopScanner(stops)
+        self._eos, self._most = frozenset(eos), most
+
+    def take(self, logits: NDArray[Any]) -> Piece:
+        """Chooses the next token from float32 [V] and returns it with its text."""
+        token = sample(logits, self._sampling, self._generator)
+        self.tokens.append(token)
+        if token in self._eos:
+            return self._finish("eos", token, "")
+        shown = self._scanner.push(self._stream.push(token))
+        if self._scanner.found:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self._most:
+            return self._finish("length", token, shown)
+        self.text += shown
+        return Piece(shown, token, self.finish_reason)
+
+    def cancel(self) -> Piece:
+        """Ends the sequence before its next token."""
+        return self._finish("cancelled", None, "")
+
+    def result(self, prompt_tokens: int) -> Generation:
+        """The sequence, once it has ended."""
+        return Generation(self.text, self.tokens, prompt_tokens, self.finish_reason or "cancelled")
+
+    def _finish(self, reason: str, token: int | None, shown: str) -> Piece:
+        """Ends the sequence with the text still held back, which may complete a stop string."""
+        shown += self._scanner.push(self._stream.flush())
+        if self._scanner.found:
+            reason = "stop"
+        else:
+            shown += self._scanner.flush()
+        self.finish_reason = reason
+        self.text += shown
+        return Piece(shown, token, reason)
+
+
+def decode(
+    decoder: Decoder,
+    logits: NDArray[Any],
+    rows: Sequence[Row],
+    cancelled: Callable[[], bool],
+) -> Iterator[list[Piece | None]]:
+    """Generates until every row has ended.
+
+    The last token of a row is not fed: the cache ends with the token before it.
+
+    Args:
+        decoder: its prompt fed.
+        logits: float32 [batch, V], of the last position of the prompt.
+        rows: one a sequence.
+        cancelled: asked before every token.
+
+    Yields:
+        After every token, a piece a row; None for a row that had ended before.
+    """
+    while True:
+        if cancelled():
+            yield [None if row.finish_reason else row.cancel() for row in rows]
+            return
+        yield [
+            None if row.finish_reason else row.take(row_logits)
+            for row, row_logits in zip(rows, logits, strict=True)
+        ]
+        if all(row.finish_reason for row in rows):
+            return
+        logits = decoder.step([row.tokens[-1] for row in rows])

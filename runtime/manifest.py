@@ -1,0 +1,332 @@
+"""The bundle's manifest: frozen dataclasses, read strictly from JSON.
+
+Every key must be there and no other may: a manifest this version does not fully understand is
+refused by the name of the first thing that is wrong, never half-read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from runtime.errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+POOLINGS = ("causal", "mean", "token")
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """Dimensions of the model. Parameter counts are of weights, not bytes."""
+
+    source: str
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    prelude: int
+    coda: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    pooling: str
+    parameters: int
+    step_parameters: int
+    once_parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthSpec:
+    """The depths a bundle accepts, its default, and those the model was trained at."""
+
+    min: int
+    max: int
+    default: int
+    trained: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the graph; a dimension is a number or a name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphSpec:
+    """The ONNX file and its tensors."""
+
+    file: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphsSpec:
+    """The graphs of a bundle by flavour."""
+
+    onnx: GraphSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+    """Tokenizer file, chat template and special tokens."""
+
+    file: str
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    add_bos: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSpec:
+    """Sampling used where a request names none. temperature 0 is greedy, top_k 0 is off."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ParitySpec:
+    """The bound on the relative L2 error against PyTorch, and PyTorch's float type."""
+
+    relative_l2: float
+    float: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSpec:
+    """Hash and size of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSpec:
+    """The checkpoint a bundle was exported from."""
+
+    sha256: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says about itself."""
+
+    format_version: int
+    model: ModelSpec
+    depth: DepthSpec
+    precision: str
+    graphs: GraphsSpec
+    tokenizer: TokenizerSpec
+    sampling: SamplingSpec
+    parity: ParitySpec
+    files: dict[str, FileSpec]
+    checkpoint: CheckpointSpec
+    tools: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def parse(data: object) -> Manifest:
+        """Reads a manifest from JSON values.
+
+        Raises:
+            BundleError: a version, key or value that this version does not understand.
+        """
+        return parse_manifest(data)
+
+
+def parse_manifest_text(text: str | bytes) -> Manifest:
+    """Reads a manifest from the text of manifest.json.
+
+    Raises:
+        BundleError: not JSON, or not a manifest this version understands.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}") from error
+    return parse_manifest(data)
+
+
+def parse_manifest(data: object) -> Manifest:
+    """Reads a manifest from JSON values; see `Manifest.parse`."""
+    if not isinstance(data, dict):
+        raise BundleError(f"{MANIFEST_NAME} holds a {type(data).__name__}, not an object")
+    version = data.get("format_version")
+    if version is None:
+        raise BundleError(f"{MANIFEST_NAME} has no format_version; is this an Ouroboros bundle?")
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
+        advice = "update ouroboros" if newer else "export the bundle again"
+        raise BundleError(
+            f"bundle format_version {version!r} is not the {FORMAT_VERSION} that this version "
+            f"reads; {advice}"
+        )
+    manifest = typing.cast(Manifest, _read(Manifest, data, ""))
+    _check(manifest)
+    return manifest
+
+
+def check_file_name(name: str) -> None:
+    """Refuses a file name that could lead out of the bundle.
+
+    Raises:
+        BundleError: absolute, with `..`, a backslash, a drive, or not in its simplest form.
+    """
+    path = PurePosixPath(name)
+    unsafe = (
+        not name
+        or path.is_absolute()
+        or str(path) != name
+        or any(part in ("..", ".") for part in path.parts)
+        or any(character in name for character in "\\:")
+        or any(ord(character) < 32 for character in name)
+    )
+    if unsafe:
+        raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, outside the bundle")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} appears twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Reads `value` as the type `kind`; `where` is its dotted name for the error message."""
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(typing.cast(type, kind), value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        for option in arguments:
+            try:
+                return _read(option, value, where)
+            except BundleError:
+                continue
+        raise _wrong(where, value, " or ".join(_type_name(option) for option in arguments))
+    if kind is type(None):
+        if value is None:
+            return None
+        raise _wrong(where, value, "null")
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(where, value, "a list")
+        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong(where, value, "an object")
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise _wrong(where, value, _type_name(kind))
+    return value
+
+
+def _read_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong(where, value, "an object")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in hints:
+            raise BundleError(f"{MANIFEST_NAME} has the unknown key {prefix}{key}")
+    for key in hints:
+        if key not in value:
+            raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{key}")
+    return kind(**{key: _read(hint, value[key], prefix + key) for key, hint in hints.items()})
+
+
+def _type_name(kind: Any) -> str:
+    names = {type(None): "null", str: "a string", int: "an integer", float: "a number"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _wrong(where: str, value: object, wanted: str) -> BundleError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return BundleError(f"{MANIFEST_NAME}: {where} is {shown}, not {wanted}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise BundleError(f"{MANIFEST_NAME}: {message}")
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuses values that contradict each other."""
+    model, depth = manifest.model, manifest.depth
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if isinstance(value, int):
+            least = 0 if field.name in ("prelude", "coda", "num_layers") else 1
+            _require(value >= least, f"model.{field.name} is {value}, allowed: {least} or more")
+    _require(
+        model.num_layers == model.prelude + model.coda,
+        f"model.num_layers is {model.num_layers}, not prelude + coda = {model.prelude}"
+        f" + {model.coda}",
+    )
+    _require(model.pooling in POOLINGS, f"model.pooling is {model.pooling!r}, allowed: {POOLINGS}")
+    _require(
+        depth.min == 1 and depth.min <= depth.default <= depth.max,
+        f"depth range {depth.min}..{depth.max} with default {depth.default} is not 1 <= default"
+        " <= max",
+    )
+    _require(all(value >= 1 for value in depth.trained), "depth.trained holds a depth below 1")
+    for name, file in manifest.files.items():
+        check_file_name(name)
+        _require(name != MANIFEST_NAME, f"files lists {MANIFEST_NAME} itself")
+        hexadecimal = len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
+        _require(hexadecimal, f"files.{name}.sha256 is not 64 lower-case hexadecimal digits")
+        _require(file.bytes >= 0, f"files.{name}.bytes is {file.bytes}")
+    used = [manifest.graphs.onnx.file, manifest.tokenizer.file]
+    if manifest.tokenizer.chat_template is not None:
+        used.append(manifest.tokenizer.chat_template)
+    for name in used:
+        check_file_name(name)
+        _require(name in manifest.files, f"{name!r} is used but not listed under files")
+    sampling, bound = manifest.sampling, manifest.parity.relative_l2
+    _require(
+        sampling.temperature >= 0 and sampling.top_k >= 0 and 0 < sampling.top_p <= 1,
+        "sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1",
+    )
+    _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
+    identifiers = [*manifest.tokenizer.eos_token_ids]
+    identifiers += [
+        i
+        for i in (manifest.tokenizer.bos_token_id, manifest.tokenizer.pad_token_id)
+        if i is not None
+    ]
+    for identifier in identifiers:
+        _require(
+            0 <= identifier < model.vocab_size,
+            f"tokenizer: token id {identifier} is outside 0..{model.vocab_size - 1}",
+        )

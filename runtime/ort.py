@@ -1,0 +1,163 @@
+"""The ONNX Runtime backend: opens a bundle's graph and runs it on buffers bound once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from runtime.bundle import Bundle
+from runtime.errors import BundleError, EngineError
+from runtime.manifest import Manifest
+
+BACKENDS = ("auto", "cpu")
+DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+Array = NDArray[Any]
+
+
+class Binding:
+    """Input and output buffers bound to a session; `run` reads and writes numpy memory in place."""
+
+    def __init__(
+        self, session: Any, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
+        from onnxruntime import OrtValue
+
+        self._session = session
+        self._binding = session.io_binding()
+        self._buffers = (dict(inputs), dict(outputs))  # OrtValues do not own the numpy memory
+        self._values = []
+        for name, array in inputs.items():
+            self._values.append(OrtValue.ortvalue_from_numpy(_shared(name, array)))
+            self._binding.bind_ortvalue_input(name, self._values[-1])
+        for name, array in outputs.items():
+            self._values.append(OrtValue.ortvalue_from_numpy(_shared(name, array)))
+            self._binding.bind_ortvalue_output(name, self._values[-1])
+
+    def run(self) -> float:
+        """Runs the graph once and returns the seconds spent inside ONNX Runtime.
+
+        Raises:
+            EngineError: ONNX Runtime failed.
+        """
+        start = time.perf_counter()
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            raise _failed(error) from error
+        return time.perf_counter() - start
+
+
+def open_session(bundle: Bundle, backend: str, threads: int | None) -> Any:
+    """Opens the graph of a verified bundle.
+
+    Args:
+        bundle: from `open_bundle`.
+        backend: "auto" or "cpu".
+        threads: threads inside an operator; None lets ONNX Runtime use every core.
+
+    Returns:
+        An onnxruntime.InferenceSession, safe to run from several threads.
+
+    Raises:
+        EngineError: an unknown backend, precision or number of threads.
+        BundleError: the graph does not load or is not the one its manifest describes.
+    """
+    if backend not in BACKENDS:
+        raise EngineError(
+            f"backend={backend!r} is not in this version; allowed: {', '.join(BACKENDS)}"
+        )
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise EngineError(f"threads={threads!r} is not a number of threads; allowed: 1..1024")
+    manifest = bundle.manifest
+    if manifest.precision != "fp32":
+        raise EngineError(
+            f"precision {manifest.precision!r} has no cpu engine in this version; "
+            "export with --precision fp32"
+        )
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    file = bundle.file(manifest.graphs.onnx.file)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(file), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise BundleError(f"ONNX Runtime cannot load {file}: {_one_line(error)}") from error
+    _check_tensors(session, manifest)
+    return session
+
+
+def run_once(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Runs the graph on arrays and returns every output by name.
+
+    Raises:
+        EngineError: ONNX Runtime failed.
+    """
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except Exception as error:
+        raise _failed(error) from error
+
+
+def _shared(name: str, array: Array) -> Array:
+    if not array.flags.c_contiguous:
+        raise EngineError(f"the buffer of {name} is not contiguous; this is a bug in the runtime")
+    return array
+
+
+def _check_tensors(session: Any, manifest: Manifest) -> None:
+    """The graph's tensors must be the manifest's, and those that the engine feeds and reads."""
+    spec = manifest.graphs.onnx
+    sides = (
+        ("input", session.get_inputs(), spec.inputs, input_names(manifest)),
+        ("output", session.get_outputs(), spec.outputs, output_names(manifest)),
+    )
+    for side, actual, listed, needed in sides:
+        found = {tensor.name: DTYPES.get(tensor.type, tensor.type) for tensor in actual}
+        said = {tensor.name: tensor.dtype for tensor in listed}
+        for name in sorted(found.keys() | said.keys() | set(needed)):
+            if not (name in found and name in said and name in needed):
+                raise BundleError(
+                    f"the graph's {side} {name} is in the graph: {name in found}, in the manifest:"
+                    f" {name in said}, known to this engine: {name in needed}; export it again"
+                )
+            if found[name] != said[name]:
+                raise BundleError(
+                    f"the graph's {side} {name} is {found[name]}, its manifest says {said[name]};"
+                    " export it again"
+                )
+
+
+def cache_names(manifest: Manifest) -> list[str]:
+    """Endings of the cache tensors' names: every layer's key and value, then the recurrence's."""
+    layers = [*map(str, range(manifest.model.num_layers)), "recurrent"]
+    return [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+
+
+def input_names(manifest: Manifest) -> list[str]:
+    """Names of the graph's inputs."""
+    plain = ["input_ids", "position_ids", "attention_mask", "depth", "row_depth", "logit_index"]
+    return [*plain, "past_pool_sum", *(f"past_key_values.{end}" for end in cache_names(manifest))]
+
+
+def output_names(manifest: Manifest) -> list[str]:
+    """Names of the graph's outputs."""
+    return ["logits", "pool_sum", *(f"new_key_values.{end}" for end in cache_names(manifest))]
+
+
+def _failed(error: Exception) -> EngineError:
+    return EngineError(f"ONNX Runtime failed: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

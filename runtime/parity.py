@@ -1,0 +1,222 @@
+"""The parity check: does an engine compute what PyTorch computed?
+
+A float32 bundle passes where every compared tensor is within a relative L2 error of 1e-5 and the
+best token is PyTorch's, ties apart, at every depth of its range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import CASES_NAME, open_bundle
+from runtime.cases import EVERY_DEPTH, REQUIRED, Case, load_cases
+from runtime.errors import EngineError
+from runtime.ort import open_session
+from runtime.replay import Measurement, replay
+
+PASS, FAIL, AMBIGUOUS = "PASS", "FAIL", "AMBIGUOUS"
+BOUNDS = {"fp32": 1e-5}  # a manifest may ask for less, never allow more
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityRow:
+    """One case x depth x output, judged.
+
+    Attributes:
+        measurement: what was measured.
+        verdict: PASS, FAIL or AMBIGUOUS (it differs only where PyTorch's best tokens tie).
+        reason: why it is not PASS; empty where it is.
+        ties: positions whose best token differs within a tie.
+        first_divergence: index of the first position whose best token differs, or None.
+        margin: between PyTorch's two best logits there, or None.
+    """
+
+    measurement: Measurement
+    verdict: str
+    reason: str
+    ties: int
+    first_divergence: int | None
+    margin: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plain JSON values; an error that is not finite becomes null."""
+        measurement = self.measurement
+        return {
+            "case": measurement.case,
+            "kind": measurement.kind,
+            "depth": measurement.depth,
+            "output": measurement.output,
+            "max_abs": _number(measurement.difference.max_abs),
+            "mean_abs": _number(measurement.difference.mean_abs),
+            "relative_l2": _number(measurement.worst_relative_l2),
+            "cosine": _number(measurement.difference.cosine),
+            "kl": _number(measurement.kl),
+            "argmax_agreement": _number(measurement.argmax_agreement),
+            "first_divergence": self.first_divergence,
+            "margin": _number(self.margin),
+            "ties": self.ties,
+            "verdict": self.verdict,
+            "reason": self.reason or measurement.note,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityReport:
+    """The outcome of a parity check.
+
+    Attributes:
+        verdict: PASS, FAIL or AMBIGUOUS.
+        bound: on the relative L2 error.
+        depths: depths that were checked.
+        rows: one a case x output.
+        problems: what is missing from the recording, each a line; any of them is a FAIL.
+        tie_margin: two best logits closer than this count as a tie.
+        bundle: the bundle's directory.
+        backend: the backend asked for.
+    """
+
+    verdict: str
+    bound: float
+    depths: tuple[int, ...]
+    rows: tuple[ParityRow, ...]
+    problems: tuple[str, ...]
+    tie_margin: float
+    bundle: str
+    backend: str
+
+    @property
+    def worst_relative_l2(self) -> float:
+        """The worst relative L2 error of the logits, infinite where nothing was measured."""
+        logits = [r.measurement for r in self.rows if r.measurement.output == "logits"]
+        return max((m.worst_relative_l2 for m in logits), default=float("inf"))
+
+    @property
+    def ambiguous(self) -> int:
+        """Positions whose best token differs within a tie."""
+        return sum(row.ties for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {
+            "verdict": self.verdict,
+            "bound": self.bound,
+            "worst_relative_l2": _number(self.worst_relative_l2),
+            "depths": list(self.depths),
+            "ambiguous": self.ambiguous,
+            "tie_margin": _number(self.tie_margin),
+            "problems": list(self.problems),
+            "bundle": self.bundle,
+            "backend": self.backend,
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+    def write_json(self, file: Path) -> None:
+        """Writes the report to a file."""
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        file.write_text(text, encoding="utf-8")
+
+
+def check_bundle(
+    path: str | os.PathLike[str],
+    backend: str = "auto",
+    cases: Sequence[Case] | None = None,
+    depths: Iterable[int] | None = None,
+    threads: int | None = None,
+) -> ParityReport:
+    """Replays recorded cases on a bundle and compares with what PyTorch gave.
+
+    Args:
+        path: the bundle's directory; it is verified first.
+        backend: as for `Engine.open`.
+        cases: fresh ones, from `runtime.cases.make_cases`; None takes the bundle's own.
+        depths: depths that must have cases; None means all of the bundle's range.
+        threads: as for `Engine.open`.
+
+    Raises:
+        BundleError: the bundle is not whole.
+        EngineError: an unknown backend.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    wanted = tuple(range(manifest.depth.min, manifest.depth.max + 1) if depths is None else depths)
+    if not wanted:
+        raise EngineError("no depths to check; give at least one")
+    problems: list[str] = []
+    if cases is None:
+        if CASES_NAME in manifest.files:
+            cases = load_cases(bundle.file(CASES_NAME))
+        else:
+            cases = []
+            problems.append(f"the bundle holds no {CASES_NAME}")
+    problems += missing_cases(cases, wanted)
+    session = open_session(bundle, backend, threads)
+    measurements = replay(session, manifest, list(cases))
+    bound = min(manifest.parity.relative_l2, BOUNDS[manifest.precision])
+    rows, tie_margin = judge(measurements, bound)
+    verdicts = {row.verdict for row in rows}
+    failed = bool(problems) or FAIL in verdicts or not rows
+    verdict = FAIL if failed else AMBIGUOUS if AMBIGUOUS in verdicts else PASS
+    return ParityReport(
+        verdict, bound, wanted, rows, tuple(problems), tie_margin, str(path), backend
+    )
+
+
+def missing_cases(cases: Iterable[Case], depths: Iterable[int]) -> list[str]:
+    """Lines naming the kinds and depths that a recording lacks."""
+    found: dict[str, set[int]] = {}
+    for case in cases:
+        found.setdefault(case.kind, set()).add(case.depth)
+    lines = []
+    for kind in REQUIRED:
+        if kind not in found:
+            lines.append(f"no {kind} case is recorded")
+        elif kind in EVERY_DEPTH:
+            lacking = [depth for depth in depths if depth not in found[kind]]
+            if lacking:
+                lines.append(f"no {kind} case at depth {', '.join(map(str, lacking))}")
+    return lines
+
+
+def judge(measurements: Sequence[Measurement], bound: float) -> tuple[tuple[ParityRow, ...], float]:
+    """Turns measurements into verdicts.
+
+    Args:
+        measurements: from `replay`.
+        bound: on the relative L2 error.
+
+    Returns:
+        A row a measurement, and the margin below which PyTorch's two best logits tie: twice the
+        largest absolute error of any logit that is within the bound.
+    """
+    errors = [
+        m.difference.max_abs
+        for m in measurements
+        if m.output in ("logits", "tokens") and m.worst_relative_l2 <= bound
+    ]
+    tie_margin = 2 * max(errors, default=0.0)
+    return tuple(_judge_one(m, bound, tie_margin) for m in measurements), tie_margin
+
+
+def _judge_one(measurement: Measurement, bound: float, tie_margin: float) -> ParityRow:
+    index, margin = measurement.divergences[0] if measurement.divergences else (None, None)
+    beyond = [d for d in measurement.divergences if not d[1] < tie_margin]
+    ties = len(measurement.divergences) - len(beyond)
+    verdict, reason = PASS, ""
+    if measurement.note:
+        verdict, reason = FAIL, measurement.note
+    elif not measurement.worst_relative_l2 <= bound:  # also catches a NaN
+        verdict, reason = FAIL, f"relative L2 {measurement.worst_relative_l2:.2e} > {bound:.0e}"
+    elif beyond:
+        verdict, reason = FAIL, f"another token at {beyond[0][0]}, margin {beyond[0][1]:.2e}"
+    elif ties:
+        verdict, reason = AMBIGUOUS, f"{ties} tied"
+    return ParityRow(measurement, verdict, reason, ties, index, margin)
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and abs(value) < float("inf") else None

@@ -1,0 +1,195 @@
+"""Replays recorded cases on an engine and measures each output."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.cases import Case
+from runtime.decoder import Decoder
+from runtime.errors import EngineError
+from runtime.manifest import Manifest
+from runtime.metrics import INFINITE, Difference, compare, compare_logits
+from runtime.ort import run_once
+
+COMPARED = ("logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value")
+
+Array = NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One output of one case, measured but not judged.
+
+    Attributes:
+        case: the case's name.
+        kind: the case's kind.
+        depth: steps the loop ran.
+        output: the output's name.
+        difference: errors over all compared entries.
+        worst_relative_l2: of the worst position for logits, else of the whole tensor.
+        kl: of the worst position, in nats; None but for logits.
+        argmax_agreement: share of positions whose best token is PyTorch's; None but for logits.
+        divergences: (index, margin of PyTorch's two best logits) of every other position.
+        position_errors: relative L2 by place in the sequence.
+        note: why nothing could be measured; empty where it could.
+    """
+
+    case: str
+    kind: str
+    depth: int
+    output: str
+    difference: Difference
+    worst_relative_l2: float
+    kl: float | None = None
+    argmax_agreement: float | None = None
+    divergences: tuple[tuple[int, float], ...] = ()
+    position_errors: tuple[tuple[int, float], ...] = ()
+    note: str = ""
+
+
+def replay(session: Any, manifest: Manifest, cases: list[Case]) -> list[Measurement]:
+    """Runs every case, in order.
+
+    A case that cannot run or compares nothing gives a measurement with infinite errors and a note:
+    it is never skipped.
+    """
+    wanted = {case.after for case in cases}
+    kept: dict[str, dict[str, Array]] = {}
+    measurements: list[Measurement] = []
+    for case in cases:
+        try:
+            if case.kind == "greedy":
+                measurements.append(_greedy(session, manifest, case))
+                continue
+            outputs = run_once(session, _inputs(case, manifest, kept))
+        except (EngineError, KeyError, ValueError, IndexError) as error:
+            measurements.append(_unmeasured(case, "logits", _line(error)))
+            continue
+        if case.name in wanted:
+            kept[case.name] = outputs
+        measurements.extend(_measure(case, name, outputs) for name in COMPARED)
+    return measurements
+
+
+def _inputs(case: Case, manifest: Manifest, kept: dict[str, dict[str, Array]]) -> dict[str, Array]:
+    inputs = dict(case.inputs)
+    if case.after is not None:
+        if case.after not in kept:
+            raise ValueError(f"the case before it, {case.after}, did not run")
+        before = kept[case.after]
+        for name, tensor in before.items():
+            if name.startswith("new_key_values."):
+                inputs.setdefault(name.replace("new_", "past_", 1), tensor)
+        inputs.setdefault("past_pool_sum", np.ascontiguousarray(before["pool_sum"][:, :, -1]))
+    depth, rows = inputs.get("depth"), inputs.get("row_depth")
+    if depth is None or rows is None or depth.size != 1 or int(depth.reshape(-1)[0]) != case.depth:
+        raise ValueError(f"its depth input is not the {case.depth} it is listed with")
+    if case.kind != "mixed" and not bool(np.all(rows == case.depth)):
+        raise ValueError(f"its row_depth input is not the {case.depth} it is listed with")
+    if case.depth > manifest.depth.max:
+        raise ValueError(f"its depth is above the bundle's {manifest.depth.max}")
+    return inputs
+
+
+def _measure(case: Case, output: str, outputs: dict[str, Array]) -> Measurement:
+    reference, actual = case.outputs.get(output), outputs[output]
+    if reference is None:
+        return _unmeasured(case, output, "PyTorch's output was not recorded")
+    if reference.shape != actual.shape:
+        return _unmeasured(
+            case, output, f"shape {list(actual.shape)}, PyTorch's {list(reference.shape)}"
+        )
+    valid = case.valid.get(output)
+    try:
+        chosen = np.broadcast_to(True if valid is None else valid.astype(bool), reference.shape)
+    except ValueError:
+        return _unmeasured(case, output, "its mask of valid entries has the wrong shape")
+    if not chosen.any():
+        return _unmeasured(case, output, "no entry is compared")
+    difference = compare(reference, actual, chosen)
+    relative_l2 = difference.relative_l2
+    if output != "logits" or not difference.finite:
+        note = "" if difference.finite else "NaN or infinity"
+        return Measurement(
+            case.name, case.kind, case.depth, output, difference, relative_l2, note=note
+        )
+    rows = chosen.any(axis=-1)
+    details = compare_logits(reference[rows], actual[rows])
+    asked = np.broadcast_to(_positions(case, rows.shape[1]), rows.shape)[rows]
+    divergences = [
+        (int(index), float(details.margin[index])) for index in np.flatnonzero(~details.agrees)
+    ]
+    return Measurement(
+        case=case.name,
+        kind=case.kind,
+        depth=case.depth,
+        output=output,
+        difference=difference,
+        worst_relative_l2=float(details.relative_l2.max()),
+        kl=float(details.kl.max()),
+        argmax_agreement=float(details.agrees.mean()),
+        divergences=tuple(divergences),
+        position_errors=tuple(
+            zip(asked.tolist(), details.relative_l2.tolist(), strict=True),
+        ),
+    )
+
+
+def _positions(case: Case, count: int) -> Array:
+    if len(case.positions) == count:
+        return np.array(case.positions)
+    return np.arange(count)
+
+
+def _greedy(session: Any, manifest: Manifest, case: Case) -> Measurement:
+    """PyTorch's greedy continuation, fed token by token through the engine's own cache."""
+    prompt, tokens = case.inputs["prompt"].reshape(-1), case.outputs["tokens"].reshape(-1)
+    reference = case.outputs["top2"].astype(np.float64)
+    if tokens.size == 0 or prompt.size == 0 or reference.shape != (tokens.size, 2):
+        raise ValueError("its recorded tokens and logits do not fit together")
+    size = manifest.model.vocab_size
+    if min(prompt.min(), tokens.min()) < 0 or max(prompt.max(), tokens.max()) >= size:
+        raise ValueError("its recorded tokens are outside the vocabulary")
+    decoder = Decoder(session, manifest, [case.depth])
+    logits = decoder.prefill([prompt])[0]
+    found = np.empty_like(reference)
+    divergences: list[tuple[int, float]] = []
+    for index, token in enumerate(tokens):
+        if index:
+            logits = decoder.step(tokens[index - 1 : index])[0]
+        if not np.isfinite(logits).all():
+            return _unmeasured(case, "tokens", f"NaN or infinity at token {index}")
+        best = int(logits.argmax())
+        if best != token:
+            divergences.append((index, float(reference[index, 0] - reference[index, 1])))
+        found[index, 0] = logits[token]
+        others = np.delete(logits, token)
+        found[index, 1] = others.max()
+    difference = compare(reference, found)
+    errors = np.abs(found - reference).max(axis=1) / np.maximum(np.abs(reference).max(axis=1), 1e-9)
+    return Measurement(
+        case=case.name,
+        kind=case.kind,
+        depth=case.depth,
+        output="tokens",
+        difference=difference,
+        worst_relative_l2=difference.relative_l2,
+        argmax_agreement=1 - len(divergences) / len(tokens),
+        divergences=tuple(divergences),
+        position_errors=tuple((len(prompt) - 1 + i, float(e)) for i, e in enumerate(errors)),
+    )
+
+
+def _unmeasured(case: Case, output: str, note: str) -> Measurement:
+    return Measurement(
+        case.name, case.kind, case.depth, output, INFINITE, float("inf"), note=note or "failed"
+    )
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{text} is missing" if isinstance(error, KeyError) else text

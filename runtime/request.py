@@ -1,0 +1,200 @@
+"""Checks what a caller asks of an engine, before anything runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import EngineError
+from runtime.manifest import DepthSpec, Manifest
+from runtime.text import Codec
+
+Prompt = str | Sequence[int] | np.ndarray[Any, Any]
+Cancel = threading.Event | Callable[[], bool] | None
+
+
+def is_batch(prompt: object) -> bool:
+    """Whether a prompt is a batch: a list of texts or of lists of ids, or a 2-D array.
+
+    Raises:
+        EngineError: an empty list, or one that mixes kinds.
+    """
+    if isinstance(prompt, str):
+        return False
+    if isinstance(prompt, np.ndarray):
+        if prompt.ndim not in (1, 2):
+            raise EngineError(f"a prompt array has {prompt.ndim} dimensions; allowed: 1 or 2")
+        return prompt.ndim == 2
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise EngineError(
+            f"a prompt of type {type(prompt).__name__} is not allowed; give a text, a list of "
+            "token ids, or a list of those"
+        )
+    if len(prompt) == 0:
+        raise EngineError("empty prompt; give at least one token")
+    plain = [isinstance(item, int | np.integer) for item in prompt]
+    if any(plain) and not all(plain):
+        raise EngineError("a prompt mixes token ids with other things; give only ids or only texts")
+    return not plain[0]
+
+
+def encode_prompt(
+    prompt: object, codec: Codec, manifest: Manifest, first: bool = True
+) -> list[int]:
+    """Token ids of one prompt.
+
+    Args:
+        prompt: a text or token ids.
+        codec: the bundle's tokenizer.
+        manifest: knows the vocabulary.
+        first: the prompt begins a sequence.
+
+    Raises:
+        EngineError: empty, of a wrong type, or an id outside the vocabulary.
+    """
+    if isinstance(prompt, str):
+        ids = codec.encode(prompt, first) if prompt else []
+    else:
+        if is_batch(prompt):
+            raise EngineError("one prompt is expected here, a batch was given")
+        ids = [int(token) for token in prompt if _check_id(token, manifest)]  # type: ignore[attr-defined]
+    if not ids:
+        raise EngineError("empty prompt; give at least one token")
+    # The tokenizer may know added tokens that the model has no row for.
+    for token in ids:
+        _check_id(token, manifest)
+    return ids
+
+
+def check_length(prompt: int, new: int, manifest: Manifest) -> None:
+    """Refuses what does not fit in the model's positions.
+
+    Args:
+        prompt: tokens before generation starts.
+        new: tokens to generate, 0 for none.
+        manifest: knows the limit.
+
+    Raises:
+        EngineError: naming both numbers and the limit.
+    """
+    most = manifest.model.max_position_embeddings
+    if prompt > most:
+        raise EngineError(
+            f"a prompt of {prompt} tokens is longer than the model's {most} positions; shorten it"
+        )
+    if prompt + new > most:
+        raise EngineError(
+            f"{prompt} tokens and max_new_tokens={new} pass the model's {most} positions; "
+            f"allowed here: max_new_tokens up to {most - prompt}"
+        )
+
+
+def check_max_new_tokens(value: object) -> int:
+    """A number of tokens to generate.
+
+    Raises:
+        EngineError: not a whole number of 1 or more.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1:  # type: ignore[operator]
+        raise EngineError(f"max_new_tokens={value!r} is not allowed; a whole number of 1 or more")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
+    """The depth of every row.
+
+    Args:
+        depth: one number for all rows, one a row, or None for the bundle's default.
+        rows: how many rows there are.
+        spec: the bundle's range.
+
+    Raises:
+        EngineError: a depth outside the bundle's range, or a wrong number of them.
+    """
+    if depth is None:
+        depth = spec.default
+    if isinstance(depth, Sequence | np.ndarray) and not isinstance(depth, str):
+        depths = list(depth)
+        if len(depths) != rows:
+            raise EngineError(f"{len(depths)} depths were given for {rows} prompts; one a prompt")
+    else:
+        depths = [depth] * rows
+    for value in depths:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise EngineError(
+                f"depth={value!r} is not a whole number; allowed: {spec.min}..{spec.max}"
+            )
+        if not spec.min <= value <= spec.max:
+            advice = f"; re-export with --max-depth {value}" if value > spec.max else ""
+            raise EngineError(
+                f"depth={value} is outside this bundle's range {spec.min}..{spec.max}{advice}"
+            )
+    return [int(value) for value in depths]
+
+
+def check_stops(stop: object) -> tuple[str, ...]:
+    """Stop strings: one, several, or None.
+
+    Raises:
+        EngineError: not text, or empty text.
+    """
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())  # type: ignore[arg-type]
+    for text in stops:
+        if not isinstance(text, str) or not text:
+            raise EngineError(f"stop={text!r} is not allowed; a text that is not empty")
+    return stops
+
+
+def check_seeds(seed: object, rows: int) -> list[Any]:
+    """One seed a row: a single number seeds each row alike, so that a row equals itself alone.
+
+    Raises:
+        EngineError: a wrong number of seeds.
+    """
+    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+        if len(seed) != rows:
+            raise EngineError(f"{len(seed)} seeds were given for {rows} prompts; one a prompt")
+        return list(seed)
+    return [seed] * rows
+
+
+def make_cancelled(cancel: object) -> Callable[[], bool]:
+    """A function that tells whether to stop, from an event, a function or None.
+
+    Raises:
+        EngineError: something else.
+    """
+    if cancel is None:
+        return _never
+    if isinstance(cancel, threading.Event):
+        return cancel.is_set
+    if callable(cancel):
+        return cancel
+    raise EngineError("cancel is neither a threading.Event nor a function that returns a bool")
+
+
+def _never() -> bool:
+    return False
+
+
+def _check_id(token: object, manifest: Manifest) -> bool:
+    size = manifest.model.vocab_size
+    if isinstance(token, bool) or not isinstance(token, int | np.integer):
+        raise EngineError(f"{token!r:.60} is not a token id; allowed: 0..{size - 1}")
+    if not 0 <= token < size:
+        raise EngineError(f"token id {token} is outside the vocabulary 0..{size - 1}")
+    return True
+
+
+def is_conversation(prompt: object) -> bool:
+    """Whether a prompt is a conversation: a list of messages."""
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and len(prompt) > 0
+        and all(isinstance(message, Mapping) for message in prompt)
+    )

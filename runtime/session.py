@@ -1,0 +1,173 @@
+"""A conversation that keeps its cache between turns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from runtime import request
+from runtime.chat import check_messages
+from runtime.errors import EngineError
+from runtime.generation import Generation, Piece, Row, decode
+
+if TYPE_CHECKING:
+    from runtime.decoder import Decoder
+    from runtime.engine import Engine
+
+
+class Session:
+    """One conversation at one depth; a turn feeds only what is new. Used from one thread.
+
+    With `mean` pooling the mean stays frozen on the first turn's prompt.
+
+    Attributes:
+        depth: recurrences of every turn.
+        tokens: all tokens so far, prompts and answers.
+    """
+
+    def __init__(self, engine: Engine, depth: int) -> None:
+        self._engine = engine
+        self.depth = depth
+        self._busy = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the conversation."""
+        self.tokens: list[int] = []
+        self._decoder: Decoder | None = None
+        self._messages: list[dict[str, Any]] = []
+        self._text = ""  # of the chat so far, as rendered and answered
+
+    def generate(
+        self,
+        prompt: Any,
+        max_new_tokens: int = 64,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        chat: bool = False,
+        cancel: request.Cancel = None,
+    ) -> Generation:
+        """Adds a prompt to the conversation and answers it.
+
+        Args:
+            prompt: a text or token ids which continue the conversation as they are; with chat,
+                the user's next message, or a list of messages to add.
+            max_new_tokens: as in `Engine.generate`, like the rest.
+            temperature: 0 is greedy.
+            top_k: 0 keeps all.
+            top_p: 1 keeps all.
+            seed: makes sampling repeatable.
+            stop: text, or several, before which generation ends. The tokens of the stop string
+                stay part of the conversation, unless it is a chat.
+            chat: render the conversation with the bundle's chat template.
+            cancel: a threading.Event or function asked before every token.
+
+        Returns:
+            The answer; `prompt_tokens` counts the conversation before it.
+
+        Raises:
+            EngineError: a request outside what the bundle allows; the conversation is unchanged.
+        """
+        stream = self.stream(
+            prompt, max_new_tokens, temperature, top_k, top_p, seed, stop, chat, cancel
+        )
+        pieces = list(stream)
+        tokens = [piece.token for piece in pieces if piece.token is not None]
+        reason = pieces[-1].finish_reason or "cancelled"
+        text = "".join(piece.text for piece in pieces)
+        return Generation(text, tokens, len(self.tokens) - len(tokens), reason)
+
+    def stream(
+        self,
+        prompt: Any,
+        max_new_tokens: int = 64,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        chat: bool = False,
+        cancel: request.Cancel = None,
+    ) -> Iterator[Piece]:
+        """Like `generate`, a Piece a token. The request is checked before this returns."""
+        engine = self._engine
+        if chat:
+            messages = [*self._messages, *check_messages(prompt)]
+            text = engine.chat_template().render(messages)
+            ids, restart = self._continue_chat(text)
+        else:
+            messages, text, restart = [], "", False
+            ids = request.encode_prompt(
+                prompt, engine.codec, engine.manifest, first=not self.tokens
+            )
+        before = 0 if restart else len(self.tokens)
+        most = request.check_max_new_tokens(max_new_tokens)
+        request.check_length(before + len(ids), most, engine.manifest)
+        row = engine.new_rows(1, most, temperature, top_k, top_p, seed, stop)[0]
+        cancelled = request.make_cancelled(cancel)
+        if restart:
+            self.reset()
+        if self._decoder is None:
+            self._decoder = engine.new_decoder([self.depth])
+        return self._answer(ids, row, cancelled, messages, text)
+
+    def _answer(
+        self,
+        ids: Sequence[int],
+        row: Row,
+        cancelled: Callable[[], bool],
+        messages: list[dict[str, Any]],
+        text: str,
+    ) -> Iterator[Piece]:
+        decoder = self._decoder
+        if decoder is None or not self._busy.acquire(blocking=False):
+            raise EngineError("a session serves one request at a time; open another session")
+        try:
+            # The last token of an answer has not been fed: it comes first now.
+            pending = self.tokens[decoder.cache.length :]
+            self._messages, self._text = messages, text
+            self.tokens.extend(ids)
+            logits = decoder.prefill([[*pending, *ids]])
+            for pieces in decode(decoder, logits, [row], cancelled):
+                piece = pieces[0]
+                if piece is None:
+                    continue
+                if piece.token is not None:
+                    self.tokens.append(piece.token)
+                yield piece
+        except EngineError:
+            self.reset()  # tokens and cache may differ now
+            raise
+        finally:
+            self._busy.release()
+            if self._messages:
+                self._messages.append({"role": "assistant", "content": row.text})
+                self._text += row.text
+
+    def _continue_chat(self, text: str) -> tuple[list[int], bool]:
+        """Tokens to feed so that the cache holds a rendered chat, and whether to start over.
+
+        The cache is kept where the chat goes on exactly as it was answered. A template that
+        rewrites earlier turns, or an answer cut at a stop string, starts over.
+        """
+        engine = self._engine
+        encode = engine.codec.encode
+        kept = bool(self._text) and text.startswith(self._text)
+        if kept:
+            rest = text[len(self._text) :]
+            spoken = engine.codec.decode(self.tokens, skip_special_tokens=False)
+            end = engine.manifest.tokenizer.eos_token or ""
+            if end and spoken.endswith(end) and rest.startswith(end):
+                rest = rest[len(end) :]  # the model has said it
+                spoken = spoken[: -len(end)]
+            if spoken == self._text:
+                return self._checked(encode(rest, first=False)), False
+        return self._checked(encode(text, first=False)), bool(self.tokens)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        engine = self._engine
+        return request.encode_prompt(ids, engine.codec, engine.manifest)
