@@ -1,0 +1,189 @@
+"""Published checkpoints: safetensors, config.json and tokenizer, whole or not there.
+
+Nothing is pickled, and a checkpoint loads alone, with no base model at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer
+
+from ouroboros.atomic import publish
+from ouroboros.configuration import OuroborosConfig
+from ouroboros.errors import CheckpointError, OuroborosError
+from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.sources import first, quiet_transformers, require_finite
+
+INDEX = "model.safetensors.index.json"
+
+
+def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
+    """Loads a checkpoint in float32 eval mode, with its tokenizer (None where it has none).
+
+    Raises:
+        CheckpointError: a file is missing, truncated or damaged, a weight is missing or NaN.
+        ConfigError: config.json holds unknown keys or values outside what is allowed.
+    """
+    path = Path(path)
+    config = read_config(path)
+    check_weight_files(path)
+    with quiet_transformers():
+        try:
+            model, info = OuroborosForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                local_files_only=True,
+            )
+        except OuroborosError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{path}: can't load the weights: {first(error)}") from error
+        tokenizer = _load_tokenizer(path)
+    _require_complete(path, info)
+    require_finite(model, str(path))
+    return model.eval(), tokenizer
+
+
+def read_config(path: Path) -> OuroborosConfig:
+    """Reads and validates a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: it is missing, no JSON, or not an Ouroboros checkpoint's.
+        ConfigError: a key is unknown or a value outside what is allowed.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{path}: no checkpoint here (config.json is missing); make one with "
+            "`ouro convert SOURCE OUT`"
+        )
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: can't be read as JSON: {first(error)}") from error
+    if not isinstance(fields, dict) or fields.get("model_type") != "ouroboros":
+        kind = fields.get("model_type") if isinstance(fields, dict) else None
+        raise CheckpointError(
+            f"{path}: a {kind!r} model, not an Ouroboros checkpoint; convert it first with "
+            f"`ouro convert {path} OUT`"
+        )
+    try:
+        config: OuroborosConfig = OuroborosConfig.from_dict(fields)
+    except OuroborosError:
+        raise
+    except Exception as error:  # transformers' validators raise kinds of their own
+        raise CheckpointError(f"{file}: {first(error)}") from error
+    return config
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Returns the safetensors files of a checkpoint.
+
+    Raises:
+        CheckpointError: one is missing, or the index names a file outside the checkpoint.
+    """
+    index = path / INDEX
+    if not index.is_file():
+        file = path / "model.safetensors"
+        if not file.is_file():
+            raise CheckpointError(f"{path}: model.safetensors is missing; copy the whole folder")
+        return [file]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: not a safetensors index: {first(error)}") from error
+    files = [path / str(name) for name in names]
+    for file in files:
+        if file.parent != path or not file.is_file():
+            raise CheckpointError(f"{file}: named by {INDEX} but not in the checkpoint")
+    return files
+
+
+def check_weight_files(path: Path) -> None:
+    """Opens every safetensors header, so that a damaged file is named before anything loads.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or no safetensors file.
+    """
+    for file in weight_files(path):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: truncated or not a safetensors file ({first(error)}); copy it again"
+            ) from error
+
+
+def _require_complete(path: Path, info: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = [k for k in info.get(kind) or [] if kind != "missing_keys" or k != "lm_head.weight"]
+        if keys:
+            what = kind.removesuffix("_keys")
+            name = keys[0] if isinstance(keys[0], str) else keys[0][0]
+            raise CheckpointError(
+                f"{path}: {len(keys)} {what} weights, {name} first; config.json and "
+                "model.safetensors are not of one checkpoint"
+            )
+
+
+def _load_tokenizer(path: Path) -> Any:
+    if not (path / "tokenizer.json").is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: can't load the tokenizer: {first(error)}") from error
+
+
+def save_checkpoint(
+    model: OuroborosForCausalLM,
+    tokenizer: Any,
+    out: str | Path,
+    files: dict[str, Path | bytes] | None = None,
+) -> None:
+    """Writes a checkpoint atomically; whatever else an existing `out` holds stays.
+
+    Args:
+        model: the model; its config is saved with it.
+        tokenizer: its tokenizer, or None.
+        out: the destination directory.
+        files: further files by name, as content or as a path to copy.
+
+    Raises:
+        CheckpointError: the disk is full or `out` can't be written; `out` is then as it was.
+    """
+    out = Path(out)
+    try:
+        with publish(out, keep=True) as staging, quiet_transformers():
+            model.save_pretrained(staging)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(staging)
+            for name, content in (files or {}).items():
+                if isinstance(content, bytes):
+                    (staging / name).write_bytes(content)
+                else:
+                    shutil.copyfile(content, staging / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{out}: can't write the checkpoint: {first(error)}; what was there is untouched"
+        ) from error
+
+
+def checkpoint_sha256(path: str | Path) -> str:
+    """Returns the hash of a checkpoint: of config.json and of its weight files, in order."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in [path / "config.json", *weight_files(path)]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

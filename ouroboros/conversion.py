@@ -1,0 +1,236 @@
+"""Model surgery: a pretrained decoder becomes prelude, one looped layer and coda.
+
+Source: arXiv 2604.02051, section 3; `auto`, `matched` and `per_step` are ours or named there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ouroboros.bases import fill_bases
+from ouroboros.checkpoint import save_checkpoint
+from ouroboros.configuration import OuroborosConfig
+from ouroboros.data import read_text
+from ouroboros.errors import CheckpointError, DataError
+from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.selection import Candidate, match_step_norms, select_recurrent
+from ouroboros.sources import Source, load_source
+
+CALIBRATION_TOKENS = 256
+CALIBRATION_WINDOWS = 8
+SEED = 0
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion kept, dropped and made trainable.
+
+    Attributes:
+        recurrent: original index of the looped layer.
+        candidates: what `auto` measured, best first; empty where a layer was named.
+        kept: parameters taken over unchanged.
+        dropped: parameters of the removed layers.
+        trainable: parameters of Controller, gate and step norms.
+        bases: numbers in the frozen low-rank bases.
+        lines: the report as text, one line an entry.
+    """
+
+    recurrent: int
+    candidates: tuple[Candidate, ...]
+    kept: int
+    dropped: int
+    trainable: int
+    bases: int
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole report."""
+        return "\n".join(self.lines)
+
+
+def convert(
+    source: str,
+    out: str | Path,
+    *,
+    prelude: int = 8,
+    coda: int = 8,
+    recurrent: int | str = "auto",
+    rank: int = 32,
+    alpha: float = 16.0,
+    max_depth: int = 64,
+    pooling: str = "causal",
+    norm_init: str = "matched",
+    bases: str = "mean",
+    depth: int = 8,
+    modulation: str = "controller",
+    gate: bool = True,
+    calibration: Path | None = None,
+    report: Callable[[str], None] | None = None,
+) -> ConversionReport:
+    """Converts `source` (hub id, local directory or .gguf) and writes a checkpoint to `out`.
+
+    Args:
+        source: the original model.
+        out: the checkpoint directory to write.
+        prelude: first layers kept.
+        coda: last layers kept.
+        recurrent: the layer to loop, or "auto" to measure which.
+        rank: rank of the low-rank bases.
+        alpha: LoRA alpha.
+        max_depth: most steps the checkpoint can be run at.
+        pooling: `causal`, `mean` or `token`.
+        norm_init: `matched` or `ones`.
+        bases: `mean` or `per_step`.
+        depth: the default depth, at which `auto` and `matched` measure.
+        modulation: `controller`, or `static` for the paper's ablation.
+        gate: False for the paper's ablation without a gate.
+        calibration: text for `auto` and `matched`; a text of our own where None.
+        report: called with a line of progress now and then.
+
+    Raises:
+        CheckpointError: the source can't be loaded, or `out` can't be written.
+        ConfigError: an option is outside what the model allows.
+        DataError: the calibration text is unusable.
+    """
+    say = report or (lambda line: None)
+    say(f"loading {source}")
+    original = load_source(source)
+    automatic = recurrent == "auto"
+    config = OuroborosConfig(
+        base_config=original.model.config,
+        prelude=prelude,
+        coda=coda,
+        recurrent=prelude if automatic else _layer_number(recurrent),
+        rank=rank,
+        alpha=alpha,
+        max_depth=max_depth,
+        depth=depth,
+        pooling=pooling,
+        norm_init=norm_init,
+        bases=bases,
+        modulation=modulation,
+        gate=gate,
+        source={"name": original.name, "sha256": original.sha256},
+    )
+    model = _transplant(original.model, config)
+    layers = original.model.model.layers
+    candidates: list[Candidate] = []
+    if automatic or norm_init == "matched":
+        windows = _calibration_windows(original, calibration)
+        if automatic:
+            replaced = range(prelude, len(layers) - coda)
+            candidates = select_recurrent(model, layers, replaced, windows, depth, say)
+            config.recurrent = candidates[0].layer
+        model.recurrent.layer.load_state_dict(
+            layers[config.recurrent].state_dict(), strict=False
+        )
+        if norm_init == "matched":
+            match_step_norms(model, windows, depth)
+    say("computing the low-rank bases")
+    removed = config.removed_layers()
+    fill_bases(model.recurrent.projections(), layers, removed, int(config.recurrent or 0))
+    say(f"writing {out}")
+    papers: dict[str, Path | bytes] = {
+        "LICENSE": original.license_text.encode(),
+        "ATTRIBUTION": original.attribution.encode(),
+    }
+    save_checkpoint(model, original.tokenizer, out, papers)
+    return _describe(original, model, candidates)
+
+
+def _layer_number(recurrent: int | str) -> int:
+    try:
+        return int(recurrent)
+    except ValueError:
+        raise CheckpointError(
+            f"--recurrent {recurrent!r} is neither `auto` nor a layer number"
+        ) from None
+
+
+def _transplant(original: Any, config: OuroborosConfig) -> OuroborosForCausalLM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = OuroborosForCausalLM(config).eval()
+    core = original.model
+    layers = list(core.layers)
+    pairs: list[tuple[nn.Module, nn.Module]] = [
+        (model.embed_tokens, core.embed_tokens),
+        (model.norm, core.norm),
+        (model.lm_head, original.lm_head),
+        *zip(model.prelude, layers, strict=False),
+        *zip(model.coda, layers[len(layers) - config.coda :], strict=True),
+    ]
+    for target, origin in pairs:
+        target.load_state_dict(origin.state_dict())
+    recurrent = layers[int(config.recurrent or 0)]
+    model.recurrent.layer.load_state_dict(recurrent.state_dict(), strict=False)
+    if original.generation_config is not None:
+        model.generation_config = original.generation_config
+    return model
+
+
+def _calibration_windows(original: Source, path: Path | None) -> torch.Tensor:
+    """Returns int64 `[windows, seq]` of the calibration text.
+
+    Raises:
+        DataError: the text is shorter than one window.
+    """
+    if path is None:
+        text = resources.files("ouroboros").joinpath("calibration.txt").read_text("utf-8")
+    else:
+        text = read_text(path)
+    if original.tokenizer is None:
+        raise CheckpointError(
+            f"{original.name} has no tokenizer, so nothing can be measured on text; name the "
+            "layer with --recurrent N and pass --norm-init ones"
+        )
+    ids = original.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    seq = min(CALIBRATION_TOKENS, original.model.config.max_position_embeddings)
+    count = min(len(ids) // seq, CALIBRATION_WINDOWS)
+    if not count:
+        raise DataError(
+            f"{path or 'the calibration text'}: {len(ids)} tokens are shorter than one window "
+            f"of {seq}; give a longer text"
+        )
+    return torch.from_numpy(np.array(ids[: count * seq], dtype=np.int64).reshape(count, seq))
+
+
+def _describe(
+    original: Source, model: OuroborosForCausalLM, candidates: list[Candidate]
+) -> ConversionReport:
+    config = model.config
+    total = sum(p.numel() for p in original.model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = sum(p.numel() for p in model.parameters()) - trainable
+    bases = sum(p.lora_a.numel() + p.lora_b.numel() for p in model.recurrent.projections().values())
+    last = config.original_layers - 1
+    coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
+    prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
+    lines = [
+        f"{original.name}: {config.original_layers} layers, {total:,} parameters",
+        f"  prelude    {prelude}",
+        f"  recurrent  layer {config.recurrent}, looped up to {config.max_depth} times",
+        f"  coda       {coda}",
+        f"  kept       {kept:,} parameters, unchanged",
+        f"  dropped    {total - kept:,} parameters ({len(config.removed_layers())} layers)",
+        f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases})",
+        f"  trainable  {trainable:,} parameters (Controller, gate, step norms)",
+    ]
+    return ConversionReport(
+        int(config.recurrent or 0),
+        tuple(candidates),
+        kept,
+        total - kept,
+        trainable,
+        bases,
+        tuple(lines),
+    )
