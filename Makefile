@@ -1,0 +1,59 @@
+# make demo | test | test-slow | check | bench | wheel-test | clean
+# Needs nothing but Python 3.11 or newer, git and make; everything else goes into .venv/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONSTRAINTS := requirements/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Packages with code of ours; ruff also reads the tests.
+CODE := ouroboros export runtime cli demo bench
+
+.PHONY: help venv test test-slow check format demo bench wheel-test clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+venv: $(STAMP) ## create .venv with every dependency
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@# torch first and pinned: an unpinned torch pulls gigabytes of CUDA packages.
+	$(PIP) install --quiet -c $(CONSTRAINTS) "torch==2.13.0"
+	$(PIP) install --quiet -c $(CONSTRAINTS) -e ".[dev]"
+	@touch $@
+
+test: $(STAMP) ## fast tests
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## tests that take longer
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff rewrite the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: $(STAMP) ## the whole chain on SmolLM2-135M-Instruct; leaves build/demo/
+	@$(BIN)/python -m demo.run
+
+bench: $(STAMP) ## speeds, as ratios within one run; needs the demo's bundle
+	@$(BIN)/python -m bench.decode
+
+wheel-test: $(STAMP) ## build the wheel, install it into a fresh environment, use it there
+	$(BIN)/python tests/wheel_check.py
+
+clean: ## remove build outputs (keeps .venv and the download cache)
+	rm -rf build dist .wheel-test *.egg-info .mypy_cache .ruff_cache .pytest_cache
