@@ -145,7 +145,6 @@ def time_decode(engine: Engine, depth: int, context: int, tokens: int) -> Decode
     generator = np.random.default_rng(0)
     prompt = generator.integers(0, engine.manifest.model.vocab_size, context)
     decoder = engine.new_decoder([depth])
-    decoder.cache.reserve(context + tokens)  # growing is paid for once in hundreds of tokens
     sampling, text = Sampling(), TextStream(engine.codec)
     start = time.perf_counter()
     logits = decoder.prefill([prompt])

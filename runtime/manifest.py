@@ -196,7 +196,7 @@ def check_file_name(name: str) -> None:
     """
     path = PurePosixPath(name)
     unsafe = (
-        not name
+        not path.parts
         or path.is_absolute()
         or str(path) != name
         or any(part in ("..", ".") for part in path.parts)

@@ -35,8 +35,8 @@ def draw_parity(report: ParityReport, file: Path) -> None:
         _keep_worst(
             by_depth.setdefault(measured.kind, {}), measured.depth, measured.worst_relative_l2
         )
-        for position, error in measured.position_errors:
-            _keep_worst(by_position.setdefault(measured.depth, {}), position, error)
+        for position, distance in measured.position_errors:
+            _keep_worst(by_position.setdefault(measured.depth, {}), position, distance)
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for kind, points in sorted(by_depth.items()):

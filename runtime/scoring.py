@@ -72,4 +72,4 @@ def score_windows(
             total -= float(chosen.sum(dtype=np.float64))
         if progress is not None:
             progress(min(first + batch, len(windows)))
-    return total / (len(windows) * (length - 1 - prefix))
+    return float(total / (len(windows) * (length - 1 - prefix)))

@@ -1,0 +1,95 @@
+"""`ouro bench`: measure a bundle on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="a bundle made by `ouro export`")],
+    depth: Annotated[
+        str | None, typer.Option(help="such as 1,4,8 or 1-4; default: the bundle's own")
+    ] = None,
+    context: Annotated[str, typer.Option(help="tokens before the measured ones")] = "64,1024",
+    tokens: Annotated[int, typer.Option(help="tokens decoded a run")] = 32,
+    repeats: Annotated[int, typer.Option(help="runs of each; the median counts")] = 3,
+    threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
+    backend: Annotated[str, typer.Option(help="auto or cpu")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
+) -> None:
+    r"""Measure a bundle on this machine: decoding, prefill, overhead, share of memory speed.
+
+    \b
+    Examples:
+      ouro bench bundle
+      ouro bench bundle --depth 1,4,8,16 --context 64,1024 --json bench.json
+    """
+    import json as json_module
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from cli.notices import plain_warnings
+    from runtime import Engine
+    from runtime.bench import bench_engine
+
+    console = Console()
+    with plain_warnings(), Engine.open(bundle, backend=backend, threads=threads) as engine:
+        depths = parse_numbers(depth, "--depth") if depth else [engine.manifest.depth.default]
+        contexts = parse_numbers(context, "--context")
+        with console.status("measuring") as status:
+            report = bench_engine(
+                engine, depths, contexts, tokens, repeats, threads, progress=status.update
+            )
+    table = Table(title=f"{bundle}: batch 1, medians of {repeats} x {tokens} tokens")
+    names = ["depth", "context", "ms/token", "tokens/s", "prefill tokens/s", "overhead"]
+    for name in [*names, "weights MB/token", "of memory speed"]:
+        table.add_column(name, justify="right")
+    for row in report.rows:
+        table.add_row(
+            str(row.depth),
+            str(row.context),
+            f"{row.decode_ms:.2f}",
+            f"{row.tokens_per_s:.1f}",
+            f"{row.prefill_tokens_per_s:.0f}",
+            f"{row.engine_overhead:.2%}",
+            f"{row.weight_bytes / 1e6:.0f}",
+            f"{row.memory_share:.0%}",
+        )
+    console.print(table)
+    machine = report.machine
+    console.print(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; memory reads "
+        f"{report.read_bytes_per_s / 1e9:.1f} GB/s; Python {machine['python']}, "
+        + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    )
+    if json is not None:
+        text = json_module.dumps(report.to_json(), indent=2) + "\n"
+        json.write_text(text, encoding="utf-8")
+
+
+def parse_numbers(text: str, option: str) -> list[int]:
+    """Numbers from `1,4,8`, `1-16` or a mixture.
+
+    Args:
+        text: what the user gave.
+        option: its name, for the error.
+
+    Raises:
+        EngineError: it is not such a list.
+    """
+    from runtime.errors import EngineError
+
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.strip().partition("-")
+            numbers.extend(range(int(first), int(last or first) + 1))
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or len(numbers) > 1000:
+        raise EngineError(f"{option} {text} is not a list of numbers such as 1,4,8 or 1-16")
+    return list(dict.fromkeys(numbers))

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.bundle import open_bundle, read_manifest, write_manifest
+from runtime.errors import BundleError
+from runtime.manifest import check_file_name, parse_manifest, parse_manifest_text
+
+FIELDS: dict[str, Any] = {
+    "model": {
+        "source": "tests",
+        "model_type": "llama",
+        "hidden_size": 16,
+        "num_layers": 2,
+        "prelude": 1,
+        "coda": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": 32,
+        "max_position_embeddings": 64,
+        "pooling": "causal",
+        "parameters": 1000,
+        "step_parameters": 100,
+        "once_parameters": 500,
+    },
+    "depth": {"min": 1, "max": 4, "default": 2, "trained": [1, 2]},
+    "precision": "fp32",
+    "graphs": {"onnx": {"file": "model.onnx", "opset": 24, "inputs": [], "outputs": []}},
+    "tokenizer": {
+        "file": "tokenizer.json",
+        "chat_template": None,
+        "bos_token": None,
+        "eos_token": "<end>",
+        "bos_token_id": None,
+        "eos_token_ids": [2],
+        "pad_token_id": None,
+        "add_bos": False,
+    },
+    "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0},
+    "parity": {"relative_l2": 1e-5, "float": "float32"},
+    "checkpoint": {"sha256": "0" * 64, "name": "tiny"},
+    "tools": {"ouroboros": "0.1.0"},
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "model.onnx").write_bytes(b"graph")
+    (path / "tokenizer.json").write_bytes(b"{}")
+    write_manifest(path, **copy.deepcopy(FIELDS))
+    return path
+
+
+def read(bundle: Path) -> dict[str, Any]:
+    return dict(json.loads((bundle / "manifest.json").read_text()))
+
+
+def changed(bundle: Path, *keys: str, value: Any) -> dict[str, Any]:
+    data = read(bundle)
+    inner = data
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    return data
+
+
+def test_bundle_round_trip(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert manifest.depth.trained == (1, 2)
+    assert manifest.files["model.onnx"].bytes == 5
+    assert json.loads(json.dumps(manifest.to_json())) == read(bundle)
+    assert parse_manifest(json.loads(json.dumps(manifest.to_json()))) == manifest
+
+
+def test_bundle_extra_file_is_ignored_and_unusable(bundle: Path) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    opened = open_bundle(bundle)
+    with pytest.raises(BundleError, match=r"notes\.txt"):
+        opened.file("notes.txt")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_bundle_any_flipped_bit_is_caught(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        (bundle / name).write_bytes(data)
+        with pytest.raises(BundleError, match=f"{name} is damaged"):
+            open_bundle(bundle)
+        data[bit // 8] ^= 1 << bit % 8
+
+
+def test_bundle_any_missing_or_short_file_is_named(bundle: Path) -> None:
+    (bundle / "tokenizer.json").write_bytes(b"{")
+    with pytest.raises(BundleError, match=r"tokenizer\.json has 1 bytes, its manifest says 2"):
+        open_bundle(bundle)
+    (bundle / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"lacks tokenizer\.json"):
+        open_bundle(bundle)
+    (bundle / "tokenizer.json").mkdir()
+    with pytest.raises(BundleError, match=r"lacks tokenizer\.json"):
+        open_bundle(bundle)
+
+
+def test_bundle_not_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle at"):
+        open_bundle(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
+        open_bundle(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(BundleError, match="is a file"):
+        open_bundle(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"\xff\xfe", b"[1]", b"3", b"{}", b'{"format_version": NaN}', b"[" * 100_000,
+     b'{"format_version": 1, "format_version": 1}', b'{"format_version": true}'],
+)  # fmt: skip
+def test_manifest_rubbish_is_one_line(text: bytes) -> None:
+    with pytest.raises(BundleError) as caught:
+        parse_manifest_text(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_manifest_newer_version_names_both(bundle: Path) -> None:
+    data = changed(bundle, "format_version", value=2)
+    data["something_new"] = 1
+    with pytest.raises(BundleError, match=r"format_version 2 is not the 1 .*update ouroboros"):
+        parse_manifest(data)
+
+
+def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
+    def walk(node: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+        if not isinstance(node, dict):
+            return []
+        found = [(*path, key) for key in node]
+        return found + [deep for key, item in node.items() for deep in walk(item, (*path, key))]
+
+    original = read(bundle)
+    for keys in walk(original, ()):
+        if keys[0] in ("files", "tools") and len(keys) == 2:
+            continue
+        data = copy.deepcopy(original)
+        inner = data
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+        with pytest.raises(BundleError, match=keys[-1]):
+            parse_manifest(data)
+        if keys[:-1] not in (("files",), ("tools",), ()):
+            inner.update({keys[-1]: original, "surprise": 1})
+            with pytest.raises(BundleError):
+                parse_manifest(data)
+    with pytest.raises(BundleError, match=r"unknown key model\.surprise"):
+        parse_manifest(changed(bundle, "model", "surprise", value=1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("model", "hidden_size"), "16", "not an integer"),
+        (("model", "hidden_size"), True, "not an integer"),
+        (("model", "hidden_size"), 0, "1 or more"),
+        (("model", "num_layers"), 5, "prelude"),
+        (("model", "pooling"), "max", "allowed"),
+        (("depth", "max"), 1, "depth range"),
+        (("depth", "trained"), [0], "below 1"),
+        (("depth", "trained"), 3, "not a list"),
+        (("depth", "trained"), [1.5], r"depth\.trained\[0\]"),
+        (("sampling", "top_p"), 0.0, "top_p"),
+        (("parity", "relative_l2"), 2.0, "relative_l2"),
+        (("tokenizer", "eos_token_ids"), [32], "outside"),
+        (("tokenizer", "chat_template"), "chat.jinja", "not listed"),
+        (("graphs", "onnx", "file"), "other.onnx", "not listed"),
+        (("files", "model.onnx", "sha256"), "zz", "hexadecimal"),
+        (("files", "model.onnx", "bytes"), -1, "bytes"),
+    ],
+)
+def test_manifest_wrong_value_is_named(
+    bundle: Path, keys: tuple[str, ...], value: Any, words: str
+) -> None:
+    with pytest.raises(BundleError, match=words):
+        parse_manifest(changed(bundle, *keys, value=value))
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/../../x", "a\\..\\x", "C:x", "", ".", "..", "a//b", "a\nb"]
+)
+def test_bundle_path_traversal_is_refused(bundle: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="outside the bundle"):
+        check_file_name(name)
+    data = read(bundle)
+    data["files"][name] = data["files"]["model.onnx"]
+    with pytest.raises(BundleError, match="outside the bundle"):
+        parse_manifest(data)
+
+
+def test_bundle_link_out_is_refused_and_inside_taken(bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "model.onnx"
+    outside.write_bytes(b"graph")
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="link out of the bundle"):
+        open_bundle(bundle)
+    (bundle / "model.onnx").unlink()
+    (bundle / "blob").write_bytes(b"graph")
+    (bundle / "model.onnx").symlink_to("blob")
+    open_bundle(bundle)
+    (bundle / "blob").unlink()
+    (bundle / "blob").symlink_to("model.onnx")  # a loop
+    with pytest.raises(BundleError):
+        open_bundle(bundle)
+
+
+def test_write_manifest_refuses_unknown_and_missing_fields(bundle: Path) -> None:
+    fields = copy.deepcopy(FIELDS)
+    with pytest.raises(BundleError, match="unknown key surprise"):
+        write_manifest(bundle, surprise=1, **fields)
+    del fields["tools"]
+    with pytest.raises(BundleError, match="lacks the key tools"):
+        write_manifest(bundle, **fields)
+    assert read_manifest(bundle).tools == {"ouroboros": "0.1.0"}  # the old one stays
