@@ -20,9 +20,8 @@ def bench(
     backend: Annotated[str, typer.Option(help="auto or cpu")] = "auto",
     json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
 ) -> None:
-    r"""Measure a bundle on this machine: decoding, prefill, overhead, share of memory speed.
+    """Measure a bundle on this machine: decoding, prefill, overhead, share of memory speed.
 
-    \b
     Examples:
       ouro bench bundle
       ouro bench bundle --depth 1,4,8,16 --context 64,1024 --json bench.json

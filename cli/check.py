@@ -27,11 +27,10 @@ def check(
         bool, typer.Option("--all", help="print every case, not the worst a depth and output")
     ] = False,
 ) -> None:
-    r"""Replay a bundle's recorded cases and compare with what PyTorch computed.
+    """Replay a bundle's recorded cases and compare with what PyTorch computed.
 
     Exit status 0: PASS or AMBIGUOUS (differs only where PyTorch's two best tokens tie); 1: FAIL.
 
-    \b
     Examples:
       ouro check bundle
       ouro check bundle --json parity.json --plot parity.png

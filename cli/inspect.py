@@ -12,9 +12,8 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="a bundle or a checkpoint")],
     tensors: Annotated[bool, typer.Option("--tensors", help="list every tensor")] = False,
 ) -> None:
-    r"""Show what a bundle or a checkpoint holds, and whether its files are whole.
+    """Show what a bundle or a checkpoint holds, and whether its files are whole.
 
-    \b
     Examples:
       ouro inspect bundle
       ouro inspect checkpoint --tensors

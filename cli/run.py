@@ -32,9 +32,8 @@ def run(
     threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
     backend: Annotated[str, typer.Option(help="auto or cpu")] = "auto",
 ) -> None:
-    r"""Generate text with a bundle; it appears as it is made.
+    """Generate text with a bundle; it appears as it is made.
 
-    \b
     Examples:
       ouro run bundle "The sea is" --depth 8
       ouro run bundle "Why is the sky blue?" --chat --max-new-tokens 200
