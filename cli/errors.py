@@ -1,0 +1,111 @@
+"""What the command line says when something goes wrong: one line, and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+# Which extra brings a module that the base installation lacks.
+EXTRAS = {
+    "torch": "train",
+    "transformers": "train",
+    "accelerate": "train",
+    "datasets": "train",
+    "pyarrow": "train",
+    "gguf": "train",
+    "sentencepiece": "train",
+    "google": "train",
+    "tensorboard": "train",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "matplotlib": "plot",
+    "peft": "peft",
+}
+# safetensors and torch report a full disk in exceptions of their own.
+FULL_DISK = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+
+
+class CommandError(Exception):
+    """A command line that can't be carried out, for a reason no library of ours knows."""
+
+
+def describe(error: BaseException) -> str | None:
+    """Returns the one line to print for an error a user can act on; None for a bug of ours.
+
+    Args:
+        error: what a command raised.
+    """
+    from export.errors import ExportError
+    from ouroboros.errors import OuroborosError
+    from runtime.errors import RuntimeFault
+
+    if _is_full_disk(error):
+        return (
+            "no space left on the disk; free some and run the command again "
+            "(what stood at the destination before is unchanged)"
+        )
+    match error:
+        case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in EXTRAS:
+            module = name.partition(".")[0]
+            return f'{module} is not installed; run pip install "ouroboros-llm[{EXTRAS[module]}]"'
+        case OuroborosError() | ExportError() | RuntimeFault() | CommandError():
+            return " ".join(str(error).split())
+        case OSError(strerror=str(reason), filename=name) if name is not None:
+            return f"{name}: {reason}"
+        case MemoryError():
+            return "out of memory; close other programs or use a smaller model"
+        case _:
+            return None
+
+
+def require_replaceable(out: Path, kind: str) -> None:
+    """Refuses a destination that holds something a command would not have written itself.
+
+    Args:
+        out: the directory to be written.
+        kind: what a run may replace there, "checkpoint" or "bundle".
+
+    Raises:
+        CommandError: `out` is a file, or a directory that is neither empty nor of that kind.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CommandError(f"{out} is a file; give a directory to write the {kind} to")
+    if any(out.iterdir()) and _kind(out) != kind:
+        raise CommandError(
+            f"{out} is not empty and not a {kind} of Ouroboros, so it is left alone; "
+            "give a new directory"
+        )
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        if (path / "manifest.json").is_file():
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            return "bundle" if "format_version" in manifest else None
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return "checkpoint" if config.get("model_type") == "ouroboros" else None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    return any(
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
+        or (not isinstance(one, OSError) and any(sign in str(one) for sign in FULL_DISK))
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from, each once."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__

@@ -1,0 +1,38 @@
+"""`ouro export`: compile a checkpoint into a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="made by `ouro convert` or `ouro train`")],
+    out: Annotated[Path, typer.Argument(help="the bundle directory to write")],
+    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    max_depth: Annotated[int, typer.Option(help="the largest depth the bundle will run")] = 16,
+    precision: Annotated[str, typer.Option(help="fp32")] = "fp32",
+) -> None:
+    """Compile a checkpoint into a bundle: one graph, its tokenizer and recorded cases.
+
+    Examples:
+      ouro export trained bundle
+      ouro export trained bundle --format onnx --max-depth 16
+    """
+    from cli.errors import require_replaceable
+
+    require_replaceable(out, "bundle")
+    from export import export_bundle
+
+    report = export_bundle(
+        checkpoint,
+        out,
+        max_depth=max_depth,
+        precision=precision,
+        format=format,
+        report=typer.echo,
+    )
+    typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
+    typer.echo(f'next: ouro check {out}, then ouro run {out} "prompt"')

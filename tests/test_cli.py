@@ -1,0 +1,231 @@
+"""The command line: help, errors in one line, exit statuses, Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli import errors
+from cli.main import OneLineErrors, app
+
+COMMANDS = ("convert", "train", "eval", "export", "run", "check", "bench", "inspect")
+
+
+def ouro(*arguments: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the real command in a process of its own."""
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
+    environment.pop("OURO_DEBUG", None)
+    command = [sys.executable, "-c", "from cli.main import main; main()", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False, **kwargs
+    )
+
+
+def expect_one_line(result: subprocess.CompletedProcess[str], pattern: str) -> None:
+    assert result.returncode == 1, result
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert re.search(pattern, lines[0]), lines[0]
+
+
+def make_app(body: Callable[[], None]) -> typer.Typer:
+    """A one-command app with the error handling of `ouro`."""
+    made = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False)
+
+    def start(debug: bool = False) -> None:
+        """Start."""
+
+    made.callback()(start)
+    made.command("go")(body)
+    return made
+
+
+def raiser(error: BaseException) -> Callable[[], None]:
+    def body() -> None:
+        raise error
+
+    return body
+
+
+def test_help_lists_every_command_and_no_other() -> None:
+    result = ouro("--help")
+    assert result.returncode == 0
+    listed = re.findall(r"^│ (\w+) {2,}", result.stdout, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_command_has_examples(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Examples:" in result.output
+    assert f"ouro {command} " in result.output
+    assert "\\b" not in result.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, cli.main\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "[]"
+
+
+def test_version_is_printed() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert re.fullmatch(r"ouroboros-llm \d+\.\d+\.\d+\n", result.output)
+
+
+def test_usage_error_exits_2() -> None:
+    assert ouro("--no-such-option").returncode == 2
+    assert ouro("convert", "one").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["run", "{empty}", "hello"], "manifest.json|no bundle"),
+        (["check", "{empty}"], "manifest.json|no bundle"),
+        (["bench", "{missing}"], "no bundle at"),
+        (["inspect", "{missing}"], "missing"),
+        (["export", "{empty}", "{out}"], "no checkpoint here"),
+        (["convert", "{missing}/model.gguf", "{out}"], "no such file"),
+        (["convert", "{empty}", "{out}"], "config.json"),
+        (["convert", "{empty}", "{full}"], "not empty and not a checkpoint"),
+        (["export", "{empty}", "{full}"], "not empty and not a bundle"),
+        (["convert", "{empty}", "{file}"], "is a file"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], pattern: str) -> None:
+    places = {name: tmp_path / name for name in ("empty", "missing", "out", "full", "file")}
+    places["empty"].mkdir()
+    places["full"].mkdir()
+    (places["full"] / "thesis.txt").write_text("years of work")
+    places["file"].write_text("text")
+    expect_one_line(ouro(*(part.format(**places) for part in arguments)), pattern)
+    assert not places["out"].exists()
+    assert (places["full"] / "thesis.txt").read_text() == "years of work"
+
+
+def test_debug_shows_traceback(tmp_path: Path) -> None:
+    result = ouro("--debug", "run", tmp_path, "hello")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing"),
+    ],
+)
+def test_full_disk_is_one_line(error: Exception) -> None:
+    result = CliRunner().invoke(make_app(raiser(error)), ["go"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: no space left on the disk")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_full_disk_is_seen_through_wrapping() -> None:
+    cause = OSError(errno.ENOSPC, "No space left on device")
+    error = RuntimeError("cannot save")
+    error.__cause__ = cause
+    assert "no space left" in (errors.describe(error) or "")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "train"), ("onnx_ir", "export"), ("matplotlib.pyplot", "plot")]
+)
+def test_missing_extra_names_its_install(module: str, extra: str) -> None:
+    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    line = errors.describe(error)
+    assert line == (
+        f'{module.partition(".")[0]} is not installed; run pip install "ouroboros-llm[{extra}]"'
+    )
+
+
+def test_missing_module_of_ours_is_a_bug() -> None:
+    assert errors.describe(ModuleNotFoundError("No module named 'x'", name="x")) is None
+
+
+def test_unreadable_file_is_one_line(tmp_path: Path) -> None:
+    def body() -> None:
+        (tmp_path / "gone.txt").read_text()
+
+    result = CliRunner().invoke(make_app(body), ["go"])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path / 'gone.txt'}: No such file or directory\n"
+
+
+def test_bug_keeps_its_traceback() -> None:
+    result = CliRunner().invoke(make_app(raiser(ZeroDivisionError("oops"))), ["go"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_ctrl_c_says_interrupted() -> None:
+    result = CliRunner().invoke(make_app(raiser(KeyboardInterrupt())), ["go"])
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted\n"
+
+
+def test_ctrl_c_in_real_process(tmp_path: Path) -> None:
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import sys, time, typer\n"
+        "import cli.main as m\n"
+        "def wait() -> None:\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "m.app.command('wait')(wait)\n"
+        "m.main()\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(
+        [sys.executable, str(script), "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "interrupted\n"
+
+
+def test_replaceable_accepts_own_kind(tmp_path: Path) -> None:
+    errors.require_replaceable(tmp_path / "new", "checkpoint")
+    errors.require_replaceable(tmp_path, "checkpoint")
+    (tmp_path / "config.json").write_text('{"model_type": "ouroboros"}')
+    errors.require_replaceable(tmp_path, "checkpoint")
+    with pytest.raises(errors.CommandError, match="not a bundle"):
+        errors.require_replaceable(tmp_path, "bundle")
+
+
+def test_replaceable_refuses_foreign_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(errors.CommandError, match="not empty"):
+        errors.require_replaceable(tmp_path, "checkpoint")
