@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from runtime.cases import Case
     from runtime.parity import ParityReport
 
@@ -24,7 +27,7 @@ def check(
     plot: Annotated[Path | None, typer.Option(help="draw the errors to this image file")] = None,
     threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="print every case, not the worst a depth and output")
+        bool, typer.Option("--all", help="print every case and output, not one row a depth")
     ] = False,
 ) -> None:
     """Replay a bundle's recorded cases and compare with what PyTorch computed.
@@ -36,7 +39,7 @@ def check(
       ouro check bundle --json parity.json --plot parity.png
       ouro check bundle --live checkpoint --seed 7
     """
-    from rich.console import Console
+    from rich import get_console
 
     from runtime.parity import check_bundle
 
@@ -48,7 +51,7 @@ def check(
         from runtime.plots import draw_parity
 
         draw_parity(report, plot)
-    print_report(report, Console(), every)
+    print_report(report, get_console(), every)
     if report.verdict == "FAIL":
         raise typer.Exit(1)
 
@@ -73,41 +76,72 @@ def record_live(bundle: Path, checkpoint: Path, seed: int) -> list[Case]:
     return make_cases(tensors, entries)
 
 
-def print_report(report: ParityReport, console: object, every: bool) -> None:
-    """Prints a table of the report and its verdict.
+def print_report(report: ParityReport, console: Console, every: bool) -> None:
+    """Prints a table of the report, what failed, and the verdict.
 
     Args:
         report: from `check_bundle`.
-        console: a rich Console.
-        every: one row a case and output, not the worst a depth and output.
+        console: where to.
+        every: one row a case and output, not one a depth.
     """
-    from rich.console import Console
+    console.print(full_table(report) if every else depth_table(report), soft_wrap=every)
+    for problem in report.problems:
+        console.print(f"[bold red]missing:[/] {problem}")
+    failed = [row for row in report.rows if row.verdict == "FAIL"]
+    for row in failed[:10]:
+        where = f"{row.measurement.case}, {row.measurement.output}"
+        console.print(f"[bold red]FAIL[/] {where}: {row.reason}", soft_wrap=True)
+    if len(failed) > 10:
+        console.print(f"... and {len(failed) - 10} more; --all or --json shows them")
+    console.print(
+        f"{len(report.rows)} comparisons, {report.ambiguous} tied tokens, bound {report.bound:.0e}"
+    )
+    console.print(
+        f"{coloured(report.verdict)} worst relative L2 of the logits "
+        f"{report.worst_relative_l2:.1e}, depths {min(report.depths)}..{max(report.depths)}"
+    )
+
+
+def depth_table(report: ParityReport) -> Table:
+    """One row a depth: the worst of its cases."""
     from rich.table import Table
 
-    if not isinstance(console, Console):
-        raise TypeError("console is not a rich Console")
-    order = {"FAIL": 0, "AMBIGUOUS": 1, "PASS": 2}
-    rows = list(report.rows)
-    if not every:
-        worst: dict[tuple[int, str], object] = {}
-        for row in sorted(rows, key=lambda r: (order[r.verdict], -r.measurement.worst_relative_l2)):
-            worst.setdefault((row.measurement.depth, row.measurement.output), row)
-        rows = [row for row in rows if any(row is kept for kept in worst.values())]
-    rows.sort(key=lambda r: r.measurement.depth)
-    table = Table(title=f"{report.bundle}: engine against PyTorch, bound {report.bound:.0e}")
-    for name in ("depth", "case", "output"):
-        table.add_column(name, justify="right" if name == "depth" else "left")
-    for name in ("max abs", "mean abs", "rel. L2", "1-cosine", "KL", "argmax", "first diff."):
+    table = Table(title="engine against PyTorch, the worst case of each depth")
+    names = ("depth", "cases", "max abs", "rel. L2", "KL", "best token", "caches", "greedy")
+    for name in names:
         table.add_column(name, justify="right")
     table.add_column("verdict")
-    colors = {"PASS": "green", "FAIL": "bold red", "AMBIGUOUS": "yellow"}
-    for row in rows:
+    for depth in sorted({row.measurement.depth for row in report.rows}):
+        rows = [row for row in report.rows if row.measurement.depth == depth]
+        logits = [r.measurement for r in rows if r.measurement.output == "logits"]
+        greedy = [r.measurement for r in rows if r.measurement.output == "tokens"]
+        others = [r.measurement for r in rows if r.measurement.output not in ("logits", "tokens")]
+        verdicts = {row.verdict for row in rows}
+        worst = next(v for v in ("FAIL", "AMBIGUOUS", "PASS") if v in verdicts)
+        table.add_row(
+            str(depth),
+            str(len({row.measurement.case for row in rows})),
+            largest([m.difference.max_abs for m in logits]),
+            largest([m.worst_relative_l2 for m in logits]),
+            largest([m.kl for m in logits if m.kl is not None]),
+            smallest([m.argmax_agreement for m in logits]),
+            largest([m.worst_relative_l2 for m in others]),
+            smallest([m.argmax_agreement for m in greedy]),
+            coloured(worst),
+        )
+    return table
+
+
+def full_table(report: ParityReport) -> Table:
+    """One row a case x depth x output; wide."""
+    from rich.table import Table
+
+    table = Table(title="engine against PyTorch")
+    names = ("depth", "case", "output", "max abs", "mean abs", "rel. L2", "1-cosine", "KL")
+    for name in (*names, "best token", "first other", "margin", "verdict"):
+        table.add_column(name, no_wrap=True)
+    for row in report.rows:
         one = row.measurement
-        agreement = "" if one.argmax_agreement is None else f"{one.argmax_agreement:.1%}"
-        differs = "" if row.first_divergence is None else f"{row.first_divergence}"
-        if row.margin is not None:
-            differs += f" ({row.margin:.1e})"
-        reason = f" {row.reason}" if row.reason else ""
         table.add_row(
             str(one.depth),
             one.case,
@@ -117,16 +151,27 @@ def print_report(report: ParityReport, console: object, every: bool) -> None:
             f"{one.worst_relative_l2:.1e}",
             f"{1 - one.difference.cosine:.1e}",
             "" if one.kl is None else f"{one.kl:.1e}",
-            agreement,
-            differs,
-            f"[{colors[row.verdict]}]{row.verdict}[/]{reason}",
+            smallest([one.argmax_agreement]),
+            "" if row.first_divergence is None else str(row.first_divergence),
+            "" if row.margin is None else f"{row.margin:.1e}",
+            coloured(row.verdict),
         )
-    console.print(table)
-    for problem in report.problems:
-        console.print(f"[bold red]missing:[/] {problem}")
-    shown = "" if every else " (the worst case of each depth and output; --all shows all)"
-    console.print(f"{len(report.rows)} comparisons{shown}; {report.ambiguous} tied tokens")
-    console.print(
-        f"[{colors[report.verdict]}]{report.verdict}[/] worst relative L2 of the logits "
-        f"{report.worst_relative_l2:.1e}, depths {min(report.depths)}..{max(report.depths)}"
-    )
+    table.min_width = 150
+    return table
+
+
+def largest(values: list[float]) -> str:
+    """The largest error as text, empty where there is none."""
+    return f"{max(values):.1e}" if values else ""
+
+
+def smallest(shares: list[float | None]) -> str:
+    """The smallest share as text, empty where there is none."""
+    known = [share for share in shares if share is not None]
+    return f"{min(known):.1%}" if known else ""
+
+
+def coloured(verdict: str) -> str:
+    """A verdict in rich markup."""
+    colors = {"PASS": "green", "FAIL": "bold red", "AMBIGUOUS": "yellow"}
+    return f"[{colors[verdict]}]{verdict}[/]"
