@@ -53,7 +53,7 @@ def match_step_norms(model: OuroborosForCausalLM, windows: torch.Tensor, depth: 
 
     def measure(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         nonlocal step
-        weight[step] = output.float().pow(2).mean(-1).sqrt().mean()
+        weight[step] = output.float().pow(2).mean().sqrt()
         step += 1
 
     handle = model.recurrent.layer.register_forward_hook(measure)

@@ -1,0 +1,24 @@
+"""Export: checkpoint to ONNX graph to bundle, with the cases that prove it.
+
+Importing this package is cheap; torch and onnx are imported with the first name used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.bundle import export_bundle
+    from export.cases import record_cases
+
+__all__ = ["export_bundle", "record_cases"]
+
+_HOMES = {"export_bundle": "export.bundle", "record_cases": "export.cases"}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'export' has no attribute {name!r}")
+    return getattr(import_module(home), name)

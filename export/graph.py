@@ -1,0 +1,226 @@
+"""Stitches the traced parts into one graph: prelude, a Loop over the step, coda.
+
+`depth` is the Loop's trip count. The form is the one both ONNX Runtime and TensorRT take: no
+initial condition and a body whose condition output is constant true. The cache is never
+loop-carried: a step reads its slice, and only new keys and values leave, as scan outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from export.trace import trace_parts
+from ouroboros.configuration import OuroborosConfig
+from ouroboros.modeling import OuroborosForCausalLM
+
+BATCH, NEW, PAST, PICKED, SLOTS = "batch", "sequence", "past_sequence", "logits", "slots"
+TOTAL = "past_sequence + sequence"
+INT, FLOAT, BOOL = ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
+
+
+def build_graph(model: OuroborosForCausalLM, max_depth: int) -> ir.Model:
+    """Returns the whole model as one ONNX graph with the tensors of the contract.
+
+    Args:
+        model: a float32 model in eval mode.
+        max_depth: most steps the graph will be run at; step tables are cut there.
+
+    Raises:
+        ExportError: a part can't be traced.
+    """
+    config = model.config
+    prelude, step, coda = trace_parts(model, max_depth)
+    for prefix, part in (("prelude", prelude), ("step", step), ("coda", coda)):
+        _prefix_names(part.graph, prefix)
+    inputs = {value.name: value for value in _declare_inputs(config)}
+    layers = config.num_layers
+    pasts = [inputs[name] for name in _past_names(range(layers))]
+    cut = 2 * config.prelude
+
+    _feed(
+        prelude.graph,
+        [inputs["input_ids"], inputs["position_ids"], inputs["attention_mask"], *pasts[:cut]],
+    )
+    hidden, mask, cos, sin, valid, count, has_past, *new_prelude = _take_outputs(prelude.graph)
+    outer = [
+        mask,
+        cos,
+        sin,
+        valid,
+        count,
+        has_past,
+        inputs["past_pool_sum"],
+        inputs["past_key_values.recurrent.key"],
+        inputs["past_key_values.recurrent.value"],
+        inputs["logit_index"],
+        inputs["row_depth"],
+    ]
+    loop = _make_loop(step.graph, outer, inputs["depth"], hidden)
+    looped, *scans = loop.outputs
+    turned = [_batch_first(scan, rank) for scan, rank in zip(scans, (5, 5, 4), strict=True)]
+    embedding = prelude.graph.initializers["prelude.embedding"]
+    head = embedding if config.tie_word_embeddings else _head(model)
+    _feed(coda.graph, [looped, mask, cos, sin, *pasts[cut:], inputs["logit_index"], head])
+    logits, *new_coda = _take_outputs(coda.graph)
+
+    outputs = [
+        _declare(logits, "logits", FLOAT, [BATCH, PICKED, config.vocab_size]),
+        *_declare_caches(config, [*new_prelude, *new_coda], [n.outputs[0] for n in turned]),
+    ]
+    graph = ir.Graph(
+        list(inputs.values()),
+        outputs,
+        nodes=[],
+        opset_imports=dict(prelude.graph.opset_imports),
+        name="ouroboros",
+    )
+    _move(prelude.graph, graph)
+    graph.extend([loop, *turned])
+    _move(coda.graph, graph)
+    if head is not embedding:
+        graph.initializers[str(head.name)] = head
+    result = ir.Model(graph, ir_version=prelude.ir_version)
+    result.producer_name = "ouroboros"
+    _forget_shapes(result)
+    return result
+
+
+def _past_names(layers: Iterable[int]) -> list[str]:
+    return [f"past_key_values.{layer}.{kind}" for layer in layers for kind in ("key", "value")]
+
+
+def _declare_inputs(config: OuroborosConfig) -> list[ir.Value]:
+    kv, size = config.num_key_value_heads, config.head_dim
+    cache = [BATCH, kv, PAST, size]
+    looped = [BATCH, SLOTS, kv, PAST, size]
+    specs: list[tuple[str, ir.DataType, list[int | str]]] = [
+        ("input_ids", INT, [BATCH, NEW]),
+        ("position_ids", INT, [BATCH, NEW]),
+        ("attention_mask", INT, [BATCH, TOTAL]),
+        ("depth", INT, []),
+        ("row_depth", INT, [BATCH]),
+        ("logit_index", INT, [BATCH, PICKED]),
+        *((name, FLOAT, cache) for name in _past_names(range(config.num_layers))),
+        ("past_key_values.recurrent.key", FLOAT, looped),
+        ("past_key_values.recurrent.value", FLOAT, looped),
+        ("past_pool_sum", FLOAT, [BATCH, SLOTS, config.hidden_size]),
+    ]
+    return [
+        ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        for name, dtype, shape in specs
+    ]
+
+
+def _declare(
+    value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]
+) -> ir.Value:
+    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+    return value
+
+
+def _declare_caches(
+    config: OuroborosConfig, layers: list[ir.Value], looped: list[ir.Value]
+) -> list[ir.Value]:
+    kv, size = config.num_key_value_heads, config.head_dim
+    names = [name.replace("past", "new", 1) for name in _past_names(range(config.num_layers))]
+    declared = [
+        _declare(value, name, FLOAT, [BATCH, kv, NEW, size])
+        for value, name in zip(layers, names, strict=True)
+    ]
+    key, value, pool = looped
+    for kind, scan in (("key", key), ("value", value)):
+        name = f"new_key_values.recurrent.{kind}"
+        declared.append(_declare(scan, name, FLOAT, [BATCH, "depth", kv, NEW, size]))
+    declared.append(_declare(pool, "pool_sum", FLOAT, [BATCH, "depth", PICKED, config.hidden_size]))
+    return declared
+
+
+def _make_loop(
+    body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: ir.Value
+) -> ir.Node:
+    """Turns the traced step into the body of a Loop that runs `depth` times."""
+    index, h, *captured = body.inputs
+    for inner, value in zip(captured, outer, strict=True):
+        inner.replace_all_uses_with(value)
+    condition = ir.Value(name="step.condition", type=ir.TensorType(BOOL), shape=ir.Shape([]))
+    true = ir.node(
+        "Constant", [], attributes={"value": ir.tensor(np.array(True), name="step.true")}
+    )
+    true.outputs[0].name = "step.go_on"
+    true.outputs[0].type, true.outputs[0].shape = ir.TensorType(BOOL), ir.Shape([])
+    body.append(true)
+    results = _take_outputs(body)
+    body.inputs.clear()
+    body.inputs.extend([index, condition, h])
+    body.outputs.extend([true.outputs[0], *results])
+    body.name = "step"
+    loop = ir.node("Loop", [depth, None, hidden], attributes={"body": body}, num_outputs=4)
+    loop.name = "recurrence"
+    for value, name in zip(loop.outputs, ("h", "key", "value", "pool_sum"), strict=True):
+        value.name = f"loop.{name}"
+    return loop
+
+
+def _batch_first(scan: ir.Value, rank: int) -> ir.Node:
+    """Transposes `[depth, batch, ...]`, as a Loop stacks it, to `[batch, depth, ...]`."""
+    return ir.node("Transpose", [scan], attributes={"perm": [1, 0, *range(2, rank)]})
+
+
+def _prefix_names(graph: ir.Graph, prefix: str) -> None:
+    for name, value in list(graph.initializers.items()):
+        del graph.initializers[name]
+        value.name = f"{prefix}.{name}"
+        graph.initializers[value.name] = value
+    for node in graph:
+        node.name = f"{prefix}.{node.name}"
+        for value in node.outputs:
+            value.name = f"{prefix}.{value.name}"
+    for value in graph.inputs:
+        value.name = f"{prefix}.{value.name}"
+
+
+def _feed(graph: ir.Graph, values: list[ir.Value]) -> None:
+    for inner, value in zip(graph.inputs, values, strict=True):
+        inner.replace_all_uses_with(value)
+
+
+def _take_outputs(graph: ir.Graph) -> list[ir.Value]:
+    values = list(graph.outputs)
+    graph.outputs.clear()
+    return values
+
+
+def _move(source: ir.Graph, target: ir.Graph) -> None:
+    nodes = list(source)
+    source.remove(nodes)
+    target.extend(nodes)
+    for name, value in list(source.initializers.items()):
+        del source.initializers[name]
+        target.initializers[name] = value
+
+
+def _head(model: OuroborosForCausalLM) -> ir.Value:
+    weight = model.lm_head.weight.detach()
+    return ir.Value(
+        name="coda.head",
+        type=ir.TensorType(FLOAT),
+        shape=ir.Shape(list(weight.shape)),
+        const_value=ir.tensor(weight.numpy(), name="coda.head"),
+    )
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Drops the tracer's inner shapes: its symbols differ from part to part."""
+    declared = {*model.graph.inputs, *model.graph.outputs}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for value in node.outputs:
+            if value not in declared:
+                value.shape = None
+    for node in model.graph:
+        if node.op_type == "Loop":
+            body = node.attributes["body"].as_graph()
+            for value in (*body.inputs[2:], *body.outputs[1:]):
+                value.shape = None

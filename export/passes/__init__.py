@@ -1,0 +1,1 @@
+"""Graph passes, one a file, each `pass(model) -> result`."""

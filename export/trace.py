@@ -1,0 +1,112 @@
+"""Traces the straight-line parts, each to an onnx-ir graph with open inputs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from export.errors import ExportError
+from export.parts import Coda, Prelude, Step
+from export.passes.reshapes import constant_reshapes
+from ouroboros.modeling import OuroborosForCausalLM
+
+OPSET = 24
+
+# Example sizes, all different and none 0 or 1, which the tracer would take for constants.
+_BATCH, _NEW, _PAST, _PICKED, _SLOTS = 2, 5, 11, 3, 7
+
+
+def trace_parts(
+    model: OuroborosForCausalLM, max_depth: int
+) -> tuple[ir.Model, ir.Model, ir.Model]:
+    """Returns prelude, step and coda as ONNX models, inputs in the order of `forward`.
+
+    Raises:
+        ExportError: the model can't be traced.
+    """
+    config = model.config
+    kv, size, d = config.num_key_value_heads, config.head_dim, config.hidden_size
+    grouped = config.num_attention_heads // kv * _NEW
+    ids = _Example((_BATCH, _NEW), (0, 1), torch.long)
+    mask = _Example((_BATCH, _PAST + _NEW), (0, 1), torch.long)
+    h = _Example((_BATCH, _NEW, d), (0, 1))
+    trig = _Example((_BATCH, _NEW, 1, size), (0, 1))
+    shared = (_Example((_BATCH, 1, grouped, _PAST + _NEW), (0, 2, 3)), trig, trig)
+    column = _Example((_BATCH, _NEW, 1), (0, 1))
+    has_past = _Example((_BATCH, 1, 1), (0,), torch.bool)
+    pool = (column, column, has_past, _Example((_BATCH, _SLOTS, d), (0, 1)))
+    cache = _Example((_BATCH, kv, _PAST, size), (0, 2))
+    steps = _Example((_BATCH, _SLOTS, kv, _PAST, size), (0, 1, 3))
+    picked = _Example((_BATCH, _PICKED), (0, 1), torch.long)
+    rows = _Example((_BATCH,), (0,), torch.long)
+    step = _Example((), (), torch.long)
+    head = _Example((config.vocab_size, d), ())
+    return (
+        _trace(Prelude(model), (ids, ids, mask, [(cache, cache)] * config.prelude)),
+        _trace(
+            Step(model, max_depth), (step, h, shared, pool, (steps, steps), picked, rows)
+        ),
+        _trace(Coda(model), (h, shared, [(cache, cache)] * config.coda, picked, head)),
+    )
+
+
+@dataclass(frozen=True)
+class _Example:
+    """An example input: its shape, which axes vary from call to call, and its type."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def tensor(self) -> torch.Tensor:
+        return torch.ones(self.shape, dtype=self.dtype)
+
+    def dynamic(self) -> dict[int, Any]:
+        return {axis: torch.export.Dim.AUTO for axis in self.axes}
+
+
+def _trace(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
+    inputs = tree_map(lambda example: example.tensor(), examples)
+    shapes = tree_map(lambda example: example.dynamic(), examples)
+    try:
+        with torch.no_grad(), quiet_exporter():
+            program = torch.onnx.export(
+                part.eval(),
+                inputs,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the tracer raises many kinds; the first line names the operator
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"can't trace {type(part).__name__.lower()}: {reason}") from error
+    if program is None:
+        raise ExportError(f"torch.onnx.export returned no {type(part).__name__.lower()} graph")
+    model: ir.Model = program.model
+    constant_reshapes(model)
+    return model
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keeps the exporter's notes about optional packages and deprecations off the screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
