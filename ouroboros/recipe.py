@@ -1,0 +1,215 @@
+"""What a training run is made of, from flags or a recipe file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ouroboros.errors import TrainingError
+
+PRECISIONS = ("fp32", "bf16")
+SCHEDULERS = ("cosine", "linear", "constant")
+CODA_CHOICES = ("frozen", "norms", "full")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of one training run.
+
+    There is no wall-clock budget: a run that ends by the clock cannot be resumed exactly.
+
+    Attributes:
+        data: files and folders of training text.
+        eval: held-out files, scored while training and never trained on.
+        depth: "8" trains at one depth, "1-16" draws one a train step, uniformly.
+        train_steps: optimizer steps.
+        batch_size: windows a micro-batch (a process).
+        grad_accum: micro-batches a train step.
+        seq_len: tokens a window.
+        learning_rate: the highest one.
+        warmup: train steps in which it rises.
+        scheduler: what it does then, counted in train steps.
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: gradients are clipped to this norm; 0 does not clip.
+        seed: of the data order, the drawn depths and any dropout.
+        eval_every: train steps between two held-out scores; 0 scores at start and end.
+        eval_depths: the depths scored; empty: the trained depth, or of a range its ends and middle.
+        eval_windows: windows a held-out file.
+        save_every: train steps between two saved states.
+        precision: "bf16" computes under autocast; the weights stay float32.
+        train_coda: what of the last layers trains besides Controller, gate and step norms.
+    """
+
+    data: tuple[Path, ...]
+    eval: tuple[Path, ...] = ()
+    depth: str = "1-16"
+    train_steps: int = 300
+    batch_size: int = 4
+    grad_accum: int = 1
+    seq_len: int = 256
+    learning_rate: float = 1e-3
+    warmup: int = 10
+    scheduler: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    eval_every: int = 50
+    eval_depths: tuple[int, ...] = ()
+    eval_windows: int = 4
+    save_every: int = 50
+    precision: str = "fp32"
+    train_coda: str = "frozen"
+
+    def __post_init__(self) -> None:
+        """Validates every value.
+
+        Raises:
+            TrainingError: A value is not allowed; the message names it and what is.
+        """
+        if not self.data:
+            raise TrainingError("no training text; give --data FILE or folder")
+        for name, least in (
+            ("train_steps", 1), ("batch_size", 1), ("grad_accum", 1), ("seq_len", 2), ("warmup", 0),
+            ("seed", 0), ("eval_every", 0), ("eval_windows", 1), ("save_every", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise TrainingError(
+                    f"{_flag(name)}={getattr(self, name)} is not allowed; give {least} or more"
+                )
+        if not 0 < self.learning_rate < float("inf"):
+            raise TrainingError(
+                f"--learning-rate={self.learning_rate} is not allowed; give more than 0"
+            )
+        for name in ("weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise TrainingError(
+                    f"{_flag(name)}={getattr(self, name)} is not allowed; give 0 or more"
+                )
+        for name, choices in (
+            ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise TrainingError(
+                    f"{_flag(name)}={getattr(self, name)!r} is unknown; "
+                    f"choose one of {', '.join(choices)}"
+                )
+        for depth in (*self.depth_range, *self.eval_depths):
+            if depth < 1:
+                raise TrainingError(f"depth={depth} is not allowed; the least is 1")
+
+    @property
+    def depth_range(self) -> tuple[int, int]:
+        """The least and the greatest depth trained.
+
+        Raises:
+            TrainingError: `depth` is neither a number nor a range.
+        """
+        low, dash, high = self.depth.partition("-")
+        try:
+            first, last = int(low), int(high if dash else low)
+        except ValueError:
+            first, last = 1, 0
+        if first > last:
+            raise TrainingError(
+                f"--depth={self.depth!r} is no depth; give a number like 8 or a range like 1-16"
+            )
+        return first, last
+
+    @property
+    def scored_depths(self) -> tuple[int, ...]:
+        """The depths held-out text is scored at while training, ascending."""
+        low, high = self.depth_range
+        return tuple(sorted(set(self.eval_depths or (low, (low + high) // 2, high))))
+
+    def exactness(self) -> dict[str, Any]:
+        """Returns the options on which the final weights depend, as JSON values.
+
+        Paths are not among them (the data is compared by its tokens), nor is how often the run
+        is scored and saved.
+        """
+        free = {"data", "eval", "eval_every", "eval_depths", "eval_windows", "save_every"}
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in free}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Reads a .toml or .yaml file of training options.
+
+    Raises:
+        TrainingError: The file can't be read, or has a key or value that is no option.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path}: can't read the recipe ({error}); check the path") from error
+    if path.suffix == ".toml":
+        try:
+            content: Any = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise TrainingError(f"{path}: not TOML ({error}); mend the recipe") from error
+    elif path.suffix in (".yaml", ".yml"):
+        import yaml  # type: ignore[import-untyped]
+
+        try:
+            content = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            where = str(error).replace("\n", " ")
+            raise TrainingError(f"{path}: not YAML ({where}); mend the recipe") from error
+    else:
+        raise TrainingError(f"{path}: a recipe is a .toml, .yaml or .yml file; rename it")
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path}: a recipe is a table of options, like `train_steps: 300`")
+    return {name: _coerce(name, value, path) for name, value in content.items()}
+
+
+def make_options(flags: Mapping[str, Any], recipe: Path | None = None) -> TrainOptions:
+    """Builds the options from a recipe file and flags; a flag that is not None wins.
+
+    Raises:
+        TrainingError: As `read_recipe` and `TrainOptions`.
+    """
+    values = read_recipe(recipe) if recipe is not None else {}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    return TrainOptions(**{"data": (), **values})
+
+
+def _coerce(name: str, value: Any, path: Path) -> Any:
+    kinds = typing.get_type_hints(TrainOptions)
+    if name not in kinds:
+        raise TrainingError(
+            f"{path}: unknown option {name!r}; the options are {', '.join(sorted(kinds))}"
+        )
+    kind = kinds[name]
+    if isinstance(kind, types.GenericAlias):
+        item = typing.get_args(kind)[0]
+        values = value if isinstance(value, list) else [value]
+        return tuple(_coerce_one(name, entry, item, path) for entry in values)
+    return _coerce_one(name, value, kind, path)
+
+
+def _coerce_one(name: str, value: Any, kind: type, path: Path) -> Any:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is Path and isinstance(value, str):
+        return path.parent / value
+    if kind is int and isinstance(value, int) and numeric:
+        return value
+    if kind is float and numeric:
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML reads 1e-3 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is str and (isinstance(value, str) or (name == "depth" and isinstance(value, int))):
+        return str(value)
+    raise TrainingError(f"{path}: {name}={value!r} is not a value of kind {kind.__name__}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

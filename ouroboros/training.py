@@ -1,0 +1,220 @@
+"""A training run from end to end: check, load, train or resume, publish."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from ouroboros import state
+from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
+from ouroboros.data import PackedWindows, load_eval_windows, load_windows
+from ouroboros.errors import CheckpointError, TrainingError
+from ouroboros.plots import EVAL_LOSS, GATE, plot_gates, plot_training
+from ouroboros.progress import ProgressDisplay
+from ouroboros.sources import quiet_transformers
+from ouroboros.trainer import OuroborosTrainer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ouroboros.modeling import OuroborosForCausalLM
+    from ouroboros.recipe import TrainOptions
+
+_PAPERS = ("LICENSE", "ATTRIBUTION")
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a run ended.
+
+    Attributes:
+        train_steps: optimizer steps in all, earlier parts of a resumed run included.
+        seconds: of this process, from reading the data to the published checkpoint.
+        tokens_per_s: training tokens a second in this process; 0 where nothing was left to do.
+        loss: training loss at the last logged step.
+        heldout: mean held-out loss at the end by depth; empty without held-out text.
+    """
+
+    train_steps: int
+    seconds: float
+    tokens_per_s: float
+    loss: float
+    heldout: dict[int, float]
+
+
+def train(
+    checkpoint: Path,
+    out: Path,
+    options: TrainOptions,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> TrainReport:
+    """Trains a checkpoint and publishes the result in `out`, with training.png and gate.png.
+
+    `out/state` keeps what `resume` needs, `out/logs` TensorBoard's events where that is installed.
+
+    Args:
+        checkpoint: the checkpoint to start from; it is not changed.
+        out: where the trained checkpoint goes.
+        options: what to do.
+        resume: go on from the newest whole state in `out/state`.
+        console: shows progress; nothing is shown where None.
+
+    Raises:
+        CheckpointError: The checkpoint can't be loaded or the result not be written.
+        ConfigError: A depth is above the checkpoint's max_depth.
+        DataError: A text can't be used.
+        TrainingError: `out` holds an earlier run, or the state there is damaged or of another run,
+            or the loss is no number any more.
+    """
+    from rich.console import Console as RichConsole
+
+    console = console or RichConsole(quiet=True)
+    began = time.perf_counter()
+    state_dir = out / "state"
+    _check_out(checkpoint, out, resume)
+    model, tokenizer = load_checkpoint(checkpoint)
+    if tokenizer is None:
+        raise CheckpointError(f"{checkpoint}: has no tokenizer.json; convert the model again")
+    for depth in (*options.depth_range, *options.scored_depths):
+        model.config.check_depth(depth)
+    windows = load_windows(options.data, tokenizer, options.seq_len)
+    heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows)
+    model.mark_trainable(options.train_coda)
+    fingerprint = {
+        **options.exactness(),
+        "checkpoint": checkpoint_sha256(checkpoint),
+        "data": windows.fingerprint(),
+    }
+    found = _find_state(state_dir, fingerprint, console) if resume else None
+    _describe(model, windows, options, console)
+    tokens_a_step = options.batch_size * options.grad_accum * options.seq_len
+    display = ProgressDisplay(console, tokens_a_step)
+    with quiet_transformers():
+        trainer = OuroborosTrainer(
+            model,
+            options,
+            windows,
+            heldout,
+            state_dir,
+            fingerprint,
+            [display, *_tensorboard(out / "logs", found)],
+            resuming=found is not None,
+        )
+        state.clear_staging(state_dir)
+        use_cache = model.config.use_cache
+        try:
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
+        except OSError as error:
+            raise TrainingError(
+                f"{state_dir}: can't save the state ({error}); the states saved before are whole: "
+                "make room and go on with --resume"
+            ) from error
+        finally:
+            display.close()
+        # The Trainer wraps forward() for autocast and switches the cache off.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        model.config.use_cache = use_cache
+    history = trainer.state.log_history
+    if trainer.is_world_process_zero():
+        _publish(model, tokenizer, checkpoint, out, options, history)
+    trainer.accelerator.wait_for_everyone()
+    return TrainReport(
+        train_steps=trainer.state.global_step,
+        seconds=time.perf_counter() - began,
+        tokens_per_s=display.tokens_per_s(trainer.state.global_step),
+        loss=_last(history, "loss"),
+        heldout={
+            depth: _last(history, EVAL_LOSS.format(depth=depth))
+            for depth in options.scored_depths
+            if heldout
+        },
+    )
+
+
+def _check_out(checkpoint: Path, out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"{out}: is a file; name a folder")
+    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
+        raise TrainingError(
+            f"{out}: is the checkpoint to start from; a run can only be resumed when that stays as "
+            "it is, so name another folder"
+        )
+    if not resume and state.list_steps(out / "state"):
+        raise TrainingError(
+            f"{out} holds the state of an earlier run; go on with --resume, or start over in "
+            f"another folder (or delete {out / 'state'})"
+        )
+
+
+def _find_state(state_dir: Path, fingerprint: Mapping[str, Any], console: Console) -> Path | None:
+    def warn(line: str) -> None:
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+    found = state.find_newest_valid(state_dir, warn)
+    if found is None:
+        console.print(f"no state in {state_dir} yet: starting from the beginning", soft_wrap=True)
+        return None
+    state.check_options(found, fingerprint)
+    console.print(f"going on after train step {state.train_step_of(found)}", soft_wrap=True)
+    return found
+
+
+def _describe(
+    model: OuroborosForCausalLM, windows: PackedWindows, options: TrainOptions, console: Console
+) -> None:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.parameters())
+    a_step = options.batch_size * options.grad_accum
+    passes = options.train_steps * a_step / len(windows)
+    console.print(
+        f"training {trainable:,} of {whole:,} parameters at depth {options.depth}; "
+        f"{len(windows):,} windows of {windows.seq_len} tokens, {a_step} a train step, "
+        f"{passes:.2f} passes in {options.train_steps} train steps",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _tensorboard(logs: Path, found: Path | None) -> list[TrainerCallback]:
+    if importlib.util.find_spec("tensorboard") is None:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    # Events after the state that is resumed from belong to steps that will be taken again.
+    purge = state.train_step_of(found) + 1 if found is not None else None
+    return [TensorBoardCallback(SummaryWriter(str(logs), purge_step=purge))]
+
+
+def _publish(
+    model: OuroborosForCausalLM,
+    tokenizer: Any,
+    checkpoint: Path,
+    out: Path,
+    options: TrainOptions,
+    history: list[dict[str, Any]],
+) -> None:
+    low, high = options.depth_range
+    model.config.trained_depths = sorted(
+        {*(model.config.trained_depths or []), *range(low, high + 1)}
+    )
+    files: dict[str, Path | bytes] = {
+        name: checkpoint / name for name in _PAPERS if (checkpoint / name).is_file()
+    }
+    files["training.png"] = plot_training(history)
+    if any(GATE.format(step=1) in entry for entry in history):
+        files["gate.png"] = plot_gates(history)
+    save_checkpoint(model.eval(), tokenizer, out, files)
+
+
+def _last(history: list[dict[str, Any]], key: str) -> float:
+    return next((float(entry[key]) for entry in reversed(history) if key in entry), math.nan)
