@@ -1,0 +1,236 @@
+"""The parity check on a real bundle: it passes, and every kind of tampering is caught.
+
+Each tampered bundle gets a new manifest, so that its hashes match: only the check can tell.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from runtime.bundle import hash_file, read_manifest, write_manifest
+from runtime.errors import BundleError
+from runtime.parity import FAIL, PASS, ParityReport, check_bundle
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, path)
+    return path
+
+
+def seal(bundle: Path) -> None:
+    """Writes the manifest anew, with the hashes that the files have now."""
+    fields = read_manifest(bundle).to_json()
+    del fields["format_version"], fields["files"]
+    write_manifest(bundle, **fields)
+
+
+def edit(bundle: Path, change: Edit) -> None:
+    """Changes the graph or its weights and seals the bundle."""
+    before = [hash_file(bundle / name) for name in ("model.onnx", "model.onnx.data")]
+    model = onnx.load(bundle / "model.onnx")
+    change(model)
+    (bundle / "model.onnx.data").unlink()
+    onnx.save(
+        model,
+        bundle / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=0,
+    )
+    assert before != [hash_file(bundle / name) for name in ("model.onnx", "model.onnx.data")]
+    seal(bundle)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
+
+
+def weight(model: onnx.ModelProto, ending: str) -> onnx.TensorProto:
+    found = [
+        tensor
+        for graph in graphs(model.graph)
+        for tensor in graph.initializer
+        if tensor.name.endswith(ending)
+    ]
+    assert len(found) == 1, (ending, [tensor.name for tensor in found])
+    return found[0]
+
+
+def change_weight(model: onnx.ModelProto, ending: str, change: Callable[[Any], None]) -> None:
+    tensor = weight(model, ending)
+    values = numpy_helper.to_array(tensor).copy()
+    change(values)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def swap_rows(values: Any) -> None:
+    assert np.abs(values[0] - values[1]).max() > 1e-3, "the model's steps are all alike"
+    values[[0, 1]] = values[[1, 0]]
+
+
+def scale_head(values: Any) -> None:
+    columns = values[:, : values.shape[1] // 7]  # one of the 7 projections
+    assert np.abs(columns).max() > 1e-3, "the model's Controller does nothing"
+    columns *= 1.1
+
+
+def verdict_of(bundle: Path) -> ParityReport:
+    return check_bundle(bundle, threads=1)
+
+
+def test_untouched_bundle_passes(tiny_bundle: Path) -> None:
+    report = verdict_of(tiny_bundle)
+    assert report.verdict == PASS, [r.to_json() for r in report.rows if r.verdict != PASS][:3]
+    assert report.worst_relative_l2 <= 1e-5
+    kinds = {row.measurement.kind for row in report.rows}
+    assert kinds == {"prefill", "decode", "padded", "mixed", "greedy"}
+    assert {row.measurement.depth for row in report.rows} >= set(report.depths)
+
+
+def test_resaved_bundle_still_passes(copy: Path) -> None:
+    """So that the failures below come from what they change."""
+
+    def rename(model: onnx.ModelProto) -> None:
+        model.producer_name = "test"
+
+    edit(copy, rename)
+    assert verdict_of(copy).verdict == PASS
+
+
+def test_one_changed_weight_is_caught(copy: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        def one(values: Any) -> None:
+            values.reshape(-1)[values.size // 2] += 0.05
+
+        change_weight(model, "step.gate_weight", one)
+
+    edit(copy, change)
+    assert verdict_of(copy).verdict == FAIL
+
+
+def test_swapped_step_norm_is_caught(copy: Path) -> None:
+    edit(copy, lambda model: change_weight(model, "step.step_norm", swap_rows))
+    assert verdict_of(copy).verdict == FAIL
+
+
+def test_changed_controller_head_is_caught(copy: Path) -> None:
+    edit(copy, lambda model: change_weight(model, "modulate.heads", scale_head))
+    assert verdict_of(copy).verdict == FAIL
+
+
+def test_depth_off_by_one_is_caught(copy: Path) -> None:
+    def one_more(model: onnx.ModelProto) -> None:
+        (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
+        where = list(model.graph.node).index(loop)
+        one = numpy_helper.from_array(np.array(1, np.int64), "one")
+        model.graph.initializer.append(one)
+        model.graph.node.insert(where, helper.make_node("Add", ["depth", "one"], ["more"]))
+        (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
+        loop.input[0] = "more"
+
+    edit(copy, one_more)
+    report = verdict_of(copy)
+    assert report.verdict == FAIL
+    assert any("shape" in row.reason for row in report.rows)
+
+
+def test_last_step_left_out_is_caught(copy: Path) -> None:
+    """Every shape is right, but a row stops one step early."""
+
+    def one_less(model: onnx.ModelProto) -> None:
+        one = numpy_helper.from_array(np.array(1, np.int64), "one")
+        model.graph.initializer.append(one)
+        for graph in graphs(model.graph):
+            for node in graph.node:
+                for index, name in enumerate(node.input):
+                    if name == "row_depth":
+                        node.input[index] = "fewer"
+        model.graph.node.insert(0, helper.make_node("Sub", ["row_depth", "one"], ["fewer"]))
+
+    edit(copy, one_less)
+    report = verdict_of(copy)
+    assert report.verdict == FAIL
+    failed = {row.measurement.depth for row in report.rows if row.verdict == FAIL}
+    assert failed >= set(report.depths)
+
+
+def test_mean_pooling_passed_off_as_causal_is_caught(
+    copy: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from export import export_bundle
+    from ouroboros.checkpoint import load_checkpoint, save_checkpoint
+
+    model, tokenizer = load_checkpoint(tiny_checkpoint)
+    assert model.config.pooling == "causal"
+    model.config.pooling = "mean"
+    save_checkpoint(model, tokenizer, tmp_path / "mean")
+    depth = read_manifest(copy).depth.max
+    export_bundle(tmp_path / "mean", tmp_path / "mean-bundle", max_depth=depth)
+    assert verdict_of(tmp_path / "mean-bundle").verdict == PASS
+    for name in ("model.onnx", "model.onnx.data"):
+        shutil.copy(tmp_path / "mean-bundle" / name, copy / name)
+    seal(copy)
+    assert verdict_of(copy).verdict == FAIL
+
+
+def test_nan_weight_is_caught(copy: Path) -> None:
+    def spoil(values: Any) -> None:
+        values.reshape(-1)[0] = np.nan
+
+    edit(copy, lambda model: change_weight(model, "step.step_norm", spoil))
+    report = verdict_of(copy)
+    assert report.verdict == FAIL
+    assert any("NaN" in row.reason for row in report.rows)
+
+
+def test_bundle_without_cases_fails(copy: Path) -> None:
+    (copy / "cases.safetensors").unlink()
+    seal(copy)
+    report = verdict_of(copy)
+    assert report.verdict == FAIL
+    assert report.rows == ()
+    assert "holds no cases" in report.problems[0]
+
+
+def test_depth_without_cases_fails(copy: Path) -> None:
+    fields = read_manifest(copy).to_json()
+    del fields["format_version"], fields["files"]
+    most = fields["depth"]["max"]
+    fields["depth"]["max"] = most + 1
+    write_manifest(copy, **fields)
+    report = verdict_of(copy)
+    assert report.verdict == FAIL
+    assert f"no prefill case at depth {most + 1}" in report.problems
+
+
+def test_graph_unlike_its_manifest_is_refused(copy: Path) -> None:
+    fields = read_manifest(copy).to_json()
+    del fields["format_version"], fields["files"]
+    fields["graphs"]["onnx"]["outputs"] = fields["graphs"]["onnx"]["outputs"][1:]
+    write_manifest(copy, **fields)
+    with pytest.raises(BundleError, match="in the manifest: False"):
+        verdict_of(copy)
+
+
+def test_graph_that_is_rubbish_is_refused_in_one_line(copy: Path) -> None:
+    (copy / "model.onnx").write_bytes(b"\x08\x0a" + b"\xff" * 50)
+    seal(copy)
+    with pytest.raises(BundleError, match="cannot load") as caught:
+        verdict_of(copy)
+    assert "\n" not in str(caught.value)
