@@ -7,14 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch.nn.functional import cross_entropy
-
 from ouroboros.errors import DataError
-from ouroboros.modeling import OuroborosForCausalLM
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ouroboros.configuration import OuroborosConfig
 
 BATCH = 2
@@ -91,7 +88,6 @@ def scoring_prefix(pooling: str, seq_len: int) -> int:
     return seq_len // 2 if pooling == "mean" else 0
 
 
-@torch.no_grad()
 def score_windows(
     model: Any,
     windows: np.ndarray,
@@ -118,6 +114,11 @@ def score_windows(
             f"windows of shape {list(windows.shape)} with a prefix of {prefix} leave nothing to "
             "predict; give windows of at least prefix + 2 tokens"
         )
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from ouroboros.modeling import OuroborosForCausalLM
+
     looped = isinstance(model, OuroborosForCausalLM)
     frozen_mean = looped and model.config.pooling == "mean"
     if frozen_mean and prefix == 0:
@@ -127,17 +128,19 @@ def score_windows(
     was_training = model.training
     model.eval()
     total = 0.0
-    for first in range(0, len(windows), batch):
-        ids = torch.from_numpy(windows[first : first + batch]).to(device)
-        if frozen_mean:
-            head = model(input_ids=ids[:, :prefix], use_cache=True, logits_to_keep=1, **options)
-            tail = model(input_ids=ids[:, prefix:], past_key_values=head.past_key_values, **options)
-            logits = tail.logits[:, :-1]
-        else:
-            logits = model(input_ids=ids, use_cache=False, **options).logits[:, prefix:-1]
-        targets = ids[:, prefix + 1 :]
-        for row, target in zip(logits, targets, strict=True):
-            total += float(cross_entropy(row.float(), target, reduction="sum"))
+    with torch.no_grad():
+        for first in range(0, len(windows), batch):
+            ids = torch.from_numpy(windows[first : first + batch]).to(device)
+            if frozen_mean:
+                head = model(input_ids=ids[:, :prefix], use_cache=True, logits_to_keep=1, **options)
+                tail = model(
+                    input_ids=ids[:, prefix:], past_key_values=head.past_key_values, **options
+                )
+                logits = tail.logits[:, :-1]
+            else:
+                logits = model(input_ids=ids, use_cache=False, **options).logits[:, prefix:-1]
+            for row, target in zip(logits, ids[:, prefix + 1 :], strict=True):
+                total += float(cross_entropy(row.float(), target, reduction="sum"))
     model.train(was_training)
     return total / (len(windows) * int(windows.shape[1] - 1 - prefix))
 

@@ -1,0 +1,217 @@
+"""`ouro eval`: held-out loss and perplexity by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ouroboros.evaluation import Row
+    from runtime.engine import Engine
+
+DEPTHS = (1, 4, 8, 16)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="a checkpoint or a bundle")],
+    text: Annotated[
+        list[Path] | None, typer.Option(help="held-out text, a column each; repeatable")
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="depths, like 1,8 or 1-16  [default: 1,4,8,16]")
+    ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            help="the model it was converted from: adds rows for it, whole and plainly shortened"
+        ),
+    ] = None,
+    converted: Annotated[
+        Path | None, typer.Option(help="the untrained checkpoint: adds its rows")
+    ] = None,
+    windows: Annotated[int, typer.Option(help="windows scored of each text")] = 8,
+    seq_len: Annotated[int, typer.Option(help="tokens a window")] = 512,
+    json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
+) -> None:
+    """Score held-out text: the mean next-token loss by depth, and its perplexity.
+
+    Every row is scored on the same windows, the first of each text.
+
+    Examples:
+      ouro eval trained --text wiki.txt --text code.txt
+      ouro eval trained --text wiki.txt --converted converted --original ./SmolLM2-135M
+      ouro eval bundle --text wiki.txt --depth 1,8 --json scores.json
+    """
+    import json as json_module
+
+    from rich import get_console
+
+    from cli.bench import parse_numbers
+    from cli.notices import plain_warnings
+    from ouroboros.data import load_eval_windows
+    from ouroboros.errors import DataError
+    from ouroboros.evaluation import Evaluation, evaluate_original, evaluate_scorer, scoring_prefix
+
+    if not text:
+        raise DataError("no held-out text; give --text FILE")
+    console = get_console()
+    with plain_warnings():
+        main = open_model(model)
+        depths = parse_numbers(depth, "--depth") if depth else []
+        for one in depths:
+            main.check_depth(one)
+        depths = depths or [one for one in DEPTHS if one <= main.max_depth]
+        cut = load_eval_windows(text, main.tokenizer, seq_len, windows)
+        prefix = scoring_prefix(main.pooling, seq_len)
+        with console.status("scoring"):
+            rows: list[Row] = []
+            if original is not None:
+                rows += evaluate_original(original, main.config, cut, prefix)
+            if converted is not None:
+                other = open_model(converted)
+                require_same_split(other, main)
+                usable = [one for one in depths if one <= other.max_depth]
+                rows += evaluate_scorer("converted", other.scorer(prefix), cut, usable)
+            rows += evaluate_scorer(main.name, main.scorer(prefix), cut, depths)
+    counts = {name: len(array) for name, array in cut.items()}
+    evaluation = Evaluation(tuple(rows), seq_len, counts, prefix)
+    if json is not None:
+        content = json_module.dumps(evaluation.to_json(), indent=2)
+        json.write_text(content + "\n", encoding="utf-8")
+    print_rows(rows, console)
+    scored = f"windows of {seq_len} tokens, " + ", ".join(f"{n} {c}" for c, n in counts.items())
+    console.print(scored, style="dim", highlight=False)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint or a bundle, seen alike.
+
+    Attributes:
+        name: "trained", or "converted" where it was never trained.
+        config: has `prelude`, `coda` and `vocab_size`.
+        pooling: of its Controller.
+        max_depth: the largest depth it runs.
+        tokenizer: called as transformers' are.
+        check_depth: raises for a depth it does not run.
+        scorer: gives, for a prefix, the loss of windows at a depth.
+    """
+
+    name: str
+    config: Any
+    pooling: str
+    max_depth: int
+    tokenizer: Any
+    check_depth: Callable[[int], object]
+    scorer: Callable[[int], Callable[[np.ndarray, int | None], float]]
+
+
+def open_model(path: Path) -> Scored:
+    """Opens a bundle where there is a manifest, else a checkpoint.
+
+    Args:
+        path: its directory.
+
+    Raises:
+        BundleError: the bundle is not whole.
+        CheckpointError: the checkpoint is not whole or has no tokenizer.
+    """
+    return _open_bundle(path) if (path / "manifest.json").is_file() else _open_checkpoint(path)
+
+
+def require_same_split(other: Scored, main: Scored) -> None:
+    """Refuses to set side by side two models that read text differently.
+
+    Args:
+        other: the model of `--converted`.
+        main: the model that is scored.
+
+    Raises:
+        DataError: their vocabulary or pooling differ.
+    """
+    from ouroboros.errors import DataError
+
+    ours = (main.config.vocab_size, main.pooling)
+    theirs = (other.config.vocab_size, other.pooling)
+    if ours != theirs:
+        raise DataError(
+            f"--converted has {theirs[0]} tokens and {theirs[1]} pooling, the model {ours[0]} and "
+            f"{ours[1]}; give the checkpoint that it was trained from"
+        )
+
+
+def print_rows(rows: Sequence[Row], console: Any) -> None:
+    """Prints one row a model and depth.
+
+    Args:
+        rows: the scores.
+        console: a rich Console.
+    """
+    from rich.table import Table
+
+    table = Table("model", "depth", title="held-out next-token loss (nats per token)")
+    for name in ("mean", "perplexity", *rows[0].texts):
+        table.add_column(name, justify="right")
+    for row in rows:
+        losses = [f"{loss:.3f}" for loss in row.texts.values()]
+        depth = "–" if row.depth is None else str(row.depth)
+        table.add_row(row.model, depth, f"{row.mean:.3f}", f"{row.perplexity:,.1f}", *losses)
+    console.print(table)
+
+
+def _open_checkpoint(path: Path) -> Scored:
+    from functools import partial
+
+    from ouroboros.checkpoint import load_checkpoint
+    from ouroboros.errors import CheckpointError
+    from ouroboros.evaluation import score_windows
+
+    model, tokenizer = load_checkpoint(path)
+    if tokenizer is None:
+        raise CheckpointError(f"{path}: has no tokenizer.json; convert the model again")
+    config = model.config
+    return Scored(
+        name="trained" if config.trained_depths else "converted",
+        config=config,
+        pooling=config.pooling,
+        max_depth=config.max_depth,
+        tokenizer=tokenizer,
+        check_depth=config.check_depth,
+        scorer=lambda prefix: partial(score_windows, model, prefix=prefix),
+    )
+
+
+def _open_bundle(path: Path) -> Scored:
+    from functools import partial
+
+    from runtime.engine import Engine
+    from runtime.request import check_depths
+    from runtime.scoring import score_windows
+
+    engine = Engine.open(path)
+    manifest = engine.manifest
+    return Scored(
+        name="trained" if manifest.depth.trained else "converted",
+        config=manifest.model,
+        pooling=manifest.model.pooling,
+        max_depth=manifest.depth.max,
+        tokenizer=_BundleTokenizer(engine),
+        check_depth=lambda depth: check_depths(depth, 1, manifest.depth),
+        scorer=lambda prefix: partial(score_windows, engine, prefix=prefix),
+    )
+
+
+class _BundleTokenizer:
+    """A bundle's tokenizer, called as transformers' are."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._codec = engine.codec
+
+    def __call__(self, texts: Sequence[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [self._codec.encode(text, first=False) for text in texts]}
