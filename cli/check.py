@@ -84,7 +84,13 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
         console: where to.
         every: one row a case and output, not one a depth.
     """
-    console.print(full_table(report) if every else depth_table(report), soft_wrap=every)
+    from rich.console import Console
+
+    if every:
+        wide = Console(width=max(console.width, 150))
+        wide.print(full_table(report))
+    else:
+        console.print(depth_table(report))
     for problem in report.problems:
         console.print(f"[bold red]missing:[/] {problem}")
     failed = [row for row in report.rows if row.verdict == "FAIL"]
@@ -103,14 +109,23 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
 
 
 def depth_table(report: ParityReport) -> Table:
-    """One row a depth: the worst of its cases."""
+    """One row a depth: the worst of its cases.
+
+    best: share of positions with PyTorch's best token; greedy: the same, of its greedy texts;
+    caches: relative L2 of what a step leaves for the next call.
+
+    Args:
+        report: from `check_bundle`.
+    """
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title="engine against PyTorch, the worst case of each depth")
-    names = ("depth", "cases", "max abs", "rel. L2", "KL", "best token", "caches", "greedy")
+    title = "engine against PyTorch, the worst case of each depth"
+    table = Table(title=title, box=SIMPLE, pad_edge=False)
+    names = ("depth", "cases", "max abs", "rel. L2", "KL", "best", "caches", "greedy")
     for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for depth in sorted({row.measurement.depth for row in report.rows}):
         rows = [row for row in report.rows if row.measurement.depth == depth]
         logits = [r.measurement for r in rows if r.measurement.output == "logits"]
@@ -133,7 +148,11 @@ def depth_table(report: ParityReport) -> Table:
 
 
 def full_table(report: ParityReport) -> Table:
-    """One row a case x depth x output; wide."""
+    """One row a case x depth x output; wide.
+
+    Args:
+        report: from `check_bundle`.
+    """
     from rich.table import Table
 
     table = Table(title="engine against PyTorch")
@@ -156,7 +175,6 @@ def full_table(report: ParityReport) -> Table:
             "" if row.margin is None else f"{row.margin:.1e}",
             coloured(row.verdict),
         )
-    table.min_width = 150
     return table
 
 
@@ -168,7 +186,9 @@ def largest(values: list[float]) -> str:
 def smallest(shares: list[float | None]) -> str:
     """The smallest share as text, empty where there is none."""
     known = [share for share in shares if share is not None]
-    return f"{min(known):.1%}" if known else ""
+    if not known:
+        return ""
+    return "100%" if min(known) == 1 else f"{min(known):.1%}"
 
 
 def coloured(verdict: str) -> str:
