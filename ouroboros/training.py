@@ -98,6 +98,7 @@ def train(
     _describe(model, windows, options, console)
     tokens_a_step = options.batch_size * options.grad_accum * options.seq_len
     display = ProgressDisplay(console, tokens_a_step)
+    use_cache = model.config.use_cache
     with quiet_transformers():
         trainer = OuroborosTrainer(
             model,
@@ -110,7 +111,6 @@ def train(
             resuming=found is not None,
         )
         state.clear_staging(state_dir)
-        use_cache = model.config.use_cache
         try:
             trainer.train(resume_from_checkpoint=str(found) if found else None)
         except OSError as error:

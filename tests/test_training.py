@@ -1,0 +1,293 @@
+"""Loss, packing, what trains and what does not, recipes; exact resume is in test_state.py."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+from ouroboros.checkpoint import load_checkpoint, save_checkpoint
+from ouroboros.configuration import OuroborosConfig
+from ouroboros.data import PackedWindows, collate, pack_documents
+from ouroboros.errors import ConfigError, TrainingError
+from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.recipe import TrainOptions, make_options, read_recipe
+from ouroboros.trainer import RunOrder, draw_depth
+from ouroboros.training import train
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz "
+VOCABULARY = 40
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; id 0 is end-of-text."""
+    vocab = {"<|endoftext|>": 0, "?": 1}
+    vocab |= {letter: number for number, letter in enumerate(LETTERS, start=2)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def tiny_model(**changes: Any) -> OuroborosForCausalLM:
+    """A random Llama of 6 layers, 2 | 1 | 2; bases, heads and gate are random, so all matter."""
+    torch.manual_seed(0)
+    base = {
+        "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
+    }  # fmt: skip
+    fields = {"prelude": 2, "coda": 2, "recurrent": 3, "rank": 4, "style_size": 8}
+    config = OuroborosConfig(base_config=base, **{**fields, "max_depth": 6, "depth": 3, **changes})
+    model = OuroborosForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.recurrent.state_dict().items():
+            if "lora" in name or "heads" in name or "gate.proj.weight" in name:
+                tensor.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(12):
+        words = rng.choice(["the cat ", "sat on ", "a mat ", "and ran "], size=rng.integers(3, 30))
+        (folder / f"{number:02}.txt").write_text("".join(words))
+    return folder
+
+
+@pytest.fixture
+def heldout(tmp_path: Path) -> Path:
+    path = tmp_path / "held.txt"
+    path.write_text("the cat ran and sat on a mat " * 10)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "converted"
+    save_checkpoint(tiny_model(trained_depths=[2]), tiny_tokenizer(), path, {"LICENSE": b"free"})
+    return path
+
+
+def options(corpus: Path, **changes: Any) -> TrainOptions:
+    fields = {"train_steps": 4, "batch_size": 2, "seq_len": 16, "depth": "1-3", "warmup": 1}
+    return TrainOptions(data=(corpus,), **{**fields, "learning_rate": 1e-2, **changes})
+
+
+def packed(seq_len: int = 24) -> PackedWindows:
+    documents = ["the cat sat", "on a mat and ran", "a", "the mat sat on the cat and ran away"]
+    return pack_documents(documents, tiny_tokenizer(), seq_len)
+
+
+@pytest.mark.parametrize("pooling", ["causal", "token", "mean"])
+def test_packed_window_equals_its_documents_alone(pooling: str) -> None:
+    model = tiny_model(pooling=pooling)
+    windows = packed()
+    for index in range(len(windows)):
+        batch = collate([windows[index]])
+        together = model(batch["input_ids"], position_ids=batch["position_ids"], depth=3).logits[0]
+        starts = [*torch.nonzero(batch["position_ids"][0] == 0).flatten().tolist(), 24]
+        assert index > 0 or len(starts) > 2
+        for first, last in itertools.pairwise(starts):
+            alone = model(batch["input_ids"][:, first:last], depth=3).logits[0]
+            torch.testing.assert_close(together[first:last], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_shifted_exactly_once() -> None:
+    """The loss is -log p(next token), summed by hand over the pairs within a document."""
+    model = tiny_model()
+    windows = packed()
+    total, count, twice = 0.0, 0, 0.0
+    for index in range(len(windows)):
+        window = {name: torch.from_numpy(array) for name, array in windows[index].items()}
+        ids, positions = window["input_ids"], window["position_ids"]
+        logits = model(ids[None], position_ids=positions[None], depth=2).logits[0].detach()
+        log_p = torch.log_softmax(logits.double(), dim=-1)
+        for t in range(len(ids) - 1):
+            if positions[t + 1] != 0:
+                total -= float(log_p[t, ids[t + 1]])
+                count += 1
+                twice -= float(log_p[t, ids[min(t + 2, len(ids) - 1)]])
+    batch = collate([windows[index] for index in range(len(windows))])
+    loss = float(model(**batch, depth=2).loss.detach())
+    assert loss == pytest.approx(total / count, rel=1e-5)
+    assert abs(loss - twice / count) > 1e-2
+
+
+def test_gradients_accumulate_as_one_large_batch(corpus: Path, checkpoint: Path) -> None:
+    """Micro-batches are weighted by their labels, so 2 x 2 windows are 1 x 4 windows."""
+    weights = []
+    for name, batch_size, grad_accum in (("a", 4, 1), ("b", 2, 2), ("c", 1, 4)):
+        out = corpus.parent / name
+        train(checkpoint, out, options(corpus, batch_size=batch_size, grad_accum=grad_accum))
+        weights.append(load_checkpoint(out)[0].state_dict())
+    for other in weights[1:]:
+        for name, value in weights[0].items():
+            torch.testing.assert_close(value, other[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("coda", ["frozen", "norms", "full"])
+def test_trainable_parameters_change_and_frozen_do_not(
+    corpus: Path, checkpoint: Path, coda: str
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus, train_coda=coda, depth="6", eval_depths=(1,)))
+    before, after = load_checkpoint(checkpoint)[0], load_checkpoint(out)[0]
+    after.mark_trainable(coda)
+    trained = set(after.trainable_names())
+    assert any(name.startswith("coda") for name in trained) == (coda != "frozen")
+    for name, value in before.state_dict().items():
+        changed = not torch.equal(value, after.state_dict()[name])
+        assert changed == (name in trained), name
+
+
+def test_frozen_prelude_is_not_back_propagated_through() -> None:
+    model = tiny_model().train()
+    outputs: list[torch.Tensor] = []
+    model.prelude[-1].register_forward_hook(lambda _, __, output: outputs.append(output))
+    model(**collate([packed()[0]]), depth=2).loss.backward()
+    assert not outputs[0].requires_grad
+    assert all(p.grad is None for p in model.prelude.parameters())
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_run_publishes_a_checkpoint_with_pictures_and_logs(
+    corpus: Path, checkpoint: Path, heldout: Path
+) -> None:
+    out = corpus.parent / "trained"
+    report = train(checkpoint, out, options(corpus, eval=(heldout,), eval_every=2, train_steps=12))
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "state", "logs"} <= names
+    assert (out / "LICENSE").read_text() == "free"
+    for picture in ("training.png", "gate.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    model, tokenizer = load_checkpoint(out)
+    assert model.config.trained_depths == [1, 2, 3]
+    assert model.config.use_cache
+    assert tokenizer("abc", add_special_tokens=False)["input_ids"] == [2, 3, 4]
+    assert report.train_steps == 12
+    assert sorted(report.heldout) == [1, 2, 3]
+    start = train(checkpoint, corpus.parent / "x", options(corpus, eval=(heldout,), train_steps=1))
+    assert report.heldout[3] < start.heldout[3] - 0.1
+
+
+def test_bfloat16_keeps_float32_weights(corpus: Path, checkpoint: Path) -> None:
+    out = corpus.parent / "trained"
+    report = train(checkpoint, out, options(corpus, precision="bf16"))
+    assert math.isfinite(report.loss)
+    model, _ = load_checkpoint(out)
+    start = load_checkpoint(checkpoint)[0].recurrent.norm.weight
+    change = (model.recurrent.norm.weight - start)[:3].abs()
+    # Steps of 1e-2 and less around 1.0, where bfloat16 only knows multiples of 2^-7 or 2^-8.
+    assert change.max() > 0
+    assert (model.recurrent.norm.weight.bfloat16().float() != model.recurrent.norm.weight).any()
+
+
+def test_loss_that_is_no_number_stops_the_run(corpus: Path, checkpoint: Path) -> None:
+    out = corpus.parent / "trained"
+    with pytest.raises(TrainingError, match=r"loss is nan at train step .*--learning-rate"):
+        train(checkpoint, out, options(corpus, learning_rate=1e30, train_steps=20, save_every=1))
+    assert not (out / "config.json").exists()
+
+
+def test_bad_runs_are_refused_before_anything_is_written(corpus: Path, checkpoint: Path) -> None:
+    out = corpus.parent / "trained"
+    with pytest.raises(ConfigError, match="depth=7"):
+        train(checkpoint, out, options(corpus, depth="1-7"))
+    with pytest.raises(TrainingError, match="the checkpoint to start from"):
+        train(checkpoint, checkpoint, options(corpus))
+    assert not out.exists()
+
+
+def test_depth_is_drawn_from_seed_and_train_step_alone() -> None:
+    drawn = [draw_depth(5, step, 1, 16) for step in range(4000)]
+    assert drawn == [draw_depth(5, step, 1, 16) for step in range(4000)]
+    assert drawn != [draw_depth(6, step, 1, 16) for step in range(4000)]
+    counts = np.bincount(drawn, minlength=17)[1:]
+    assert len(counts) == 16
+    # 250 each are expected; 4 standard deviations of a uniform draw are 61.
+    assert abs(counts - 250).max() < 61
+    assert {draw_depth(0, step, 8, 8) for step in range(20)} == {8}
+
+
+def test_run_order_is_shuffled_passes() -> None:
+    order = list(RunOrder(10, 25, seed=1))
+    assert len(RunOrder(10, 25, seed=1)) == 25 == len(order)
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert order[:10] != order[10:20] != list(range(10))
+    assert list(RunOrder(10, 12, seed=1)) == order[:12]
+    assert list(RunOrder(10, 25, seed=2)) != order
+
+
+# PEFT 0.21 still reads transformers' old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_peft_wraps_the_model_and_trains_a_step(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["down_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny_model(), lora)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    assert before
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True,
+        disable_tqdm=True, save_strategy="no", learning_rate=1e-2, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=packed(8), data_collator=collate)
+    assert math.isfinite(trainer.train().training_loss)
+    after = dict(model.named_parameters())
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_recipe_sets_options_and_flags_win(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("data: [texts]\nlearning_rate: 1e-4\ndepth: 8\nseed: 3\n")
+    (tmp_path / "r.toml").write_text('data = "texts"\nlearning_rate = 1e-4\ndepth = "8"\nseed=3\n')
+    for name in ("r.yaml", "r.toml"):
+        made = make_options({"seed": 7, "warmup": None}, tmp_path / name)
+        assert made.data == (tmp_path / "texts",)
+        assert (made.learning_rate, made.depth, made.seed, made.warmup) == (1e-4, "8", 7, 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train_stepz: 3", "unknown option 'train_stepz'; the options are batch_size"),
+        ("train_steps: many", "train_steps='many' is not a value of kind int"),
+        ("train_steps: true", "train_steps=True is not a value of kind int"),
+        ("- 1", "a recipe is a table"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    with pytest.raises(TrainingError, match=message) as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": "0"}, "depth=0 is not allowed"),
+        ({"depth": "-3"}, "--depth='-3' is no depth"),
+        ({"depth": "9-3"}, "--depth='9-3' is no depth"),
+        ({"train_steps": 0}, "--train-steps=0 is not allowed; give 1 or more"),
+        ({"seq_len": 1}, "--seq-len=1 is not allowed"),
+        ({"learning_rate": 0.0}, "--learning-rate=0.0 is not allowed"),
+        ({"learning_rate": math.nan}, "--learning-rate=nan is not allowed"),
+        ({"precision": "fp8"}, "--precision='fp8' is unknown; choose one of fp32, bf16"),
+        ({"train_coda": "some"}, "--train-coda='some' is unknown"),
+        ({"data": ()}, "no training text"),
+    ],
+)
+def test_bad_option_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        TrainOptions(**{"data": (Path("x"),), **changes})
