@@ -1,0 +1,267 @@
+"""The state folder: whole or not there, and resumed to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from test_training import checkpoint, corpus, heldout, options  # noqa: F401  fixtures
+
+from ouroboros.checkpoint import load_checkpoint
+from ouroboros.errors import TrainingError
+from ouroboros.state import (
+    check_options,
+    find_newest_valid,
+    find_problem,
+    list_steps,
+    publish_step,
+    stage_step,
+    write_options,
+)
+from ouroboros.trainer import OuroborosTrainer
+from ouroboros.training import train
+
+
+def save(state_dir: Path, step: int, content: str = "weights") -> Path:
+    with stage_step(state_dir, step) as staged:
+        (staged / "a.bin").write_text(content)
+        (staged / "b.bin").write_text(str(step))
+        return publish_step(staged, state_dir)
+
+
+def test_newest_two_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        save(tmp_path, step)
+    assert [folder.name for folder in list_steps(tmp_path)] == ["step-100", "step-10"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-10", "step-100"]
+    assert find_newest_valid(tmp_path, pytest.fail) == tmp_path / "step-100"
+
+
+def test_failed_save_leaves_no_trace(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+
+    def fail() -> None:
+        with stage_step(tmp_path, 6) as staged:
+            (staged / "a.bin").write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-5"]
+
+
+@pytest.mark.parametrize("damage", ["bit", "missing", "extra", "truncated", "hashes"])
+def test_damaged_state_is_passed_over(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 5)
+    newest = save(tmp_path, 10)
+    assert find_problem(newest) is None
+    match damage:
+        case "bit":
+            (newest / "a.bin").write_bytes(b"veights")
+        case "missing":
+            (newest / "a.bin").unlink()
+        case "extra":
+            (newest / "c.bin").write_bytes(b"")
+        case "truncated":
+            (newest / "a.bin").write_bytes(b"weig")
+        case "hashes":
+            (newest / "hashes.json").write_text('{"a.bin": ')
+    warnings: list[str] = []
+    assert find_newest_valid(tmp_path, warnings.append) == tmp_path / "step-5"
+    assert len(warnings) == 1
+    assert "step-10 can't be used" in warnings[0]
+    (tmp_path / "step-5" / "a.bin").unlink()
+    with pytest.raises(TrainingError, match=r"holds no whole state .step-10: .*step-5: a\.bin"):
+        find_newest_valid(tmp_path, warnings.append)
+
+
+def test_no_state_is_none(tmp_path: Path) -> None:
+    assert find_newest_valid(tmp_path / "nowhere", pytest.fail) is None
+    assert find_newest_valid(tmp_path, pytest.fail) is None
+
+
+def test_differing_options_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "step-1"
+    folder.mkdir(parents=True)
+    write_options(folder, {"seed": 1, "seq_len": 8, "depth": "8"})
+    check_options(folder, {"seed": 1, "seq_len": 8, "depth": "8"})
+    with pytest.raises(TrainingError, match="depth was '8', now '4'; seed was 1, now 2; give"):
+        check_options(folder, {"seed": 2, "seq_len": 8, "depth": "4"})
+
+
+def test_run_refuses_a_folder_in_use_and_other_options(
+    corpus: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+) -> None:
+    out = corpus.parent / "trained"
+    console = Console(record=True, width=300, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
+    train(checkpoint, out, options(corpus), resume=True, console=console)
+    assert "starting from the beginning" in console.export_text()
+    with pytest.raises(TrainingError, match="holds the state of an earlier run; go on with --res"):
+        train(checkpoint, out, options(corpus))
+    for changes, name in (
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"seq_len": 8}, "data was .*seq_len was 16, now 8"),
+        ({"learning_rate": 0.5}, "learning_rate was 0.01, now 0.5"),
+        ({"train_steps": 9}, "train_steps was 4, now 9"),
+    ):
+        with pytest.raises(TrainingError, match=name):
+            train(checkpoint, out, options(corpus, **changes), resume=True)
+    (corpus / "00.txt").write_text("the dog " * 30)
+    with pytest.raises(TrainingError, match="data was '"):
+        train(checkpoint, out, options(corpus), resume=True)
+    console.file.close()
+
+
+def test_resuming_a_finished_run_publishes_it_again(
+    corpus: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus))
+    before = (out / "model.safetensors").read_bytes()
+    (out / "config.json").unlink()
+    (out / "model.safetensors").unlink()
+    report = train(checkpoint, out, options(corpus), resume=True)
+    assert report.tokens_per_s == 0
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+class PulledPlug(BaseException):
+    """Stands for the power failing."""
+
+
+def test_resume_is_exact_wherever_it_stopped(
+    corpus: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+    heldout: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stops in this process before every single train step in turn, scores and saves apart."""
+    run = options(
+        corpus,
+        train_steps=7,
+        save_every=2,
+        grad_accum=2,
+        eval=(heldout,),
+        eval_every=3,
+        depth="1-6",
+    )
+    whole, parts = corpus.parent / "whole", corpus.parent / "parts"
+    train(checkpoint, whole, run)
+    compute_loss = OuroborosTrainer.compute_loss
+    stops = iter([1, 2, 5, 3, 9, 4, 14, 6])
+    calls = left = 0
+
+    def pull(self: OuroborosTrainer, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == left:
+            raise PulledPlug
+        # Whatever ran in between, the random numbers of a run are its own.
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(OuroborosTrainer, "compute_loss", pull)
+    while True:
+        calls, left = 0, next(stops, 0)
+        torch.manual_seed(random.randrange(1000))
+        try:
+            train(checkpoint, parts, run, resume=True)
+        except PulledPlug:
+            continue
+        break
+    assert same_bits(whole, parts)
+    histories = [
+        [
+            {k: v for k, v in entry.items() if "seconds" not in k and "runtime" not in k}
+            for entry in json.loads((out / "state/step-7/trainer_state.json").read_text())[
+                "log_history"
+            ]
+        ]
+        for out in (whole, parts)
+    ]
+    assert histories[0] == histories[1]
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    first, second = load_checkpoint(one)[0].state_dict(), load_checkpoint(other)[0].state_dict()
+    equal = all(torch.equal(value, second[name]) for name, value in first.items())
+    return equal and first.keys() == second.keys()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[4])
+from test_training import options
+from ouroboros.training import train
+checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
+print("ready", flush=True)
+run = options(corpus, train_steps=80, save_every=3, grad_accum=2, depth="1-6")
+train(checkpoint, out, run, resume=True)
+"""
+
+
+def start(checkpoint: Path, out: Path, corpus: Path) -> subprocess.Popen[bytes]:  # noqa: F811
+    arguments = [checkpoint, out, corpus, Path(__file__).parent]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def wait_for_a_save(process: subprocess.Popen[bytes], out: Path, skipped: int) -> bool:
+    """Returns True in the middle of a save, after `skipped` others; False where the run ended."""
+    seen = False
+    while process.poll() is None:
+        saving = (out / "state" / ".staging").exists()
+        if saving and not seen:
+            skipped -= 1
+            if skipped < 0:
+                return True
+        seen = saving
+    return False
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_in_the_same_bits(
+    corpus: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+) -> None:
+    whole, killed = corpus.parent / "whole", corpus.parent / "killed"
+    with start(checkpoint, whole, corpus) as process:
+        began = time.monotonic()
+        process.communicate()
+    whole_s = time.monotonic() - began
+    assert process.returncode == 0
+    generator = random.Random(11)
+    kills = {"save": 0, "random": 0}
+    for moment in ("random", "save", "random", "save", "random"):
+        with start(checkpoint, killed, corpus) as process:
+            if moment == "save":
+                wait_for_a_save(process, killed, generator.randrange(4))
+            else:
+                time.sleep(generator.uniform(0.2, 0.5) * whole_s)
+            if process.poll() is None:
+                process.kill()
+                kills[moment] += 1
+            process.communicate()
+            assert process.returncode in (0, -signal.SIGKILL)
+    with start(checkpoint, killed, corpus) as process:
+        process.communicate()
+    assert process.returncode == 0
+    assert kills["save"] >= 1
+    assert kills["random"] >= 1
+    assert same_bits(whole, killed)
