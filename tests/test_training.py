@@ -36,7 +36,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(**changes: Any) -> OuroborosForCausalLM:
-    """A random Llama of 6 layers, 2 | 1 | 2; bases, heads and gate are random, so all matter."""
+    """A random Llama of 6 layers, 2 | 1 | 2, large enough weights that every part matters."""
     torch.manual_seed(0)
     base = {
         "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 32,
@@ -48,8 +48,9 @@ def tiny_model(**changes: Any) -> OuroborosForCausalLM:
     model = OuroborosForCausalLM(config).eval()
     with torch.no_grad():
         for name, tensor in model.recurrent.state_dict().items():
-            if "lora" in name or "heads" in name or "gate.proj.weight" in name:
+            if "lora" in name or "controller" in name or "gate.proj.weight" in name:
                 tensor.normal_(std=0.3)
+        model.embed_tokens.weight.normal_()
     return model
 
 
@@ -99,7 +100,10 @@ def test_packed_window_equals_its_documents_alone(pooling: str) -> None:
         assert index > 0 or len(starts) > 2
         for first, last in itertools.pairwise(starts):
             alone = model(batch["input_ids"][:, first:last], depth=3).logits[0]
-            torch.testing.assert_close(together[first:last], alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(together[first:last], alone, rtol=1e-4, atol=1e-3)
+            if first > 0:  # the test can fail: without the restart they differ a hundred times more
+                mixed = model(batch["input_ids"], depth=3).logits[0]
+                assert (mixed[first:last] - alone).abs().max() > 0.1
 
 
 def test_labels_are_shifted_exactly_once() -> None:
