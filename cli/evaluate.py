@@ -24,7 +24,7 @@ def evaluate(
         list[Path] | None, typer.Option(help="held-out text, a column each; repeatable")
     ] = None,
     depth: Annotated[
-        str | None, typer.Option(help="depths, like 1,8 or 1-16  [default: 1,4,8,16]")
+        str | None, typer.Option(help="depths, like 1,8 or 1-16 (default 1,4,8,16)")
     ] = None,
     original: Annotated[
         str | None,

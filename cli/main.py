@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -13,9 +14,11 @@ from cli.bench import bench
 from cli.check import check
 from cli.convert import convert
 from cli.errors import describe
+from cli.evaluate import evaluate
 from cli.export import export
 from cli.inspect import inspect
 from cli.run import run
+from cli.train import train
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -93,8 +96,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, export, run, check, bench, inspect):
-    app.command(no_args_is_help=True)(command)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "convert": convert,
+    "train": train,
+    "eval": evaluate,
+    "export": export,
+    "run": run,
+    "check": check,
+    "bench": bench,
+    "inspect": inspect,
+}
+for name, command in COMMANDS.items():
+    app.command(name, no_args_is_help=True)(command)
 
 
 def main() -> None:

@@ -26,48 +26,48 @@ def train(
         bool, typer.Option("--resume", help="go on from the newest state in OUT/state")
     ] = False,
     depth: Annotated[
-        str | None, typer.Option(help="one depth, or a range to draw from  [default: 1-16]")
+        str | None, typer.Option(help="one depth, or a range to draw from (default 1-16)")
     ] = None,
-    train_steps: Annotated[int | None, typer.Option(help="optimizer steps  [default: 300]")] = None,
+    train_steps: Annotated[int | None, typer.Option(help="optimizer steps (default 300)")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="windows a micro-batch  [default: 4]")
+        int | None, typer.Option(help="windows a micro-batch (default 4)")
     ] = None,
     grad_accum: Annotated[
-        int | None, typer.Option(help="micro-batches a train step  [default: 1]")
+        int | None, typer.Option(help="micro-batches a train step (default 1)")
     ] = None,
-    seq_len: Annotated[int | None, typer.Option(help="tokens a window  [default: 256]")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="tokens a window (default 256)")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="the highest one  [default: 0.001]")
+        float | None, typer.Option(help="the highest one (default 0.001)")
     ] = None,
     warmup: Annotated[
-        int | None, typer.Option(help="train steps in which it rises  [default: 10]")
+        int | None, typer.Option(help="train steps in which it rises (default 10)")
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="then cosine, linear or constant  [default: cosine]")
+        str | None, typer.Option(help="then cosine, linear or constant (default cosine)")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's  [default: 0]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="AdamW's (default 0)")] = None,
     max_grad_norm: Annotated[
-        float | None, typer.Option(help="clip gradients; 0 does not  [default: 1]")
+        float | None, typer.Option(help="clip gradients; 0 does not (default 1)")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="of data order and depths  [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="of data order and depths (default 0)")] = None,
     eval_every: Annotated[
-        int | None, typer.Option(help="train steps; 0: at start and end only  [default: 50]")
+        int | None, typer.Option(help="train steps; 0: at start and end only (default 50)")
     ] = None,
     eval_depth: Annotated[
-        str | None, typer.Option(help="depths to score, like 1,8,16  [default: from --depth]")
+        str | None, typer.Option(help="depths to score, like 1,8,16 (default from --depth)")
     ] = None,
     eval_windows: Annotated[
-        int | None, typer.Option(help="windows a held-out file  [default: 4]")
+        int | None, typer.Option(help="windows a held-out file (default 4)")
     ] = None,
     save_every: Annotated[
-        int | None, typer.Option(help="train steps between saved states  [default: 50]")
+        int | None, typer.Option(help="train steps between saved states (default 50)")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, or bf16 with float32 weights  [default: fp32]")
+        str | None, typer.Option(help="fp32, or bf16 with float32 weights (default fp32)")
     ] = None,
     train_coda: Annotated[
         str | None,
-        typer.Option(help="of the last layers train: frozen, norms or full  [default: frozen]"),
+        typer.Option(help="of the last layers train: frozen, norms or full (default frozen)"),
     ] = None,
 ) -> None:
     """Train a checkpoint on text: Controller, gate and step norms; with --train-coda more.

@@ -18,7 +18,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
 
 from ouroboros import state
 from ouroboros.data import PackedWindows, collate
@@ -67,6 +73,8 @@ class RunOrder(Sampler[int]):
 
 class OuroborosTrainer(Trainer):
     """Trainer with the smallest changes: depth, data order, held-out scores, saved state."""
+
+    control: TrainerControl
 
     def __init__(
         self,
