@@ -8,11 +8,14 @@ loop-carried: a step reads its slice, and only new keys and values leave, as sca
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
-from export.trace import trace_parts
+from export.errors import ExportError
+from export.trace import plain_weights, trace_parts
 from ouroboros.configuration import OuroborosConfig
 from ouroboros.modeling import OuroborosForCausalLM
 
@@ -32,57 +35,64 @@ def build_graph(model: OuroborosForCausalLM, max_depth: int) -> ir.Model:
         ExportError: a part can't be traced.
     """
     config = model.config
-    prelude, step, coda = trace_parts(model, max_depth)
-    for prefix, part in (("prelude", prelude), ("step", step), ("coda", coda)):
-        _prefix_names(part.graph, prefix)
+    parts = trace_parts(model, max_depth)
+    opening, step, closing = parts.opening.graph, parts.step.graph, parts.closing.graph
+    for prefix, part in (("opening", opening), ("step", step), ("closing", closing)):
+        _prefix_names(part, prefix)
     inputs = {value.name: value for value in _declare_inputs(config)}
-    layers = config.num_layers
-    pasts = [inputs[name] for name in _past_names(range(layers))]
-    cut = 2 * config.prelude
+    picked = inputs["logit_index"]
+    graphs = [opening]
+    caches: list[ir.Value] = []
 
-    _feed(
-        prelude.graph,
-        [inputs["input_ids"], inputs["position_ids"], inputs["attention_mask"], *pasts[:cut]],
-    )
-    hidden, mask, cos, sin, valid, count, has_past, *new_prelude = _take_outputs(prelude.graph)
-    outer = [
-        mask,
-        cos,
-        sin,
-        valid,
-        count,
-        has_past,
-        inputs["past_pool_sum"],
-        inputs["past_key_values.recurrent.key"],
-        inputs["past_key_values.recurrent.value"],
-        inputs["logit_index"],
-        inputs["row_depth"],
-    ]
-    loop = _make_loop(step.graph, outer, inputs["depth"], hidden)
-    looped, *scans = loop.outputs
+    def run_layer(slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
+        graph = _copy_layer(parts.layer, f"layers.{slot}", plain_weights(layer))
+        pasts = [inputs[f"past_key_values.{slot}.{kind}"] for kind in ("key", "value")]
+        _feed(graph, [hidden, *shared, *pasts])
+        result, *new = _take_outputs(graph)
+        caches.extend(new)
+        graphs.append(graph)
+        return result
+
+    _feed(opening, [inputs[name] for name in ("input_ids", "position_ids", "attention_mask")])
+    hidden, *once = _take_outputs(opening)
+    shared = once[:3]
+    for slot, layer in enumerate(model.prelude):
+        hidden = run_layer(slot, layer, hidden)
+    before = len(graphs)
+    looped = [inputs[f"past_key_values.recurrent.{kind}"] for kind in ("key", "value")]
+    outer = [*once, inputs["past_pool_sum"], *looped, picked, inputs["row_depth"]]
+    loop = _make_loop(step, outer, inputs["depth"], hidden)
+    hidden, *scans = loop.outputs
     turned = [_batch_first(scan, rank) for scan, rank in zip(scans, (5, 5, 4), strict=True)]
-    embedding = prelude.graph.initializers["prelude.embedding"]
-    head = embedding if config.tie_word_embeddings else _head(model)
-    _feed(coda.graph, [looped, mask, cos, sin, *pasts[cut:], inputs["logit_index"], head])
-    logits, *new_coda = _take_outputs(coda.graph)
+    for slot, layer in enumerate(model.coda, start=config.prelude):
+        hidden = run_layer(slot, layer, hidden)
+    embedding = opening.initializers["opening.table"]
+    head = embedding if config.tie_word_embeddings else _initializer(
+        "closing.head", model.lm_head.weight.detach()
+    )
+    _feed(closing, [hidden, picked, head])
+    (logits,) = _take_outputs(closing)
+    graphs.append(closing)
 
     outputs = [
         _declare(logits, "logits", FLOAT, [BATCH, PICKED, config.vocab_size]),
-        *_declare_caches(config, [*new_prelude, *new_coda], [n.outputs[0] for n in turned]),
+        *_declare_caches(config, caches, [node.outputs[0] for node in turned]),
     ]
     graph = ir.Graph(
         list(inputs.values()),
         outputs,
         nodes=[],
-        opset_imports=dict(prelude.graph.opset_imports),
+        opset_imports=dict(opening.opset_imports),
         name="ouroboros",
     )
-    _move(prelude.graph, graph)
+    for part in graphs[:before]:
+        _move(part, graph)
     graph.extend([loop, *turned])
-    _move(coda.graph, graph)
+    for part in graphs[before:]:
+        _move(part, graph)
     if head is not embedding:
         graph.initializers[str(head.name)] = head
-    result = ir.Model(graph, ir_version=prelude.ir_version)
+    result = ir.Model(graph, ir_version=parts.opening.ir_version)
     result.producer_name = "ouroboros"
     _forget_shapes(result)
     return result
@@ -172,7 +182,7 @@ def _batch_first(scan: ir.Value, rank: int) -> ir.Node:
 def _prefix_names(graph: ir.Graph, prefix: str) -> None:
     for name, value in list(graph.initializers.items()):
         del graph.initializers[name]
-        value.name = f"{prefix}.{name}"
+        value.name = f"{prefix}.{name.removeprefix('layer.')}"
         graph.initializers[value.name] = value
     for node in graph:
         node.name = f"{prefix}.{node.name}"
@@ -202,13 +212,29 @@ def _move(source: ir.Graph, target: ir.Graph) -> None:
         target.initializers[name] = value
 
 
-def _head(model: OuroborosForCausalLM) -> ir.Value:
-    weight = model.lm_head.weight.detach()
+def _copy_layer(
+    template: ir.Model | None, prefix: str, weights: dict[str, torch.Tensor]
+) -> ir.Graph:
+    """Copies the traced layer and gives it the weights of one kept layer."""
+    if template is None:
+        raise ExportError("the model keeps layers but none was traced")
+    graph = template.graph.clone()
+    for name, weight in weights.items():
+        graph.initializers[name].const_value = _tensor(name, weight)
+    _prefix_names(graph, prefix)
+    return graph
+
+
+def _tensor(name: str, weight: torch.Tensor) -> ir.TensorProtocol:
+    return ir.tensor(weight.contiguous().numpy(), name=name)
+
+
+def _initializer(name: str, weight: torch.Tensor) -> ir.Value:
     return ir.Value(
-        name="coda.head",
+        name=name,
         type=ir.TensorType(FLOAT),
         shape=ir.Shape(list(weight.shape)),
-        const_value=ir.tensor(weight.numpy(), name="coda.head"),
+        const_value=_tensor(name, weight),
     )
 
 

@@ -18,11 +18,11 @@ MASKED = float(torch.finfo(torch.float32).min)
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
-class Prelude(nn.Module):
-    """Embedding, first layers, and everything that is computed once a call."""
+class Opening(nn.Module):
+    """Embedding, and everything that is computed once a call."""
 
     def __init__(self, model: OuroborosForCausalLM) -> None:
-        """Joins the weights of the prelude.
+        """Takes the embedding and the rotary frequencies.
 
         Raises:
             ExportError: the rotary embedding changes with the sequence's length.
@@ -34,31 +34,26 @@ class Prelude(nn.Module):
                 f"RoPE scaling {rotary.rope_type!r} changes with the sequence's length and can't "
                 f"be exported; allowed are {', '.join(_FIXED_ROPE)}"
             )
-        self.embedding = frozen(model.embed_tokens.weight)
-        self.layers = nn.ModuleList(Layer(layer) for layer in model.prelude)
+        self.table = frozen(model.embed_tokens.weight)
         self.inv_freq = frozen(rotary.inv_freq)
         self.rope_scale = float(rotary.attention_scaling)
         config = model.config
         self.groups = config.num_attention_heads // config.num_key_value_heads
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        past: list[tuple[torch.Tensor, torch.Tensor]],
-    ) -> tuple[Any, ...]:
-        """Runs the prelude.
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Embeds `input_ids` `[B, S]`.
 
         Returns:
             h `[B, S, d]`; mask, cos and sin (see `Shared`); valid `[B, S, 1]` float; the pooled
-            count `[B, S, 1]`; whether a row has a past `[B, 1, 1]` bool; new keys and values.
+            count `[B, S, 1]`; whether a row has a past `[B, 1, 1]` bool.
         """
         new = input_ids.shape[1]
         total = attention_mask.shape[1]
         slots = torch.arange(total, device=input_ids.device)
         key_valid = (attention_mask != 0)[:, None, :]
-        queries = slots[None, : new, None] + (total - new)
+        queries = slots[None, :new, None] + (total - new)
         allowed = key_valid & (slots[None, None, :] <= queries)
         mask = torch.where(allowed, 0.0, MASKED)[:, None]
         mask = mask.repeat(1, 1, self.groups, 1)
@@ -66,17 +61,30 @@ class Prelude(nn.Module):
         cos, sin = torch.cos(angles) * self.rope_scale, torch.sin(angles) * self.rope_scale
         cos = torch.cat([cos, cos], dim=-1)[:, :, None]
         sin = torch.cat([-sin, sin], dim=-1)[:, :, None]
-        running = torch.cumsum(attention_mask != 0, dim=1)
+        running = torch.cumsum((attention_mask != 0).to(torch.float32), dim=1)[..., None]
         valid = (attention_mask[:, total - new :, None] != 0).to(torch.float32)
-        count = running[:, total - new :, None].to(torch.float32).clamp(min=1.0)
-        has_past = (running[:, total - new : total - new + 1, None] - valid[:, :1]) > 0.5
-        h = functional.embedding(input_ids, self.embedding)
-        shared = Shared(mask, cos, sin)
-        caches: list[torch.Tensor] = []
-        for layer, kv in zip(self.layers, past, strict=True):
-            h, k, v = layer(h, shared, kv)
-            caches += [k, v]
-        return (h, mask, cos, sin, valid, count, has_past, *caches)
+        count = running[:, total - new :].clamp(min=1.0)
+        has_past = (running[:, total - new : total - new + 1] - valid[:, :1]) > 0.5
+        h = functional.embedding(input_ids, self.table)
+        return h, mask, cos, sin, valid, count, has_past
+
+
+class Plain(nn.Module):
+    """A kept decoder layer, traced once and copied for every layer of prelude and coda."""
+
+    def __init__(self, layer: Any) -> None:
+        """Joins the weights of a Hugging Face decoder layer."""
+        super().__init__()
+        self.layer = Layer(layer)
+
+    def forward(
+        self,
+        h: torch.Tensor,
+        shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        past: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns h `[B, S, d]` and the new keys and values `[B, kv, S, head_dim]`."""
+        return self.layer(h, Shared(*shared), past)
 
 
 class Step(nn.Module):
@@ -197,30 +205,17 @@ class TracedStatic(nn.Module):
         return torch.index_select(self.vectors, 0, index)[None]
 
 
-class Coda(nn.Module):
-    """Last layers, final norm and LM head, at the positions asked for."""
+class Closing(nn.Module):
+    """Final norm and LM head, at the positions asked for."""
 
     def __init__(self, model: OuroborosForCausalLM) -> None:
-        """Joins the weights of the coda; the head is an input, so that a tied one is shared."""
+        """Takes the final norm; the head is an input, so that a tied one is shared."""
         super().__init__()
-        self.layers = nn.ModuleList(Layer(layer) for layer in model.coda)
         self.norm = Norm(model.norm)
 
     def forward(
-        self,
-        h: torch.Tensor,
-        shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        past: list[tuple[torch.Tensor, torch.Tensor]],
-        logit_index: torch.Tensor,
-        head: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """Returns logits `[B, K, V]` and the new keys and values of every layer.
-
-        `head` is the LM head `[V, d]`, in the layout of an embedding.
-        """
-        caches: list[torch.Tensor] = []
-        for layer, kv in zip(self.layers, past, strict=True):
-            h, k, v = layer(h, Shared(*shared), kv)
-            caches += [k, v]
+        self, h: torch.Tensor, logit_index: torch.Tensor, head: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns logits `[B, K, V]` with the LM head `[V, d]`, laid out as an embedding."""
         h = h.gather(1, logit_index[..., None].expand(-1, -1, h.shape[-1]))
-        return (self.norm(h) @ head.T, *caches)
+        return self.norm(h) @ head.T

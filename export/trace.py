@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from export.errors import ExportError
-from export.parts import Coda, Prelude, Step
+from export.parts import Closing, Opening, Plain, Step
 from export.passes.reshapes import constant_reshapes
 from ouroboros.modeling import OuroborosForCausalLM
 
@@ -25,10 +25,25 @@ OPSET = 24
 _BATCH, _NEW, _PAST, _PICKED, _SLOTS = 2, 5, 11, 3, 7
 
 
-def trace_parts(
-    model: OuroborosForCausalLM, max_depth: int
-) -> tuple[ir.Model, ir.Model, ir.Model]:
-    """Returns prelude, step and coda as ONNX models, inputs in the order of `forward`.
+@dataclass(frozen=True)
+class Parts:
+    """The traced parts, each a model with open inputs in the order of its `forward`.
+
+    Attributes:
+        opening: embedding and what is computed once a call.
+        layer: one kept layer, its weights meaningless: `plain_weights` has each layer's own.
+        step: one recurrence.
+        closing: final norm and LM head.
+    """
+
+    opening: ir.Model
+    layer: ir.Model | None
+    step: ir.Model
+    closing: ir.Model
+
+
+def trace_parts(model: OuroborosForCausalLM, max_depth: int) -> Parts:
+    """Traces the four parts; step tables are cut at `max_depth`.
 
     Raises:
         ExportError: the model can't be traced.
@@ -50,13 +65,29 @@ def trace_parts(
     rows = _Example((_BATCH,), (0,), torch.long)
     step = _Example((), (), torch.long)
     head = _Example((config.vocab_size, d), ())
-    return (
-        _trace(Prelude(model), (ids, ids, mask, [(cache, cache)] * config.prelude)),
-        _trace(
-            Step(model, max_depth), (step, h, shared, pool, (steps, steps), picked, rows)
-        ),
-        _trace(Coda(model), (h, shared, [(cache, cache)] * config.coda, picked, head)),
+    layer = None
+    if kept := [*model.prelude, *model.coda]:
+        layer = _trace(_template(kept[0]), (h, shared, (cache, cache)))
+    return Parts(
+        _trace(Opening(model), (ids, ids, mask)),
+        layer,
+        _trace(Step(model, max_depth), (step, h, shared, pool, (steps, steps), picked, rows)),
+        _trace(Closing(model), (h, picked, head)),
     )
+
+
+def plain_weights(layer: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the weights of a kept layer under the names the traced layer gives them."""
+    return {name: value.detach() for name, value in Plain(layer).named_parameters()}
+
+
+def _template(layer: nn.Module) -> Plain:
+    """Returns a layer of random weights: the exporter merges weights that are equal by chance."""
+    plain = Plain(layer)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in plain.parameters():
+        parameter.data = torch.rand(parameter.shape, generator=generator)
+    return plain
 
 
 @dataclass(frozen=True)

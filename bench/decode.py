@@ -1,0 +1,147 @@
+"""Decoding speed of a bundle: every figure a ratio of two things measured in turn in one run.
+
+python -m bench.decode                       measures the bundle that `make demo` left
+python -m bench.decode BUNDLE CHECKPOINT     measures another
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.measure import (
+    describe_machine,
+    measure_in_turn,
+    measure_memory,
+    time_pytorch,
+    time_startup,
+)
+
+DEMO = Path("build/demo")
+# What issue 3 asks for; printed beside the figures.
+AIMS = {
+    "decode_ratio_to_pytorch": ">= 3",
+    "loop_ratio_to_unrolled": "<= 1.05",
+    "speed_at_1024_to_64": ">= 0.7",
+    "memory_share": ">= 0.6",
+    "engine_overhead": "<= 0.03",
+    "ouro_help_s": "< 0.5",
+    "import_runtime_s": "< 1",
+}
+
+
+def bench_decode(
+    bundle: Path, checkpoint: Path, depth: int, rounds: int, tokens: int, threads: int
+) -> dict[str, Any]:
+    """Measures the engine against PyTorch, the unrolled graph and a longer context.
+
+    Args:
+        bundle: made from `checkpoint`.
+        checkpoint: the PyTorch model.
+        depth: recurrences.
+        rounds: turns for each of the things compared.
+        tokens: tokens decoded a turn.
+        threads: of both.
+    """
+    import torch
+
+    from export.unroll import write_unrolled
+    from ouroboros.checkpoint import load_checkpoint
+    from runtime import Engine
+    from runtime.bench import bench_engine, time_decode
+
+    torch.set_num_threads(threads)
+    model, _ = load_checkpoint(checkpoint)
+    with (
+        tempfile.TemporaryDirectory(prefix="ouro-bench-") as temporary,
+        Engine.open(bundle, threads=threads) as engine,
+    ):
+        unrolled_bundle = Path(temporary) / "unrolled"
+        write_unrolled(bundle, unrolled_bundle, depth)
+        with Engine.open(unrolled_bundle, threads=threads) as unrolled:
+            seconds = measure_in_turn(
+                {
+                    "engine": lambda: time_decode(engine, depth, 64, tokens).token_s,
+                    "unrolled": lambda: time_decode(unrolled, depth, 64, tokens).token_s,
+                    "engine_1024": lambda: time_decode(engine, depth, 1024, tokens).token_s,
+                    "pytorch": lambda: time_pytorch(model, depth, 64, tokens),
+                },
+                rounds,
+            )
+        own = bench_engine(engine, [depth], [64], tokens, rounds, threads)
+    row = own.rows[0]
+    return {
+        "depth": depth,
+        "threads": threads,
+        "decode_ms": {name: round(value * 1e3, 3) for name, value in seconds.items()},
+        "decode_ratio_to_pytorch": round(seconds["pytorch"] / seconds["engine"], 3),
+        "loop_ratio_to_unrolled": round(seconds["engine"] / seconds["unrolled"], 4),
+        "speed_at_1024_to_64": round(seconds["engine"] / seconds["engine_1024"], 3),
+        "tokens_per_s": round(1 / seconds["engine"], 2),
+        "engine_overhead": round(row.engine_overhead, 5),
+        "memory_share": round(row.memory_share, 3),
+        "memory_read_gb_per_s": round(own.read_bytes_per_s / 1e9, 2),
+        "weight_mb_per_token": round(row.weight_bytes / 1e6, 1),
+    }
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Prints every figure with what is asked of it, then the machine."""
+    for name, value in figures.items():
+        if name != "machine":
+            aim = f"   (asked: {AIMS[name]})" if name in AIMS else ""
+            print(f"{name:<26} {value}{aim}")
+    machine = figures["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}")
+    print(versions)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints; with `--json` writes the figures too."""
+    from runtime.bench import available_cores
+
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.decode",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", default=DEMO / "bundle")
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO / "trained")
+    parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5, help="turns for each; medians count")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens decoded a turn")
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--memory", type=int, default=10_000, help="tokens; 0 leaves it out")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    given = parser.parse_args(arguments)
+    for path in (given.bundle, given.checkpoint):
+        if not path.is_dir():
+            sys.exit(f"error: {path} is not there; run `make demo` first, or name another")
+    figures = bench_decode(
+        given.bundle, given.checkpoint, given.depth, given.rounds, given.tokens, given.threads
+    )
+    figures |= time_startup()
+    if given.memory:
+        from runtime import Engine
+
+        sequences = 10
+        with Engine.open(given.bundle, threads=given.threads) as engine:
+            figures["memory"] = measure_memory(
+                engine, given.depth, sequences, max(1, given.memory // sequences)
+            )
+    figures["machine"] = describe_machine()
+    print_figures(figures)
+    if given.json is not None:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

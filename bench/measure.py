@@ -1,0 +1,123 @@
+"""Two things measured in turn within one run, and the machine they were measured on."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def measure_in_turn(
+    subjects: dict[str, Callable[[], Sequence[float]]], rounds: int
+) -> dict[str, float]:
+    """Medians of what each subject returns, the subjects taking turns.
+
+    Args:
+        subjects: each runs once and returns the seconds of its tokens.
+        rounds: turns for each; one more comes first and does not count.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in subjects}
+    for turn in range(rounds + 1):
+        for name, run in subjects.items():
+            times = run()
+            if turn:
+                samples[name].extend(times)
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def time_pytorch(model: Any, depth: int, context: int, tokens: int) -> list[float]:
+    """Seconds of each token, PyTorch eager with the model's own cache, batch 1, greedy.
+
+    Args:
+        model: from `load_checkpoint`.
+        depth: recurrences.
+        context: random tokens fed first.
+        tokens: tokens decoded; the first two are not counted.
+    """
+    import torch
+
+    generator = np.random.default_rng(0)
+    prompt = torch.from_numpy(generator.integers(0, model.config.vocab_size, (1, context)))
+    seconds = []
+    with torch.inference_mode():
+        output = model(input_ids=prompt, use_cache=True, depth=depth, logits_to_keep=1)
+        for _ in range(tokens):
+            start = time.perf_counter()
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+            output = model(
+                input_ids=token,
+                past_key_values=output.past_key_values,
+                use_cache=True,
+                depth=depth,
+                logits_to_keep=1,
+            )
+            seconds.append(time.perf_counter() - start)
+    return seconds[2:] if tokens > 4 else seconds
+
+
+def time_process(*command: str, repeats: int = 7) -> float:
+    """Median seconds a command takes from start to end."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def time_startup() -> dict[str, float]:
+    """Seconds of `ouro --help`, of `import runtime` and of loading the engine's module."""
+    python = sys.executable
+    return {
+        "ouro_help_s": time_process(str(Path(python).parent / "ouro"), "--help"),
+        "import_runtime_s": time_process(python, "-c", "import runtime"),
+        "import_engine_s": time_process(python, "-c", "from runtime import Engine"),
+    }
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now (Linux only)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_memory(engine: Any, depth: int, sequences: int, tokens: int) -> dict[str, Any]:
+    """Resident memory after each of several sequences; the first two warm up.
+
+    Args:
+        engine: an open bundle.
+        depth: recurrences.
+        sequences: how many, one after the other.
+        tokens: tokens decoded in each.
+    """
+    from runtime.bench import time_decode
+
+    resident = []
+    for _ in range(sequences):
+        time_decode(engine, depth, 64, tokens)
+        resident.append(resident_bytes())
+    start = min(2, sequences) - 1
+    return {
+        "tokens": sequences * tokens,
+        "sequences": sequences,
+        "resident_mb": [round(one / 1e6, 1) for one in resident],
+        "growth_mb": round((resident[-1] - resident[start]) / 1e6, 1),
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, system and the versions that matter, PyTorch's included."""
+    from runtime.bench import describe_machine as describe_runtime
+
+    machine = describe_runtime()
+    for name in ("torch", "transformers", "onnx"):
+        machine["versions"][name] = version(name)
+    return machine

@@ -1,0 +1,47 @@
+"""Every number of the demo that is worth turning, in one place."""
+
+from __future__ import annotations
+
+# Depth at which the held-out loss and the speeds of the report are taken.
+DEPTH = 8
+MAX_DEPTH = 16
+
+CONVERT = {
+    "--prelude": "8",
+    "--coda": "8",
+    "--recurrent": "auto",
+    "--rank": "32",
+    "--max-depth": str(MAX_DEPTH),
+    "--depth": str(DEPTH),
+}
+
+# At most five minutes of two cores. A fixed number of steps, not of seconds: a run that ends by
+# the clock could not be repeated or resumed exactly.
+TRAIN = {
+    "--depth": f"1-{MAX_DEPTH}",
+    "--train-steps": "100",
+    "--batch-size": "4",
+    "--seq-len": "256",
+    "--learning-rate": "2e-3",
+    "--train-coda": "norms",
+    "--eval-every": "50",
+}
+
+# Held-out text: this many windows of this many tokens of each kind.
+EVAL = {"--seq-len": "512", "--windows": "8"}
+
+# Depths at which text is generated, shown and compared.
+DEPTHS = (1, 4, 8, 16)
+NEW_TOKENS = 64
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at a lower temperature on a mountain because",
+    "The Roman Empire was",
+    "def fibonacci(n):",
+    "In the year 1969, the first people",
+    "A good recipe for bread starts with",
+    "The heart pumps blood through the body, and",
+    "Once upon a time, in a village by the sea,",
+)
+SHOWN_PROMPT = PROMPTS[2]
+SHOWN_TOKENS = 40

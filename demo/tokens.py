@@ -1,0 +1,140 @@
+"""Compares greedy tokens: the engine's against those of PyTorch's `generate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demo import settings
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt at one depth.
+
+    Attributes:
+        prompt: the text.
+        depth: recurrences.
+        tokens: how many PyTorch generated.
+        ties: tokens that differ where PyTorch's two best logits are closer than twice the
+            largest absolute error seen.
+        different: tokens that differ and are no ties.
+    """
+
+    prompt: str
+    depth: int
+    tokens: int
+    ties: int
+    different: int
+
+
+def compare(model: Any, engine: Any, prompt: str, depth: int, new_tokens: int) -> Comparison:
+    """Generates with both; where they part, looks at every token, fed PyTorch's own.
+
+    Args:
+        model: the PyTorch model, from `load_checkpoint`.
+        engine: the same model's bundle, opened.
+        prompt: text.
+        depth: recurrences.
+        new_tokens: tokens to generate at most.
+    """
+    import torch
+
+    ids = engine.tokenize(prompt)
+    batch = torch.tensor([ids])
+    with torch.inference_mode():
+        output = model.generate(
+            batch,
+            attention_mask=torch.ones_like(batch),
+            depth=depth,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            use_cache=True,
+        )
+    expected = output[0, len(ids) :].tolist()
+    found = engine.generate(ids, depth=depth, max_new_tokens=new_tokens, temperature=0.0).tokens
+    ties = different = 0
+    if found != expected:
+        with torch.inference_mode():
+            logits = model(input_ids=output, depth=depth, use_cache=False).logits[0].numpy()
+        ties, different = judge(
+            logits[len(ids) - 1 : -1],
+            engine.logits([*ids, *expected], depth=depth)[len(ids) - 1 : -1],
+        )
+        # The sequences part, yet nothing differs when fed the same tokens: that is no tie.
+        if ties + different == 0:
+            different = 1
+    return Comparison(prompt, depth, len(expected), ties, different)
+
+
+def judge(reference: np.ndarray, found: np.ndarray) -> tuple[int, int]:
+    """Counts the positions whose best token differs: those that are ties, and those that are not.
+
+    Args:
+        reference: float32 [positions, V], PyTorch's logits.
+        found: the same from the engine.
+
+    Returns:
+        Ties and real differences.
+    """
+    largest_error = float(np.abs(reference - found).max())
+    best_two = np.partition(reference, -2, axis=-1)[:, -2:]
+    margin = best_two[:, 1] - best_two[:, 0]
+    differs = reference.argmax(-1) != found.argmax(-1)
+    tie = differs & (margin < 2 * largest_error)
+    return int(tie.sum()), int((differs & ~tie).sum())
+
+
+def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The entry `tokens` of the report."""
+    total = sum(one.tokens for one in comparisons)
+    ties = sum(one.ties for one in comparisons)
+    different = sum(one.different for one in comparisons)
+    return {
+        "prompts": len({one.prompt for one in comparisons}),
+        "depths": sorted({one.depth for one in comparisons}),
+        "total": total,
+        "ties": ties,
+        "different": different,
+        "equal": different == 0 and total > 0,
+        "rows": [asdict(one) for one in comparisons],
+    }
+
+
+def main() -> None:
+    """Compares the prompts of the settings at its depths."""
+    parser = argparse.ArgumentParser(prog="python -m demo.tokens", description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+    from ouroboros.checkpoint import load_checkpoint
+    from runtime import Engine
+
+    model, _ = load_checkpoint(arguments.checkpoint)
+    comparisons = []
+    with Engine.open(arguments.bundle) as engine:
+        for depth in settings.DEPTHS:
+            rows = [
+                compare(model, engine, prompt, depth, settings.NEW_TOKENS)
+                for prompt in settings.PROMPTS
+            ]
+            comparisons.extend(rows)
+            different = sum(row.different for row in rows)
+            print(
+                f"depth {depth:>2}: {sum(row.tokens for row in rows)} tokens of {len(rows)} "
+                f"prompts, {different} different, {sum(row.ties for row in rows)} ties",
+                flush=True,
+            )
+    summary = summarise(comparisons)
+    arguments.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
