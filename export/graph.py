@@ -94,7 +94,7 @@ def build_graph(model: OuroborosForCausalLM, max_depth: int) -> ir.Model:
         graph.initializers[str(head.name)] = head
     result = ir.Model(graph, ir_version=parts.opening.ir_version)
     result.producer_name = "ouroboros"
-    _forget_shapes(result)
+    _forget_traces(result)
     return result
 
 
@@ -238,10 +238,13 @@ def _initializer(name: str, weight: torch.Tensor) -> ir.Value:
     )
 
 
-def _forget_shapes(model: ir.Model) -> None:
-    """Drops the tracer's inner shapes: its symbols differ from part to part."""
+def _forget_traces(model: ir.Model) -> None:
+    """Drops the tracer's notes and inner shapes, whose symbols differ from part to part."""
     declared = {*model.graph.inputs, *model.graph.outputs}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        # Stack traces of the machine that exported: not the reader's business.
+        node.metadata_props.clear()
+        node.doc_string = None
         for value in node.outputs:
             if value not in declared:
                 value.shape = None
