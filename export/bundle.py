@@ -105,8 +105,7 @@ def export_bundle(
             size = sum(file.stat().st_size for file in staging.iterdir())
     except OSError as error:
         raise ExportError(
-            f"{out}: can't write the bundle: {error.strerror or error}; "
-            "what was there is untouched"
+            f"{out}: can't write the bundle: {error.strerror or error}; what was there is untouched"
         ) from error
     return ExportReport(time.perf_counter() - started, size, nodes)
 

@@ -67,8 +67,10 @@ def build_graph(model: OuroborosForCausalLM, max_depth: int) -> ir.Model:
     for slot, layer in enumerate(model.coda, start=config.prelude):
         hidden = run_layer(slot, layer, hidden)
     embedding = opening.initializers["opening.table"]
-    head = embedding if config.tie_word_embeddings else _initializer(
-        "closing.head", model.lm_head.weight.detach()
+    head = (
+        embedding
+        if config.tie_word_embeddings
+        else _initializer("closing.head", model.lm_head.weight.detach())
     )
     _feed(closing, [hidden, picked, head])
     (logits,) = _take_outputs(closing)
@@ -124,9 +126,7 @@ def _declare_inputs(config: OuroborosConfig) -> list[ir.Value]:
     ]
 
 
-def _declare(
-    value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]
-) -> ir.Value:
+def _declare(value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
     value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
     return value
 
@@ -148,9 +148,7 @@ def _declare_caches(
     return declared
 
 
-def _make_loop(
-    body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: ir.Value
-) -> ir.Node:
+def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: ir.Value) -> ir.Node:
     """Turns the traced step into the body of a Loop that runs `depth` times."""
     index, h, *captured = body.inputs
     for inner, value in zip(captured, outer, strict=True):

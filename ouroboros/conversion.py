@@ -130,9 +130,7 @@ def convert(
             replaced = range(prelude, len(layers) - coda)
             candidates = select_recurrent(model, layers, replaced, windows, depth, say)
             config.recurrent = candidates[0].layer
-        model.recurrent.layer.load_state_dict(
-            layers[config.recurrent].state_dict(), strict=False
-        )
+        model.recurrent.layer.load_state_dict(layers[config.recurrent].state_dict(), strict=False)
         if norm_init == "matched":
             match_step_norms(model, windows, depth)
     say("computing the low-rank bases")

@@ -234,9 +234,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         batch, new = given.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         steps, rows = self.row_depths(depth, batch)
-        sequences = describe_sequences(
-            batch, new, past, attention_mask, position_ids, given.device
-        )
+        sequences = describe_sequences(batch, new, past, attention_mask, position_ids, given.device)
         if use_cache is None:
             packed = sequences.documents is not None
             use_cache = self.config.use_cache and not self.training and not packed

@@ -53,7 +53,7 @@ def tiny_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:
-                weight.normal_(std=1.0 if "embed" in name else weight.shape[1] ** -0.5)
+                weight.normal_(std=1.0 if "embed" in name else 0.4 * weight.shape[1] ** -0.5)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     (path / "LICENSE").write_text("The licence of the tiny model.\n")
@@ -68,7 +68,13 @@ def tiny_checkpoint(tiny_original: Path, tmp_path_factory: pytest.TempPathFactor
     from ouroboros import convert, load_checkpoint, save_checkpoint
 
     path = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    options: dict[str, Any] = {"rank": 4, "max_depth": 8, "depth": 3, "norm_init": "ones"}
+    options: dict[str, Any] = {
+        "rank": 4,
+        "alpha": 1.0,
+        "max_depth": 8,
+        "depth": 3,
+        "norm_init": "ones",
+    }
     convert(str(tiny_original), path, prelude=2, coda=2, recurrent=3, **options)
     model, tokenizer = load_checkpoint(path)
     torch.manual_seed(1)
@@ -77,9 +83,7 @@ def tiny_checkpoint(tiny_original: Path, tmp_path_factory: pytest.TempPathFactor
             if name == "norm.weight":
                 weight.uniform_(0.5, 2.0)
             elif weight.requires_grad:
-                weight.add_(torch.randn(weight.shape) * 0.2)
-        for projection in model.recurrent.projections().values():
-            projection.lora_b.mul_(2.0)
+                weight.add_(torch.randn(weight.shape) * 0.1)
     model.config.trained_depths = [1, 2, 3, 4]
     save_checkpoint(model, tokenizer, path)
     return path

@@ -47,7 +47,7 @@ def edit(bundle: Path, change: Edit) -> None:
         bundle / "model.onnx",
         save_as_external_data=True,
         location="model.onnx.data",
-        size_threshold=0,
+        size_threshold=1024,
     )
     assert before != [hash_file(bundle / name) for name in ("model.onnx", "model.onnx.data")]
     seal(bundle)
@@ -147,7 +147,8 @@ def test_depth_off_by_one_is_caught(copy: Path) -> None:
     edit(copy, one_more)
     report = verdict_of(copy)
     assert report.verdict == FAIL
-    assert any("shape" in row.reason for row in report.rows)
+    # One step more than the recorded cache has slots: a gather out of bounds, or a wrong shape.
+    assert any("shape" in row.reason or "bounds" in row.reason for row in report.rows)
 
 
 def test_last_step_left_out_is_caught(copy: Path) -> None:

@@ -1,0 +1,133 @@
+"""Checkpoints: they load alone, are written whole or not at all, and damage is named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ouroboros.atomic import publish
+from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
+from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
+
+
+@pytest.fixture
+def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, path)
+    return path
+
+
+def test_round_trip_is_exact(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_checkpoint(tiny_checkpoint)
+    save_checkpoint(model, tokenizer, tmp_path / "again")
+    twin, _ = load_checkpoint(tmp_path / "again")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+    assert twin.config.trained_depths == [1, 2, 3, 4]
+    assert not list(tmp_path.glob(".again*"))
+
+
+def test_saving_keeps_other_entries(copy: Path) -> None:
+    (copy / "state").mkdir()
+    (copy / "state" / "note").write_text("kept")
+    model, tokenizer = load_checkpoint(copy)
+    save_checkpoint(model, tokenizer, copy)
+    assert (copy / "state" / "note").read_text() == "kept"
+
+
+def test_full_disk_leaves_the_old_checkpoint(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_checkpoint(copy)
+    before = checkpoint_sha256(copy)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(CheckpointError, match="No space left on device.*untouched"):
+        save_checkpoint(model, tokenizer, copy)
+    assert checkpoint_sha256(copy) == before
+    assert [p.name for p in copy.parent.iterdir()] == ["checkpoint"]
+
+
+def test_publish_interrupted_leaves_the_old_directory(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt), publish(out) as staging:
+        (staging / "a").write_text("new")
+        raise KeyboardInterrupt
+    assert (out / "a").read_text() == "old"
+    with publish(out) as staging:
+        (staging / "b").write_text("new")
+    assert [p.name for p in out.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def edit_config(path: Path, **changes: Any) -> None:
+    file = path / "config.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps({**fields, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"halting": True}, ConfigError, "unknown keys halting"),
+        ({"model_type": "llama"}, CheckpointError, "not an Ouroboros checkpoint"),
+        ({"depth": 99}, ConfigError, "depth=99"),
+        ({"rank": "x"}, OuroborosError, "."),
+        ({"max_depth": 9}, CheckpointError, "mismatched"),
+        ({"prelude": 1}, CheckpointError, "unexpected|missing|mismatched"),
+    ],
+)
+def test_bad_configs_are_refused(
+    copy: Path, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    edit_config(copy, **changes)
+    with pytest.raises(error, match=words) as caught:
+        load_checkpoint(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights_are_refused(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    whole = file.read_bytes()
+    for content in (whole[:-100], whole[:7], b"", b"\xff" * 64):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match="truncated or not a safetensors"):
+            load_checkpoint(copy)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_checkpoint(copy)
+    file.write_bytes(whole)
+    tensors = load_file(file)
+    tensors["norm.weight"][0] = float("inf")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="norm.weight holds NaN or infinity"):
+        load_checkpoint(copy)
+    del tensors["norm.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="1 missing weights"):
+        load_checkpoint(copy)
+
+
+def test_index_may_not_leave_the_checkpoint(copy: Path) -> None:
+    index = {"weight_map": {"norm.weight": "../secret.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="not in the checkpoint"):
+        load_checkpoint(copy)
+
+
+def test_missing_and_broken_config(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(CheckpointError, match="ouro convert"):
+        load_checkpoint(tmp_path / "nowhere")
+    (copy / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="JSON"):
+        load_checkpoint(copy)

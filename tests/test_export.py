@@ -1,0 +1,109 @@
+"""The exported graph: its tensors, its one Loop, its weights, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from export import export_bundle
+from export.errors import ExportError
+from ouroboros import load_checkpoint, save_checkpoint
+from runtime.bundle import open_bundle
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_bundle: Path) -> onnx.GraphProto:
+    return onnx.load(tiny_bundle / "model.onnx").graph
+
+
+def shape(value: onnx.ValueInfoProto) -> list[Any]:
+    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+def test_tensors_are_those_of_the_contract(graph: onnx.GraphProto) -> None:
+    past = ["batch", 2, "past_sequence", 16]
+    looped = ["batch", "slots", 2, "past_sequence", 16]
+    expected = {
+        "input_ids": ["batch", "sequence"],
+        "position_ids": ["batch", "sequence"],
+        "attention_mask": ["batch", "past_sequence + sequence"],
+        "depth": [],
+        "row_depth": ["batch"],
+        "logit_index": ["batch", "logits"],
+        **{f"past_key_values.{i}.{k}": past for i in range(4) for k in ("key", "value")},
+        "past_key_values.recurrent.key": looped,
+        "past_key_values.recurrent.value": looped,
+        "past_pool_sum": ["batch", "slots", 64],
+    }
+    assert {value.name: shape(value) for value in graph.input} == expected
+    new = ["batch", 2, "sequence", 16]
+    outputs = {
+        "logits": ["batch", "logits", 259],
+        **{f"new_key_values.{i}.{k}": new for i in range(4) for k in ("key", "value")},
+        "new_key_values.recurrent.key": ["batch", "depth", 2, "sequence", 16],
+        "new_key_values.recurrent.value": ["batch", "depth", 2, "sequence", 16],
+        "pool_sum": ["batch", "depth", "logits", 64],
+    }
+    assert {value.name: shape(value) for value in graph.output} == outputs
+
+
+def test_one_loop_with_the_controller_in_its_body(graph: onnx.GraphProto) -> None:
+    (loop,) = [node for node in graph.node if node.op_type == "Loop"]
+    assert list(loop.input)[:2] == ["depth", ""]
+    (body,) = [attribute.g for attribute in loop.attribute if attribute.name == "body"]
+    names = {tensor.name for tensor in body.initializer}
+    assert {"step.modulate.heads", "step.gate_weight", "step.step_norm"} <= names
+    assert not any("past_key_values" in value.name for value in body.input)
+
+
+def test_each_weight_is_stored_once(graph: onnx.GraphProto, tiny_bundle: Path) -> None:
+    def tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+        inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        return [*graph.initializer, *(t for g in inner for t in tensors(g))]
+
+    big = [t for t in tensors(graph) if onnx.numpy_helper.to_array(t).nbytes >= 1024]
+    contents = [onnx.numpy_helper.to_array(t).tobytes() for t in big]
+    assert len(set(contents)) == len(contents)
+    total = sum(len(content) for content in contents)
+    assert (tiny_bundle / "model.onnx.data").stat().st_size < 1.1 * total + 65536
+
+
+def test_nothing_of_the_exporting_machine_is_in_the_graph(tiny_bundle: Path) -> None:
+    raw = (tiny_bundle / "model.onnx").read_bytes()
+    assert b".py" not in raw
+    assert str(Path.cwd()).encode() not in raw
+
+
+def test_bundle_opens_and_names_its_source(tiny_bundle: Path) -> None:
+    manifest = open_bundle(tiny_bundle).manifest
+    assert manifest.depth.max == 5
+    assert manifest.depth.trained == (1, 2, 3, 4)
+    assert {"LICENSE", "ATTRIBUTION", "tokenizer.json", "chat_template.jinja"} <= {*manifest.files}
+    assert manifest.tokenizer.eos_token_ids == (2,)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_depth": 0}, r"--max-depth 0 is outside 1\.\.8"),
+        ({"max_depth": 9}, "convert with a larger --max-depth"),
+        ({"precision": "int3"}, "--precision int3 .* allowed: fp32"),
+        ({"format": "trt"}, "--format trt .* allowed: onnx"),
+    ],
+)
+def test_bad_options_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ExportError, match=words):
+        export_bundle(tiny_checkpoint, tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_without_tokenizer_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    save_checkpoint(model, None, tmp_path / "mute")
+    with pytest.raises(ExportError, match="no tokenizer.json"):
+        export_bundle(tmp_path / "mute", tmp_path / "out", max_depth=4)
