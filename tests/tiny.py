@@ -1,0 +1,85 @@
+"""Builds a tiny random model, its checkpoint and its bundle, for the tests and the wheel check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+MAX_DEPTH = 5
+
+
+def build_original(path: Path) -> None:
+    """Writes a random Llama of 6 layers with a byte-level tokenizer and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(specials)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=specials[1], eos_token=specials[2], pad_token=specials[2]
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
+        "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(letters),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight.normal_(std=1.0 if "embed" in name else 0.4 * weight.shape[1] ** -0.5)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    (path / "LICENSE").write_text("The licence of the tiny model.\n")
+
+
+def build_checkpoint(original: Path, path: Path) -> None:
+    """Writes its conversion, 2 | 1 | 2, every trained part random, so that each one matters."""
+    import torch
+
+    from ouroboros import convert, load_checkpoint, save_checkpoint
+
+    options: dict[str, Any] = {
+        "rank": 4,
+        "alpha": 1.0,
+        "max_depth": 8,
+        "depth": 3,
+        "norm_init": "ones",
+    }
+    convert(str(original), path, prelude=2, coda=2, recurrent=3, **options)
+    model, tokenizer = load_checkpoint(path)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.recurrent.named_parameters():
+            if name == "norm.weight":
+                weight.uniform_(0.5, 2.0)
+            elif weight.requires_grad:
+                weight.add_(torch.randn(weight.shape) * 0.1)
+    model.config.trained_depths = [1, 2, 3, 4]
+    save_checkpoint(model, tokenizer, path)
+
+
+def build_bundle(checkpoint: Path, path: Path) -> None:
+    """Writes the bundle of the tiny checkpoint, depths 1..MAX_DEPTH."""
+    from export import export_bundle
+
+    export_bundle(checkpoint, path, max_depth=MAX_DEPTH)
