@@ -119,7 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns for each; medians count")
     parser.add_argument("--tokens", type=int, default=32, help="tokens decoded a turn")
     parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--memory", type=int, default=10_000, help="tokens; 0 leaves it out")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="also watch resident memory over this many, such as 10000; takes minutes",
+    )
+    parser.add_argument("--memory-depth", type=int, default=1, help="depth for --memory")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args(arguments)
     for path in (given.bundle, given.checkpoint):
@@ -135,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sequences = 10
         with Engine.open(given.bundle, threads=given.threads) as engine:
             figures["memory"] = measure_memory(
-                engine, given.depth, sequences, max(1, given.memory // sequences)
+                engine, given.memory_depth, sequences, max(1, given.memory // sequences)
             )
     figures["machine"] = describe_machine()
     print_figures(figures)

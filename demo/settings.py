@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 # Depth at which the held-out loss and the speeds of the report are taken.
 DEPTH = 8
 MAX_DEPTH = 16
@@ -22,8 +24,8 @@ TRAIN = {
     "--train-steps": "100",
     "--batch-size": "4",
     "--seq-len": "256",
-    "--learning-rate": "2e-3",
-    "--train-coda": "norms",
+    "--learning-rate": "1e-3",
+    "--train-coda": "full",
     "--eval-every": "50",
 }
 
@@ -45,3 +47,16 @@ PROMPTS = (
 )
 SHOWN_PROMPT = PROMPTS[2]
 SHOWN_TOKENS = 40
+
+
+def training_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """bf16 where the processor computes in it, fp32 elsewhere; the weights are float32 in both.
+
+    Args:
+        cpuinfo: Linux's description of the processor.
+    """
+    try:
+        flags = cpuinfo.read_text(encoding="utf-8").split()
+    except OSError:
+        return "fp32"
+    return "bf16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "fp32"

@@ -132,7 +132,13 @@ def main() -> None:
                 f"prompts, {different} different, {sum(row.ties for row in rows)} ties",
                 flush=True,
             )
-    summary = summarise(comparisons)
+        samples = {
+            str(depth): engine.generate(
+                settings.SHOWN_PROMPT, depth=depth, max_new_tokens=settings.SHOWN_TOKENS
+            ).text
+            for depth in settings.DEPTHS
+        }
+    summary = summarise(comparisons) | {"samples": samples}
     arguments.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export.errors import ExportError
-from runtime.bundle import MANIFEST_NAME, open_bundle, write_manifest
+from runtime.bundle import CASES_NAME, open_bundle, write_manifest
+from runtime.manifest import MANIFEST_NAME
 
 
 def unroll_loop(model: ir.Model, depth: int) -> ir.Model:
@@ -47,20 +48,20 @@ def unroll_loop(model: ir.Model, depth: int) -> ir.Model:
         del body.initializers[name]
         graph.initializers[name] = value
 
-    carried = loop.inputs[2]
-    stacks: list[list[ir.Value]] = [[] for _ in loop.outputs[1:]]
+    carried: ir.Value | None = loop.inputs[2]
+    stacks: list[list[ir.Value | None]] = [[] for _ in loop.outputs[1:]]
     nodes: list[ir.Node] = []
     for step in range(depth):
         number = _constant(f"unrolled.{step}.number", np.array(step, np.int64))
         graph.initializers[number.name or ""] = number
         copies, results = _copy_body(body, step, [number, None, carried])
         nodes += copies
-        _, carried, *scanned = results
+        carried, scanned = results[1], results[2:]
         for stack, value in zip(stacks, scanned, strict=True):
             stack.append(value)
     axis = _constant("unrolled.axis", np.array([0], np.int64))
     graph.initializers[axis.name or ""] = axis
-    ends = [carried]
+    ends: list[ir.Value | None] = [carried]
     for position, stack in enumerate(stacks):
         joined, made = _stack(stack, axis, f"unrolled.scan_{position}")
         nodes += made
@@ -95,7 +96,7 @@ def write_unrolled(bundle_dir: Path, out_dir: Path, depth: int) -> None:
     ir.save(
         model, out_dir / graph_name, external_data=f"{graph_name}.data", size_threshold_bytes=1024
     )
-    skipped = {graph_name, f"{graph_name}.data", MANIFEST_NAME, "cases.safetensors"}
+    skipped = {graph_name, f"{graph_name}.data", MANIFEST_NAME, CASES_NAME}
     for name in bundle.manifest.files:
         if name not in skipped:
             shutil.copyfile(bundle.file(name), out_dir / name)
@@ -130,7 +131,9 @@ def _copy_body(
     return copies, [known.get(value, value) for value in body.outputs]
 
 
-def _stack(values: Sequence[ir.Value], axis: ir.Value, name: str) -> tuple[ir.Value, list[ir.Node]]:
+def _stack(
+    values: Sequence[ir.Value | None], axis: ir.Value, name: str
+) -> tuple[ir.Value, list[ir.Node]]:
     nodes = []
     for step, value in enumerate(values):
         node = ir.node("Unsqueeze", [value, axis], name=f"{name}.{step}")

@@ -1,0 +1,133 @@
+"""Puts the figures of the stages together: report.json, and a summary for people."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from demo import settings
+from demo.fetch import KINDS
+
+MODELS = ("full", "dropped", "converted", "trained")
+
+
+def collect_report(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
+    """Reads what the stages wrote in `folder` and returns the report.
+
+    Args:
+        folder: build/demo, with eval.json, depths.json, parity.json, tokens.json and bench.json.
+        seconds: of each stage.
+    """
+    parity, tokens, bench = (
+        _read(folder / f"{name}.json") for name in ("parity", "tokens", "bench")
+    )
+    scored = _read(folder / "eval.json")
+    rows = [*scored["rows"], *_read(folder / "depths.json")["rows"]]
+    machine = bench.pop("machine")
+    return {
+        "parity": {
+            name: parity[name]
+            for name in ("verdict", "worst_relative_l2", "bound", "depths", "ambiguous")
+        },
+        "tokens": {
+            name: value for name, value in tokens.items() if name not in ("rows", "samples")
+        },
+        "heldout": {
+            row["model"]: {"mean": row["mean"], **{kind: row["texts"][kind] for kind in KINDS}}
+            for row in scored["rows"]
+        },
+        "heldout_by_depth": {
+            str(row["depth"]): row["mean"]
+            for row in sorted(rows, key=lambda row: row["depth"] or 0)
+            if row["model"] == "trained"
+        },
+        "bench": bench,
+        "export": {"seconds": seconds["export"]},
+        "seconds": seconds,
+        "samples": tokens["samples"],
+        "settings": {
+            "convert": settings.CONVERT,
+            "train": settings.TRAIN | {"--precision": settings.training_precision()},
+            "eval": settings.EVAL | {"--depth": str(settings.DEPTH)},
+        },
+        "machine": {name: value for name, value in machine.items() if name != "versions"},
+        "versions": machine["versions"] | {"python": machine["python"]},
+    }
+
+
+def summarise_report(report: dict[str, Any], folder: str) -> str:
+    """The summary that `make demo` ends with.
+
+    Args:
+        report: from `collect_report`.
+        folder: where everything lies, as shown to the reader.
+    """
+    parity, tokens, bench = report["parity"], report["tokens"], report["bench"]
+    heldout = report["heldout"]
+    equal = "all equal" if tokens["equal"] else f"{tokens['different']} DIFFERENT"
+    samples = "\n".join(
+        textwrap.fill(
+            " ".join(f"{settings.SHOWN_PROMPT}{text}".split()),
+            96,
+            initial_indent=f"  depth {depth:>2}  ",
+            subsequent_indent=" " * 12,
+        )
+        for depth, text in report["samples"].items()
+    )
+    by_depth = ", ".join(
+        f"{loss:.2f} at {depth}" for depth, loss in report["heldout_by_depth"].items()
+    )
+    where = f"depths {min(parity['depths'])}..{max(parity['depths'])}"
+    error = f"{parity['worst_relative_l2']:.1e} (allowed {parity['bound']:.0e})"
+    compared = f"{tokens['prompts']} prompts at depths {', '.join(map(str, tokens['depths']))}"
+    ties = tokens["ties"]
+    minutes = report["seconds"]["train"] / 60
+    machine = report["machine"]
+    own_share = f"{bench['engine_overhead']:.1%} of a token's time is our own code"
+    return f"""\
+What happened: SmolLM2-135M-Instruct has 30 layers. Its first 8 and last 8 were kept, the 14 between
+became ONE layer that is looped `depth` times and steered by a small Controller. It was trained for
+{minutes:.1f} minutes, compiled to one ONNX graph, and run without PyTorch.
+
+How well it reads unseen text (next-token loss in nats, mean of {len(KINDS)} texts; lower is better)
+{_heldout_lines(heldout)}
+  Trained, by depth: {by_depth}.
+
+The same weights at four depths, continuing "{settings.SHOWN_PROMPT}"
+{samples}
+  A few minutes of training make a start, not a good model.
+
+Is the compiled model the trained model?
+  parity      {parity["verdict"]}: worst relative error of the logits {error}, {where}
+  tokens      {equal}: {tokens["total"]} from PyTorch and the engine, {compared}; {ties} ties
+
+How fast (depth {bench["depth"]}, one sequence, {bench["threads"]} threads)
+  engine      {bench["tokens_per_s"]:.1f} tokens/s; PyTorch eager with its cache takes \
+{bench["decode_ratio_to_pytorch"]:.1f} times as long
+  the loop    takes {bench["loop_ratio_to_unrolled"]:.2f} times as long as the graph written out
+  long text   at 1,024 tokens of context {bench["speed_at_1024_to_64"]:.2f} of the speed at 64
+  memory      {bench["memory_share"]:.0%} of the speed that reading the weights allows; {own_share}
+  on          {machine["processor"]}, {machine["cores"]} cores
+
+Where it lies
+  {folder}/converted, trained, bundle    the model after each step
+  {folder}/trained/training.png          loss while training; gate.png: how much each step changes
+  {folder}/parity.png                    worst error by depth and position
+  {folder}/report.json                   every figure
+Next: .venv/bin/ouro run {folder}/bundle "your prompt" --depth {settings.DEPTH}"""
+
+
+def _heldout_lines(heldout: dict[str, dict[str, float]]) -> str:
+    titles = {
+        "full": "the original, all 30 layers",
+        "dropped": "8 + 1 + 8 layers, the rest left out",
+        "converted": "converted, not trained yet",
+        "trained": "converted and trained",
+    }
+    return "\n".join(f"  {heldout[name]['mean']:6.3f}  {titles[name]}" for name in MODELS)
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -1,0 +1,154 @@
+"""The whole chain on a real model: fetch, convert, train, eval, export, generate, check, bench.
+
+Leaves everything in build/demo/, with report.json; a part that is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from demo import settings
+from demo.fetch import FetchError, Material, fetch
+from demo.report import collect_report, summarise_report
+from demo.stages import ROOT, DemoError, Stages, call, flags, say_heading, source_hash
+
+FOLDER = ROOT / "build" / "demo"
+
+
+def run_demo(folder: Path = FOLDER) -> None:
+    """Runs every stage that is not finished, writes report.json and prints the summary.
+
+    Args:
+        folder: where everything is left.
+
+    Raises:
+        FetchError: the model or a text can't be had.
+        DemoError: a stage failed.
+    """
+    stages = Stages.open(folder)
+    say_heading("1/8 fetch: the model and the texts")
+    began = time.perf_counter()
+    material = fetch()
+    stages.done.setdefault("fetch", {"seconds": round(time.perf_counter() - began, 2)})
+    _build_model(stages, material)
+    _judge_model(stages, material)
+    report = collect_report(folder, stages.seconds)
+    content = json.dumps(report, indent=2) + "\n"
+    (folder / "report.json").write_text(content, encoding="utf-8")
+    say_heading("summary")
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    print(summarise_report(report, str(shown)))
+
+
+def _build_model(stages: Stages, material: Material) -> None:
+    """Fetched model to bundle."""
+    folder = stages.folder
+    converted, trained, bundle = (folder / name for name in ("converted", "trained", "bundle"))
+    core = source_hash("ouroboros")
+    stages.run(
+        "convert",
+        "2/8 convert: 30 layers become 8, one looped layer, and 8",
+        lambda _: call("ouro", "convert", material.model, converted, *flags(settings.CONVERT)),
+        inputs=[material.sha256, settings.CONVERT, core],
+        outputs=["converted"],
+    )
+    options = settings.TRAIN | {"--precision": settings.training_precision()}
+
+    def train(interrupted: bool) -> None:
+        files: list[str | Path] = ["--data", material.train, "--eval", material.eval]
+        resume = ["--resume"] if interrupted and any((trained / "state").glob("*")) else []
+        call("ouro", "train", converted, trained, *files, *flags(options), *resume)
+
+    stages.run(
+        "train",
+        "3/8 train: a few minutes on Wikipedia passages, a depth drawn for every batch",
+        train,
+        inputs=[stages.done["convert"], options, core],
+        outputs=["trained"],
+    )
+    stages.run(
+        "eval",
+        "4/8 eval: texts of four kinds that nothing was trained on",
+        lambda _: _evaluate(folder, material),
+        inputs=[stages.done["train"], settings.EVAL, settings.DEPTHS, settings.DEPTH],
+        outputs=["eval.json", "depths.json"],
+    )
+    stages.run(
+        "export",
+        "5/8 export: one graph for every depth",
+        lambda _: call("ouro", "export", trained, bundle, "--max-depth", str(settings.MAX_DEPTH)),
+        inputs=[stages.done["train"], settings.MAX_DEPTH, source_hash("export")],
+        outputs=["bundle"],
+    )
+
+
+def _judge_model(stages: Stages, material: Material) -> None:
+    """Text, parity and speed of the bundle."""
+    folder = stages.folder
+    trained, bundle = folder / "trained", folder / "bundle"
+    engine = source_hash("runtime", "demo")
+
+    def generate(_: bool) -> None:
+        shown = ["--depth", str(settings.DEPTH), "--max-new-tokens", str(settings.SHOWN_TOKENS)]
+        call("ouro", "run", bundle, settings.SHOWN_PROMPT, *shown)
+        call("python", "-m", "demo.tokens", bundle, trained, "--json", folder / "tokens.json")
+
+    stages.run(
+        "generate",
+        "6/8 generate: the same weights at several depths, engine against PyTorch",
+        generate,
+        inputs=[stages.done["export"], settings.PROMPTS, settings.DEPTHS, engine],
+        outputs=["tokens.json"],
+    )
+    report: list[str | Path] = ["--json", folder / "parity.json", "--plot", folder / "parity.png"]
+    stages.run(
+        "check",
+        "7/8 check: does the engine compute what PyTorch computed?",
+        lambda _: call("ouro", "check", bundle, *report),
+        inputs=[stages.done["export"], source_hash("runtime")],
+        outputs=["parity.json", "parity.png"],
+    )
+    stages.run(
+        "bench",
+        "8/8 bench: how fast is it?",
+        lambda _: call(
+            "python", "-m", "bench.decode", bundle, trained, "--json", folder / "bench.json"
+        ),
+        inputs=[stages.done["export"], source_hash("runtime", "bench"), settings.DEPTH],
+        outputs=["bench.json"],
+    )
+
+
+def _evaluate(folder: Path, material: Material) -> None:
+    options: list[str | Path] = [*flags(settings.EVAL)]
+    for path in material.heldout.values():
+        options += ["--text", path]
+    trained = folder / "trained"
+    others: list[str | Path] = ["--original", material.model, "--converted", folder / "converted"]
+    depth: list[str | Path] = ["--depth", str(settings.DEPTH), "--json", folder / "eval.json"]
+    call("ouro", "eval", trained, *options, *others, *depth)
+    rest = ",".join(str(depth) for depth in settings.DEPTHS if depth != settings.DEPTH)
+    call("ouro", "eval", trained, *options, "--depth", rest, "--json", folder / "depths.json")
+
+
+def main() -> int:
+    """Runs the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__)
+    parser.parse_args()
+    try:
+        run_demo()
+    except (DemoError, FetchError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; give the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
