@@ -57,8 +57,8 @@ def unroll_loop(model: ir.Model, depth: int) -> ir.Model:
         copies, results = _copy_body(body, step, [number, None, carried])
         nodes += copies
         carried, scanned = results[1], results[2:]
-        for stack, value in zip(stacks, scanned, strict=True):
-            stack.append(value)
+        for stack, result in zip(stacks, scanned, strict=True):
+            stack.append(result)
     axis = _constant("unrolled.axis", np.array([0], np.int64))
     graph.initializers[axis.name or ""] = axis
     ends: list[ir.Value | None] = [carried]
