@@ -185,18 +185,18 @@ _DIMENSIONS = (
 def _count_parameters(model: OuroborosForCausalLM, graph: ir.Model) -> dict[str, int]:
     """Counts weights as the graph holds them: what one step and what one token reads."""
     step = sum(
-        value.const_value.size
+        int(value.const_value.size)
         for node in graph.graph
         if node.op_type == "Loop"
         for value in node.attributes["body"].as_graph().initializers.values()
-        if value.const_value is not None and not value.name.endswith(_TABLES)
+        if value.const_value is not None and not str(value.name).endswith(_TABLES)
     )
     config = model.config
     kept = sum(p.numel() for part in (model.prelude, model.coda) for p in part.parameters())
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         # Of the tables with an entry a step, a step reads one row.
-        "step_parameters": int(step) + config.hidden_size,
+        "step_parameters": step + config.hidden_size,
         "once_parameters": kept + model.lm_head.weight.numel() + config.hidden_size,
     }
 
@@ -226,6 +226,8 @@ _DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64"}
 
 
 def _spec(value: ir.Value) -> dict[str, Any]:
+    if value.dtype is None:
+        raise ExportError(f"the graph's {value.name} has no type")
     shape = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
     return {"name": value.name, "dtype": _DTYPES[value.dtype], "shape": shape}
 

@@ -106,8 +106,8 @@ def _past_names(layers: Iterable[int]) -> list[str]:
 
 def _declare_inputs(config: OuroborosConfig) -> list[ir.Value]:
     kv, size = config.num_key_value_heads, config.head_dim
-    cache = [BATCH, kv, PAST, size]
-    looped = [BATCH, SLOTS, kv, PAST, size]
+    cache: list[int | str] = [BATCH, kv, PAST, size]
+    looped: list[int | str] = [BATCH, SLOTS, kv, PAST, size]
     specs: list[tuple[str, ir.DataType, list[int | str]]] = [
         ("input_ids", INT, [BATCH, NEW]),
         ("position_ids", INT, [BATCH, NEW]),

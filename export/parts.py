@@ -28,7 +28,7 @@ class Opening(nn.Module):
             ExportError: the rotary embedding changes with the sequence's length.
         """
         super().__init__()
-        rotary = model.rotary_emb
+        rotary: Any = model.rotary_emb
         if rotary.rope_type not in _FIXED_ROPE:
             raise ExportError(
                 f"RoPE scaling {rotary.rope_type!r} changes with the sequence's length and can't "
@@ -84,7 +84,10 @@ class Plain(nn.Module):
         past: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns h `[B, S, d]` and the new keys and values `[B, kv, S, head_dim]`."""
-        return self.layer(h, Shared(*shared), past)
+        result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.layer(
+            h, Shared(*shared), past
+        )
+        return result
 
 
 class Step(nn.Module):
@@ -139,7 +142,7 @@ class Step(nn.Module):
         kv = tuple(torch.index_select(p, 1, index).squeeze(1) for p in past)
         new, k, v = self.layer(h, Shared(*shared), kv, modulation, step)
         new = rms(new, STEP_NORM_EPS) * torch.index_select(self.step_norm, 0, index)
-        if self.gate_weight is not None:
+        if self.gate_weight is not None and self.gate_bias is not None:
             joined = torch.cat([new, h], dim=-1)
             gate = torch.sigmoid(joined @ self.gate_weight + self.gate_bias)
             new = h + gate * (new - h)
@@ -218,4 +221,5 @@ class Closing(nn.Module):
     ) -> torch.Tensor:
         """Returns logits `[B, K, V]` with the LM head `[V, d]`, laid out as an embedding."""
         h = h.gather(1, logit_index[..., None].expand(-1, -1, h.shape[-1]))
-        return self.norm(h) @ head.T
+        logits: torch.Tensor = self.norm(h) @ head.T
+        return logits

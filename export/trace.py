@@ -102,7 +102,7 @@ class _Example:
         return torch.ones(self.shape, dtype=self.dtype)
 
     def dynamic(self) -> dict[int, Any]:
-        return {axis: torch.export.Dim.AUTO for axis in self.axes}
+        return dict.fromkeys(self.axes, torch.export.Dim.AUTO)
 
 
 def _trace(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:

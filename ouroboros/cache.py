@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class OuroborosCache(Cache):  # type: ignore[misc]
+class OuroborosCache(Cache):
     """Keys and values of prelude (0..), coda (then) and steps (last), and the pooled state.
 
     Attributes:

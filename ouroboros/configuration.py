@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -31,7 +32,7 @@ class OuroborosConfig(PreTrainedConfig):
         base_config: the original model's config as a plain dict (`model_type` included).
         prelude: number of first layers kept.
         coda: number of last layers kept.
-        recurrent: index, in the original model, of the layer that is looped.
+        recurrent: index, in the original model, of the layer that is looped; -1: the middle one.
         rank: LoRA rank r of the frozen bases.
         alpha: LoRA alpha; the low-rank update is scaled by alpha / rank.
         style_size: width of the Controller's style vector z.
@@ -51,10 +52,10 @@ class OuroborosConfig(PreTrainedConfig):
     model_type = "ouroboros"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
-    base_config: dict[str, Any] | None = None
+    base_config: dict[str, Any] = field(default_factory=dict)
     prelude: int = 8
     coda: int = 8
-    recurrent: int | None = None
+    recurrent: int = -1
     rank: int = 32
     alpha: float = 16.0
     style_size: int = 128
@@ -65,16 +66,16 @@ class OuroborosConfig(PreTrainedConfig):
     bases: str = "mean"
     modulation: str = "controller"
     gate: bool = True
-    trained_depths: list[int] | None = None
-    source: dict[str, Any] | None = None
+    trained_depths: list[int] = field(default_factory=list)
+    source: dict[str, Any] = field(default_factory=dict)
     # Mirrors of the original config that transformers reads on the top level.
-    vocab_size: int | None = None
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    max_position_embeddings: int | None = None
+    vocab_size: int = 0
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    max_position_embeddings: int = 0
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = False
@@ -89,7 +90,7 @@ class OuroborosConfig(PreTrainedConfig):
             ConfigError: a value is outside what the design allows, or a key is unknown.
         """
         # PreTrainedConfig() without arguments is called by transformers itself for defaults.
-        if self.base_config is not None:
+        if self.base_config:
             self._refuse_unknown(kwargs)
             if isinstance(self.base_config, PreTrainedConfig):
                 self.base_config = self.base_config.to_diff_dict()
@@ -128,7 +129,7 @@ class OuroborosConfig(PreTrainedConfig):
         Raises:
             ConfigError: the model type is not one whose layers convert.
         """
-        fields = dict(self.base_config or {})
+        fields = dict(self.base_config)
         model_type = fields.pop("model_type", None)
         if model_type not in ARCHITECTURES:
             raise ConfigError(
@@ -170,7 +171,7 @@ class OuroborosConfig(PreTrainedConfig):
     @property
     def original_layers(self) -> int:
         """Layers of the original model."""
-        return int(self.base_config["num_hidden_layers"]) if self.base_config else 0
+        return int(self.base_config.get("num_hidden_layers", 0))
 
     def _validate(self) -> None:
         base = self.base()
@@ -183,7 +184,7 @@ class OuroborosConfig(PreTrainedConfig):
                 f"prelude {self.prelude} + coda {self.coda} leave nothing to replace in a model "
                 f"of {total} layers; their sum must be at most {total - 1}"
             )
-        if self.recurrent is None:
+        if self.recurrent == -1:
             self.recurrent = total // 2
         if not 0 <= self.recurrent < total:
             raise ConfigError(

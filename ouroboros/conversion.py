@@ -135,7 +135,7 @@ def convert(
             match_step_norms(model, windows, depth)
     say("computing the low-rank bases")
     removed = config.removed_layers()
-    fill_bases(model.recurrent.projections(), layers, removed, int(config.recurrent or 0))
+    fill_bases(model.recurrent.projections(), layers, removed, config.recurrent)
     say(f"writing {out}")
     papers: dict[str, Path | bytes] = {
         "LICENSE": original.license_text.encode(),
@@ -157,7 +157,7 @@ def _layer_number(recurrent: int | str) -> int:
 def _transplant(original: Any, config: OuroborosConfig) -> OuroborosForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = OuroborosForCausalLM(config).eval()
+        model: OuroborosForCausalLM = OuroborosForCausalLM(config).eval()
     core = original.model
     layers = list(core.layers)
     pairs: list[tuple[nn.Module, nn.Module]] = [
@@ -169,7 +169,7 @@ def _transplant(original: Any, config: OuroborosConfig) -> OuroborosForCausalLM:
     ]
     for target, origin in pairs:
         target.load_state_dict(origin.state_dict())
-    recurrent = layers[int(config.recurrent or 0)]
+    recurrent = layers[config.recurrent]
     model.recurrent.layer.load_state_dict(recurrent.state_dict(), strict=False)
     if original.generation_config is not None:
         model.generation_config = original.generation_config
@@ -224,7 +224,7 @@ def _describe(
         f"  trainable  {trainable:,} parameters (Controller, gate, step norms)",
     ]
     return ConversionReport(
-        int(config.recurrent or 0),
+        config.recurrent,
         tuple(candidates),
         kept,
         total - kept,

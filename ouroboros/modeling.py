@@ -76,13 +76,14 @@ class RecurrentStep(nn.Module):
             view = cache.at_step(step) if cache is not None else None
             new = self.layer(hidden, past_key_values=view, **layer_inputs)
         new = self.norm(new, step)
-        if self.gate is None:
-            return new
-        gate = self.gate(new, hidden)
-        return gate * new + (1 - gate) * hidden
+        if self.gate is not None:
+            gate = self.gate(new, hidden)
+            new = gate * new + (1 - gate) * hidden
+        result: torch.Tensor = new
+        return result
 
 
-class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
     """A pretrained decoder whose middle is one looped layer."""
 
     config_class = OuroborosConfig
@@ -105,7 +106,8 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         self.embed_tokens = nn.Embedding(base.vocab_size, base.hidden_size)
         layers = [layer_class(base, kept[slot]) for slot in range(config.num_layers)]
         for slot, layer in enumerate(layers):
-            layer.self_attn.layer_idx = slot
+            attention: Any = layer.self_attn
+            attention.layer_idx = slot
         self.prelude = nn.ModuleList(layers[: config.prelude])
         self.recurrent = RecurrentStep(config, layer_class(base, config.recurrent))
         self.coda = nn.ModuleList(layers[config.prelude :])
@@ -145,7 +147,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         """Returns the token embedding."""
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replaces the token embedding."""
         self.embed_tokens = value
 
@@ -230,7 +232,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give exactly one of input_ids and inputs_embeds")
-        given = input_ids if input_ids is not None else inputs_embeds
+        given: Any = input_ids if input_ids is not None else inputs_embeds
         batch, new = given.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         steps, rows = self.row_depths(depth, batch)
@@ -246,15 +248,16 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
                 "packed documents (position_ids that restart at 0) have no cache; "
                 "pass use_cache=False, or one document a row"
             )
-        if position_ids is None:
-            position_ids = _count_positions(attention_mask, past, batch, new, given.device)
+        positions: torch.Tensor | None = position_ids
+        if positions is None:
+            positions = _count_positions(attention_mask, past, batch, new, given.device)
         frozen = not any(p.requires_grad for p in self._prelude_parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
             layer_inputs: dict[str, Any] = {
                 "attention_mask": sequences.additive_mask(hidden.dtype),
-                "position_ids": position_ids,
-                "position_embeddings": self.rotary_emb(hidden, position_ids=position_ids),
+                "position_ids": positions,
+                "position_embeddings": self.rotary_emb(hidden, position_ids=positions),
             }
             for layer in self.prelude:
                 hidden = layer(hidden, past_key_values=cache, **layer_inputs)

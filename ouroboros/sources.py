@@ -65,7 +65,8 @@ def load_source(source: str) -> Source:
         ConfigError: its architecture does not convert.
     """
     path = Path(source)
-    where, extra = source, {}
+    where = source
+    extra: dict[str, Any] = {}
     files: list[Path] = []
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -50,7 +50,7 @@ def test_full_disk_leaves_the_old_checkpoint(copy: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(model, "save_pretrained", full)
-    with pytest.raises(CheckpointError, match="No space left on device.*untouched"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*untouched"):
         save_checkpoint(model, tokenizer, copy)
     assert checkpoint_sha256(copy) == before
     assert [p.name for p in copy.parent.iterdir()] == ["checkpoint"]
@@ -60,9 +60,14 @@ def test_publish_interrupted_leaves_the_old_directory(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "a").write_text("old")
-    with pytest.raises(KeyboardInterrupt), publish(out) as staging:
-        (staging / "a").write_text("new")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with publish(out) as staging:
+            (staging / "a").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (out / "a").read_text() == "old"
     with publish(out) as staging:
         (staging / "b").write_text("new")
@@ -110,7 +115,7 @@ def test_damaged_weights_are_refused(copy: Path) -> None:
     tensors = load_file(file)
     tensors["norm.weight"][0] = float("inf")
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="norm.weight holds NaN or infinity"):
+    with pytest.raises(CheckpointError, match=r"norm\.weight holds NaN or infinity"):
         load_checkpoint(copy)
     del tensors["norm.weight"]
     save_file(tensors, file, metadata={"format": "pt"})

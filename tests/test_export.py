@@ -105,5 +105,5 @@ def test_bad_options_are_refused(
 def test_checkpoint_without_tokenizer_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model, _ = load_checkpoint(tiny_checkpoint)
     save_checkpoint(model, None, tmp_path / "mute")
-    with pytest.raises(ExportError, match="no tokenizer.json"):
+    with pytest.raises(ExportError, match=r"no tokenizer\.json"):
         export_bundle(tmp_path / "mute", tmp_path / "out", max_depth=4)
