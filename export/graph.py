@@ -40,7 +40,6 @@ def build_graph(model: OuroborosForCausalLM, max_depth: int) -> ir.Model:
     for prefix, part in (("opening", opening), ("step", step), ("closing", closing)):
         _prefix_names(part, prefix)
     inputs = {value.name: value for value in _declare_inputs(config)}
-    picked = inputs["logit_index"]
     graphs = [opening]
     caches: list[ir.Value] = []
 
@@ -53,8 +52,9 @@ def build_graph(model: OuroborosForCausalLM, max_depth: int) -> ir.Model:
         graphs.append(graph)
         return result
 
-    _feed(opening, [inputs[name] for name in ("input_ids", "position_ids", "attention_mask")])
-    hidden, *once = _take_outputs(opening)
+    names = ("input_ids", "position_ids", "attention_mask", "logit_index")
+    _feed(opening, [inputs[name] for name in names])
+    hidden, *once, picked = _take_outputs(opening)
     shared = once[:3]
     for slot, layer in enumerate(model.prelude):
         hidden = run_layer(slot, layer, hidden)

@@ -25,8 +25,8 @@ class Shared:
 
     Attributes:
         mask: additive attention mask `[B, 1, groups * S, P + S]`.
-        cos: rotary cosines `[B, S, 1, head_dim]`.
-        sin: rotary sines, the first half negated, `[B, S, 1, head_dim]`.
+        cos: rotary cosines `[B, 1, S, head_dim]`.
+        sin: rotary sines, the first half negated, `[B, 1, S, head_dim]`.
     """
 
     mask: torch.Tensor
@@ -156,7 +156,6 @@ class Layer(nn.Module):
         self.head_dim = attention.head_dim
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
-        self.groups = self.heads // self.kv_heads
         self.norm_1 = Norm(layer.input_layernorm)
         self.norm_2 = Norm(layer.post_attention_layernorm)
         scale = float(attention.scaling)
@@ -165,7 +164,7 @@ class Layer(nn.Module):
             # Normalising undoes any scale of q, so the attention scale goes into the norm.
             rows = [attention.q_norm.weight * scale] * self.heads
             rows += [attention.k_norm.weight] * self.kv_heads
-            self.qk_norm = frozen(torch.stack(rows))
+            self.qk_norm = frozen(torch.stack(rows)[:, None])
             self.qk_eps = float(attention.q_norm.variance_epsilon)
             scale = 1.0
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -196,18 +195,17 @@ class Layer(nn.Module):
         batch, new = x.shape[0], x.shape[1]
         heads = self.qkv(self.norm_1(x), cuts[0], step)
         heads = heads.reshape(batch, new, self.heads + 2 * self.kv_heads, self.head_dim)
-        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        # One transposition for q, k and v together; grouping the query heads is then free.
+        qk, v = heads.transpose(1, 2).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if self.qk_norm is not None:
             qk = rms(qk, self.qk_eps) * self.qk_norm
         first, second = qk.split([self.head_dim // 2, self.head_dim // 2], dim=-1)
         qk = qk * shared.cos + torch.cat([second, first], dim=-1) * shared.sin
-        q, k = qk.split([self.heads, self.kv_heads], dim=2)
-        q = q.reshape(batch, new, self.kv_heads, self.groups, self.head_dim)
-        q = q.permute(0, 2, 3, 1, 4).reshape(batch, self.kv_heads, -1, self.head_dim)
-        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
+        q = q.reshape(batch, self.kv_heads, -1, self.head_dim)
         mixed = attend(q, (past[0], k), (past[1], v), shared.mask)
-        mixed = mixed.reshape(batch, self.kv_heads, self.groups, new, self.head_dim)
-        mixed = mixed.permute(0, 3, 1, 2, 4).reshape(batch, new, self.heads * self.head_dim)
+        mixed = mixed.reshape(batch, self.heads, new, self.head_dim).transpose(1, 2)
+        mixed = mixed.reshape(batch, new, self.heads * self.head_dim)
         x = x + self.out(mixed, cuts[1], step)
         gate, up = self.gate_up(self.norm_2(x), cuts[2], step).split(self.width, dim=-1)
         x = x + self.down(self.activation(gate) * up, cuts[3], step)

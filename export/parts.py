@@ -41,13 +41,18 @@ class Opening(nn.Module):
         self.groups = config.num_attention_heads // config.num_key_value_heads
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logit_index: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Embeds `input_ids` `[B, S]`.
 
         Returns:
             h `[B, S, d]`; mask, cos and sin (see `Shared`); valid `[B, S, 1]` float; the pooled
-            count `[B, S, 1]`; whether a row has a past `[B, 1, 1]` bool.
+            count `[B, S, 1]`; whether a row has a past `[B, 1, 1]` bool; `logit_index` `[B, K]`
+            spread over the hidden size, int64 `[B, K, d]`.
         """
         new = input_ids.shape[1]
         total = attention_mask.shape[1]
@@ -59,14 +64,15 @@ class Opening(nn.Module):
         mask = mask.repeat(1, 1, self.groups, 1)
         angles = position_ids[..., None].to(torch.float32) * self.inv_freq
         cos, sin = torch.cos(angles) * self.rope_scale, torch.sin(angles) * self.rope_scale
-        cos = torch.cat([cos, cos], dim=-1)[:, :, None]
-        sin = torch.cat([-sin, sin], dim=-1)[:, :, None]
+        cos = torch.cat([cos, cos], dim=-1)[:, None]
+        sin = torch.cat([-sin, sin], dim=-1)[:, None]
         running = torch.cumsum((attention_mask != 0).to(torch.float32), dim=1)[..., None]
         valid = (attention_mask[:, total - new :, None] != 0).to(torch.float32)
         count = running[:, total - new :].clamp(min=1.0)
         has_past = (running[:, total - new : total - new + 1] - valid[:, :1]) > 0.5
         h = functional.embedding(input_ids, self.table)
-        return h, mask, cos, sin, valid, count, has_past
+        picked = logit_index[..., None].expand(-1, -1, h.shape[-1])
+        return h, mask, cos, sin, valid, count, has_past, picked
 
 
 class Plain(nn.Module):
@@ -100,6 +106,7 @@ class Step(nn.Module):
         self.pooling = model.config.pooling
         self.layer = Layer(source.layer)
         self.step_norm = frozen(source.norm.weight[:max_depth])
+        self.unit = frozen(torch.ones(source.norm.weight.shape[1]))
         self.gate_weight = self.gate_bias = None
         if source.gate is not None:
             self.gate_weight = frozen(source.gate.proj.weight.T.contiguous())
@@ -117,7 +124,7 @@ class Step(nn.Module):
         shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
         past: tuple[torch.Tensor, torch.Tensor],
-        logit_index: torch.Tensor,
+        picked: torch.Tensor,
         row_depth: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs step `step` (int64 scalar) on h `[B, S, d]`.
@@ -128,7 +135,7 @@ class Step(nn.Module):
             shared: mask, cos, sin.
             pool: valid, count, has_past and the past pooled sums `[B, D, d]`.
             past: keys and values of all steps `[B, D, kv, P, head_dim]`.
-            logit_index: int64 `[B, K]`.
+            picked: positions asked for, int64 `[B, K, d]`.
             row_depth: int64 `[B]`; a row that has had its steps passes through unchanged.
 
         Returns:
@@ -136,12 +143,12 @@ class Step(nn.Module):
         """
         index = step.reshape(1)
         pooled, sums = self._pool(h, pool, index)
-        picked = logit_index[..., None].expand(-1, -1, h.shape[-1])
         pool_out = sums.gather(1, picked)
         modulation = self.modulate(pooled, index)
         kv = tuple(torch.index_select(p, 1, index).squeeze(1) for p in past)
         new, k, v = self.layer(h, Shared(*shared), kv, modulation, step)
-        new = rms(new, STEP_NORM_EPS) * torch.index_select(self.step_norm, 0, index)
+        # Times one, then the step's weight: backends fuse a norm whose weight is a constant.
+        new = rms(new, STEP_NORM_EPS) * self.unit * torch.index_select(self.step_norm, 0, index)
         if self.gate_weight is not None and self.gate_bias is not None:
             joined = torch.cat([new, h], dim=-1)
             gate = torch.sigmoid(joined @ self.gate_weight + self.gate_bias)
@@ -216,10 +223,8 @@ class Closing(nn.Module):
         super().__init__()
         self.norm = Norm(model.norm)
 
-    def forward(
-        self, h: torch.Tensor, logit_index: torch.Tensor, head: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, picked: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Returns logits `[B, K, V]` with the LM head `[V, d]`, laid out as an embedding."""
-        h = h.gather(1, logit_index[..., None].expand(-1, -1, h.shape[-1]))
+        h = h.gather(1, picked)
         logits: torch.Tensor = self.norm(h) @ head.T
         return logits

@@ -54,14 +54,15 @@ def trace_parts(model: OuroborosForCausalLM, max_depth: int) -> Parts:
     ids = _Example((_BATCH, _NEW), (0, 1), torch.long)
     mask = _Example((_BATCH, _PAST + _NEW), (0, 1), torch.long)
     h = _Example((_BATCH, _NEW, d), (0, 1))
-    trig = _Example((_BATCH, _NEW, 1, size), (0, 1))
+    trig = _Example((_BATCH, 1, _NEW, size), (0, 2))
     shared = (_Example((_BATCH, 1, grouped, _PAST + _NEW), (0, 2, 3)), trig, trig)
     column = _Example((_BATCH, _NEW, 1), (0, 1))
     has_past = _Example((_BATCH, 1, 1), (0,), torch.bool)
     pool = (column, column, has_past, _Example((_BATCH, _SLOTS, d), (0, 1)))
     cache = _Example((_BATCH, kv, _PAST, size), (0, 2))
     steps = _Example((_BATCH, _SLOTS, kv, _PAST, size), (0, 1, 3))
-    picked = _Example((_BATCH, _PICKED), (0, 1), torch.long)
+    index = _Example((_BATCH, _PICKED), (0, 1), torch.long)
+    picked = _Example((_BATCH, _PICKED, d), (0, 1), torch.long)
     rows = _Example((_BATCH,), (0,), torch.long)
     step = _Example((), (), torch.long)
     head = _Example((config.vocab_size, d), ())
@@ -69,7 +70,7 @@ def trace_parts(model: OuroborosForCausalLM, max_depth: int) -> Parts:
     if kept := [*model.prelude, *model.coda]:
         layer = _trace(_template(kept[0]), (h, shared, (cache, cache)))
     return Parts(
-        _trace(Opening(model), (ids, ids, mask)),
+        _trace(Opening(model), (ids, ids, mask, index)),
         layer,
         _trace(Step(model, max_depth), (step, h, shared, pool, (steps, steps), picked, rows)),
         _trace(Closing(model), (h, picked, head)),
