@@ -74,14 +74,20 @@ def select_recurrent(
 ) -> list[Candidate]:
     """Tries every candidate as the looped layer; returns them, the best at `depth` first.
 
+    `report` gets a table, a row as soon as it is measured.
+
     The Controller's heads are zero at conversion, so the bases don't matter here.
     """
     tried = []
+    report("calibration loss of every candidate for the looped layer, nats per token")
+    report(f"{'layer':>7}  {'at depth 1':>12}  {f'at depth {depth}':>12}")
     for layer in candidates:
         model.recurrent.layer.load_state_dict(layers[layer].state_dict(), strict=False)
         if model.config.norm_init == "matched":
             match_step_norms(model, windows, depth)
-        losses = (calibration_loss(model, windows, d) for d in (1, depth))
+        losses = [calibration_loss(model, windows, d) for d in (1, depth)]
         tried.append(Candidate(layer, *losses))
-        report(f"measured layer {layer}: loss {tried[-1].loss_at_depth:.3f} at depth {depth}")
-    return sorted(tried, key=lambda c: (c.loss_at_depth, c.layer))
+        report(f"{layer:>7}  {losses[0]:>12.3f}  {losses[1]:>12.3f}")
+    ranked = sorted(tried, key=lambda c: (c.loss_at_depth, c.layer))
+    report(f"looping layer {ranked[0].layer}, the best at depth {depth}")
+    return ranked

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,13 @@ def _load_config(source: str, where: str, extra: dict[str, Any]) -> Any:
 
 
 def _load_model(source: str, where: str, extra: dict[str, Any], config: Any) -> Any:
+    # transformers draws a progress bar of its own for a GGUF, which nothing else switches off.
+    hidden = redirect_stderr(io.StringIO()) if "gguf_file" in extra else nullcontext()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, **extra
-        )
+        with hidden:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                where, dtype=torch.float32, output_loading_info=True, **extra
+            )
     except Exception as error:
         raise CheckpointError(f"{source}: can't load the weights: {first(error)}") from error
     missing = sorted(info["missing_keys"])
