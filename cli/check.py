@@ -121,7 +121,7 @@ def depth_table(report: ParityReport) -> Table:
     from rich.table import Table
 
     title = "engine against PyTorch, the worst case of each depth"
-    table = Table(title=title, box=SIMPLE, pad_edge=False)
+    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     names = ("depth", "cases", "max abs", "rel. L2", "KL", "best", "caches", "greedy")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

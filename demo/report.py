@@ -95,7 +95,7 @@ How well it reads unseen text (next-token loss in nats, mean of {len(KINDS)} tex
 {_heldout_lines(heldout)}
   Trained, by depth: {by_depth}.
 
-The same weights at four depths, continuing "{settings.SHOWN_PROMPT}"
+The same weights at four depths, continuing "{settings.SHOWN_PROMPT}" (sampled)
 {samples}
   A few minutes of training make a start, not a good model.
 

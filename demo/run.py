@@ -93,8 +93,12 @@ def _judge_model(stages: Stages, material: Material) -> None:
     engine = source_hash("runtime", "demo")
 
     def generate(_: bool) -> None:
-        shown = ["--depth", str(settings.DEPTH), "--max-new-tokens", str(settings.SHOWN_TOKENS)]
-        call("ouro", "run", bundle, settings.SHOWN_PROMPT, *shown)
+        shown = {"depth": settings.DEPTH, "max-new-tokens": settings.SHOWN_TOKENS}
+        options = {
+            f"--{name.replace('_', '-')}": str(value)
+            for name, value in (shown | settings.SHOWN_SAMPLING).items()
+        }
+        call("ouro", "run", bundle, settings.SHOWN_PROMPT, *flags(options))
         call("python", "-m", "demo.tokens", bundle, trained, "--json", folder / "tokens.json")
 
     stages.run(

@@ -134,7 +134,10 @@ def main() -> None:
             )
         samples = {
             str(depth): engine.generate(
-                settings.SHOWN_PROMPT, depth=depth, max_new_tokens=settings.SHOWN_TOKENS
+                settings.SHOWN_PROMPT,
+                depth=depth,
+                max_new_tokens=settings.SHOWN_TOKENS,
+                **settings.SHOWN_SAMPLING,
             ).text
             for depth in settings.DEPTHS
         }

@@ -18,6 +18,7 @@ from ouroboros.cache import OuroborosCache
 from ouroboros.configuration import PROJECTIONS, OuroborosConfig
 from ouroboros.errors import ConfigError
 from ouroboros.modulation import (
+    ConstantLinear,
     Controller,
     Gate,
     ModulatedLinear,
@@ -120,15 +121,13 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Controller):
-            nn.init.zeros_(module.heads.weight)
+        # Only modules with parameters of their own come by here.
+        if isinstance(module, ConstantLinear):
+            module.reset_parameters()
         elif isinstance(module, StaticModulation):
             nn.init.zeros_(module.vectors)
         elif isinstance(module, StepNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, Gate):
-            nn.init.zeros_(module.proj.weight)
-            nn.init.constant_(module.proj.bias, -2.0)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

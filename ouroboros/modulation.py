@@ -14,6 +14,9 @@ from torch.nn import functional
 
 from ouroboros.configuration import PROJECTIONS, STEP_NORM_EPS, OuroborosConfig
 
+GATE_BIAS = -2.0
+"""Where the gate's bias starts: sigmoid(-2) = 0.12, so 88 % of h is kept."""
+
 
 class ModulationPort:
     """Carries a step's modulation to the projections of the layer.
@@ -73,6 +76,27 @@ class ModulatedLinear(nn.Linear):
         return output + functional.linear(low, self.lora_b[base])
 
 
+class ConstantLinear(nn.Linear):
+    """A linear layer that starts at weight zero, so that its output starts as its bias.
+
+    A class of its own because transformers initialises only modules with parameters of their own:
+    `Controller` and `Gate` are never handed to `_init_weights`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, start: float = 0.0
+    ) -> None:
+        """Every bias starts at `start`."""
+        self.start = start
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        """Sets weight and bias to their start."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, self.start)
+
+
 class Controller(nn.Module):
     """The hypernetwork: pooled hidden state and step to the diagonals of all seven updates."""
 
@@ -84,7 +108,7 @@ class Controller(nn.Module):
         self.step_embedding = nn.Embedding(config.max_depth, style)
         self.mix_1 = nn.Linear(3 * style, 2 * style)
         self.mix_2 = nn.Linear(2 * style, style)
-        self.heads = nn.Linear(style, len(PROJECTIONS) * config.rank, bias=False)
+        self.heads = ConstantLinear(style, len(PROJECTIONS) * config.rank, bias=False)
 
     def forward(self, pooled: torch.Tensor, step: int) -> torch.Tensor:
         """Maps pooled h `[batch, seq or 1, hidden]` to modulation `[batch, seq or 1, 7 * rank]`."""
@@ -130,7 +154,7 @@ class Gate(nn.Module):
     def __init__(self, config: OuroborosConfig) -> None:
         """Starts at weight 0 and bias -2: 88 % of h is kept."""
         super().__init__()
-        self.proj = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        self.proj = ConstantLinear(2 * config.hidden_size, config.hidden_size, start=GATE_BIAS)
 
     def forward(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         """Returns g in (0, 1), `[batch, seq, hidden]`, from h' and h."""

@@ -106,6 +106,38 @@ def test_matched_norms_are_the_layers_own_rms(tiny_original: Path, tmp_path: Pat
     assert float((weight[0] - 1).abs().max()) > 1e-3
 
 
+def test_conversion_starts_unmodulated(tiny_original: Path, tmp_path: Path) -> None:
+    """A fresh conversion runs the looped layer as it was, with 88 % of h kept at every step."""
+    convert(str(tiny_original), tmp_path / "out", recurrent=3, norm_init="ones", **SMALL)
+    model, _ = load_checkpoint(tmp_path / "out")
+    original = AutoModelForCausalLM.from_pretrained(tiny_original, dtype=torch.float32).eval()
+    ids = torch.arange(10, 26)[None]
+    core = original.model
+    with torch.no_grad():
+        hidden = core.embed_tokens(ids)
+        places = torch.arange(ids.shape[1])[None]
+        rotary = core.rotary_emb(hidden, position_ids=places)
+        mask = torch.full((ids.shape[1],) * 2, torch.finfo(torch.float32).min).triu(1)[None, None]
+
+        def run(index: int, hidden: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = core.layers[index](
+                hidden, attention_mask=mask, position_embeddings=rotary
+            )
+            return out
+
+        for index in (0, 1):
+            hidden = run(index, hidden)
+        for _ in range(3):
+            new = run(3, hidden)
+            new = new / (new.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+            hidden = hidden + 0.119202922 * (new - hidden)
+        for index in (4, 5):
+            hidden = run(index, hidden)
+        expected = original.lm_head(core.norm(hidden))
+        found = model(ids, depth=3, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_auto_takes_the_best_candidate_at_depth(tiny_original: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     report = convert(str(tiny_original), tmp_path / "out", report=lines.append, **SMALL)

@@ -213,7 +213,18 @@ def test_static_and_gateless_ablations_run(tiny_checkpoint: Path) -> None:
     assert model.gate_means(ids, 3) == []
 
 
-def test_gate_means_start_at_the_bias(model: OuroborosForCausalLM) -> None:
-    means = model.gate_means(tokens(model, 1), 4)
-    assert len(means) == 4
-    assert all(0 < mean < 1 for mean in means)
+def test_trained_parts_start_as_the_paper_says(model: OuroborosForCausalLM) -> None:
+    """arXiv 2604.02051, section 3: heads and W_g zero, b_g = -2, so g = sigmoid(-2) = 0.1192."""
+    fresh = OuroborosForCausalLM(model.config).eval()
+    assert not fresh.recurrent.controller.heads.weight.any()
+    assert fresh.recurrent.gate is not None
+    assert not fresh.recurrent.gate.proj.weight.any()
+    assert torch.all(fresh.recurrent.norm.weight == 1)
+    assert bool(fresh.recurrent.controller.style.weight.any())
+    means = fresh.gate_means(tokens(fresh, 1), 4)
+    assert means == pytest.approx([0.119203] * 4, abs=1e-6)
+
+
+def test_static_modulation_starts_at_zero(model: OuroborosForCausalLM) -> None:
+    config = OuroborosConfig.from_dict({**model.config.to_dict(), "modulation": "static"})
+    assert not OuroborosForCausalLM(config).recurrent.controller.vectors.any()
