@@ -49,7 +49,7 @@ def collect_report(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
         "samples": tokens["samples"],
         "settings": {
             "convert": settings.CONVERT,
-            "train": settings.TRAIN | {"--precision": settings.training_precision()},
+            "train": settings.TRAIN,
             "eval": settings.EVAL | {"--depth": str(settings.DEPTH)},
         },
         "machine": {name: value for name, value in machine.items() if name != "versions"},

@@ -56,18 +56,17 @@ def _build_model(stages: Stages, material: Material) -> None:
         inputs=[material.sha256, settings.CONVERT, core],
         outputs=["converted"],
     )
-    options = settings.TRAIN | {"--precision": settings.training_precision()}
 
     def train(interrupted: bool) -> None:
         files: list[str | Path] = ["--data", material.train, "--eval", material.eval]
         resume = ["--resume"] if interrupted and any((trained / "state").glob("*")) else []
-        call("ouro", "train", converted, trained, *files, *flags(options), *resume)
+        call("ouro", "train", converted, trained, *files, *flags(settings.TRAIN), *resume)
 
     stages.run(
         "train",
         "3/8 train: a few minutes on Wikipedia passages, a depth drawn for every batch",
         train,
-        inputs=[stages.done["convert"], options, core],
+        inputs=[stages.done["convert"], settings.TRAIN, core],
         outputs=["trained"],
     )
     stages.run(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 # Depth at which the held-out loss and the speeds of the report are taken.
 DEPTH = 8
 MAX_DEPTH = 16
@@ -21,12 +19,12 @@ CONVERT = {
 # the clock could not be repeated or resumed exactly.
 TRAIN = {
     "--depth": f"1-{MAX_DEPTH}",
-    "--train-steps": "80",
+    "--train-steps": "50",
     "--batch-size": "4",
     "--seq-len": "256",
     "--learning-rate": "1e-3",
     "--train-coda": "full",
-    "--eval-every": "40",
+    "--eval-every": "25",
 }
 
 # Held-out text: this many windows of this many tokens of each kind.
@@ -49,16 +47,3 @@ SHOWN_PROMPT = PROMPTS[2]
 SHOWN_TOKENS = 40
 # The text shown is sampled: greedy text of a model this little trained goes in circles.
 SHOWN_SAMPLING = {"temperature": 0.7, "top_p": 0.9, "seed": 0}
-
-
-def training_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """bf16 where the processor computes in it, fp32 elsewhere; the weights are float32 in both.
-
-    Args:
-        cpuinfo: Linux's description of the processor.
-    """
-    try:
-        flags = cpuinfo.read_text(encoding="utf-8").split()
-    except OSError:
-        return "fp32"
-    return "bf16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "fp32"

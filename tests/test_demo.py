@@ -8,7 +8,6 @@ import pytest
 
 from demo import settings
 from demo.report import collect_report, summarise_report
-from demo.settings import training_precision
 from demo.stages import DemoError, Stages, call
 
 
@@ -67,16 +66,6 @@ def test_stages_unreadable_record_counts_as_none(tmp_path: Path) -> None:
 def test_call_failing_names_the_command() -> None:
     with pytest.raises(DemoError, match=r"python -c .*failed with exit status 3"):
         call("python", "-c", "raise SystemExit(3)")
-
-
-@pytest.mark.parametrize(
-    ("flags", "precision"),
-    [("fpu amx_bf16 sse", "bf16"), ("avx512_bf16", "bf16"), ("avx512f", "fp32")],
-)
-def test_training_precision(tmp_path: Path, flags: str, precision: str) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
-    assert training_precision(tmp_path / "cpuinfo") == precision
-    assert training_precision(tmp_path / "none") == "fp32"
 
 
 def write_figures(folder: Path) -> None:
