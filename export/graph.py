@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from export.errors import ExportError
+from export.precision import PRECISIONS, Precision
 from export.trace import plain_weights, trace_parts
 from ouroboros.configuration import OuroborosConfig
 from ouroboros.modeling import OuroborosForCausalLM
@@ -22,29 +24,39 @@ from ouroboros.modeling import OuroborosForCausalLM
 BATCH, NEW, PAST, PICKED, SLOTS = "batch", "sequence", "past_sequence", "logits", "slots"
 TOTAL = "past_sequence + sequence"
 INT, FLOAT, BOOL = ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
+DTYPES = {
+    torch.float32: FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+}
 
 
-def build_graph(model: OuroborosForCausalLM, max_depth: int) -> ir.Model:
+def build_graph(
+    model: OuroborosForCausalLM, max_depth: int, precision: Precision = PRECISIONS["fp32"]
+) -> ir.Model:
     """Returns the whole model as one ONNX graph with the tensors of the contract.
 
     Args:
         model: a float32 model in eval mode.
         max_depth: most steps the graph will be run at; step tables are cut there.
+        precision: of products and cache. Weights to be quantised are still floats here, laid
+            out as `export.passes.weight_only` takes them.
 
     Raises:
         ExportError: a part can't be traced.
     """
     config = model.config
-    parts = trace_parts(model, max_depth)
+    parts = trace_parts(model, precision, max_depth)
+    compute = DTYPES[precision.compute]
     opening, step, closing = parts.opening.graph, parts.step.graph, parts.closing.graph
     for prefix, part in (("opening", opening), ("step", step), ("closing", closing)):
         _prefix_names(part, prefix)
-    inputs = {value.name: value for value in _declare_inputs(config)}
+    inputs = {value.name: value for value in _declare_inputs(config, compute)}
     graphs = [opening]
     caches: list[ir.Value] = []
 
     def run_layer(slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
-        graph = _copy_layer(parts.layer, f"layers.{slot}", plain_weights(layer))
+        graph = _copy_layer(parts.layer, f"layers.{slot}", plain_weights(layer, precision))
         pasts = [inputs[f"past_key_values.{slot}.{kind}"] for kind in ("key", "value")]
         _feed(graph, [hidden, *shared, *pasts])
         result, *new = _take_outputs(graph)
@@ -67,18 +79,20 @@ def build_graph(model: OuroborosForCausalLM, max_depth: int) -> ir.Model:
     for slot, layer in enumerate(model.coda, start=config.prelude):
         hidden = run_layer(slot, layer, hidden)
     embedding = opening.initializers["opening.table"]
-    head = (
-        embedding
-        if config.tie_word_embeddings
-        else _initializer("closing.head", model.lm_head.weight.detach())
-    )
+    head_weight = model.lm_head.weight.detach().to(precision.compute)
+    if precision.quantized:
+        head = _initializer("closing.head", head_weight.T)
+    elif config.tie_word_embeddings:
+        head = embedding
+    else:
+        head = _initializer("closing.head", head_weight)
     _feed(closing, [hidden, picked, head])
     (logits,) = _take_outputs(closing)
     graphs.append(closing)
 
     outputs = [
         _declare(logits, "logits", FLOAT, [BATCH, PICKED, config.vocab_size]),
-        *_declare_caches(config, caches, [node.outputs[0] for node in turned]),
+        *_declare_caches(config, compute, caches, [node.outputs[0] for node in turned]),
     ]
     graph = ir.Graph(
         list(inputs.values()),
@@ -104,7 +118,7 @@ def _past_names(layers: Iterable[int]) -> list[str]:
     return [f"past_key_values.{layer}.{kind}" for layer in layers for kind in ("key", "value")]
 
 
-def _declare_inputs(config: OuroborosConfig) -> list[ir.Value]:
+def _declare_inputs(config: OuroborosConfig, compute: ir.DataType) -> list[ir.Value]:
     kv, size = config.num_key_value_heads, config.head_dim
     cache: list[int | str] = [BATCH, kv, PAST, size]
     looped: list[int | str] = [BATCH, SLOTS, kv, PAST, size]
@@ -115,9 +129,9 @@ def _declare_inputs(config: OuroborosConfig) -> list[ir.Value]:
         ("depth", INT, []),
         ("row_depth", INT, [BATCH]),
         ("logit_index", INT, [BATCH, PICKED]),
-        *((name, FLOAT, cache) for name in _past_names(range(config.num_layers))),
-        ("past_key_values.recurrent.key", FLOAT, looped),
-        ("past_key_values.recurrent.value", FLOAT, looped),
+        *((name, compute, cache) for name in _past_names(range(config.num_layers))),
+        ("past_key_values.recurrent.key", compute, looped),
+        ("past_key_values.recurrent.value", compute, looped),
         ("past_pool_sum", FLOAT, [BATCH, SLOTS, config.hidden_size]),
     ]
     return [
@@ -132,18 +146,18 @@ def _declare(value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | s
 
 
 def _declare_caches(
-    config: OuroborosConfig, layers: list[ir.Value], looped: list[ir.Value]
+    config: OuroborosConfig, compute: ir.DataType, layers: list[ir.Value], looped: list[ir.Value]
 ) -> list[ir.Value]:
     kv, size = config.num_key_value_heads, config.head_dim
     names = [name.replace("past", "new", 1) for name in _past_names(range(config.num_layers))]
     declared = [
-        _declare(value, name, FLOAT, [BATCH, kv, NEW, size])
+        _declare(value, name, compute, [BATCH, kv, NEW, size])
         for value, name in zip(layers, names, strict=True)
     ]
     key, value, pool = looped
     for kind, scan in (("key", key), ("value", value)):
         name = f"new_key_values.recurrent.{kind}"
-        declared.append(_declare(scan, name, FLOAT, [BATCH, "depth", kv, NEW, size]))
+        declared.append(_declare(scan, name, compute, [BATCH, "depth", kv, NEW, size]))
     declared.append(_declare(pool, "pool_sum", FLOAT, [BATCH, "depth", PICKED, config.hidden_size]))
     return declared
 
@@ -224,13 +238,16 @@ def _copy_layer(
 
 
 def _tensor(name: str, weight: torch.Tensor) -> ir.TensorProtocol:
-    return ir.tensor(weight.contiguous().numpy(), name=name)
+    weight = weight.contiguous()
+    if weight.dtype == torch.bfloat16:  # numpy has no such type of its own
+        return ir.tensor(weight.view(torch.int16).numpy().view(ml_dtypes.bfloat16), name=name)
+    return ir.tensor(weight.numpy(), name=name)
 
 
 def _initializer(name: str, weight: torch.Tensor) -> ir.Value:
     return ir.Value(
         name=name,
-        type=ir.TensorType(FLOAT),
+        type=ir.TensorType(DTYPES[weight.dtype]),
         shape=ir.Shape(list(weight.shape)),
         const_value=_tensor(name, weight),
     )

@@ -15,8 +15,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from export.precision import Precision, narrow, product
 from ouroboros.configuration import PROJECTIONS
 from ouroboros.modulation import ModulatedLinear
+
+
+def attention_scale(layer: Any) -> float:
+    """What a layer's query weights are multiplied by, so that scores need no scaling.
+
+    Normalised queries (Qwen3) undo any scale of theirs: it goes into the norm, and this is 1.
+    """
+    return 1.0 if hasattr(layer.self_attn, "q_norm") else float(layer.self_attn.scaling)
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,9 @@ def rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     return x / torch.sqrt(x.pow(2.0).mean(-1, keepdim=True) + eps)
 
 
-def frozen(value: torch.Tensor) -> nn.Parameter:
-    """Returns `value` as a parameter that wants no gradient."""
-    return nn.Parameter(value.detach(), requires_grad=False)
+def frozen(value: torch.Tensor, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    """Returns `value` as a parameter of `dtype` that wants no gradient."""
+    return nn.Parameter(value.detach().to(dtype), requires_grad=False)
 
 
 def attend(
@@ -67,26 +76,31 @@ def attend(
     """Two-part attention: scores over past and new keys are joined, the keys are not.
 
     Args:
-        q: scaled queries `[B, kv, groups * S, head_dim]`.
+        q: scaled queries `[B, kv, groups * S, head_dim]`, of the keys' type.
         keys: past `[B, kv, P, head_dim]` and new `[B, kv, S, head_dim]`.
         values: the same for the values.
-        mask: additive `[B, 1, groups * S, P + S]`.
+        mask: additive `[B, 1, groups * S, P + S]`, float32.
+
+    Returns:
+        float32 `[B, kv, groups * S, head_dim]`.
     """
-    scores = torch.cat([q @ key.transpose(2, 3) for key in keys], dim=-1) + mask
+    scores = torch.cat([product(q, key.transpose(2, 3)) for key in keys], dim=-1) + mask
     weights = functional.softmax(scores, dim=-1)
     past = keys[0].shape[2]
-    return weights[..., :past] @ values[0] + weights[..., past:] @ values[1]
+    return product(weights[..., :past], values[0]) + product(weights[..., past:], values[1])
 
 
 class LowRank(nn.Module):
     """The modulated update of a group of projections: x A diag(m) B, one base or one a step."""
 
-    def __init__(self, projections: list[ModulatedLinear], scales: list[float]) -> None:
+    def __init__(
+        self, projections: list[ModulatedLinear], scales: list[float], dtype: torch.dtype
+    ) -> None:
         """Lays the bases side by side; B becomes block-diagonal, with alpha / r folded in."""
         super().__init__()
         self.bases = projections[0].lora_a.shape[0]
         self.rank = sum(p.lora_a.shape[1] for p in projections)
-        self.a = frozen(torch.cat([p.lora_a.transpose(1, 2) for p in projections], dim=-1))
+        a = torch.cat([p.lora_a.transpose(1, 2) for p in projections], dim=-1)
         blocks = [
             torch.block_diag(
                 *(
@@ -96,13 +110,15 @@ class LowRank(nn.Module):
             )
             for base in range(self.bases)
         ]
-        self.b = frozen(torch.stack(blocks))
-        if self.bases == 1:
-            # The one A rides in the main MatMul (see Projection); B is a plain matrix.
-            self.b = frozen(blocks[0])
+        b = torch.stack(blocks)
+        # A single base is a plain matrix.
+        self.a = frozen(a if self.bases > 1 else a[0], dtype)
+        self.b = frozen(b if self.bases > 1 else b[0], dtype)
 
     def select(self, matrix: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Returns the base of `step` (int64 scalar) of `[bases, in, out]`."""
+        if self.bases == 1:
+            return matrix
         index = torch.clamp(step, max=self.bases - 1).reshape(1)
         return torch.index_select(matrix, 0, index)[0]
 
@@ -110,18 +126,29 @@ class LowRank(nn.Module):
 class Projection(nn.Module):
     """Several projections of one input as one MatMul, with their low-rank updates if modulated."""
 
-    def __init__(self, linears: list[Any], scales: list[float] | None = None) -> None:
-        """Joins `linears`; `scales` multiply their outputs (the folded attention scale)."""
+    def __init__(
+        self,
+        linears: list[Any],
+        precision: Precision,
+        scales: list[float] | None = None,
+    ) -> None:
+        """Joins `linears`; `scales` multiply their outputs (the folded attention scale).
+
+        A single low-rank A rides in the same MatMul, unless the weights are to be quantised: the
+        bases stay floats.
+        """
         super().__init__()
         scales = scales or [1.0] * len(linears)
         weights = [lin.weight.T * scale for lin, scale in zip(linears, scales, strict=True)]
         self.width = sum(lin.out_features for lin in linears)
         modulated = [lin for lin in linears if isinstance(lin, ModulatedLinear)]
-        self.low_rank = LowRank(modulated, scales) if modulated else None
-        if self.low_rank is not None and self.low_rank.bases == 1:
-            weights.append(self.low_rank.a[0])
+        self.low_rank = LowRank(modulated, scales, precision.compute) if modulated else None
+        self.joined = False
+        if self.low_rank is not None and self.low_rank.bases == 1 and not precision.quantized:
+            self.joined = True
+            weights.append(self.low_rank.a.float())
             del self.low_rank.a
-        self.weight = frozen(torch.cat(weights, dim=-1).contiguous())
+        self.weight = frozen(torch.cat(weights, dim=-1).contiguous(), precision.compute)
         self.bias = None
         if any(lin.bias is not None for lin in linears):
             parts = [
@@ -134,23 +161,23 @@ class Projection(nn.Module):
         self, x: torch.Tensor, modulation: torch.Tensor | None, step: torch.Tensor | None
     ) -> torch.Tensor:
         """Maps `[B, S, in]` to `[B, S, width]`, with `modulation` `[B, S or 1, ranks]`."""
-        y = x @ self.weight
+        y = product(x, self.weight)
         if self.low_rank is not None and modulation is not None and step is not None:
-            if self.low_rank.bases == 1:
+            if self.joined:
                 y, low = y.split([self.width, self.low_rank.rank], dim=-1)
-                y = y + (low * modulation) @ self.low_rank.b
             else:
-                low = x @ self.low_rank.select(self.low_rank.a, step)
-                y = y + (low * modulation) @ self.low_rank.select(self.low_rank.b, step)
+                low = product(x, self.low_rank.select(self.low_rank.a, step))
+            y = y + product(low * modulation, self.low_rank.select(self.low_rank.b, step))
         return y if self.bias is None else y + self.bias
 
 
 class Layer(nn.Module):
     """A whole decoder layer; `ranks` cut the modulation vector for its four projection groups."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, precision: Precision) -> None:
         """Copies and joins the weights of a Hugging Face decoder layer."""
         super().__init__()
+        self.compute = precision.compute
         attention, mlp = layer.self_attn, layer.mlp
         config = attention.config
         self.head_dim = attention.head_dim
@@ -158,20 +185,18 @@ class Layer(nn.Module):
         self.kv_heads = config.num_key_value_heads
         self.norm_1 = Norm(layer.input_layernorm)
         self.norm_2 = Norm(layer.post_attention_layernorm)
-        scale = float(attention.scaling)
+        scale = attention_scale(layer)
         self.qk_norm, self.qk_eps = None, 0.0
         if hasattr(attention, "q_norm"):
-            # Normalising undoes any scale of q, so the attention scale goes into the norm.
-            rows = [attention.q_norm.weight * scale] * self.heads
+            rows = [attention.q_norm.weight * float(attention.scaling)] * self.heads
             rows += [attention.k_norm.weight] * self.kv_heads
             self.qk_norm = frozen(torch.stack(rows)[:, None])
             self.qk_eps = float(attention.q_norm.variance_epsilon)
-            scale = 1.0
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv = Projection(qkv, [scale, 1.0, 1.0])
-        self.out = Projection([attention.o_proj])
-        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj])
-        self.down = Projection([mlp.down_proj])
+        self.qkv = Projection(qkv, precision, [scale, 1.0, 1.0])
+        self.out = Projection([attention.o_proj], precision)
+        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], precision)
+        self.down = Projection([mlp.down_proj], precision)
         self.width = mlp.gate_proj.out_features
         self.activation = mlp.act_fn
 
@@ -186,7 +211,8 @@ class Layer(nn.Module):
         """Runs the layer on `[B, S, d]` over past keys and values `[B, kv, P, head_dim]`.
 
         Returns:
-            the output `[B, S, d]` and the new keys and values `[B, kv, S, head_dim]`.
+            the output `[B, S, d]` and the new keys and values `[B, kv, S, head_dim]`, the latter
+            of the precision's type.
         """
         cuts: list[torch.Tensor | None] = [None] * 4
         if modulation is not None:
@@ -201,7 +227,8 @@ class Layer(nn.Module):
             qk = rms(qk, self.qk_eps) * self.qk_norm
         first, second = qk.split([self.head_dim // 2, self.head_dim // 2], dim=-1)
         qk = qk * shared.cos + torch.cat([second, first], dim=-1) * shared.sin
-        q, k = qk.split([self.heads, self.kv_heads], dim=1)
+        q, k = narrow(qk, self.compute).split([self.heads, self.kv_heads], dim=1)
+        v = narrow(v, self.compute)
         q = q.reshape(batch, self.kv_heads, -1, self.head_dim)
         mixed = attend(q, (past[0], k), (past[1], v), shared.mask)
         mixed = mixed.reshape(batch, self.heads, new, self.head_dim).transpose(1, 2)

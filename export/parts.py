@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from export.errors import ExportError
 from export.layers import Layer, Norm, Shared, frozen, rms
+from export.precision import Precision, product
 from ouroboros.configuration import STEP_NORM_EPS
 from ouroboros.modeling import OuroborosForCausalLM
 from ouroboros.modulation import Controller, StaticModulation
@@ -21,7 +22,7 @@ _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 class Opening(nn.Module):
     """Embedding, and everything that is computed once a call."""
 
-    def __init__(self, model: OuroborosForCausalLM) -> None:
+    def __init__(self, model: OuroborosForCausalLM, precision: Precision) -> None:
         """Takes the embedding and the rotary frequencies.
 
         Raises:
@@ -34,7 +35,7 @@ class Opening(nn.Module):
                 f"RoPE scaling {rotary.rope_type!r} changes with the sequence's length and can't "
                 f"be exported; allowed are {', '.join(_FIXED_ROPE)}"
             )
-        self.table = frozen(model.embed_tokens.weight)
+        self.table = frozen(model.embed_tokens.weight, precision.compute)
         self.inv_freq = frozen(rotary.inv_freq)
         self.rope_scale = float(rotary.attention_scaling)
         config = model.config
@@ -70,7 +71,7 @@ class Opening(nn.Module):
         valid = (attention_mask[:, total - new :, None] != 0).to(torch.float32)
         count = running[:, total - new :].clamp(min=1.0)
         has_past = (running[:, total - new : total - new + 1] - valid[:, :1]) > 0.5
-        h = functional.embedding(input_ids, self.table)
+        h = functional.embedding(input_ids, self.table).float()
         picked = logit_index[..., None].expand(-1, -1, h.shape[-1])
         return h, mask, cos, sin, valid, count, has_past, picked
 
@@ -78,10 +79,10 @@ class Opening(nn.Module):
 class Plain(nn.Module):
     """A kept decoder layer, traced once and copied for every layer of prelude and coda."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, precision: Precision) -> None:
         """Joins the weights of a Hugging Face decoder layer."""
         super().__init__()
-        self.layer = Layer(layer)
+        self.layer = Layer(layer, precision)
 
     def forward(
         self,
@@ -99,21 +100,21 @@ class Plain(nn.Module):
 class Step(nn.Module):
     """One recurrence: what becomes the body of the Loop."""
 
-    def __init__(self, model: OuroborosForCausalLM, max_depth: int) -> None:
+    def __init__(self, model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> None:
         """Joins the weights of the looped layer; step tables are cut at `max_depth`."""
         super().__init__()
         source = model.recurrent
         self.pooling = model.config.pooling
-        self.layer = Layer(source.layer)
+        self.layer = Layer(source.layer, precision)
         self.step_norm = frozen(source.norm.weight[:max_depth])
         self.unit = frozen(torch.ones(source.norm.weight.shape[1]))
         self.gate_weight = self.gate_bias = None
         if source.gate is not None:
-            self.gate_weight = frozen(source.gate.proj.weight.T.contiguous())
+            self.gate_weight = frozen(source.gate.proj.weight.T.contiguous(), precision.compute)
             self.gate_bias = frozen(source.gate.proj.bias)
         match source.controller:
             case Controller() as controller:
-                self.modulate: nn.Module = TracedController(controller, max_depth)
+                self.modulate: nn.Module = TracedController(controller, precision, max_depth)
             case StaticModulation() as static:
                 self.modulate = TracedStatic(static, max_depth)
 
@@ -151,7 +152,7 @@ class Step(nn.Module):
         new = rms(new, STEP_NORM_EPS) * self.unit * torch.index_select(self.step_norm, 0, index)
         if self.gate_weight is not None and self.gate_bias is not None:
             joined = torch.cat([new, h], dim=-1)
-            gate = torch.sigmoid(joined @ self.gate_weight + self.gate_bias)
+            gate = torch.sigmoid(product(joined, self.gate_weight) + self.gate_bias)
             new = h + gate * (new - h)
         new = torch.where((step < row_depth)[:, None, None], new, h)
         return new, k, v, pool_out
@@ -181,25 +182,26 @@ class TracedController(nn.Module):
     is a table of biases: mix_1([s; E_i]) = s W_s + (E_i W_e + b).
     """
 
-    def __init__(self, controller: Controller, max_depth: int) -> None:
+    def __init__(self, controller: Controller, precision: Precision, max_depth: int) -> None:
         """Copies the weights, step tables up to `max_depth`."""
         super().__init__()
+        dtype = precision.compute
         mix, embedding = controller.mix_1, controller.step_embedding.weight[:max_depth]
         cut = mix.in_features - embedding.shape[1]
         table = functional.linear(embedding, mix.weight[:, cut:], mix.bias)
         self.step_bias = frozen(table)
-        self.style_weight = frozen(controller.style.weight.T.contiguous())
+        self.style_weight = frozen(controller.style.weight.T.contiguous(), dtype)
         self.style_bias = frozen(controller.style.bias)
-        self.mix_1 = frozen(mix.weight[:, :cut].T.contiguous())
-        self.mix_2 = frozen(controller.mix_2.weight.T.contiguous())
+        self.mix_1 = frozen(mix.weight[:, :cut].T.contiguous(), dtype)
+        self.mix_2 = frozen(controller.mix_2.weight.T.contiguous(), dtype)
         self.mix_2_bias = frozen(controller.mix_2.bias)
-        self.heads = frozen(controller.heads.weight.T.contiguous())
+        self.heads = frozen(controller.heads.weight.T.contiguous(), dtype)
 
     def forward(self, pooled: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Maps pooled h `[B, S or 1, d]` to modulation `[B, S or 1, 7 * rank]`."""
-        z = functional.silu(pooled @ self.style_weight + self.style_bias)
-        z = functional.silu(z @ self.mix_1 + torch.index_select(self.step_bias, 0, index))
-        return functional.silu(z @ self.mix_2 + self.mix_2_bias) @ self.heads
+        z = functional.silu(product(pooled, self.style_weight) + self.style_bias)
+        z = functional.silu(product(z, self.mix_1) + torch.index_select(self.step_bias, 0, index))
+        return product(functional.silu(product(z, self.mix_2) + self.mix_2_bias), self.heads)
 
 
 class TracedStatic(nn.Module):
@@ -218,13 +220,17 @@ class TracedStatic(nn.Module):
 class Closing(nn.Module):
     """Final norm and LM head, at the positions asked for."""
 
-    def __init__(self, model: OuroborosForCausalLM) -> None:
+    def __init__(self, model: OuroborosForCausalLM, precision: Precision) -> None:
         """Takes the final norm; the head is an input, so that a tied one is shared."""
         super().__init__()
         self.norm = Norm(model.norm)
+        self.turned = precision.quantized
 
     def forward(self, h: torch.Tensor, picked: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        """Returns logits `[B, K, V]` with the LM head `[V, d]`, laid out as an embedding."""
+        """Returns float32 logits `[B, K, V]`.
+
+        The LM head is laid out as an embedding `[V, d]`; one to be quantised, which shares nothing
+        with the embedding's node, as `[d, V]`.
+        """
         h = h.gather(1, picked)
-        logits: torch.Tensor = self.norm(h) @ head.T
-        return logits
+        return product(self.norm(h), head if self.turned else head.T)

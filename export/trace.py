@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from export.errors import ExportError
 from export.parts import Closing, Opening, Plain, Step
 from export.passes.reshapes import constant_reshapes
+from export.precision import Precision
 from ouroboros.modeling import OuroborosForCausalLM
 
 OPSET = 24
@@ -42,7 +43,7 @@ class Parts:
     closing: ir.Model
 
 
-def trace_parts(model: OuroborosForCausalLM, max_depth: int) -> Parts:
+def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> Parts:
     """Traces the four parts; step tables are cut at `max_depth`.
 
     Raises:
@@ -59,35 +60,39 @@ def trace_parts(model: OuroborosForCausalLM, max_depth: int) -> Parts:
     column = _Example((_BATCH, _NEW, 1), (0, 1))
     has_past = _Example((_BATCH, 1, 1), (0,), torch.bool)
     pool = (column, column, has_past, _Example((_BATCH, _SLOTS, d), (0, 1)))
-    cache = _Example((_BATCH, kv, _PAST, size), (0, 2))
-    steps = _Example((_BATCH, _SLOTS, kv, _PAST, size), (0, 1, 3))
+    compute = precision.compute
+    cache = _Example((_BATCH, kv, _PAST, size), (0, 2), compute)
+    steps = _Example((_BATCH, _SLOTS, kv, _PAST, size), (0, 1, 3), compute)
     index = _Example((_BATCH, _PICKED), (0, 1), torch.long)
     picked = _Example((_BATCH, _PICKED, d), (0, 1), torch.long)
     rows = _Example((_BATCH,), (0,), torch.long)
     step = _Example((), (), torch.long)
-    head = _Example((config.vocab_size, d), ())
+    head_shape = (d, config.vocab_size) if precision.quantized else (config.vocab_size, d)
+    head = _Example(head_shape, (), compute)
     layer = None
     if kept := [*model.prelude, *model.coda]:
-        layer = _trace(_template(kept[0]), (h, shared, (cache, cache)))
+        layer = _trace(_template(kept[0], precision), (h, shared, (cache, cache)))
+    inputs = (step, h, shared, pool, (steps, steps), picked, rows)
     return Parts(
-        _trace(Opening(model), (ids, ids, mask, index)),
+        _trace(Opening(model, precision), (ids, ids, mask, index)),
         layer,
-        _trace(Step(model, max_depth), (step, h, shared, pool, (steps, steps), picked, rows)),
-        _trace(Closing(model), (h, picked, head)),
+        _trace(Step(model, precision, max_depth), inputs),
+        _trace(Closing(model, precision), (h, picked, head)),
     )
 
 
-def plain_weights(layer: nn.Module) -> dict[str, torch.Tensor]:
+def plain_weights(layer: nn.Module, precision: Precision) -> dict[str, torch.Tensor]:
     """Returns the weights of a kept layer under the names the traced layer gives them."""
-    return {name: value.detach() for name, value in Plain(layer).named_parameters()}
+    return {name: value.detach() for name, value in Plain(layer, precision).named_parameters()}
 
 
-def _template(layer: nn.Module) -> Plain:
+def _template(layer: nn.Module, precision: Precision) -> Plain:
     """Returns a layer of random weights: the exporter merges weights that are equal by chance."""
-    plain = Plain(layer)
+    plain = Plain(layer, precision)
     generator = torch.Generator().manual_seed(0)
     for parameter in plain.parameters():
-        parameter.data = torch.rand(parameter.shape, generator=generator)
+        random = torch.rand(parameter.shape, generator=generator)
+        parameter.data = random.to(parameter.dtype)
     return plain
 
 

@@ -1,0 +1,132 @@
+"""Weight-only quantisation: integers and scales in place of float weights, in standard operators.
+
+A MatMul reads `DequantizeLinear` of its weight `[in, out]`, axis 0, an initializer of the same
+graph: the form that ONNX Runtime fuses to MatMulNBits, inside a Loop body too.
+
+Source: ONNX operator DequantizeLinear, opset 21 (blocks, 4-bit integers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from export.errors import ExportError
+from export.quantized import QuantizedWeight, pack
+
+_TYPES = {
+    (4, True): (ir.DataType.INT4, ml_dtypes.int4),
+    (4, False): (ir.DataType.UINT4, ml_dtypes.uint4),
+    (8, True): (ir.DataType.INT8, np.int8),
+    (8, False): (ir.DataType.UINT8, np.uint8),
+}
+
+
+def quantize_weights(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> int:
+    """Replaces initializers by their integers, scales and a DequantizeLinear.
+
+    Args:
+        model: the stitched graph.
+        weights: by the initializer's name, of its shape `[in, out]`.
+
+    Returns:
+        how many were replaced.
+
+    Raises:
+        ExportError: the graph has no such initializer.
+    """
+    left = dict(weights)
+    for graph in graphs_of(model):
+        for name in [name for name in graph.initializers if name in left]:
+            weight, old = left.pop(name), graph.initializers[name]
+            parts = [add_integers(graph, name, weight), add_floats(graph, f"{name}_scales", weight)]
+            if weight.zeros is not None:
+                parts.append(add_zeros(graph, name, weight))
+            node = ir.node(
+                "DequantizeLinear",
+                parts,
+                attributes={"axis": 0, "block_size": weight.block},
+                name=f"{name}_dequantize",
+            )
+            node.outputs[0].name = f"{name}_dequantized"
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            old.replace_all_uses_with(node.outputs[0])
+            graph.insert_before(graph[0], node)
+            del graph.initializers[name]
+    if left:
+        raise ExportError(f"the graph has no weight {min(left)} to quantise; this is a bug")
+    return len(weights)
+
+
+def store_half(model: ir.Model, names: Collection[str]) -> int:
+    """Stores float32 initializers as float16, cast back where they are read.
+
+    Returns:
+        how many were changed.
+    """
+    changed = 0
+    for graph in graphs_of(model):
+        for name in [name for name in graph.initializers if name in names]:
+            old = graph.initializers[name]
+            if old.const_value is None:
+                raise ExportError(f"the weight {name} has no value; this is a bug")
+            half = old.const_value.numpy().astype(np.float16)
+            stored = _initializer(f"{name}_half", ir.tensor(half, name=f"{name}_half"))
+            node = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT.value})
+            node.name = f"{name}_cast"
+            node.outputs[0].name = f"{name}_float"
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            old.replace_all_uses_with(node.outputs[0])
+            del graph.initializers[name]
+            graph.initializers[f"{name}_half"] = stored
+            graph.insert_before(graph[0], node)
+            changed += 1
+    return changed
+
+
+def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
+    """The graph and the bodies of its Loops."""
+    yield model.graph
+    for node in list(model.graph):
+        if node.op_type == "Loop":
+            yield node.attributes["body"].as_graph()
+
+
+def add_integers(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
+    """Adds the packed integers of a weight as an initializer."""
+    return _add(graph, f"{name}_values", _packed(f"{name}_values", weight.values, weight))
+
+
+def add_zeros(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
+    """Adds the packed zero points of a weight as an initializer."""
+    if weight.zeros is None:
+        raise ExportError(f"the weight {name} has no zero points; this is a bug")
+    return _add(graph, f"{name}_zeros", _packed(f"{name}_zeros", weight.zeros, weight))
+
+
+def add_floats(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
+    """Adds the scales of a weight as an initializer."""
+    return _add(graph, name, ir.tensor(np.ascontiguousarray(weight.scales), name=name))
+
+
+def _packed(name: str, values: np.ndarray, weight: QuantizedWeight) -> ir.TensorProtocol:
+    dtype, numpy_type = _TYPES[weight.bits, weight.zeros is None]
+    if weight.bits == 4:
+        packed = pack(values, 4)
+        return ir.PackedTensor(packed.reshape(-1), dtype, shape=ir.Shape(values.shape), name=name)
+    return ir.tensor(values.astype(numpy_type), name=name)
+
+
+def _add(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    value = _initializer(name, tensor)
+    graph.initializers[name] = value
+    return value
+
+
+def _initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    return ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+    )

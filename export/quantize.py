@@ -1,0 +1,252 @@
+"""Chooses integers for the weights: round to nearest, or GPTQ on calibration text.
+
+Works on the PyTorch model, block by block in the order of the forward pass, and leaves in it the
+weights that the integers stand for: the result is the reference the quantised graph is checked
+against.
+
+Source: GPTQ, arXiv 2210.17323; the search of each block's scale as in AWQ, arXiv 2306.00978.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.errors import ExportError
+from export.layers import attention_scale
+from export.quantized import QuantizedWeight, check_block
+from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.modulation import Controller
+
+CALIBRATION_BATCH = 4
+DAMPING = 0.01
+COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How weights are turned into integers.
+
+    Attributes:
+        bits: 4 or 8.
+        block: inputs that share a scale.
+        symmetric: no zero points; the only form TensorRT takes.
+        depth: depth at which calibration text is run.
+    """
+
+    bits: int
+    block: int = 32
+    symmetric: bool = True
+    depth: int = 8
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest integer."""
+        half = 1 << (self.bits - 1)
+        return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
+
+
+@torch.no_grad()
+def quantize_model(
+    model: OuroborosForCausalLM,
+    how: Quantization,
+    windows: torch.Tensor | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, QuantizedWeight]:
+    """Quantises every matrix of the layers, the gate, the embedding and the LM head, in place.
+
+    Args:
+        model: float32, eval mode; afterwards it holds the dequantised weights, and its Controller
+            and low-rank bases rounded to what float16 holds.
+        how: bits, blocks, zero points.
+        windows: calibration text int64 `[windows, seq]`; None rounds to nearest.
+        report: called with a line of progress now and then.
+
+    Returns:
+        the integers by the parameter's name, each `[in, out]`.
+
+    Raises:
+        ExportError: the block size does not fit.
+    """
+    say = report or (lambda line: None)
+    matrices = dict(_linears(model, ""))
+    embedding = model.embed_tokens.weight
+    check_block(how.block, [m.in_features for m in matrices.values()] + [embedding.shape[1]])
+    chosen: dict[str, QuantizedWeight] = {}
+    blocks: list[tuple[str, nn.Module]] = [
+        *((f"prelude.{i}", layer) for i, layer in enumerate(model.prelude)),
+        ("recurrent", model.recurrent),
+        *((f"coda.{i}", layer) for i, layer in enumerate(model.coda)),
+    ]
+    for number, (prefix, block) in enumerate(blocks, 1):
+        linears = dict(_linears(block, prefix))
+        moments = {} if windows is None else _second_moments(model, linears, windows, how.depth)
+        for name, linear in linears.items():
+            weight = _choose(linear.weight, how, moments.get(name))
+            linear.weight.copy_(torch.from_numpy(weight.dequantized().T))
+            chosen[f"{name}.weight"] = weight
+        say(f"quantised {prefix} ({number} of {len(blocks)})")
+    head = {"lm_head": model.lm_head}
+    moments = {} if windows is None else _second_moments(model, head, windows, how.depth)
+    weight = _choose(model.lm_head.weight, how, moments.get("lm_head"))
+    chosen["lm_head.weight"] = weight
+    tied = model.lm_head.weight is embedding
+    model.lm_head.weight.copy_(torch.from_numpy(weight.dequantized().T))
+    if not tied:
+        weight = _choose(embedding, how, None)
+        embedding.copy_(torch.from_numpy(weight.dequantized().T))
+    chosen["embed_tokens.weight"] = weight
+    _round_floats(model)
+    return chosen
+
+
+def _linears(block: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
+    """The matrices to quantise: not the Controller's, which stay floats, nor the LM head."""
+    floats = {
+        id(module)
+        for part in block.modules()
+        if isinstance(part, Controller)
+        for module in part.modules()
+    }
+    for name, module in block.named_modules(prefix=prefix):
+        if isinstance(module, nn.Linear) and id(module) not in floats and name != "lm_head":
+            yield name, module
+
+
+def _second_moments(
+    model: OuroborosForCausalLM, linears: dict[str, nn.Linear], windows: torch.Tensor, depth: int
+) -> dict[str, torch.Tensor]:
+    """Sums x xT over everything each matrix is fed, float32 `[in, in]`; of all steps of the loop."""
+    sums = {name: torch.zeros((m.in_features,) * 2) for name, m in linears.items()}
+    with _recording(linears, sums):
+        for batch in windows.split(CALIBRATION_BATCH):
+            keep = 0 if "lm_head" in linears else 1
+            model(input_ids=batch, depth=depth, use_cache=False, logits_to_keep=keep)
+    return sums
+
+
+@contextmanager
+def _recording(linears: dict[str, nn.Linear], sums: dict[str, torch.Tensor]) -> Iterator[None]:
+    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], object], None]:
+        def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+            x = inputs[0].reshape(-1, inputs[0].shape[-1])
+            sums[name].addmm_(x.T, x)
+
+        return record
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _choose(
+    weight: torch.Tensor, how: Quantization, moments: torch.Tensor | None
+) -> QuantizedWeight:
+    """Integers of a weight `[out, in]`, by GPTQ where second moments `[in, in]` are given."""
+    weight = weight.detach().float()
+    if moments is None:
+        scales, zeros = _span(weight, how, 1.0)
+        values = _round(_blocks(weight, how), scales[..., None], zeros[..., None], how)
+        values = values.reshape(weight.shape)
+    else:
+        moments = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
+        scales, zeros = _search(weight, how, moments.diagonal())
+        values = _gptq(weight, how, moments, scales, zeros)
+    integers = values.T.contiguous().numpy().astype(np.int32)
+    zero_points = None if how.symmetric else zeros.T.contiguous().numpy().astype(np.int32)
+    return QuantizedWeight(integers, scales.T.contiguous().numpy(), zero_points, how.bits)
+
+
+def _blocks(weight: torch.Tensor, how: Quantization) -> torch.Tensor:
+    return weight.reshape(len(weight), -1, how.block)
+
+
+def _span(weight: torch.Tensor, how: Quantization, part: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero of every block `[out, blocks]` that span `part` of its values."""
+    blocks = _blocks(weight, how)
+    least, greatest = how.limits
+    if how.symmetric:
+        # The extreme value, whatever its sign, becomes the least integer, which has no opposite.
+        extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))[..., 0] * part
+        scales = extreme / least
+        tiny = torch.finfo(torch.float32).tiny
+        return torch.where(scales == 0, tiny, scales), torch.zeros_like(scales)
+    low = (blocks.amin(-1) * part).clamp(max=0.0)
+    high = (blocks.amax(-1) * part).clamp(min=0.0)
+    scales = ((high - low) / greatest).clamp(min=torch.finfo(torch.float32).tiny)
+    return scales, (-low / scales).round().clamp(least, greatest)
+
+
+def _round(
+    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, how: Quantization
+) -> torch.Tensor:
+    return (weight / scales + zeros).round().clamp(*how.limits)
+
+
+def _search(
+    weight: torch.Tensor, how: Quantization, importance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The span of every block whose rounding error, weighted by its inputs, is least."""
+    blocks, weights = _blocks(weight, how), importance.reshape(1, -1, how.block)
+    best_error, best = None, _span(weight, how, 1.0)
+    for part in np.linspace(1.0, 0.6, 17):
+        scales, zeros = _span(weight, how, float(part))
+        rounded = _round(blocks, scales[..., None], zeros[..., None], how) - zeros[..., None]
+        error = ((rounded * scales[..., None] - blocks).square() * weights).sum(-1)
+        if best_error is None:
+            best_error = error
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = (torch.where(better, scales, best[0]), torch.where(better, zeros, best[1]))
+    return best
+
+
+def _gptq(
+    weight: torch.Tensor,
+    how: Quantization,
+    moments: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+) -> torch.Tensor:
+    """Rounds input by input; the inputs still to come make up for the error of those before."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    # Transposed, so that an input's weights lie side by side in memory.
+    left, values = weight.T.contiguous(), torch.empty_like(weight.T)
+    for start in range(0, len(left), COLUMNS):
+        stop = min(start + COLUMNS, len(left))
+        errors = torch.empty_like(left[start:stop])
+        for row in range(start, stop):
+            group = row // how.block
+            scale, zero = scales[:, group], zeros[:, group]
+            values[row] = _round(left[row], scale, zero, how)
+            error = (left[row] - (values[row] - zero) * scale) / upper[row, row]
+            errors[row - start] = error
+            left[row + 1 : stop].addr_(upper[row, row + 1 : stop], error, alpha=-1)
+        left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    if not bool(torch.isfinite(left).all()):
+        raise ExportError("the calibration text leaves a matrix undetermined; give a longer text")
+    return values.T
+
+
+def _round_floats(model: OuroborosForCausalLM) -> None:
+    """Rounds what is stored as float16: Controller and low-rank bases, as the graph lays them out.
+
+    B is stored times alpha / rank and the attention scale, so it is rounded times them.
+    """
+    for name, parameter in model.recurrent.controller.named_parameters():
+        if name.endswith("weight") and "embedding" not in name:
+            parameter.copy_(parameter.half().float())
+    scale = attention_scale(model.recurrent.layer)
+    for name, target in model.recurrent.projections().items():
+        factor = target.scaling * (scale if name == "q_proj" else 1.0)
+        target.lora_a.copy_(target.lora_a.half().float())
+        target.lora_b.copy_((target.lora_b * factor).half().float() / factor)

@@ -1,0 +1,99 @@
+"""Weights as blocks of integers: w = (q - zero) * scale, a scale for every block of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import ExportError
+
+BLOCKS = (32, 64, 128)
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """One weight matrix `[in, out]`, blocks along `in`.
+
+    Attributes:
+        values: int32 `[in, out]`, within -8..7 or -128..127 where symmetric, 0..15 or 0..255 else.
+        scales: float32 `[in / block, out]`.
+        zeros: int32 `[in / block, out]`; None where symmetric, which is zero 0.
+        bits: 4 or 8.
+    """
+
+    values: Array
+    scales: Array
+    zeros: Array | None
+    bits: int
+
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale."""
+        return int(self.values.shape[0] // self.scales.shape[0])
+
+    def dequantized(self) -> Array:
+        """The weights these integers stand for, float32 `[in, out]`."""
+        whole = self.values.reshape(len(self.scales), self.block, -1).astype(np.float32)
+        if self.zeros is not None:
+            whole = whole - self.zeros[:, None].astype(np.float32)
+        return np.asarray(whole * self.scales[:, None]).reshape(self.values.shape)
+
+    def scaled(self, factor: float) -> QuantizedWeight:
+        """The same integers, every weight times `factor`."""
+        scales = self.scales * np.float32(factor)
+        return QuantizedWeight(self.values, scales, self.zeros, self.bits)
+
+    def padded(self, multiple: int) -> QuantizedWeight:
+        """Columns of zeros added until their number is a multiple."""
+        missing = -self.values.shape[1] % multiple
+        if not missing:
+            return self
+        columns = ((0, 0), (0, missing))
+        zeros = None if self.zeros is None else np.pad(self.zeros, columns)
+        return QuantizedWeight(
+            np.pad(self.values, columns), np.pad(self.scales, columns), zeros, self.bits
+        )
+
+
+def join(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Puts matrices of the same input side by side, as one MatMul reads them."""
+    first = weights[0]
+    zeros = [weight.zeros for weight in weights if weight.zeros is not None]
+    return QuantizedWeight(
+        np.concatenate([weight.values for weight in weights], axis=1),
+        np.concatenate([weight.scales for weight in weights], axis=1),
+        np.concatenate(zeros, axis=1) if zeros else None,
+        first.bits,
+    )
+
+
+def pack(values: Array, bits: int) -> Array:
+    """Packs integers along the last axis as ONNX does, low bits first: uint8 `[..., n * bits / 8]`.
+
+    Source: ONNX, TensorProto.INT4: two elements a byte, the first in the low half.
+    """
+    raw = (values & ((1 << bits) - 1)).astype(np.uint8)
+    return raw if bits == 8 else np.ascontiguousarray(raw[..., 0::2] | (raw[..., 1::2] << 4))
+
+
+def check_block(block: int, inputs: Sequence[int]) -> None:
+    """Refuses a block size that does not cut every matrix evenly.
+
+    Args:
+        block: inputs that share a scale.
+        inputs: rows of every matrix `[in, out]`.
+
+    Raises:
+        ExportError: naming the sizes that do.
+    """
+    fitting = [size for size in BLOCKS if all(rows % size == 0 for rows in inputs)]
+    if block not in fitting:
+        allowed = ", ".join(map(str, fitting)) or "none"
+        raise ExportError(
+            f"--block-size {block} does not fit this model's matrices; allowed: {allowed}"
+        )

@@ -1,0 +1,58 @@
+"""Writes a graph with its weights in one data file, equal bytes once, one tensor in memory.
+
+Initializers of the same bytes (a tied head and embedding, seen as integers of different types) get
+one range of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from export.passes.weight_only import graphs_of
+
+THRESHOLD_BYTES = 1024
+ALIGNMENT_BYTES = 4096  # whole pages, so that a runtime may map the file
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Writes `path` and, beside it, `path` + ".data" with every initializer of 1 KiB or more.
+
+    Afterwards the model's large tensors are references into that file.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    data = path.with_name(path.name + ".data")
+    ranges: dict[tuple[str, int], int] = {}
+    with data.open("wb") as file:
+        for value in _large(model):
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            content = tensor.tobytes()
+            key = (hashlib.sha256(content).hexdigest(), len(content))
+            if key not in ranges:
+                file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
+                ranges[key] = file.tell()
+                file.write(content)
+            value.const_value = ir.ExternalTensor(
+                data.name,
+                ranges[key],
+                len(content),
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=str(value.name),
+                base_dir=path.parent,
+            )
+    ir.save(model, path)
+
+
+def _large(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in graphs_of(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.nbytes >= THRESHOLD_BYTES:
+                yield value
