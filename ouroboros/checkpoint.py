@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -150,21 +151,23 @@ def save_checkpoint(
     tokenizer: Any,
     out: str | Path,
     files: dict[str, Path | bytes] | None = None,
+    keep: Collection[str] = (),
 ) -> None:
-    """Writes a checkpoint atomically; whatever else an existing `out` holds stays.
+    """Writes a checkpoint atomically, in the place of whatever `out` held.
 
     Args:
         model: the model; its config is saved with it.
         tokenizer: its tokenizer, or None.
         out: the destination directory.
         files: further files by name, as content or as a path to copy.
+        keep: names of entries of an existing `out` that stay (a training run's state and logs).
 
     Raises:
         CheckpointError: the disk is full or `out` can't be written; `out` is then as it was.
     """
     out = Path(out)
     try:
-        with publish(out, keep=True) as staging, quiet_transformers():
+        with publish(out, keep) as staging, quiet_transformers():
             model.save_pretrained(staging)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)

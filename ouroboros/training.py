@@ -213,7 +213,7 @@ def _publish(
     files["training.png"] = plot_training(history)
     if any(GATE.format(step=1) in entry for entry in history):
         files["gate.png"] = plot_gates(history)
-    save_checkpoint(model.eval(), tokenizer, out, files)
+    save_checkpoint(model.eval(), tokenizer, out, files, keep=("state", "logs"))
 
 
 def _last(history: list[dict[str, Any]], key: str) -> float:

@@ -34,12 +34,24 @@ def test_round_trip_is_exact(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".again*"))
 
 
-def test_saving_keeps_other_entries(copy: Path) -> None:
+def test_saving_keeps_what_is_named_and_nothing_else(copy: Path) -> None:
     (copy / "state").mkdir()
     (copy / "state" / "note").write_text("kept")
-    model, tokenizer = load_checkpoint(copy)
-    save_checkpoint(model, tokenizer, copy)
+    model, _ = load_checkpoint(copy)
+    (copy / "model.safetensors.index.json").write_text("{}")
+    save_checkpoint(model, None, copy, keep=("state", "logs"))
     assert (copy / "state" / "note").read_text() == "kept"
+    names = sorted(p.name for p in copy.iterdir())
+    assert names == ["config.json", "generation_config.json", "model.safetensors", "state"]
+    save_checkpoint(model, None, copy)
+    assert not (copy / "state").exists()
+    assert load_checkpoint(copy)[1] is None
+
+
+def test_weights_have_the_mode_of_the_other_files(copy: Path) -> None:
+    save_checkpoint(*load_checkpoint(copy), copy)
+    modes = {p.stat().st_mode for p in copy.iterdir()}
+    assert len(modes) == 1
 
 
 def test_full_disk_leaves_the_old_checkpoint(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
