@@ -25,6 +25,8 @@ from runtime.bundle import write_manifest
 PRECISIONS = ("fp32",)
 FORMATS = ("onnx",)
 RELATIVE_L2 = 1e-5
+GRAPH_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -113,8 +115,8 @@ def export_bundle(
 def _write_graph(graph: ir.Model, folder: Path) -> int:
     import onnx
 
-    path = folder / "model.onnx"
-    ir.save(graph, path, external_data="model.onnx.data", size_threshold_bytes=1024)
+    path = folder / GRAPH_NAME
+    ir.save(graph, path, external_data=DATA_NAME, size_threshold_bytes=1024)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
@@ -151,7 +153,8 @@ def _manifest(
         "precision": "fp32",
         "graphs": {
             "onnx": {
-                "file": "model.onnx",
+                "file": GRAPH_NAME,
+                "data": [DATA_NAME] if (folder / DATA_NAME).is_file() else [],
                 "opset": graph.graph.opset_imports[""],
                 "inputs": [_spec(value) for value in graph.graph.inputs],
                 "outputs": [_spec(value) for value in graph.graph.outputs],
