@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ouroboros.configuration import ARCHITECTURES
+from ouroboros.base_config import ARCHITECTURES
 from ouroboros.errors import CheckpointError, ConfigError
 
 LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
@@ -99,7 +99,9 @@ def _load_config(source: str, where: str, extra: dict[str, Any]) -> Any:
     try:
         config = AutoConfig.from_pretrained(where, **extra)
     except Exception as error:  # every loader raises its own kind for a file it can't read
-        raise CheckpointError(f"{source}: can't read the model's config: {first(error)}") from error
+        raise CheckpointError(
+            f"{source}: can't read the model's config: {one_line(error)}"
+        ) from error
     if config.model_type not in ARCHITECTURES:
         raise ConfigError(
             f"{source}: architecture {config.model_type!r} can't be converted; allowed are "
@@ -117,7 +119,7 @@ def _load_model(source: str, where: str, extra: dict[str, Any], config: Any) -> 
                 where, dtype=torch.float32, output_loading_info=True, **extra
             )
     except Exception as error:
-        raise CheckpointError(f"{source}: can't load the weights: {first(error)}") from error
+        raise CheckpointError(f"{source}: can't load the weights: {one_line(error)}") from error
     missing = sorted(info["missing_keys"])
     tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
     if lost := [key for key in missing if key not in tied]:
@@ -139,10 +141,9 @@ def _load_tokenizer(where: str, extra: dict[str, Any]) -> Any:
         return None
 
 
-def first(error: BaseException) -> str:
-    """Returns the first line of an error's text, or its class where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def one_line(error: BaseException) -> str:
+    """Returns an error's text on one line, or its class where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def require_finite(model: nn.Module, name: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
@@ -133,6 +134,23 @@ def test_damaged_weights_are_refused(copy: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="1 missing weights"):
         load_checkpoint(copy)
+
+
+def test_untied_head_may_not_be_missing(tmp_path: Path) -> None:
+    """A tied head is never in the file; an untied one that is not there would be random."""
+    base = {
+        "model_type": "llama", "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 6, "num_attention_heads": 4, "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = OuroborosConfig(base_config=base, prelude=2, coda=2, rank=4, max_depth=3, depth=3)
+    save_checkpoint(OuroborosForCausalLM(config), None, tmp_path / "untied")
+    load_checkpoint(tmp_path / "untied")
+    file = tmp_path / "untied" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["lm_head.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 missing weights, lm_head\.weight first"):
+        load_checkpoint(tmp_path / "untied")
 
 
 def test_index_may_not_leave_the_checkpoint(copy: Path) -> None:
