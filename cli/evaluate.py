@@ -48,12 +48,11 @@ def evaluate(
       ouro eval trained --text wiki.txt --converted converted --original ./SmolLM2-135M
       ouro eval bundle --text wiki.txt --depth 1,8 --json scores.json
     """
-    import json as json_module
-
     from rich import get_console
 
     from cli.bench import parse_numbers
     from cli.notices import plain_warnings
+    from cli.output import require_writable, write_json
     from ouroboros.data import load_eval_windows
     from ouroboros.errors import DataError
     from ouroboros.evaluation import Evaluation, evaluate_original, evaluate_scorer, scoring_prefix
@@ -61,6 +60,7 @@ def evaluate(
 
     if not text:
         raise DataError("no held-out text; give --text FILE")
+    require_writable(json)
     console = get_console()
     with plain_warnings():
         main = open_model(model)
@@ -85,12 +85,11 @@ def evaluate(
             rows += evaluate_scorer(main.name, main.scorer(prefix), cut, depths)
     counts = {name: len(array) for name, array in cut.items()}
     evaluation = Evaluation(tuple(rows), seq_len, counts, prefix)
-    if json is not None:
-        content = json_module.dumps(evaluation.to_json(), indent=2, allow_nan=False)
-        json.write_text(content + "\n", encoding="utf-8")
     print_rows(rows, console)
     scored = f"windows of {seq_len} tokens, " + ", ".join(f"{n} {c}" for c, n in counts.items())
     console.print(scored, style="dim", highlight=False)
+    if json is not None:
+        write_json(json, evaluation.to_json())
 
 
 @dataclass(frozen=True)

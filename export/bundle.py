@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from export.cases import record_cases
@@ -105,11 +106,18 @@ def export_bundle(
             }
             write_manifest(staging, **fields)
             size = sum(file.stat().st_size for file in staging.iterdir())
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ExportError(
-            f"{out}: can't write the bundle: {error.strerror or error}; what was there is untouched"
+            f"{out}: can't write the bundle: {_reason(error)}; what was there is untouched"
         ) from error
     return ExportReport(time.perf_counter() - started, size, nodes)
+
+
+def _reason(error: Exception) -> str:
+    # numpy says only "12288 requested and 9024 written" where a write came to nothing.
+    if isinstance(error, OSError) and error.errno is None and "requested and" in str(error):
+        return "the disk is full"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _write_graph(graph: ir.Model, folder: Path) -> int:

@@ -181,7 +181,7 @@ def test_manifest_any_flipped_bit_is_caught(bundle: Path) -> None:
 def test_manifest_changed_value_that_is_allowed_is_caught(
     bundle: Path, keys: tuple[str, ...], value: Any
 ) -> None:
-    with pytest.raises(BundleError, match="damaged or was changed.*export the bundle again"):
+    with pytest.raises(BundleError, match=r"damaged or was changed.*export the bundle again"):
         parse_manifest(changed(bundle, *keys, value=value))
 
 

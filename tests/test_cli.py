@@ -18,7 +18,7 @@ import typer
 from typer.testing import CliRunner
 
 from cli import errors
-from cli.main import OneLineErrors, app
+from cli.app import OneLineErrors, app
 
 COMMANDS = ("convert", "train", "eval", "export", "run", "check", "bench", "inspect")
 
@@ -78,7 +78,7 @@ def test_help_of_command_has_examples(command: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, cli.main\n"
+        "import sys, cli.app\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -160,7 +160,8 @@ def test_missing_extra_names_its_install(module: str, extra: str) -> None:
     error = ModuleNotFoundError(f"No module named {module!r}", name=module)
     line = errors.describe(error)
     assert line == (
-        f'{module.partition(".")[0]} is not installed; run pip install "ouroboros-llm[{extra}]"'
+        f'{module.partition(".")[0]} is not installed; run pip install ".[{extra}]" in the checkout '
+        "of ouroboros"
     )
 
 
@@ -192,12 +193,13 @@ def test_ctrl_c_in_real_process(tmp_path: Path) -> None:
     script = tmp_path / "wait.py"
     script.write_text(
         "import sys, time, typer\n"
-        "import cli.main as m\n"
+        "from cli.app import app\n"
+        "from cli.main import main\n"
         "def wait() -> None:\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "m.app.command('wait')(wait)\n"
-        "m.main()\n"
+        "app.command('wait')(wait)\n"
+        "main()\n"
     )
     root = Path(__file__).resolve().parents[1]
     process = subprocess.Popen(

@@ -11,6 +11,7 @@ from cli.bench import bench, parse_numbers
 from cli.check import check
 from cli.inspect import inspect
 from cli.run import run
+from ouroboros.errors import CheckpointError
 from runtime import Engine, EngineError
 from runtime.errors import BundleError
 
@@ -87,8 +88,8 @@ def test_inspect_checkpoint_needs_no_torch(tiny_checkpoint: Path, tmp_path: Path
     assert result.exit_code == 0
     assert "model.safetensors" in result.stdout
     (tmp_path / "config.json").write_text("{")
-    assert isinstance(ouro("inspect", tmp_path).exception, BundleError)
-    (tmp_path / "config.json").write_text("{}")
+    assert isinstance(ouro("inspect", tmp_path).exception, CheckpointError)
+    (tmp_path / "config.json").write_text('{"model_type": "ouroboros"}')
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     assert "damaged" in str(ouro("inspect", tmp_path).exception)
 
