@@ -185,9 +185,9 @@ def _changes(config: OuroborosConfig) -> str:
         *(["a gate"] if config.gate else []),
     ]
     return (
-        f"of {last} layers, {_ranges(kept) or 'none'} kept as they were, "
-        f"{_ranges(dropped) or 'none'} dropped, and layer {config.recurrent} looped in their "
-        f"place; added {', '.join(added[:-1])} and {added[-1]}."
+        f"layers {_ranges(kept) or 'none'} of {last} kept as they were; layers "
+        f"{_ranges(dropped) or 'none'} dropped; layer {config.recurrent} looped in their place; "
+        f"added {', '.join(added[:-1])} and {added[-1]}."
     )
 
 

@@ -146,7 +146,7 @@ def test_gguf_converts_with_its_licence_and_author(tiny_original: Path, tmp_path
         "Author: A. N. Author\n"
         "Licence: apache-2.0\n"
         "Source: https://example.org/tiny\n"
-        "Changed by Ouroboros: of 6 layers, 0..1, 4..5 kept as they were, 3 dropped, and layer 2 "
+        "Changed by Ouroboros: layers 0..1, 4..5 of 6 kept as they were; layers 3 dropped; layer 2 "
         "looped in their place; added a Controller, low-rank bases, per-step norms and a gate.\n"
     )
 
