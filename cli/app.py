@@ -49,6 +49,19 @@ class OneLineErrors(TyperGroup):
             status = show_usage_error(error)
         sys.exit(status or 0)
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Parses the options before the command; as click's, but for Ctrl-C.
+
+        Args:
+            args: as for click's `Command.make_context`.
+            extra: as for click's `Command.make_context`.
+
+        Raises:
+            SystemExit: with 130 after Ctrl-C.
+        """
+        with one_line_errors():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         """Runs the command that was asked for.
 

@@ -83,9 +83,8 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
-        # An import that Ctrl-C breaks off may end in an ImportError.
-        chain = _chain(error) if isinstance(error, ImportError) else [error]
-        if any(isinstance(one, KeyboardInterrupt) for one in chain):
+        # An import that Ctrl-C breaks off may end in an error of another kind.
+        if any(isinstance(one, KeyboardInterrupt) for one in _chain(error)):
             sys.stderr.write("interrupted\n")
             raise SystemExit(INTERRUPTED) from None
         line = describe(error)
@@ -136,10 +135,11 @@ def _is_full_disk(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from, each once."""
+    """The error and what it came from, each once, as far as a traceback would show."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        current = current.__cause__ or current.__context__
+        hidden = current.__suppress_context__
+        current = current.__cause__ or (None if hidden else current.__context__)
