@@ -7,7 +7,6 @@ python -m bench.decode BUNDLE CHECKPOINT     measures another
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from bench.measure import (
     time_pytorch,
     time_startup,
 )
+from cli.errors import one_line_errors
+from cli.output import require_writable, write_json
 
 DEMO = Path("build/demo")
 # What issue 3 asks for; printed beside the figures.
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in (given.bundle, given.checkpoint):
         if not path.is_dir():
             sys.exit(f"error: {path} is not there; run `make demo` first, or name another")
+    require_writable(given.json)
     figures = bench_decode(
         given.bundle, given.checkpoint, given.depth, given.rounds, given.tokens, given.threads
     )
@@ -147,8 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures["machine"] = describe_machine()
     print_figures(figures)
     if given.json is not None:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(given.json, figures)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -28,15 +28,15 @@ def bench(
       ouro bench bundle
       ouro bench bundle --depth 1,4,8,16 --context 64,1024 --json bench.json
     """
-    import json as json_module
-
     from rich.console import Console
     from rich.table import Table
 
     from cli.notices import plain_warnings
+    from cli.output import require_writable, write_json
     from runtime import Engine
     from runtime.bench import bench_engine
 
+    require_writable(json)
     console = Console()
     with plain_warnings(), Engine.open(bundle, backend=backend, threads=threads) as engine:
         depths = parse_numbers(depth, "--depth") if depth else [engine.manifest.depth.default]
@@ -68,8 +68,7 @@ def bench(
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     )
     if json is not None:
-        text = json_module.dumps(report.to_json(), indent=2) + "\n"
-        json.write_text(text, encoding="utf-8")
+        write_json(json, report.to_json())
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

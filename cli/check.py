@@ -41,17 +41,21 @@ def check(
     """
     from rich import get_console
 
+    from cli.output import require_writable, write_output
     from runtime.parity import check_bundle
+    from runtime.plots import check_picture, draw_parity
 
+    require_writable(json)
+    require_writable(plot)
+    if plot is not None:
+        check_picture(plot)
     cases = None if live is None else record_live(bundle, live, seed)
     report = check_bundle(bundle, backend, cases, threads=threads)
-    if json is not None:
-        report.write_json(json)
-    if plot is not None:
-        from runtime.plots import draw_parity
-
-        draw_parity(report, plot)
     print_report(report, get_console(), every)
+    if json is not None:
+        write_output(json, report.write_json)
+    if plot is not None:
+        write_output(plot, lambda path: draw_parity(report, path))
     if report.verdict == "FAIL":
         raise typer.Exit(1)
 

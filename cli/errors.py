@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 # Which extra brings a module that the base installation lacks.
 EXTRAS = {
@@ -24,7 +28,7 @@ EXTRAS = {
     "matplotlib": "plot",
     "peft": "peft",
 }
-# safetensors and torch report a full disk in exceptions of their own.
+# safetensors, torch and numpy report a full disk in exceptions of their own.
 FULL_DISK = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
 
 
@@ -50,7 +54,10 @@ def describe(error: BaseException) -> str | None:
     match error:
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in EXTRAS:
             module = name.partition(".")[0]
-            return f'{module} is not installed; run pip install "ouroboros-llm[{EXTRAS[module]}]"'
+            return (
+                f'{module} is not installed; run pip install ".[{EXTRAS[module]}]" in the checkout '
+                "of ouroboros"
+            )
         case OuroborosError() | ExportError() | RuntimeFault() | CommandError():
             return " ".join(str(error).split())
         case OSError(strerror=str(reason), filename=name) if name is not None:
@@ -59,6 +66,32 @@ def describe(error: BaseException) -> str | None:
             return "out of memory; close other programs or use a smaller model"
         case _:
             return None
+
+
+@contextmanager
+def one_line_errors(debug: bool = False) -> Iterator[None]:
+    """Ends the process with one line on stderr where the block raises a known error or Ctrl-C.
+
+    Args:
+        debug: let everything through, for its traceback.
+
+    Raises:
+        SystemExit: with 1 after an error was printed, 130 after Ctrl-C.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        if debug:
+            raise
+        # An import that Ctrl-C breaks off may end in an error of another kind.
+        if any(isinstance(one, KeyboardInterrupt) for one in _chain(error)):
+            sys.stderr.write("interrupted\n")
+            raise SystemExit(INTERRUPTED) from None
+        line = describe(error)
+        if line is None:
+            raise
+        sys.stderr.write(f"error: {line}\n")
+        raise SystemExit(1) from None
 
 
 def require_replaceable(out: Path, kind: str) -> None:
@@ -89,23 +122,24 @@ def _kind(path: Path) -> str | None:
             return "bundle" if "format_version" in manifest else None
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         return "checkpoint" if config.get("model_type") == "ouroboros" else None
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None
 
 
 def _is_full_disk(error: BaseException) -> bool:
     return any(
         (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
-        or (not isinstance(one, OSError) and any(sign in str(one) for sign in FULL_DISK))
+        or any(sign in str(one) for sign in FULL_DISK)
         for one in _chain(error)
     )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from, each once."""
+    """The error and what it came from, each once, as far as a traceback would show."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        current = current.__cause__ or current.__context__
+        hidden = current.__suppress_context__
+        current = current.__cause__ or (None if hidden else current.__context__)

@@ -48,18 +48,19 @@ def evaluate(
       ouro eval trained --text wiki.txt --converted converted --original ./SmolLM2-135M
       ouro eval bundle --text wiki.txt --depth 1,8 --json scores.json
     """
-    import json as json_module
-
     from rich import get_console
 
     from cli.bench import parse_numbers
     from cli.notices import plain_warnings
+    from cli.output import require_writable, write_json
     from ouroboros.data import load_eval_windows
     from ouroboros.errors import DataError
     from ouroboros.evaluation import Evaluation, evaluate_original, evaluate_scorer, scoring_prefix
+    from ouroboros.limits import check_ids, check_seq_len
 
     if not text:
         raise DataError("no held-out text; give --text FILE")
+    require_writable(json)
     console = get_console()
     with plain_warnings():
         main = open_model(model)
@@ -67,7 +68,10 @@ def evaluate(
         for one in depths:
             main.check_depth(one)
         depths = depths or [one for one in DEPTHS if one <= main.max_depth]
+        check_seq_len(seq_len, main.config.max_position_embeddings)
         cut = load_eval_windows(text, main.tokenizer, seq_len, windows)
+        for name, array in cut.items():
+            check_ids(name, array, main.config.vocab_size)
         prefix = scoring_prefix(main.pooling, seq_len)
         with console.status("scoring"):
             rows: list[Row] = []
@@ -81,12 +85,11 @@ def evaluate(
             rows += evaluate_scorer(main.name, main.scorer(prefix), cut, depths)
     counts = {name: len(array) for name, array in cut.items()}
     evaluation = Evaluation(tuple(rows), seq_len, counts, prefix)
-    if json is not None:
-        content = json_module.dumps(evaluation.to_json(), indent=2)
-        json.write_text(content + "\n", encoding="utf-8")
     print_rows(rows, console)
     scored = f"windows of {seq_len} tokens, " + ", ".join(f"{n} {c}" for c, n in counts.items())
     console.print(scored, style="dim", highlight=False)
+    if json is not None:
+        write_json(json, evaluation.to_json())
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Scored:
 
     Attributes:
         name: "trained", or "converted" where it was never trained.
-        config: has `prelude`, `coda` and `vocab_size`.
+        config: has `prelude`, `coda`, `vocab_size` and `max_position_embeddings`.
         pooling: of its Controller.
         max_depth: the largest depth it runs.
         tokenizer: called as transformers' are.
@@ -126,24 +129,24 @@ def open_model(path: Path) -> Scored:
 
 
 def require_same_split(other: Scored, main: Scored) -> None:
-    """Refuses to set side by side two models that read text differently.
+    """Refuses to set side by side two models of which one can't be the other before training.
 
     Args:
         other: the model of `--converted`.
         main: the model that is scored.
 
     Raises:
-        DataError: their vocabulary or pooling differ.
+        DataError: their vocabulary, pooling, prelude or coda differ.
     """
     from ouroboros.errors import DataError
 
-    ours = (main.config.vocab_size, main.pooling)
-    theirs = (other.config.vocab_size, other.pooling)
-    if ours != theirs:
-        raise DataError(
-            f"--converted has {theirs[0]} tokens and {theirs[1]} pooling, the model {ours[0]} and "
-            f"{ours[1]}; give the checkpoint that it was trained from"
-        )
+    for name in ("vocab_size", "pooling", "prelude", "coda"):
+        ours, theirs = getattr(main.config, name), getattr(other.config, name)
+        if ours != theirs:
+            raise DataError(
+                f"--converted has {name} {theirs}, the model {ours}; give the checkpoint that it "
+                "was trained from"
+            )
 
 
 def print_rows(rows: Sequence[Row], console: Any) -> None:

@@ -82,7 +82,10 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
 
 
 def inspect_checkpoint(path: Path, console: Any, tensors: bool) -> None:
-    """Prints a checkpoint from its configuration and the headers of its weights; no torch.
+    """Prints a checkpoint: its configuration, and its weights with every value looked at.
+
+    Without the `train` extra, what needs transformers is left out: whether this version knows
+    every key of the configuration, and whether the weights are those that it asks for.
 
     Args:
         path: the checkpoint's directory.
@@ -90,44 +93,111 @@ def inspect_checkpoint(path: Path, console: Any, tensors: bool) -> None:
         tensors: list every tensor.
 
     Raises:
-        BundleError: its configuration or weights cannot be read.
+        CheckpointError: it is an original model, or not whole; the tables are printed before.
+        ConfigError: its configuration holds what this version does not know.
     """
-    import json
     import math
 
     from rich.table import Table
-    from safetensors import SafetensorError, safe_open
 
-    from runtime.errors import BundleError
+    from cli.weights import TensorEntry, read_header, require_finite
+    from ouroboros.errors import CheckpointError
 
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{path / 'config.json'} does not hold an object")
+    config = read_checkpoint_config(path)
     _print_facts(console, {"checkpoint": path, **_flat(config)})
-    files = Table("file", "bytes", "tensors", "parameters")
+    files = Table("file", "bytes", "tensors", "parameters", "state")
     listing = Table("tensor", "type", "shape")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
-        raise BundleError(f"{path} holds no .safetensors file; convert it again")
+        raise CheckpointError(f"{path} holds no .safetensors file; convert it again")
+    shapes: dict[str, tuple[int, ...]] = {}
+    first_problem: CheckpointError | None = None
     for file in weights:
+        entries: dict[str, TensorEntry] = {}
+        state = "[green]ok[/]"
         try:
-            with safe_open(str(file), framework="np") as opened:
-                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-                shapes = {
-                    name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()
-                }
-        except (SafetensorError, OSError) as error:
-            raise BundleError(f"{file} is damaged: {' '.join(str(error).split())}") from error
-        count = sum(math.prod(shape) for _, shape in shapes.values())
-        files.add_row(file.name, f"{file.stat().st_size:,}", str(len(shapes)), f"{count:,}")
-        for name, (dtype, shape) in shapes.items():
-            listing.add_row(name, str(dtype), _escape(shape))
+            entries = read_header(file)
+            require_finite(file, entries)
+        except CheckpointError as error:
+            first_problem = first_problem or error
+            state = "[bold red]damaged[/]"
+        count = sum(math.prod(entry.shape) for entry in entries.values())
+        size = f"{file.stat().st_size:,}"
+        files.add_row(file.name, size, str(len(entries)), f"{count:,}", state)
+        for name, entry in entries.items():
+            listing.add_row(name, entry.dtype, _escape(entry.shape))
+            shapes[name] = entry.shape
     console.print(files)
     if tensors:
         console.print(listing)
+    if first_problem is not None:
+        raise first_problem
+    require_matching(path, shapes, console)
+
+
+def read_checkpoint_config(path: Path) -> dict[str, Any]:
+    """The plain JSON of a checkpoint's config.json.
+
+    Args:
+        path: the checkpoint's directory.
+
+    Raises:
+        CheckpointError: it can't be read, or is another model's.
+    """
+    import json
+
+    from ouroboros.errors import CheckpointError
+
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{file} can't be read: {reason}; copy it again") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or kind != "ouroboros":
+        raise CheckpointError(
+            f"{path} is an original model ({kind}), not a checkpoint of Ouroboros; convert it "
+            f"first: ouro convert {path} OUT"
+        )
+    return config
+
+
+def require_matching(path: Path, shapes: dict[str, tuple[int, ...]], console: Any) -> None:
+    """Refuses a checkpoint whose configuration and weights do not belong together.
+
+    Args:
+        path: the checkpoint's directory.
+        shapes: of its tensors.
+        console: a rich Console, told where this can't be looked at.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape.
+        ConfigError: the configuration holds what this version does not know.
+    """
+    try:
+        import torch
+
+        from ouroboros.checkpoint import read_config, weight_files
+        from ouroboros.modeling import OuroborosForCausalLM
+    except ModuleNotFoundError as error:
+        console.print(f"{error.name} is not installed: the configuration was not looked into")
+        return
+    from ouroboros.errors import CheckpointError
+
+    config = read_config(path)
+    weight_files(path)
+    with torch.device("meta"):
+        model = OuroborosForCausalLM(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings and "lm_head.weight" not in shapes:
+        wanted.pop("lm_head.weight", None)
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if wanted.get(name) != shapes.get(name):
+            raise CheckpointError(
+                f"{path}: the tensor {name} has the shape {shapes.get(name)}, config.json asks for "
+                f"{wanted.get(name)}; config.json and the weights are not of one checkpoint"
+            )
 
 
 def _print_facts(console: Any, facts: dict[str, Any]) -> None:

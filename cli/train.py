@@ -73,7 +73,8 @@ def train(
     """Train a checkpoint on text: Controller, gate and step norms; with --train-coda more.
 
     Writes OUT with training.png and gate.png, and OUT/state, from which --resume goes on as if
-    the run had never stopped.
+    the run had never stopped: with the same options, processes and CPU threads bit by bit. OUT is
+    a new folder, a checkpoint of Ouroboros or an earlier run's.
 
     Examples:
       ouro train converted trained --data texts/ --eval held-out.txt

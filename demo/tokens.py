@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from cli.errors import one_line_errors
+from cli.output import require_writable, write_json
 from demo import settings
 
 
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
+    require_writable(arguments.json)
     from ouroboros.checkpoint import load_checkpoint
     from runtime import Engine
 
@@ -132,18 +134,20 @@ def main() -> None:
                 f"prompts, {different} different, {sum(row.ties for row in rows)} ties",
                 flush=True,
             )
+        sampling: dict[str, Any] = {**settings.SHOWN_SAMPLING}
         samples = {
             str(depth): engine.generate(
                 settings.SHOWN_PROMPT,
                 depth=depth,
                 max_new_tokens=settings.SHOWN_TOKENS,
-                **settings.SHOWN_SAMPLING,
+                **sampling,
             ).text
             for depth in settings.DEPTHS
         }
     summary = summarise(comparisons) | {"samples": samples}
-    arguments.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.json, summary)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from export.cases import record_cases
@@ -25,6 +26,8 @@ from runtime.bundle import write_manifest
 PRECISIONS = ("fp32",)
 FORMATS = ("onnx",)
 RELATIVE_L2 = 1e-5
+GRAPH_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -103,18 +106,25 @@ def export_bundle(
             }
             write_manifest(staging, **fields)
             size = sum(file.stat().st_size for file in staging.iterdir())
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ExportError(
-            f"{out}: can't write the bundle: {error.strerror or error}; what was there is untouched"
+            f"{out}: can't write the bundle: {_reason(error)}; what was there is untouched"
         ) from error
     return ExportReport(time.perf_counter() - started, size, nodes)
+
+
+def _reason(error: Exception) -> str:
+    # numpy says only "12288 requested and 9024 written" where a write came to nothing.
+    if isinstance(error, OSError) and error.errno is None and "requested and" in str(error):
+        return "the disk is full"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _write_graph(graph: ir.Model, folder: Path) -> int:
     import onnx
 
-    path = folder / "model.onnx"
-    ir.save(graph, path, external_data="model.onnx.data", size_threshold_bytes=1024)
+    path = folder / GRAPH_NAME
+    ir.save(graph, path, external_data=DATA_NAME, size_threshold_bytes=1024)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
@@ -151,7 +161,8 @@ def _manifest(
         "precision": "fp32",
         "graphs": {
             "onnx": {
-                "file": "model.onnx",
+                "file": GRAPH_NAME,
+                "data": [DATA_NAME] if (folder / DATA_NAME).is_file() else [],
                 "opset": graph.graph.opset_imports[""],
                 "inputs": [_spec(value) for value in graph.graph.inputs],
                 "outputs": [_spec(value) for value in graph.graph.outputs],

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.errors import ExportError
 from ouroboros.cache import OuroborosCache
 from ouroboros.modeling import OuroborosForCausalLM
 
@@ -35,7 +36,17 @@ class Recording:
         parts: dict[str, dict[str, Array]],
         **extra: Any,
     ) -> None:
-        """Adds a case; `parts` holds its tensors under `in`, `out` and `valid`."""
+        """Adds a case; `parts` holds its tensors under `in`, `out` and `valid`.
+
+        Raises:
+            ExportError: PyTorch's own logits are not finite.
+        """
+        for key in ("logits", "top2"):
+            if not np.isfinite(parts["out"].get(key, 0.0)).all():
+                raise ExportError(
+                    f"the model itself gives NaN or infinity at depth {depth} ({kind}): a weight "
+                    "or alpha is broken; convert or train it again"
+                )
         for part, tensors in parts.items():
             for key, value in tensors.items():
                 self.tensors[f"{name}.{part}.{key}"] = np.ascontiguousarray(value)
@@ -56,6 +67,9 @@ def record_cases(
 
     Returns:
         tensors by name, and the list of cases (see the bundle's format).
+
+    Raises:
+        ExportError: PyTorch's own logits are not finite.
     """
     generator = np.random.default_rng(seed)
     special = set(getattr(tokenizer, "all_special_ids", None) or [])

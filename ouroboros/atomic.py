@@ -6,11 +6,12 @@ A directory is staged beside its destination, flushed to disk, and exchanged in 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import secrets
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,25 +20,32 @@ _RENAME_EXCHANGE = 2
 
 
 @contextmanager
-def publish(out: Path, keep: bool = False) -> Iterator[Path]:
+def publish(out: Path, keep: Collection[str] = ()) -> Iterator[Path]:
     """Yields a staging directory that becomes `out` when the block ends without an error.
+
+    A symbolic link is followed: what it points to is replaced, the link stays. Files get the modes
+    that the umask gives. What a killed run left staged for the same `out` is removed first.
 
     Args:
         out: the destination; its parent is made.
-        keep: carry over what an existing `out` holds and the new content does not name (a
-            training run's state and logs), as hard links.
+        keep: names of entries of an existing `out` to carry over, as hard links, where the new
+            content does not name them (a training run's state and logs); all others go.
 
     Raises:
         OSError: the disk is full or `out` can't be written; `out` is then as it was.
     """
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
+    _remove_stale(out)
+    staging = out.parent / f"{_prefix(out)}{secrets.token_hex(6)}"
+    staging.mkdir()
+    lock = _lock(staging)
     try:
-        staging.chmod(0o755)
         yield staging
-        if keep and out.is_dir():
-            _carry_over(out, staging)
+        _set_modes(staging)
+        for name in keep:
+            if (out / name).exists() and not (staging / name).exists():
+                _carry_over(out / name, staging / name)
         for path in sorted(staging.rglob("*")):
             sync(path)
         sync(staging)
@@ -45,17 +53,55 @@ def publish(out: Path, keep: bool = False) -> Iterator[Path]:
         sync(out.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
-def _carry_over(out: Path, staging: Path) -> None:
-    for entry in out.iterdir():
-        target = staging / entry.name
-        if target.exists():
+def _prefix(out: Path) -> str:
+    return f".{out.name}.staging-"
+
+
+def _lock(folder: Path) -> int | None:
+    """Returns a descriptor that holds the lock of `folder`, or None where it can't be had.
+
+    The system drops the lock when its process ends, however it ends; so a folder that can be
+    locked belongs to nobody any more. Without locks (some network file systems) nothing can.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_stale(out: Path) -> None:
+    for entry in out.parent.iterdir():
+        if not entry.name.startswith(_prefix(out)) or not entry.is_dir():
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, target, copy_function=_link, symlinks=True)
-        else:
-            _link(entry, target)
+        lock = _lock(entry)
+        if lock is not None:
+            shutil.rmtree(entry, ignore_errors=True)
+            os.close(lock)
+
+
+def _set_modes(staging: Path) -> None:
+    # safetensors writes through a private temporary file, mode 0600 whatever the umask.
+    mode = staging.stat().st_mode & 0o666
+    for path in staging.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
+def _carry_over(source: Path, target: Path) -> None:
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, copy_function=_link, symlinks=True)
+    else:
+        _link(source, target)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -82,7 +128,7 @@ def _replace(staging: Path, out: Path) -> None:
         staging.rename(out)
     elif not _exchange(staging, out):
         # No atomic exchange on this system: two renames, the old content back if one fails.
-        aside = staging.with_name(staging.name + ".old")
+        aside = out.with_name(f".{out.name}.old-{secrets.token_hex(6)}")
         out.rename(aside)
         try:
             staging.rename(out)

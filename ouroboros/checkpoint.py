@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from ouroboros.atomic import publish
-from ouroboros.configuration import OuroborosConfig
-from ouroboros.errors import CheckpointError, OuroborosError
+from ouroboros.configuration import MIRRORED, OuroborosConfig
+from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.modeling import OuroborosForCausalLM
-from ouroboros.sources import first, quiet_transformers, require_finite
+from ouroboros.sources import one_line, quiet_transformers, require_finite
 
 INDEX = "model.safetensors.index.json"
 
@@ -42,13 +43,14 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
                 dtype=torch.float32,
                 output_loading_info=True,
                 local_files_only=True,
+                trust_remote_code=False,
             )
         except OuroborosError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{path}: can't load the weights: {first(error)}") from error
+            raise CheckpointError(f"{path}: can't load the weights: {one_line(error)}") from error
         tokenizer = _load_tokenizer(path)
-    _require_complete(path, info)
+    _require_complete(path, config, info)
     require_finite(model, str(path))
     return model.eval(), tokenizer
 
@@ -68,8 +70,8 @@ def read_config(path: Path) -> OuroborosConfig:
         )
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: can't be read as JSON: {first(error)}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: can't be read as JSON: {one_line(error)}") from error
     if not isinstance(fields, dict) or fields.get("model_type") != "ouroboros":
         kind = fields.get("model_type") if isinstance(fields, dict) else None
         raise CheckpointError(
@@ -78,10 +80,15 @@ def read_config(path: Path) -> OuroborosConfig:
         )
     try:
         config: OuroborosConfig = OuroborosConfig.from_dict(fields)
-    except OuroborosError:
-        raise
-    except Exception as error:  # transformers' validators raise kinds of their own
-        raise CheckpointError(f"{file}: {first(error)}") from error
+    except Exception as error:  # ours, and the kinds of transformers' validators
+        raise ConfigError(f"{file}: {one_line(error)}") from error
+    if not config.base_config:
+        raise ConfigError(f"{file}: has no base_config; convert the model again")
+    for name in MIRRORED:
+        if name in fields and fields[name] != (expected := getattr(config, name)):
+            raise ConfigError(
+                f"{file}: {name}={fields[name]!r:.80} disagrees with base_config's {expected!r}"
+            )
     return config
 
 
@@ -99,8 +106,8 @@ def weight_files(path: Path) -> list[Path]:
         return [file]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index}: not a safetensors index: {first(error)}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not a safetensors index: {one_line(error)}") from error
     files = [path / str(name) for name in names]
     for file in files:
         if file.parent != path or not file.is_file():
@@ -120,19 +127,19 @@ def check_weight_files(path: Path) -> None:
                 tensors.keys()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{file}: truncated or not a safetensors file ({first(error)}); copy it again"
+                f"{file}: truncated or not a safetensors file ({one_line(error)}); copy it again"
             ) from error
 
 
-def _require_complete(path: Path, info: dict[str, Any]) -> None:
+def _require_complete(path: Path, config: OuroborosConfig, info: dict[str, Any]) -> None:
+    # A tied head is the embedding and never in the file.
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = [k for k in info.get(kind) or [] if kind != "missing_keys" or k != "lm_head.weight"]
-        if keys:
-            what = kind.removesuffix("_keys")
-            name = keys[0] if isinstance(keys[0], str) else keys[0][0]
+        keys = [key if isinstance(key, str) else key[0] for key in info.get(kind) or []]
+        if keys := sorted(key for key in keys if kind != "missing_keys" or key not in tied):
             raise CheckpointError(
-                f"{path}: {len(keys)} {what} weights, {name} first; config.json and "
-                "model.safetensors are not of one checkpoint"
+                f"{path}: {len(keys)} {kind.removesuffix('_keys')} weights, {keys[0]} first; "
+                "config.json and model.safetensors are not of one checkpoint"
             )
 
 
@@ -140,9 +147,9 @@ def _load_tokenizer(path: Path) -> Any:
     if not (path / "tokenizer.json").is_file():
         return None
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise CheckpointError(f"{path}: can't load the tokenizer: {first(error)}") from error
+        raise CheckpointError(f"{path}: can't load the tokenizer: {one_line(error)}") from error
 
 
 def save_checkpoint(
@@ -150,21 +157,23 @@ def save_checkpoint(
     tokenizer: Any,
     out: str | Path,
     files: dict[str, Path | bytes] | None = None,
+    keep: Collection[str] = (),
 ) -> None:
-    """Writes a checkpoint atomically; whatever else an existing `out` holds stays.
+    """Writes a checkpoint atomically, in the place of whatever `out` held.
 
     Args:
         model: the model; its config is saved with it.
         tokenizer: its tokenizer, or None.
         out: the destination directory.
         files: further files by name, as content or as a path to copy.
+        keep: names of entries of an existing `out` that stay (a training run's state and logs).
 
     Raises:
         CheckpointError: the disk is full or `out` can't be written; `out` is then as it was.
     """
     out = Path(out)
     try:
-        with publish(out, keep=True) as staging, quiet_transformers():
+        with publish(out, keep) as staging, quiet_transformers():
             model.save_pretrained(staging)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)
@@ -175,7 +184,7 @@ def save_checkpoint(
                     shutil.copyfile(content, staging / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{out}: can't write the checkpoint: {first(error)}; what was there is untouched"
+            f"{out}: can't write the checkpoint: {one_line(error)}; what was there is untouched"
         ) from error
 
 

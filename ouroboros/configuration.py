@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from ouroboros.base_config import (
+    check_architecture,
+    check_base_config,
+    declared_fields,
+    is_number,
+    is_whole,
+    refuse_sliding_window,
+)
 from ouroboros.errors import ConfigError
-
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose decoder layers convert (SmolLM2 is a `llama`, Qwen2.5 a `qwen2`)."""
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
@@ -23,6 +29,63 @@ _CHOICES = {
 }
 
 STEP_NORM_EPS = 1e-6
+
+MIRRORED = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "initializer_range",
+    "tie_word_embeddings",
+)
+"""Fields of the original config that stand on the top level too, always with the same value."""
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _is_wholes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(is_whole, value))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+_WHOLE = (is_whole, "a whole number")
+_NUMBER = (is_number, "a finite number")
+_BOOL = (lambda value: isinstance(value, bool), "true or false")
+_ID = (lambda value: value is None or is_whole(value), "a token id or null")
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "base_config": (lambda value: isinstance(value, dict), "an object of named values"),
+    "prelude": _WHOLE,
+    "coda": _WHOLE,
+    "recurrent": _WHOLE,
+    "rank": _WHOLE,
+    "alpha": _NUMBER,
+    "style_size": _WHOLE,
+    "max_depth": _WHOLE,
+    "depth": _WHOLE,
+    "gate": _BOOL,
+    "trained_depths": (_is_wholes, "a list of whole numbers"),
+    "source": (_is_texts, "an object of texts"),
+    "vocab_size": _WHOLE,
+    "hidden_size": _WHOLE,
+    "num_hidden_layers": _WHOLE,
+    "num_attention_heads": _WHOLE,
+    "num_key_value_heads": _WHOLE,
+    "head_dim": _WHOLE,
+    "max_position_embeddings": _WHOLE,
+    "initializer_range": _NUMBER,
+    "use_cache": _BOOL,
+    "tie_word_embeddings": _BOOL,
+    "bos_token_id": _ID,
+    "eos_token_id": (
+        lambda value: value is None or is_whole(value) or _is_wholes(value),
+        "a token id, a list of them or null",
+    ),
+    "pad_token_id": _ID,
+}
 
 
 class OuroborosConfig(PreTrainedConfig):
@@ -89,14 +152,20 @@ class OuroborosConfig(PreTrainedConfig):
         Raises:
             ConfigError: a value is outside what the design allows, or a key is unknown.
         """
-        # PreTrainedConfig() without arguments is called by transformers itself for defaults.
+        if isinstance(self.base_config, PreTrainedConfig):
+            self.base_config = declared_fields(self.base_config)
+        self.trained_depths = self.trained_depths or []
+        self.source = self.source or {}
+        for name, (matches, words) in _TYPES.items():
+            if not matches(value := getattr(self, name)):
+                raise ConfigError(f"{name}={value!r:.80} must be {words}")
+        # OuroborosConfig() without arguments is called by transformers itself for defaults.
         if self.base_config:
             self._refuse_unknown(kwargs)
-            if isinstance(self.base_config, PreTrainedConfig):
-                self.base_config = self.base_config.to_diff_dict()
+            check_base_config(self.base_config)
             self._mirror(self.base())
-            self.trained_depths = sorted(set(self.trained_depths or []))
-            self.source = dict(self.source or {})
+            self.trained_depths = sorted(set(self.trained_depths))
+            self.source = dict(self.source)
             self._validate()
         super().__post_init__(**kwargs)
 
@@ -127,34 +196,21 @@ class OuroborosConfig(PreTrainedConfig):
         """Returns a fresh config object of the original architecture.
 
         Raises:
-            ConfigError: the model type is not one whose layers convert.
+            ConfigError: the model type is not one whose layers convert, or a value is refused.
         """
-        fields = dict(self.base_config)
-        model_type = fields.pop("model_type", None)
-        if model_type not in ARCHITECTURES:
-            raise ConfigError(
-                f"architecture {model_type!r} can't be converted; allowed are "
-                f"{', '.join(ARCHITECTURES)} (SmolLM2 is a llama, Qwen2.5 a qwen2)"
-            )
-        config = CONFIG_MAPPING[model_type](**fields)
+        values = dict(self.base_config)
+        model_type = check_architecture(values.pop("model_type", None))
+        try:
+            config = CONFIG_MAPPING[model_type](**values)
+        except Exception as error:  # transformers' validators raise kinds of their own
+            raise ConfigError(f"base_config: {' '.join(str(error).split())}") from error
         config._attn_implementation = (
             "eager" if getattr(self, "_attn_implementation", None) == "eager" else "sdpa"
         )
         return config
 
     def _mirror(self, base: PreTrainedConfig) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "max_position_embeddings",
-            "initializer_range",
-            "tie_word_embeddings",
-            "bos_token_id",
-            "eos_token_id",
-            "pad_token_id",
-        ):
+        for name in (*MIRRORED, *_TOKEN_IDS):
             if (value := getattr(base, name, None)) is not None:
                 setattr(self, name, value)
         self.head_dim = getattr(base, "head_dim", None) or (
@@ -204,12 +260,20 @@ class OuroborosConfig(PreTrainedConfig):
         if not self.alpha > 0:
             raise ConfigError(f"alpha={self.alpha} must be above 0")
         self.check_depth(self.depth)
+        if wrong := [depth for depth in self.trained_depths if not 1 <= depth <= self.max_depth]:
+            raise ConfigError(f"trained_depths holds {wrong[0]}, outside 1..{self.max_depth}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}"
+                    f"{name}={getattr(self, name)!r:.80} is unknown; choose one of "
+                    f"{', '.join(allowed)}"
                 )
-        _refuse_sliding_window(base)
+        if self.bases == "per_step" and not self.removed_layers():
+            raise ConfigError(
+                f"bases=per_step needs a removed layer, and prelude {self.prelude} + coda "
+                f"{self.coda} of {total} layers remove none; keep fewer or choose bases=mean"
+            )
+        refuse_sliding_window(base)
 
     def check_depth(self, depth: int) -> int:
         """Returns `depth` where it lies in 1..max_depth.
@@ -228,18 +292,3 @@ class OuroborosConfig(PreTrainedConfig):
         """Original indices of the layers that the loop replaces, the recurrent one skipped."""
         last = self.original_layers - self.coda
         return [layer for layer in range(self.prelude, last) if layer != self.recurrent]
-
-
-def _refuse_sliding_window(base: PreTrainedConfig) -> None:
-    kinds = getattr(base, "layer_types", None)
-    if kinds is not None:
-        active = any(kind != "full_attention" for kind in kinds)
-    else:
-        window = getattr(base, "sliding_window", None)
-        active = window is not None and window < base.max_position_embeddings
-    if active:
-        raise ConfigError(
-            f"the {base.model_type} model uses sliding-window attention "
-            f"(sliding_window={base.sliding_window}), which is not built yet; set sliding_window "
-            "to null in its config.json only if full attention is what it was trained with"
-        )

@@ -5,7 +5,7 @@ Source: arXiv 2604.02051, section 3; `auto`, `matched` and `per_step` are ours o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,10 +19,10 @@ from ouroboros.bases import fill_bases
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.configuration import OuroborosConfig
 from ouroboros.data import read_text
-from ouroboros.errors import CheckpointError, DataError
+from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.modeling import OuroborosForCausalLM
 from ouroboros.selection import Candidate, match_step_norms, select_recurrent
-from ouroboros.sources import Source, load_source
+from ouroboros.sources import Source, load_source, locate
 
 CALIBRATION_TOKENS = 256
 CALIBRATION_WINDOWS = 8
@@ -38,6 +38,7 @@ class ConversionReport:
         candidates: what `auto` measured, best first; empty where a layer was named.
         kept: parameters taken over unchanged.
         dropped: parameters of the removed layers.
+        dropped_layers: original indices of the removed layers.
         trainable: parameters of Controller, gate and step norms.
         bases: numbers in the frozen low-rank bases.
         lines: the report as text, one line an entry.
@@ -47,6 +48,7 @@ class ConversionReport:
     candidates: tuple[Candidate, ...]
     kept: int
     dropped: int
+    dropped_layers: tuple[int, ...]
     trainable: int
     bases: int
     lines: tuple[str, ...]
@@ -102,31 +104,41 @@ def convert(
         DataError: the calibration text is unusable.
     """
     say = report or (lambda line: None)
+    layer = _layer_number(recurrent)
     say(f"loading {source}")
-    original = load_source(source)
-    automatic = recurrent == "auto"
+    place = locate(source)
+    if layer is not None and layer < 0:
+        last = place.config.num_hidden_layers - coda - 1
+        raise ConfigError(
+            f"recurrent layer {layer} is negative; give auto or one of the replaced layers "
+            f"{prelude}..{last}"
+        )
+    settings: dict[str, Any] = {
+        "prelude": prelude,
+        "coda": coda,
+        "recurrent": prelude if layer is None else layer,
+        "rank": rank,
+        "alpha": alpha,
+        "max_depth": max_depth,
+        "depth": depth,
+        "pooling": pooling,
+        "norm_init": norm_init,
+        "bases": bases,
+        "modulation": modulation,
+        "gate": gate,
+    }
+    # Once before the weights are read, so that a bad option is refused at once.
+    OuroborosConfig(base_config=place.config, **settings)
+    original = load_source(place)
     config = OuroborosConfig(
-        base_config=original.model.config,
-        prelude=prelude,
-        coda=coda,
-        recurrent=prelude if automatic else _layer_number(recurrent),
-        rank=rank,
-        alpha=alpha,
-        max_depth=max_depth,
-        depth=depth,
-        pooling=pooling,
-        norm_init=norm_init,
-        bases=bases,
-        modulation=modulation,
-        gate=gate,
-        source={"name": original.name, "sha256": original.sha256},
+        base_config=original.model.config, source=_provenance(original), **settings
     )
     model = _transplant(original.model, config)
     layers = original.model.model.layers
     candidates: list[Candidate] = []
-    if automatic or norm_init == "matched":
+    if layer is None or norm_init == "matched":
         windows = _calibration_windows(original, calibration)
-        if automatic:
+        if layer is None:
             replaced = range(prelude, len(layers) - coda)
             candidates = select_recurrent(model, layers, replaced, windows, depth, say)
             config.recurrent = candidates[0].layer
@@ -138,20 +150,56 @@ def convert(
     fill_bases(model.recurrent.projections(), layers, removed, config.recurrent)
     say(f"writing {out}")
     papers: dict[str, Path | bytes] = {
-        "LICENSE": original.license_text.encode(),
-        "ATTRIBUTION": original.attribution.encode(),
+        "LICENSE": original.papers.license_file().encode(),
+        "ATTRIBUTION": original.papers.attribution_file(_changes(config)).encode(),
     }
     save_checkpoint(model, original.tokenizer, out, papers)
     return _describe(original, model, candidates)
 
 
-def _layer_number(recurrent: int | str) -> int:
+def _layer_number(recurrent: int | str) -> int | None:
+    """Returns the layer that was named, None for `auto`."""
+    if recurrent == "auto":
+        return None
     try:
-        return int(recurrent)
+        return int(str(recurrent))
     except ValueError:
-        raise CheckpointError(
-            f"--recurrent {recurrent!r} is neither `auto` nor a layer number"
+        raise ConfigError(
+            f"recurrent={recurrent!r:.80} is neither auto nor the number of a layer, counted from 0"
         ) from None
+
+
+def _provenance(original: Source) -> dict[str, str]:
+    facts = {"name": original.name, "sha256": original.sha256}
+    return {**facts, "license": original.papers.license} if original.papers.license else facts
+
+
+def _changes(config: OuroborosConfig) -> str:
+    last = config.original_layers
+    kept = [*range(config.prelude), *range(last - config.coda, last)]
+    dropped = config.removed_layers()
+    added = [
+        "a Controller" if config.modulation == "controller" else "a modulation vector a step",
+        "low-rank bases",
+        "per-step norms",
+        *(["a gate"] if config.gate else []),
+    ]
+    return (
+        f"layers {_ranges(kept) or 'none'} of {last} kept as they were; layers "
+        f"{_ranges(dropped) or 'none'} dropped; layer {config.recurrent} looped in their place; "
+        f"added {', '.join(added[:-1])} and {added[-1]}."
+    )
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Writes sorted layer numbers as ranges: `8..11, 13..21`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(f"{low}..{high}" if low < high else f"{low}" for low, high in runs)
 
 
 def _transplant(original: Any, config: OuroborosConfig) -> OuroborosForCausalLM:
@@ -210,6 +258,7 @@ def _describe(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept = sum(p.numel() for p in model.parameters()) - trainable
     bases = sum(p.lora_a.numel() + p.lora_b.numel() for p in model.recurrent.projections().values())
+    removed = config.removed_layers()
     last = config.original_layers - 1
     coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
     prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
@@ -219,7 +268,9 @@ def _describe(
         f"  recurrent  layer {config.recurrent}, looped up to {config.max_depth} times",
         f"  coda       {coda}",
         f"  kept       {kept:,} parameters, unchanged",
-        f"  dropped    {total - kept:,} parameters ({len(config.removed_layers())} layers)",
+        f"  dropped    layers {_ranges(removed)}: {total - kept:,} parameters"
+        if removed
+        else "  dropped    none",
         f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases})",
         f"  trainable  {trainable:,} parameters (Controller, gate, step norms)",
     ]
@@ -228,6 +279,7 @@ def _describe(
         tuple(candidates),
         kept,
         total - kept,
+        tuple(removed),
         trainable,
         bases,
         tuple(lines),

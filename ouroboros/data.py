@@ -321,7 +321,7 @@ def _read_jsonl(path: Path) -> Iterator[str]:
                 continue
             try:
                 record: Any = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # the latter: nested too deeply
                 raise DataError(
                     f"{path}: line {number} is not JSON ({error}); write one object a line"
                 ) from error
@@ -367,6 +367,11 @@ def _read_parquet(path: Path) -> Iterator[str]:
                 for text in batch.column(0).to_pylist():
                     if text is not None:
                         yield text
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: column {FIELD!r} holds text that is not UTF-8 ({error.reason}); "
+                "mend or drop the row"
+            ) from error
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(
                 f"{path}: damaged parquet file ({_first_line(error)}); write it again"

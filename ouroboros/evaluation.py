@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.errors import DataError
+from ouroboros.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,8 @@ class Row:
             "model": self.model,
             "depth": self.depth,
             "mean": self.mean,
-            "perplexity": self.perplexity,
+            # JSON has no infinity.
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "texts": dict(self.texts),
         }
 
@@ -153,7 +154,11 @@ def evaluate_model(
     prefix: int = 0,
     report: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Scores a model on every text at every depth; `report` gets each row as it is done."""
+    """Scores a model on every text at every depth; `report` gets each row as it is done.
+
+    Raises:
+        CheckpointError: A loss is not finite.
+    """
 
     def score(array: np.ndarray, depth: int | None) -> float:
         return score_windows(model, array, depth, prefix)
@@ -172,6 +177,13 @@ def evaluate_scorer(
     rows: list[Row] = []
     for depth in depths:
         row = Row(name, depth, {text: score(array, depth) for text, array in windows.items()})
+        for text, loss in row.texts.items():
+            if not math.isfinite(loss):
+                at = "" if depth is None else f" at depth {depth}"
+                raise CheckpointError(
+                    f"the loss of the {name} model on {text!r} is {loss}{at}: its weights are "
+                    "too large or damaged; train it again with a lower --learning-rate"
+                )
         rows.append(row)
         if report is not None:
             report(row)

@@ -16,6 +16,8 @@ from ouroboros.errors import TrainingError
 PRECISIONS = ("fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant")
 CODA_CHOICES = ("frozen", "norms", "full")
+MAX_SEED = 2**32 - 1  # numpy's
+MAX_LEARNING_RATE = 1e30  # Adam's first steps multiply it by up to 10, in float32
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,12 @@ class TrainOptions:
                 raise TrainingError(
                     f"{_flag(name)}={getattr(self, name)} is not allowed; give {least} or more"
                 )
-        if not 0 < self.learning_rate < float("inf"):
+        if self.seed > MAX_SEED:
+            raise TrainingError(f"--seed={self.seed} is not allowed; give 0..{MAX_SEED}")
+        if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
             raise TrainingError(
-                f"--learning-rate={self.learning_rate} is not allowed; give more than 0"
+                f"--learning-rate={self.learning_rate} is not allowed; give more than 0 and at "
+                f"most {MAX_LEARNING_RATE:g} (0.001 is usual)"
             )
         for name in ("weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
@@ -131,7 +136,8 @@ class TrainOptions:
         """Returns the options on which the final weights depend, as JSON values.
 
         Paths are not among them (the data is compared by its tokens), nor is how often the run
-        is scored and saved.
+        is scored and saved. A run adds what it finds around it: the checkpoint, the data and the
+        number of processes.
         """
         free = {"data", "eval", "eval_every", "eval_depths", "eval_windows", "save_every"}
         values = dataclasses.asdict(self)

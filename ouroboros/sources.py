@@ -7,19 +7,40 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from ouroboros.configuration import ARCHITECTURES
+from ouroboros.attribution import Papers, papers_of_folder, papers_of_hub
+from ouroboros.base_config import check_architecture
 from ouroboros.errors import CheckpointError, ConfigError
 
-LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an original model is, and its config, before any weight is read.
+
+    Attributes:
+        source: the hub id or path as it was given.
+        name: the name it is known by.
+        config: its Hugging Face config.
+        path: the local directory or .gguf file, None for a hub id.
+        gguf: the metadata of a .gguf file, without its vocabulary.
+    """
+
+    source: str
+    name: str
+    config: Any
+    path: Path | None = None
+    gguf: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,16 +52,14 @@ class Source:
         tokenizer: its tokenizer, or None where it has none.
         name: the name it is known by.
         sha256: of its weight files, or of the hub id where they are not local.
-        license_text: the licence, or a line that says none came with it.
-        attribution: whose weights these are and that they were changed.
+        papers: its licence and whose weights these are.
     """
 
     model: Any
     tokenizer: Any
     name: str
     sha256: str
-    license_text: str
-    attribution: str
+    papers: Papers
 
 
 @contextmanager
@@ -58,69 +77,136 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_source(source: str) -> Source:
+def locate(source: str) -> Location:
+    """Finds an original model and reads its config; no code that comes with it is ever run.
+
+    Raises:
+        CheckpointError: there is none, or its config can't be read.
+        ConfigError: its architecture does not convert.
+    """
+    path = _local_path(source)
+    gguf = _read_gguf(path) if path is not None and path.is_file() else {}
+    where, extra = _arguments(source, path)
+    with quiet_transformers():
+        try:
+            values, _ = PreTrainedConfig.get_config_dict(where, **extra)
+            model_type = values.get("model_type")
+        except Exception as error:  # every loader raises its own kind for a file it can't read
+            raise CheckpointError(
+                f"{source}: can't read the model's config: {one_line(error)}"
+            ) from error
+        _require_architecture(source, model_type)
+        try:
+            config = CONFIG_MAPPING[model_type].from_dict(values)
+        except Exception as error:
+            raise ConfigError(f"{source}: bad value in its config: {one_line(error)}") from error
+    name = source if path is None else (path.stem if gguf else path.resolve().name)
+    return Location(source, name, config, path, gguf)
+
+
+def _local_path(source: str) -> Path | None:
+    """Returns the directory or .gguf file that `source` names, None where it is a hub id."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise CheckpointError(f"{source}: no such file; check the path of the .gguf")
+        return path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"{source}: no config.json in this directory; give a Hugging Face model "
+                "directory, a .gguf file or a hub id"
+            )
+        return path
+    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise CheckpointError(
+            f"{source}: neither a model directory nor a .gguf file; give one of these or a hub id"
+        )
+    return None
+
+
+def _arguments(source: str, path: Path | None) -> tuple[str, dict[str, Any]]:
+    """Returns what transformers' loaders take: a place and keyword arguments."""
+    if path is None:
+        return source, {}
+    if path.is_file():
+        return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
+    return source, {"local_files_only": True}
+
+
+def _require_architecture(source: str, model_type: Any) -> None:
+    try:
+        check_architecture(model_type)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _read_gguf(path: Path) -> dict[str, Any]:
+    """Returns the metadata of a .gguf file, without its vocabulary.
+
+    Raises:
+        CheckpointError: it is truncated or no such file.
+        ConfigError: its architecture does not convert, or not from a .gguf file.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata = {
+            name: part.contents()
+            for name, part in reader.fields.items()
+            if not name.startswith("tokenizer.") or name == "tokenizer.ggml.model"
+        }
+        tensors = {tensor.name for tensor in reader.tensors}
+    except Exception as error:  # the reader runs into a damaged file wherever it happens to
+        raise CheckpointError(
+            f"{path}: truncated or not a GGUF file ({one_line(error)}); download it again"
+        ) from error
+    architecture = metadata.get("general.architecture")
+    _require_architecture(str(path), architecture)
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling != "none" or "rope_freqs.weight" in tensors:
+        raise ConfigError(
+            f"{path}: its RoPE scaling is not read from a .gguf file by transformers, so the "
+            "positions would be wrong; convert the model's Hugging Face directory or hub id"
+        )
+    return metadata
+
+
+def load_source(source: str | Location) -> Source:
     """Loads the original model from a hub id, a local directory or a .gguf file.
 
     Raises:
         CheckpointError: it is missing, damaged, incomplete or holds NaN.
         ConfigError: its architecture does not convert.
     """
-    path = Path(source)
-    where = source
-    extra: dict[str, Any] = {}
-    files: list[Path] = []
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise CheckpointError(f"{source}: no such file; check the path of the .gguf")
-        where, extra = str(path.parent), {"gguf_file": path.name}
-        files = [path]
-    elif path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"{source}: no config.json in this directory; give a Hugging Face model "
-                "directory, a .gguf file or a hub id"
-            )
-        extra = {"local_files_only": True}
-        files = sorted(path.glob("*.safetensors"))
-    elif path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise CheckpointError(
-            f"{source}: neither a model directory nor a .gguf file; give one of these or a hub id"
-        )
+    place = locate(source) if isinstance(source, str) else source
     with quiet_transformers():
-        config = _load_config(source, where, extra)
-        model = _load_model(source, where, extra, config)
-        tokenizer = _load_tokenizer(where, extra)
-    name = path.stem if files and path.suffix == ".gguf" else (path.name if files else source)
-    text, attribution = _papers(name, path.parent if path.suffix == ".gguf" else path)
-    return Source(model, tokenizer, name, _hash(files, source), text, attribution)
+        model = _load_model(place)
+        tokenizer = _load_tokenizer(place)
+        papers = _read_papers(place)
+    return Source(model, tokenizer, place.name, _hash(place), papers)
 
 
-def _load_config(source: str, where: str, extra: dict[str, Any]) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(where, **extra)
-    except Exception as error:  # every loader raises its own kind for a file it can't read
-        raise CheckpointError(f"{source}: can't read the model's config: {first(error)}") from error
-    if config.model_type not in ARCHITECTURES:
-        raise ConfigError(
-            f"{source}: architecture {config.model_type!r} can't be converted; allowed are "
-            f"{', '.join(ARCHITECTURES)} (SmolLM2 is a llama, Qwen2.5 a qwen2)"
-        )
-    return config
-
-
-def _load_model(source: str, where: str, extra: dict[str, Any], config: Any) -> Any:
+def _load_model(place: Location) -> Any:
+    source = place.source
+    where, extra = _arguments(source, place.path)
     # transformers draws a progress bar of its own for a GGUF, which nothing else switches off.
-    hidden = redirect_stderr(io.StringIO()) if "gguf_file" in extra else nullcontext()
+    hidden = redirect_stderr(io.StringIO()) if place.gguf else nullcontext()
     try:
         with hidden:
             model, info = AutoModelForCausalLM.from_pretrained(
-                where, dtype=torch.float32, output_loading_info=True, **extra
+                where,
+                config=place.config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **extra,
             )
     except Exception as error:
-        raise CheckpointError(f"{source}: can't load the weights: {first(error)}") from error
-    missing = sorted(info["missing_keys"])
-    tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
-    if lost := [key for key in missing if key not in tied]:
+        raise CheckpointError(f"{source}: can't load the weights: {one_line(error)}") from error
+    tied = {"lm_head.weight"} if place.config.tie_word_embeddings else set()
+    if lost := sorted(set(info["missing_keys"]) - tied):
         raise CheckpointError(
             f"{source}: {len(lost)} weights are missing, {lost[0]} first; download it again"
         )
@@ -132,17 +218,35 @@ def _load_model(source: str, where: str, extra: dict[str, Any], config: Any) -> 
     return model.eval()
 
 
-def _load_tokenizer(where: str, extra: dict[str, Any]) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(where, **extra)
-    except Exception:  # a model without a tokenizer still converts
+def _load_tokenizer(place: Location) -> Any:
+    """Returns the tokenizer, None where the model comes without one."""
+    if place.gguf and place.gguf.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
         return None
+    if place.path is not None and place.path.is_dir() and not _tokenizer_files(place):
+        return None
+    where, extra = _arguments(place.source, place.path)
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
+    except Exception as error:
+        # Only after the attempt is it known what the hub has.
+        if place.path is None and not _tokenizer_files(place):
+            return None
+        raise CheckpointError(
+            f"{place.source}: can't load its tokenizer: {one_line(error)}"
+        ) from error
 
 
-def first(error: BaseException) -> str:
-    """Returns the first line of an error's text, or its class where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def _tokenizer_files(place: Location) -> list[str]:
+    """Returns the tokenizer's files that a directory, or for a hub id the hub's cache, holds."""
+    if place.path is not None:
+        return [name for name in _TOKENIZER_FILES if (place.path / name).is_file()]
+    found = (try_to_load_from_cache(place.source, name) for name in _TOKENIZER_FILES)
+    return [path for path in found if isinstance(path, str)]
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's text on one line, or its class where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def require_finite(model: nn.Module, name: str) -> None:
@@ -152,29 +256,24 @@ def require_finite(model: nn.Module, name: str) -> None:
             raise CheckpointError(f"{name}: {key} holds NaN or infinity; get an intact copy")
 
 
-def _hash(files: list[Path], source: str) -> str:
+def _read_papers(place: Location) -> Papers:
+    if place.path is None:
+        return papers_of_hub(place.source)
+    folder = place.path if place.path.is_dir() else place.path.parent
+    return papers_of_folder(place.name, folder, place.gguf)
+
+
+def _hash(place: Location) -> str:
     digest = hashlib.sha256()
-    if not files:
-        digest.update(source.encode())
-    for path in files:
+    if place.path is None:
+        digest.update(place.source.encode())
+        return digest.hexdigest()
+    folder = place.path
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    for path in files or sorted(folder.glob("*.bin")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _papers(name: str, folder: Path) -> tuple[str, str]:
-    found = next((folder / n for n in LICENSE_NAMES if (folder / n).is_file()), None)
-    text = (
-        found.read_text(encoding="utf-8", errors="replace")
-        if found
-        else f"No licence file came with {name}; the terms of its publisher apply.\n"
-    )
-    attribution = (
-        f"The weights derive from {name}; its licence stands in the file LICENSE.\n"
-        "Changed by Ouroboros: first and last layers kept, the layers between replaced by one\n"
-        "looped layer with a Controller, low-rank bases, per-step norms and a gate.\n"
-    )
-    return text, attribution
 
 
 def drop_middle(model: Any, prelude: int, coda: int, middle: int | None = None) -> Any:

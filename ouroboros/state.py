@@ -22,6 +22,8 @@ from ouroboros.errors import TrainingError
 
 HASHES = "hashes.json"
 OPTIONS = "options.json"
+# On how many threads a sum is split decides the order of its terms, and so its last bits.
+THREADS = "cpu_threads"
 KEPT = 2
 _STEP = re.compile(r"step-(\d+)")
 _STAGING = ".staging"
@@ -135,14 +137,23 @@ def write_options(folder: Path, options: Mapping[str, Any]) -> None:
     (folder / OPTIONS).write_text(text, encoding="utf-8")
 
 
-def check_options(folder: Path, options: Mapping[str, Any]) -> None:
+def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str], None]) -> None:
     """Refuses to go on with options other than those the state was written with.
+
+    Another number of CPU threads is no reason to refuse, as another machine may have other cores;
+    but the run is then not certain to end in the same bits, which `warn` gets told.
+
+    Args:
+        folder: the state.
+        options: what the run would go on with.
+        warn: gets one line where only the threads differ.
 
     Raises:
         TrainingError: Some option differs; the message names each with both values.
     """
     saved = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
     given = json.loads(json.dumps(dict(options)))
+    before, now = saved.pop(THREADS, None), given.pop(THREADS, None)
     differing = [
         f"{name} was {saved.get(name)!r}, now {given.get(name)!r}"
         for name in sorted(saved.keys() | given.keys())
@@ -152,6 +163,11 @@ def check_options(folder: Path, options: Mapping[str, Any]) -> None:
         raise TrainingError(
             f"{folder.parent.parent} can't be resumed with other options: {'; '.join(differing)}; "
             "give the old ones, or start over in another folder"
+        )
+    if before != now:
+        warn(
+            f"warning: the run began on {before} CPU threads and goes on with {now}: the last bits "
+            f"of its weights may differ (OMP_NUM_THREADS={before} makes them the same)"
         )
 
 

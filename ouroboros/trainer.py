@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 from transformers import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ouroboros.recipe import TrainOptions
 
 WEIGHTS = "trainable.safetensors"
+SAMPLE_WINDOWS = 2
 # Keeps the streams of random numbers drawn from one seed apart.
 _DEPTH_STREAM, _ORDER_STREAM = 1, 2
 
@@ -85,21 +87,23 @@ class OuroborosTrainer(Trainer):
         state_dir: Path,
         fingerprint: Mapping[str, Any],
         callbacks: list[TrainerCallback],
-        resuming: bool,
+        arguments: TrainingArguments,
     ) -> None:
-        """Prepares a run; `heldout` maps names to int64 [windows, seq] windows."""
+        """Prepares a run; `heldout` maps names to int64 [windows, seq] windows.
+
+        `arguments` come from `training_arguments` with the same options.
+        """
         self.options = options
         self.heldout = dict(heldout)
-        self.window_count = len(windows)
+        self.windows = windows
         self.state_dir = state_dir
         self.fingerprint = dict(fingerprint)
         self.staged: Path | None = None
         super().__init__(
             model=model,
-            args=_arguments(options, state_dir, bool(heldout), resuming),
+            args=arguments,
             train_dataset=windows,
-            # Only looked at for being there: evaluate() below scores `heldout`.
-            eval_dataset=windows if heldout else None,
+            eval_dataset=windows,  # only looked at for being there, see evaluate()
             data_collator=collate,
             callbacks=callbacks,
         )
@@ -107,7 +111,7 @@ class OuroborosTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         a_step = self.options.batch_size * self.options.grad_accum * self.args.world_size
-        return RunOrder(self.window_count, self.options.train_steps * a_step, self.options.seed)
+        return RunOrder(len(self.windows), self.options.train_steps * a_step, self.options.seed)
 
     def compute_loss(
         self,
@@ -123,18 +127,32 @@ class OuroborosTrainer(Trainer):
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Scores the held-out text at every scored depth, and the gates on it."""
+        """Scores the held-out text at every scored depth, and the gates on it.
+
+        The loss of the first training windows at the greatest depth is scored too: it tells
+        whether the last update went well. Where nothing is held out, the gates are theirs.
+        """
         began = time.perf_counter()
-        model = self._unwrapped()
+        model = self._unwrapped().eval()
         prefix = scoring_prefix(model.config.pooling, self.options.seq_len)
-        metrics: dict[str, float] = {}
-        depths = self.options.scored_depths
-        for depth in depths:
-            losses = [score_windows(model, array, depth, prefix) for array in self.heldout.values()]
-            metrics[EVAL_LOSS.format(depth=depth)] = sum(losses) / len(losses)
-        metrics["eval_loss"] = sum(metrics.values()) / len(depths)
-        sample = torch.from_numpy(np.concatenate([array[:1] for array in self.heldout.values()]))
-        gates = model.eval().gate_means(sample.to(self.args.device), depths[-1])
+        count = min(SAMPLE_WINDOWS, len(self.windows))
+        sample = collate([self.windows[index] for index in range(count)])
+        sample = {name: tensor.to(self.args.device) for name, tensor in sample.items()}
+        with torch.no_grad():
+            loss = model(**sample, depth=self.options.depth_range[1]).loss
+        metrics = {"sample_loss": float(loss)}
+        ids, depths = sample["input_ids"], self.options.scored_depths
+        if self.heldout:
+            for depth in depths:
+                losses = [
+                    score_windows(model, text, depth, prefix) for text in self.heldout.values()
+                ]
+                metrics[EVAL_LOSS.format(depth=depth)] = sum(losses) / len(losses)
+            scored = [metrics[EVAL_LOSS.format(depth=depth)] for depth in depths]
+            metrics["eval_loss"] = sum(scored) / len(scored)
+            firsts = np.concatenate([text[:1] for text in self.heldout.values()])
+            ids = torch.from_numpy(firsts).to(self.args.device)
+        gates = model.gate_means(ids, depths[-1])
         metrics |= {GATE.format(step=step): gate for step, gate in enumerate(gates, start=1)}
         metrics["eval_seconds"] = time.perf_counter() - began
         self.log(metrics)
@@ -144,18 +162,33 @@ class OuroborosTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, and stops a run whose loss is no number any more before that is saved."""
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise TrainingError(
-                f"the loss is {logs['loss']} at train step {self.state.global_step}; start over "
-                f"with a --learning-rate below {self.options.learning_rate:g}"
-            )
+        """Logs, and stops a run with a loss that is no number any more before that is saved."""
+        for name, value in logs.items():
+            if "loss" in name and not math.isfinite(value):
+                raise self._divergence(f"the {name.replace('_', ' ')} is {value}")
         super().log(logs, start_time)
+
+    def _divergence(self, what: str) -> TrainingError:
+        if self.state.global_step == 0:
+            return TrainingError(f"{what} before any training; start from another checkpoint")
+        return TrainingError(
+            f"{what} at train step {self.state.global_step}; start over in another folder with a "
+            f"--learning-rate below {self.options.learning_rate:g}"
+        )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staged or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        for name, parameter in self._trainable().items():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._divergence(f"{name} holds NaN or infinity")
+        try:
+            self._publish_state(model, trial)
+        except (SafetensorError, RuntimeError) as error:  # theirs and torch.save's for a full disk
+            raise OSError(" ".join(str(error).split())) from error
+
+    def _publish_state(self, model: Any, trial: Any) -> None:
         with state.stage_step(self.state_dir, self.state.global_step) as staged:
             self.staged = staged.parent
             try:
@@ -198,9 +231,8 @@ class OuroborosTrainer(Trainer):
         return cast("OuroborosForCausalLM", self.model)
 
 
-def _arguments(
-    options: TrainOptions, state_dir: Path, scored: bool, resuming: bool
-) -> TrainingArguments:
+def training_arguments(options: TrainOptions, state_dir: Path) -> TrainingArguments:
+    """Returns the arguments of a run, and joins its other processes where there are some."""
     every = options.eval_every or options.train_steps
     return TrainingArguments(
         output_dir=str(state_dir),
@@ -218,9 +250,8 @@ def _arguments(
         seed=options.seed,
         bf16=options.precision == "bf16",
         use_cpu=not torch.accelerator.is_available(),
-        eval_strategy="steps" if scored else "no",
+        eval_strategy="steps",
         eval_steps=every,
-        eval_on_start=scored and not resuming,
         save_strategy="steps",
         save_steps=options.save_every,
         logging_steps=max(1, options.train_steps // 2000),

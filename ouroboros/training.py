@@ -10,16 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
 
 from ouroboros import state
-from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
+from ouroboros.checkpoint import (
+    checkpoint_sha256,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+)
 from ouroboros.data import PackedWindows, load_eval_windows, load_windows
-from ouroboros.errors import CheckpointError, TrainingError
+from ouroboros.errors import CheckpointError, ConfigError, OuroborosError, TrainingError
+from ouroboros.limits import check_ids, check_seq_len
 from ouroboros.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.progress import ProgressDisplay
 from ouroboros.sources import quiet_transformers
-from ouroboros.trainer import OuroborosTrainer
+from ouroboros.trainer import OuroborosTrainer, training_arguments
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +67,8 @@ def train(
     """Trains a checkpoint and publishes the result in `out`, with training.png and gate.png.
 
     `out/state` keeps what `resume` needs, `out/logs` TensorBoard's events where that is installed.
+    A run resumed with the same options, the same number of processes and of CPU threads ends on
+    the CPU in the same bits; other options or processes are refused, other threads warned of.
 
     Args:
         checkpoint: the checkpoint to start from; it is not changed.
@@ -71,9 +80,9 @@ def train(
     Raises:
         CheckpointError: The checkpoint can't be loaded or the result not be written.
         ConfigError: A depth is above the checkpoint's max_depth.
-        DataError: A text can't be used.
-        TrainingError: `out` holds an earlier run, or the state there is damaged or of another run,
-            or the loss is no number any more.
+        DataError: A text can't be used, or `seq_len` is above the model's positions.
+        TrainingError: `out` holds an earlier run or something else, or the state there is damaged
+            or of another run, or the training diverged.
     """
     from rich.console import Console as RichConsole
 
@@ -84,20 +93,30 @@ def train(
     model, tokenizer = load_checkpoint(checkpoint)
     if tokenizer is None:
         raise CheckpointError(f"{checkpoint}: has no tokenizer.json; convert the model again")
-    for depth in (*options.depth_range, *options.scored_depths):
-        model.config.check_depth(depth)
+    _check_depths(options, model.config.max_depth)
+    check_seq_len(options.seq_len, model.config.max_position_embeddings)
     windows = load_windows(options.data, tokenizer, options.seq_len)
     heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows)
+    check_ids("the training text", windows.input_ids, model.config.vocab_size)
+    for name, array in heldout.items():
+        check_ids(f"held-out text {name!r}", array, model.config.vocab_size)
     model.mark_trainable(options.train_coda)
+    arguments = training_arguments(options, state_dir)
+    main = arguments.process_index == 0
+    if not main:
+        console = RichConsole(quiet=True)
     fingerprint = {
         **options.exactness(),
         "checkpoint": checkpoint_sha256(checkpoint),
         "data": windows.fingerprint(),
+        "world_size": arguments.world_size,
+        state.THREADS: torch.get_num_threads(),
     }
     found = _find_state(state_dir, fingerprint, console) if resume else None
-    _describe(model, windows, options, console)
-    tokens_a_step = options.batch_size * options.grad_accum * options.seq_len
-    display = ProgressDisplay(console, tokens_a_step)
+    arguments.eval_on_start = found is None
+    windows_a_step = options.batch_size * options.grad_accum * arguments.world_size
+    _describe(model, windows, options, windows_a_step, console)
+    display = ProgressDisplay(console, windows_a_step * options.seq_len)
     use_cache = model.config.use_cache
     with quiet_transformers():
         trainer = OuroborosTrainer(
@@ -107,16 +126,15 @@ def train(
             heldout,
             state_dir,
             fingerprint,
-            [display, *_tensorboard(out / "logs", found)],
-            resuming=found is not None,
+            [display, *(_tensorboard(out / "logs", found) if main else [])],
+            arguments,
         )
         state.clear_staging(state_dir)
         try:
             trainer.train(resume_from_checkpoint=str(found) if found else None)
         except OSError as error:
             raise TrainingError(
-                f"{state_dir}: can't save the state ({error}); the states saved before are whole: "
-                "make room and go on with --resume"
+                f"{out}: can't save the state ({error}); {_how_to_go_on(state_dir)}"
             ) from error
         finally:
             display.close()
@@ -124,8 +142,11 @@ def train(
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.config.use_cache = use_cache
     history = trainer.state.log_history
-    if trainer.is_world_process_zero():
-        _publish(model, tokenizer, checkpoint, out, options, history)
+    if main:
+        try:
+            _publish(model, tokenizer, checkpoint, out, options, history)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {_how_to_go_on(state_dir)}") from error
     trainer.accelerator.wait_for_everyone()
     return TrainReport(
         train_steps=trainer.state.global_step,
@@ -153,6 +174,40 @@ def _check_out(checkpoint: Path, out: Path, resume: bool) -> None:
             f"{out} holds the state of an earlier run; go on with --resume, or start over in "
             f"another folder (or delete {out / 'state'})"
         )
+    if out.exists() and not _is_ours(out):
+        raise TrainingError(
+            f"{out}: holds something else than a checkpoint of Ouroboros, so it is left alone; "
+            "name a new folder"
+        )
+
+
+def _is_ours(out: Path) -> bool:
+    names = {path.name for path in out.iterdir()}
+    if names <= {"state", "logs"} or state.list_steps(out / "state"):
+        return True
+    if "manifest.json" in names:
+        return False
+    try:
+        read_config(out)
+    except OuroborosError:
+        return False
+    return True
+
+
+def _check_depths(options: TrainOptions, max_depth: int) -> None:
+    asked = {"--depth": options.depth_range, "--eval-depth": options.scored_depths}
+    for flag, depths in asked.items():
+        if max(depths) > max_depth:
+            raise ConfigError(
+                f"depth={max(depths)} is above this checkpoint's max_depth {max_depth}; "
+                f"give {flag} 1-{max_depth} or convert with a larger --max-depth"
+            )
+
+
+def _how_to_go_on(state_dir: Path) -> str:
+    if state.list_steps(state_dir):
+        return "the states saved before are whole: make room and go on with --resume"
+    return "no state was saved before: make room and start again"
 
 
 def _find_state(state_dir: Path, fingerprint: Mapping[str, Any], console: Console) -> Path | None:
@@ -163,17 +218,20 @@ def _find_state(state_dir: Path, fingerprint: Mapping[str, Any], console: Consol
     if found is None:
         console.print(f"no state in {state_dir} yet: starting from the beginning", soft_wrap=True)
         return None
-    state.check_options(found, fingerprint)
+    state.check_options(found, fingerprint, warn)
     console.print(f"going on after train step {state.train_step_of(found)}", soft_wrap=True)
     return found
 
 
 def _describe(
-    model: OuroborosForCausalLM, windows: PackedWindows, options: TrainOptions, console: Console
+    model: OuroborosForCausalLM,
+    windows: PackedWindows,
+    options: TrainOptions,
+    a_step: int,
+    console: Console,
 ) -> None:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
-    a_step = options.batch_size * options.grad_accum
     passes = options.train_steps * a_step / len(windows)
     console.print(
         f"training {trainable:,} of {whole:,} parameters at depth {options.depth}; "
@@ -213,7 +271,7 @@ def _publish(
     files["training.png"] = plot_training(history)
     if any(GATE.format(step=1) in entry for entry in history):
         files["gate.png"] = plot_gates(history)
-    save_checkpoint(model.eval(), tokenizer, out, files)
+    save_checkpoint(model.eval(), tokenizer, out, files, keep=("state", "logs"))
 
 
 def _last(history: list[dict[str, Any]], key: str) -> float:

@@ -15,8 +15,10 @@ from runtime.manifest import (
     FileSpec,
     Manifest,
     check_file_name,
+    hash_manifest,
     parse_manifest,
     parse_manifest_text,
+    render_manifest,
 )
 
 CASES_NAME = "cases.safetensors"
@@ -120,8 +122,8 @@ def write_manifest(directory: Path, **fields: object) -> Manifest:
 
     Args:
         directory: the bundle, complete but for its manifest.
-        **fields: every key of the manifest but `format_version` and `files`, each as JSON values
-            or as the dataclass of runtime.manifest.
+        **fields: every key of the manifest but `format_version`, `files` and `sha256`, each as
+            JSON values or as the dataclass of runtime.manifest.
 
     Returns:
         The manifest, read back as `open_bundle` reads it.
@@ -134,10 +136,11 @@ def write_manifest(directory: Path, **fields: object) -> Manifest:
         name = file.relative_to(directory).as_posix()
         if file.is_file() and name != MANIFEST_NAME:
             files[name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
-    data = {"format_version": FORMAT_VERSION, **fields, "files": files}
-    text = json.dumps(data, indent=2, default=_to_json, allow_nan=False) + "\n"
-    manifest = parse_manifest(json.loads(text))
-    (directory / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    plain = json.loads(json.dumps(fields, default=_to_json, allow_nan=False))
+    data = {"format_version": FORMAT_VERSION, **plain, "files": files}
+    data["sha256"] = hash_manifest(data)
+    manifest = parse_manifest(data)
+    (directory / MANIFEST_NAME).write_text(render_manifest(data), encoding="utf-8")
     return manifest
 
 

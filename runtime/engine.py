@@ -79,12 +79,20 @@ class Engine:
         return self.bundle.manifest
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, a begin-of-text token included where the model wants one."""
+        """Token ids of a text, a begin-of-text token included where the model wants one.
+
+        Raises:
+            EngineError: the text is no Unicode.
+        """
         return self.codec.encode(text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return self.codec.decode([int(token) for token in ids])
+        """The text of token ids, special tokens left out.
+
+        Raises:
+            EngineError: an id outside the vocabulary.
+        """
+        return self.codec.decode(request.check_ids(ids, self.manifest))
 
     def generate(
         self,

@@ -1,12 +1,15 @@
 """The bundle's manifest: frozen dataclasses, read strictly from JSON.
 
 Every key must be there and no other may: a manifest this version does not fully understand is
-refused by the name of the first thing that is wrong, never half-read.
+refused by the name of the first thing that is wrong, never half-read. Its last key, `sha256`, is
+the hash of all the others (see `hash_manifest`), so that a changed manifest is seen as well as a
+changed file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import types
 import typing
@@ -15,7 +18,7 @@ from typing import Any, TypeVar
 
 from runtime.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 POOLINGS = ("causal", "mean", "token")
 
@@ -64,9 +67,10 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class GraphSpec:
-    """The ONNX file and its tensors."""
+    """The ONNX file, the files that hold its large weights, and its tensors."""
 
     file: str
+    data: tuple[str, ...]
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -141,6 +145,7 @@ class Manifest:
     files: dict[str, FileSpec]
     checkpoint: CheckpointSpec
     tools: dict[str, str]
+    sha256: str
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -166,7 +171,30 @@ def parse_manifest_text(text: str | bytes) -> Manifest:
         data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}") from error
-    return parse_manifest(data)
+    manifest = parse_manifest(data)
+    # One bit can turn 1e-05 into 1E-05, which is the same number and another file.
+    if text not in (written := render_manifest(data), written.encode()):
+        raise _changed()
+    return manifest
+
+
+def render_manifest(data: dict[str, Any]) -> str:
+    """The text of manifest.json, to the byte."""
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def hash_manifest(data: dict[str, Any]) -> str:
+    """The sha256 of a manifest, in lower-case hexadecimal.
+
+    Args:
+        data: its JSON values; the key `sha256` is left out.
+
+    Returns:
+        The hash of its JSON with sorted keys, no spaces and non-ASCII characters escaped.
+    """
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_manifest(data: object) -> Manifest:
@@ -185,6 +213,8 @@ def parse_manifest(data: object) -> Manifest:
         )
     manifest = typing.cast(Manifest, _read(Manifest, data, ""))
     _check(manifest)
+    if hash_manifest(data) != manifest.sha256:
+        raise _changed()
     return manifest
 
 
@@ -276,6 +306,13 @@ def _wrong(where: str, value: object, wanted: str) -> BundleError:
     return BundleError(f"{MANIFEST_NAME}: {where} is {shown}, not {wanted}")
 
 
+def _changed() -> BundleError:
+    return BundleError(
+        f"{MANIFEST_NAME} is damaged or was changed: its sha256 is not the one it holds; copy or "
+        "export the bundle again"
+    )
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise BundleError(f"{MANIFEST_NAME}: {message}")
@@ -307,7 +344,7 @@ def _check(manifest: Manifest) -> None:
         hexadecimal = len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
         _require(hexadecimal, f"files.{name}.sha256 is not 64 lower-case hexadecimal digits")
         _require(file.bytes >= 0, f"files.{name}.bytes is {file.bytes}")
-    used = [manifest.graphs.onnx.file, manifest.tokenizer.file]
+    used = [manifest.graphs.onnx.file, *manifest.graphs.onnx.data, manifest.tokenizer.file]
     if manifest.tokenizer.chat_template is not None:
         used.append(manifest.tokenizer.chat_template)
     for name in used:
@@ -315,8 +352,10 @@ def _check(manifest: Manifest) -> None:
         _require(name in manifest.files, f"{name!r} is used but not listed under files")
     sampling, bound = manifest.sampling, manifest.parity.relative_l2
     _require(
-        sampling.temperature >= 0 and sampling.top_k >= 0 and 0 < sampling.top_p <= 1,
-        "sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1",
+        0 <= sampling.temperature < float("inf")
+        and sampling.top_k >= 0
+        and 0 < sampling.top_p <= 1,
+        "sampling needs a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1",
     )
     _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
     identifiers = [*manifest.tokenizer.eos_token_ids]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from runtime.manifest import Manifest
 
 BACKENDS = ("auto", "cpu")
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+# In a serialised StringStringEntryProto: field 1, "location"; field 2, its length, then the name.
+LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 
 Array = NDArray[Any]
 
@@ -86,6 +90,7 @@ def open_session(bundle: Bundle, backend: str, threads: int | None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
     file = bundle.file(manifest.graphs.onnx.file)
+    _check_data(file, manifest)
     try:
         session = onnxruntime.InferenceSession(
             str(file), sess_options=options, providers=["CPUExecutionProvider"]
@@ -115,6 +120,34 @@ def _shared(name: str, array: Array) -> Array:
     return array
 
 
+def external_files(graph: Path) -> set[str]:
+    """Names of the files that hold a graph's external tensors, as the graph writes them.
+
+    Args:
+        graph: an ONNX file.
+
+    Source: onnx.proto, TensorProto.external_data; found in the bytes, with no need of onnx.
+    """
+    content = graph.read_bytes()
+    return {
+        content[found.end() : found.end() + found[1][0]].decode(errors="replace")
+        for found in LOCATION.finditer(content)
+    }
+
+
+def _check_data(file: Path, manifest: Manifest) -> None:
+    """ONNX Runtime opens whatever file the graph names: only verified ones may be named."""
+    spec = manifest.graphs.onnx
+    folder = PurePosixPath(spec.file).parent
+    named = {str(folder / name) for name in external_files(file)}
+    if named != set(spec.data):
+        odd = min(named ^ set(spec.data))
+        raise BundleError(
+            f"cannot load {file}: the data file {odd!r} is in the graph: {odd in named}, in the "
+            f"manifest: {odd in spec.data}; export it again"
+        )
+
+
 def _check_tensors(session: Any, manifest: Manifest) -> None:
     """The graph's tensors must be the manifest's, and those that the engine feeds and reads."""
     spec = manifest.graphs.onnx
@@ -123,19 +156,28 @@ def _check_tensors(session: Any, manifest: Manifest) -> None:
         ("output", session.get_outputs(), spec.outputs, output_names(manifest)),
     )
     for side, actual, listed, needed in sides:
-        found = {tensor.name: DTYPES.get(tensor.type, tensor.type) for tensor in actual}
-        said = {tensor.name: tensor.dtype for tensor in listed}
+        found = {t.name: (DTYPES.get(t.type, t.type), tuple(t.shape)) for t in actual}
+        said = {t.name: (t.dtype, t.shape) for t in listed}
         for name in sorted(found.keys() | said.keys() | set(needed)):
             if not (name in found and name in said and name in needed):
                 raise BundleError(
                     f"the graph's {side} {name} is in the graph: {name in found}, in the manifest:"
                     f" {name in said}, known to this engine: {name in needed}; export it again"
                 )
-            if found[name] != said[name]:
+            (dtype, shape), (wanted, dimensions) = found[name], said[name]
+            # ONNX Runtime infers the shapes of outputs: a named dimension may come back a number.
+            if (dtype, len(shape)) != (wanted, len(dimensions)) or not all(
+                size == other or (side == "output" and isinstance(other, str))
+                for size, other in zip(shape, dimensions, strict=True)
+            ):
                 raise BundleError(
-                    f"the graph's {side} {name} is {found[name]}, its manifest says {said[name]};"
-                    " export it again"
+                    f"the graph's {side} {name} is {_shown(*found[name])}, its manifest says "
+                    f"{_shown(*said[name])}; export it again"
                 )
+
+
+def _shown(dtype: str, shape: tuple[int | str, ...]) -> str:
+    return f"{dtype} [{', '.join(map(str, shape))}]"
 
 
 def cache_names(manifest: Manifest) -> list[str]:

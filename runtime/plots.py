@@ -10,6 +10,26 @@ from runtime.parity import ParityReport
 FLOOR = 1e-12  # an error of zero has no place on a logarithmic axis
 
 
+def check_picture(file: Path) -> None:
+    """Refuses a picture that can't be drawn, before there is anything to draw.
+
+    Args:
+        file: an image file; its ending chooses the format.
+
+    Raises:
+        EngineError: matplotlib is not installed, or knows no such format.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise EngineError(
+            'a picture needs matplotlib; run pip install ".[plot]" in the checkout of ouroboros'
+        ) from error
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if file.suffix.removeprefix(".").lower() not in known:
+        raise EngineError(f"cannot draw {file}: allowed endings are {', '.join(known)}")
+
+
 def draw_parity(report: ParityReport, file: Path) -> None:
     """Draws the worst relative L2 error of the logits by depth and by position.
 
@@ -20,12 +40,9 @@ def draw_parity(report: ParityReport, file: Path) -> None:
     Raises:
         EngineError: matplotlib is not installed, or knows no such format.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EngineError(
-            "a picture needs matplotlib; pip install 'ouroboros-llm[plot]'"
-        ) from error
+    check_picture(file)
+    from matplotlib.figure import Figure
+
     by_depth: dict[str, dict[int, float]] = {}
     by_position: dict[int, dict[int, float]] = {}
     for row in report.rows:
@@ -55,10 +72,7 @@ def draw_parity(report: ParityReport, file: Path) -> None:
         axes.legend(fontsize="small")
     left.set_ylabel("worst relative L2 error of the logits")
     figure.suptitle(f"Engine against PyTorch: {report.verdict}")
-    try:
-        figure.savefig(file, dpi=120)
-    except ValueError as error:  # an unknown ending
-        raise EngineError(f"cannot draw {file}: {str(error).splitlines()[0]}") from error
+    figure.savefig(file, dpi=120)
 
 
 def _keep_worst(points: dict[int, float], key: int, error: float) -> None:

@@ -27,6 +27,8 @@ def is_batch(prompt: object) -> bool:
     if isinstance(prompt, np.ndarray):
         if prompt.ndim not in (1, 2):
             raise EngineError(f"a prompt array has {prompt.ndim} dimensions; allowed: 1 or 2")
+        if len(prompt) == 0:
+            raise EngineError("empty prompt; give at least one token")
         return prompt.ndim == 2
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise EngineError(
@@ -60,13 +62,24 @@ def encode_prompt(
     else:
         if is_batch(prompt):
             raise EngineError("one prompt is expected here, a batch was given")
-        ids = [int(token) for token in prompt if _check_id(token, manifest)]  # type: ignore[attr-defined]
+        ids = check_ids(prompt, manifest)
     if not ids:
         raise EngineError("empty prompt; give at least one token")
     # The tokenizer may know added tokens that the model has no row for.
     for token in ids:
         _check_id(token, manifest)
     return ids
+
+
+def check_ids(ids: object, manifest: Manifest) -> list[int]:
+    """Token ids as plain integers, possibly none.
+
+    Raises:
+        EngineError: not a sequence of ids of the vocabulary.
+    """
+    if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, str | bytes | bytearray):
+        raise EngineError(f"{ids!r:.60} is not a list of token ids")
+    return [int(token) for token in ids if _check_id(token, manifest)]
 
 
 def check_length(prompt: int, new: int, manifest: Manifest) -> None:
@@ -115,14 +128,7 @@ def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
     Raises:
         EngineError: a depth outside the bundle's range, or a wrong number of them.
     """
-    if depth is None:
-        depth = spec.default
-    if isinstance(depth, Sequence | np.ndarray) and not isinstance(depth, str):
-        depths = list(depth)
-        if len(depths) != rows:
-            raise EngineError(f"{len(depths)} depths were given for {rows} prompts; one a prompt")
-    else:
-        depths = [depth] * rows
+    depths = _one_a_row(spec.default if depth is None else depth, rows, "depths")
     for value in depths:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise EngineError(
@@ -142,7 +148,10 @@ def check_stops(stop: object) -> tuple[str, ...]:
     Raises:
         EngineError: not text, or empty text.
     """
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())  # type: ignore[arg-type]
+    if stop is None:
+        return ()
+    several = isinstance(stop, Sequence) and not isinstance(stop, str)
+    stops: tuple[Any, ...] = tuple(stop) if several else (stop,)  # type: ignore[arg-type]
     for text in stops:
         if not isinstance(text, str) or not text:
             raise EngineError(f"stop={text!r} is not allowed; a text that is not empty")
@@ -155,11 +164,17 @@ def check_seeds(seed: object, rows: int) -> list[Any]:
     Raises:
         EngineError: a wrong number of seeds.
     """
-    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
-        if len(seed) != rows:
-            raise EngineError(f"{len(seed)} seeds were given for {rows} prompts; one a prompt")
-        return list(seed)
-    return [seed] * rows
+    return _one_a_row(seed, rows, "seeds")
+
+
+def _one_a_row(value: object, rows: int, name: str) -> list[Any]:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+        return [value] * rows
+    if len(value) != rows:
+        raise EngineError(f"{len(value)} {name} were given for {rows} prompts; one a prompt")
+    return list(value)
 
 
 def make_cancelled(cancel: object) -> Callable[[], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,23 @@ from runtime.generation import Generation, Piece, Row, decode
 if TYPE_CHECKING:
     from runtime.decoder import Decoder
     from runtime.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+    """A prompt, read.
+
+    Attributes:
+        ids: token ids to feed.
+        messages: the chat with this turn; empty where it is none.
+        text: that chat, rendered.
+        restart: the ids are the whole conversation, not what is new.
+    """
+
+    ids: list[int]
+    messages: list[dict[str, Any]]
+    text: str
+    restart: bool
 
 
 class Session:
@@ -93,45 +111,44 @@ class Session:
         chat: bool = False,
         cancel: request.Cancel = None,
     ) -> Iterator[Piece]:
-        """Like `generate`, a Piece a token. The request is checked before this returns."""
+        """Like `generate`, a Piece a token.
+
+        The request is checked before this returns, and again when the first token is asked for:
+        the conversation may have gone on in between.
+        """
         engine = self._engine
-        if chat:
-            messages = [*self._messages, *check_messages(prompt)]
-            text = engine.chat_template().render(messages)
-            ids, restart = self._continue_chat(text)
-        else:
-            messages, text, restart = [], "", False
-            ids = request.encode_prompt(
-                prompt, engine.codec, engine.manifest, first=not self.tokens
-            )
-        before = 0 if restart else len(self.tokens)
         most = request.check_max_new_tokens(max_new_tokens)
-        request.check_length(before + len(ids), most, engine.manifest)
         row = engine.new_rows(1, most, temperature, top_k, top_p, seed, stop)[0]
         cancelled = request.make_cancelled(cancel)
-        if restart:
-            self.reset()
+        self._read(prompt, most, chat)
         if self._decoder is None:
             self._decoder = engine.new_decoder([self.depth])
-        return self._answer(ids, row, cancelled, messages, text)
+        return self._answer(prompt, most, chat, row, cancelled)
 
     def _answer(
-        self,
-        ids: Sequence[int],
-        row: Row,
-        cancelled: Callable[[], bool],
-        messages: list[dict[str, Any]],
-        text: str,
+        self, prompt: Any, most: int, chat: bool, row: Row, cancelled: Callable[[], bool]
     ) -> Iterator[Piece]:
-        decoder = self._decoder
-        if decoder is None or not self._busy.acquire(blocking=False):
+        if not self._busy.acquire(blocking=False):
             raise EngineError("a session serves one request at a time; open another session")
+        try:
+            turn = self._read(prompt, most, chat)
+            if turn.restart:
+                self.reset()
+            if self._decoder is None:
+                self._decoder = self._engine.new_decoder([self.depth])
+            yield from self._speak(self._decoder, turn, row, cancelled)
+        finally:
+            self._busy.release()
+
+    def _speak(
+        self, decoder: Decoder, turn: _Turn, row: Row, cancelled: Callable[[], bool]
+    ) -> Iterator[Piece]:
         try:
             # The last token of an answer has not been fed: it comes first now.
             pending = self.tokens[decoder.cache.length :]
-            self._messages, self._text = messages, text
-            self.tokens.extend(ids)
-            logits = decoder.prefill([[*pending, *ids]])
+            self._messages, self._text = turn.messages, turn.text
+            self.tokens.extend(turn.ids)
+            logits = decoder.prefill([[*pending, *turn.ids]])
             for pieces in decode(decoder, logits, [row], cancelled):
                 piece = pieces[0]
                 if piece is None:
@@ -143,10 +160,29 @@ class Session:
             self.reset()  # tokens and cache may differ now
             raise
         finally:
-            self._busy.release()
             if self._messages:
                 self._messages.append({"role": "assistant", "content": row.text})
                 self._text += row.text
+
+    def _read(self, prompt: Any, most: int, chat: bool) -> _Turn:
+        """What a prompt adds to the conversation as it is now.
+
+        Raises:
+            EngineError: it is no prompt, or does not fit with `most` new tokens.
+        """
+        engine = self._engine
+        if chat:
+            messages = [*self._messages, *check_messages(prompt)]
+            text = engine.chat_template().render(messages)
+            ids, restart = self._continue_chat(text)
+        else:
+            messages, text, restart = [], "", False
+            ids = request.encode_prompt(
+                prompt, engine.codec, engine.manifest, first=not self.tokens
+            )
+        before = 0 if restart else len(self.tokens)
+        request.check_length(before + len(ids), most, engine.manifest)
+        return _Turn(ids, messages, text, restart)
 
     def _continue_chat(self, text: str) -> tuple[list[int], bool]:
         """Tokens to feed so that the cache holds a rendered chat, and whether to start over.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.errors import BundleError
+from runtime.errors import BundleError, EngineError
 
 UNKNOWN = "\ufffd"
 WINDOW = 16
@@ -36,7 +36,17 @@ class Codec:
             text: special tokens written out in it become their ids.
             first: begins a sequence, so the model's begin-of-text token goes before it, if the
                 model has one.
+
+        Raises:
+            EngineError: it holds half a surrogate pair, as a command line that is not UTF-8 does.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise EngineError(
+                f"the text holds {text[error.start]!r} at character {error.start}, which is no "
+                "Unicode character; give text that is UTF-8"
+            ) from error
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [*self._first, *ids] if first else list(ids)
 

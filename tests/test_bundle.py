@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,15 @@ FIELDS: dict[str, Any] = {
     },
     "depth": {"min": 1, "max": 4, "default": 2, "trained": [1, 2]},
     "precision": "fp32",
-    "graphs": {"onnx": {"file": "model.onnx", "opset": 24, "inputs": [], "outputs": []}},
+    "graphs": {
+        "onnx": {
+            "file": "model.onnx",
+            "data": ["model.onnx.data"],
+            "opset": 24,
+            "inputs": [],
+            "outputs": [],
+        }
+    },
     "tokenizer": {
         "file": "tokenizer.json",
         "chat_template": None,
@@ -54,6 +63,7 @@ def bundle(tmp_path: Path) -> Path:
     path = tmp_path / "bundle"
     path.mkdir()
     (path / "model.onnx").write_bytes(b"graph")
+    (path / "model.onnx.data").write_bytes(b"weights")
     (path / "tokenizer.json").write_bytes(b"{}")
     write_manifest(path, **copy.deepcopy(FIELDS))
     return path
@@ -87,7 +97,7 @@ def test_bundle_extra_file_is_ignored_and_unusable(bundle: Path) -> None:
         opened.file("notes.txt")
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
 def test_bundle_any_flipped_bit_is_caught(bundle: Path, name: str) -> None:
     data = bytearray((bundle / name).read_bytes())
     for bit in range(8 * len(data)):
@@ -133,9 +143,69 @@ def test_manifest_rubbish_is_one_line(text: bytes) -> None:
 
 
 def test_manifest_newer_version_names_both(bundle: Path) -> None:
-    data = changed(bundle, "format_version", value=2)
+    data = changed(bundle, "format_version", value=3)
     data["something_new"] = 1
-    with pytest.raises(BundleError, match=r"format_version 2 is not the 1 .*update ouroboros"):
+    with pytest.raises(BundleError, match=r"format_version 3 is not the 2 .*update ouroboros"):
+        parse_manifest(data)
+
+
+def test_manifest_older_version_says_to_export_again(bundle: Path) -> None:
+    data = changed(bundle, "format_version", value=1)
+    with pytest.raises(BundleError, match=r"format_version 1 is not the 2 .*export .* again"):
+        parse_manifest(data)
+
+
+def test_manifest_any_flipped_bit_is_caught(bundle: Path) -> None:
+    file = bundle / "manifest.json"
+    data = bytearray(file.read_bytes())
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BundleError) as caught:
+            parse_manifest_text(bytes(data))
+        assert "\n" not in str(caught.value)
+        data[bit // 8] ^= 1 << bit % 8
+    parse_manifest_text(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("depth", "default"), 3),
+        (("model", "source"), "tests2"),
+        (("sampling", "temperature"), 0.5),
+        (("parity", "relative_l2"), 1e-4),
+        (("tools", "torch"), "2"),
+        (("sha256",), "0" * 64),
+    ],
+)
+def test_manifest_changed_value_that_is_allowed_is_caught(
+    bundle: Path, keys: tuple[str, ...], value: Any
+) -> None:
+    with pytest.raises(BundleError, match=r"damaged or was changed.*export the bundle again"):
+        parse_manifest(changed(bundle, *keys, value=value))
+
+
+def test_manifest_written_otherwise_is_caught(bundle: Path) -> None:
+    """The same JSON in other bytes: only the hash of the file's own text would differ."""
+    file = bundle / "manifest.json"
+    for text in (json.dumps(read(bundle)), file.read_text().replace("1e-05", "1E-05")):
+        assert json.loads(text) == read(bundle)
+        with pytest.raises(BundleError, match="damaged or was changed"):
+            parse_manifest_text(text)
+
+
+def test_manifest_hash_is_of_the_canonical_json(bundle: Path) -> None:
+    """Spelled out, so that another reader of the format can be held against it."""
+    data = read(bundle)
+    said = data.pop("sha256")
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode("ascii")).hexdigest() == said
+
+
+def test_manifest_without_its_data_file_is_refused(bundle: Path) -> None:
+    data = read(bundle)
+    del data["files"]["model.onnx.data"]
+    with pytest.raises(BundleError, match=r"'model.onnx.data' is used but not listed"):
         parse_manifest(data)
 
 
@@ -174,6 +244,9 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (("model", "num_layers"), 5, "prelude"),
         (("model", "pooling"), "max", "allowed"),
         (("depth", "max"), 1, "depth range"),
+        (("sampling", "temperature"), float("inf"), "finite temperature"),
+        (("graphs", "onnx", "data"), ["w.bin"], "not listed"),
+        (("graphs", "onnx", "data"), ["../w.bin"], "outside the bundle"),
         (("depth", "trained"), [0], "below 1"),
         (("depth", "trained"), 3, "not a list"),
         (("depth", "trained"), [1.5], r"depth\.trained\[0\]"),

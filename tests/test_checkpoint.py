@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
@@ -34,12 +35,24 @@ def test_round_trip_is_exact(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".again*"))
 
 
-def test_saving_keeps_other_entries(copy: Path) -> None:
+def test_saving_keeps_what_is_named_and_nothing_else(copy: Path) -> None:
     (copy / "state").mkdir()
     (copy / "state" / "note").write_text("kept")
-    model, tokenizer = load_checkpoint(copy)
-    save_checkpoint(model, tokenizer, copy)
+    model, _ = load_checkpoint(copy)
+    (copy / "model.safetensors.index.json").write_text("{}")
+    save_checkpoint(model, None, copy, keep=("state", "logs"))
     assert (copy / "state" / "note").read_text() == "kept"
+    names = sorted(p.name for p in copy.iterdir())
+    assert names == ["config.json", "generation_config.json", "model.safetensors", "state"]
+    save_checkpoint(model, None, copy)
+    assert not (copy / "state").exists()
+    assert load_checkpoint(copy)[1] is None
+
+
+def test_weights_have_the_mode_of_the_other_files(copy: Path) -> None:
+    save_checkpoint(*load_checkpoint(copy), copy)
+    modes = {p.stat().st_mode for p in copy.iterdir()}
+    assert len(modes) == 1
 
 
 def test_full_disk_leaves_the_old_checkpoint(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +134,23 @@ def test_damaged_weights_are_refused(copy: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="1 missing weights"):
         load_checkpoint(copy)
+
+
+def test_untied_head_may_not_be_missing(tmp_path: Path) -> None:
+    """A tied head is never in the file; an untied one that is not there would be random."""
+    base = {
+        "model_type": "llama", "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 6, "num_attention_heads": 4, "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = OuroborosConfig(base_config=base, prelude=2, coda=2, rank=4, max_depth=3, depth=3)
+    save_checkpoint(OuroborosForCausalLM(config), None, tmp_path / "untied")
+    load_checkpoint(tmp_path / "untied")
+    file = tmp_path / "untied" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["lm_head.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 missing weights, lm_head\.weight first"):
+        load_checkpoint(tmp_path / "untied")
 
 
 def test_index_may_not_leave_the_checkpoint(copy: Path) -> None:

@@ -11,26 +11,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
+from processes import run_ouro as ouro
 from typer.testing import CliRunner
 
 from cli import errors
-from cli.main import OneLineErrors, app
+from cli.app import OneLineErrors, app
 
 COMMANDS = ("convert", "train", "eval", "export", "run", "check", "bench", "inspect")
-
-
-def ouro(*arguments: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the real command in a process of its own."""
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
-    environment.pop("OURO_DEBUG", None)
-    command = [sys.executable, "-c", "from cli.main import main; main()", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=120, check=False, **kwargs
-    )
 
 
 def expect_one_line(result: subprocess.CompletedProcess[str], pattern: str) -> None:
@@ -78,7 +68,7 @@ def test_help_of_command_has_examples(command: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, cli.main\n"
+        "import sys, cli.app\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -100,6 +90,37 @@ def test_usage_error_exits_2() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (["run", "B", "x", "--depth", "abc"], 1, "Invalid value for '--depth': .* given: 'abc'; "),
+        (["run", "B", "x", "--top-p", "y"], 1, "Invalid value for '--top-p': .*; see `.*run --h"),
+        (["convert", "A", "B", "--rank", "1.5"], 1, "Invalid value for '--rank'"),
+        (["run", "B", "x", "--dept", "3"], 2, "No such option: --dept .*--depth"),
+        (["run", "B"], 2, "Missing argument 'prompt'; see `.*run --help`"),
+        (["run", "B", "x", "--depth"], 2, "Option '--depth' requires an argument"),
+        (["run", "B", "x", "y"], 2, "unexpected extra argument"),
+        (["runn"], 2, "No such command 'runn'"),
+        (["--nonsense"], 2, "No such option: --nonsense; see `.* --help`"),
+    ],
+)
+def test_usage_error_is_one_line(arguments: list[str], status: int, line: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == status
+    assert re.fullmatch(f"error: .*{line}.*\n", result.stderr), result.stderr
+
+
+def test_no_arguments_shows_help() -> None:
+    for arguments in ([], ["run"]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        assert "Usage: " in result.output
+        assert "error:" not in result.output
+
+
+PLACES = ("empty", "missing", "out", "full", "file", "deep", "original")
+
+
+@pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
         (["run", "{empty}", "hello"], "manifest.json|no bundle"),
@@ -112,14 +133,22 @@ def test_usage_error_exits_2() -> None:
         (["convert", "{empty}", "{full}"], "not empty and not a checkpoint"),
         (["export", "{empty}", "{full}"], "not empty and not a bundle"),
         (["convert", "{empty}", "{file}"], "is a file"),
+        (["convert", "{empty}", "{deep}"], "not empty and not a checkpoint"),
+        (["export", "{empty}", "{deep}"], "not empty and not a bundle"),
+        (["inspect", "{deep}"], "is not JSON"),
+        (["inspect", "{original}"], r"original model \(llama\), .* ouro convert .*original OUT"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], pattern: str) -> None:
-    places = {name: tmp_path / name for name in ("empty", "missing", "out", "full", "file")}
+    places = {name: tmp_path / name for name in PLACES}
     places["empty"].mkdir()
     places["full"].mkdir()
     (places["full"] / "thesis.txt").write_text("years of work")
     places["file"].write_text("text")
+    places["deep"].mkdir()
+    (places["deep"] / "manifest.json").write_text("[" * 100_000)
+    places["original"].mkdir()
+    (places["original"] / "config.json").write_text('{"model_type": "llama"}')
     expect_one_line(ouro(*(part.format(**places) for part in arguments)), pattern)
     assert not places["out"].exists()
     assert (places["full"] / "thesis.txt").read_text() == "years of work"
@@ -160,12 +189,64 @@ def test_missing_extra_names_its_install(module: str, extra: str) -> None:
     error = ModuleNotFoundError(f"No module named {module!r}", name=module)
     line = errors.describe(error)
     assert line == (
-        f'{module.partition(".")[0]} is not installed; run pip install "ouroboros-llm[{extra}]"'
+        f"{module.partition('.')[0]} is not installed; "
+        f'run pip install ".[{extra}]" in the checkout '
+        "of ouroboros"
     )
 
 
 def test_missing_module_of_ours_is_a_bug() -> None:
     assert errors.describe(ModuleNotFoundError("No module named 'x'", name="x")) is None
+
+
+def test_ctrl_c_that_a_command_has_answered_is_not_said_again() -> None:
+    def body() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            typer.echo("interrupted; go on with --resume", err=True)
+            raise typer.Exit(130) from None
+
+    result = CliRunner().invoke(make_app(body), ["go"])
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; go on with --resume\n"
+
+
+@pytest.mark.parametrize("module", ["bench.decode", "demo.tokens"])
+def test_scripts_end_in_one_line(tmp_path: Path, module: str) -> None:
+    command = [sys.executable, "-m", module, str(tmp_path), str(tmp_path)]
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(
+        [*command, "--json", str(tmp_path / "nowhere" / "out.json")],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        timeout=120,
+        check=False,
+    )
+    expect_one_line(result, "its directory is not there")
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_SCRIPT, module, *command[3:], "--json", "x.json"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=root,
+    )
+    _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (130, "interrupted\n")
+
+
+# Runs a module as a script; Ctrl-C comes when it first imports torch.
+INTERRUPTED_SCRIPT = """
+import runpy, sys
+class Stop:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+module = sys.argv[1]
+sys.argv[:2] = [module]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
 
 
 def test_unreadable_file_is_one_line(tmp_path: Path) -> None:
@@ -192,12 +273,13 @@ def test_ctrl_c_in_real_process(tmp_path: Path) -> None:
     script = tmp_path / "wait.py"
     script.write_text(
         "import sys, time, typer\n"
-        "import cli.main as m\n"
+        "from cli.app import app\n"
+        "from cli.main import main\n"
         "def wait() -> None:\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "m.app.command('wait')(wait)\n"
-        "m.main()\n"
+        "app.command('wait')(wait)\n"
+        "main()\n"
     )
     root = Path(__file__).resolve().parents[1]
     process = subprocess.Popen(
@@ -223,6 +305,15 @@ def test_replaceable_accepts_own_kind(tmp_path: Path) -> None:
     errors.require_replaceable(tmp_path, "checkpoint")
     with pytest.raises(errors.CommandError, match="not a bundle"):
         errors.require_replaceable(tmp_path, "bundle")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "3", "{", ""])
+def test_replaceable_refuses_rubbish(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    for kind in ("checkpoint", "bundle"):
+        with pytest.raises(errors.CommandError, match="not empty"):
+            errors.require_replaceable(tmp_path, kind)
 
 
 def test_replaceable_refuses_foreign_model(tmp_path: Path) -> None:

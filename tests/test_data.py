@@ -152,6 +152,11 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl: line 1 has no text in a field"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": "\xff"}\n', "a.jsonl: not UTF-8 at byte 25"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl: line 1 holds half a surrogate pair"),
+        (
+            "a.jsonl",
+            b'{"text": "ok"}\n{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+            "a.jsonl: line 2 is not JSON .*recursion",
+        ),
         ("a.parquet", b"PAR1 nonsense", "a.parquet: not a readable parquet file"),
         ("a.csv", b"a,b", "files ending in '.csv' are not read; allowed are .txt"),
         ("a", b"a,b", "files ending in 'nothing' are not read"),
@@ -173,6 +178,17 @@ def test_parquet_without_the_column_is_refused(
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), path)
     with pytest.raises(DataError, match="no column 'text' of strings, only body, n"):
+        load_windows([path], letters, 4)
+
+
+def test_parquet_that_is_not_utf8_is_refused(
+    tmp_path: Path, letters: PreTrainedTokenizerFast
+) -> None:
+    path = tmp_path / "a.parquet"
+    raw = pyarrow.array([b"abcdef", b"caf\xe9 noir"])
+    texts = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    with pytest.raises(DataError, match=r"a.parquet: column 'text' holds text that is not UTF-8"):
         load_windows([path], letters, 4)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from typer.testing import CliRunner, Result
 from cli.evaluate import evaluate
 from cli.train import train
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
-from ouroboros.errors import ConfigError, DataError, TrainingError
+from ouroboros.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ouroboros.evaluation import Row, evaluate_model, score_windows, scoring_prefix
 
 WINDOWS = np.random.default_rng(1).integers(2, 29, size=(3, 20))
@@ -173,6 +175,59 @@ def test_eval_refuses_bad_input(
     assert isinstance(bad_depth, ConfigError)
     too_long = ouro("eval", checkpoint, "--text", heldout, "--seq-len", 4096).exception
     assert isinstance(too_long, DataError)
+
+
+def test_eval_refuses_what_the_model_can_not_read(
+    checkpoint: Path,  # noqa: F811
+    heldout: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    arguments = ["--text", heldout, "--depth", 2, "--seq-len"]
+    too_long = ouro("eval", checkpoint, *arguments, 129).exception
+    assert isinstance(too_long, DataError)
+    assert "--seq-len=129 is more than the model's 128 positions" in str(too_long)
+    assert ouro("eval", checkpoint, *arguments, 128).exit_code == 0
+    save_checkpoint(tiny_model(20), tiny_tokenizer(), tmp_path / "small")
+    unknown = ouro("eval", tmp_path / "small", *arguments, 16).exception
+    assert isinstance(unknown, DataError)
+    assert "held: the tokenizer gives token id 28, the model's vocabulary is 0..19" in str(unknown)
+
+
+def test_eval_of_a_diverged_model_is_an_error(
+    heldout: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    model, scores = tiny_model(trained_depths=[2]), tmp_path / "scores.json"
+    with torch.no_grad():
+        model.recurrent.norm.weight.fill_(3e38)
+    save_checkpoint(model, tiny_tokenizer(), tmp_path / "diverged")
+    arguments = ["--text", heldout, "--seq-len", 16, "--depth", 2, "--json", scores]
+    result = ouro("eval", tmp_path / "diverged", *arguments)
+    assert isinstance(result.exception, CheckpointError)
+    assert re.search("loss of the trained model on 'held' is nan at depth 2", str(result.exception))
+    assert "nan" not in result.output
+    assert not scores.exists()
+
+
+def test_json_holds_no_infinity() -> None:
+    written = Row("x", None, {"a": 1e4}).to_json()
+    assert written["perplexity"] is None
+    json.dumps(written, allow_nan=False)
+
+
+@pytest.mark.parametrize("changes", [{"prelude": 1}, {"coda": 1}, {"pooling": "token"}])
+def test_eval_refuses_another_model_as_the_converted_one(
+    checkpoint: Path,  # noqa: F811
+    heldout: Path,  # noqa: F811
+    tmp_path: Path,
+    changes: dict[str, Any],
+) -> None:
+    save_checkpoint(tiny_model(**changes), tiny_tokenizer(), tmp_path / "other")
+    arguments = ["--text", heldout, "--seq-len", 16, "--converted", tmp_path / "other"]
+    error = ouro("eval", checkpoint, *arguments).exception
+    ((name, value),) = changes.items()
+    assert isinstance(error, DataError)
+    assert f"--converted has {name} {value}, the model" in str(error)
 
 
 def test_train_command_trains(

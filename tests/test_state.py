@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +19,14 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from test_training import checkpoint, corpus, heldout, options  # noqa: F401  fixtures
+from transformers import TrainingArguments
 
 from ouroboros.checkpoint import load_checkpoint
-from ouroboros.errors import TrainingError
+from ouroboros.errors import CheckpointError, TrainingError
 from ouroboros.state import (
+    THREADS,
     check_options,
     find_newest_valid,
     find_problem,
@@ -94,9 +101,22 @@ def test_differing_options_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "state" / "step-1"
     folder.mkdir(parents=True)
     write_options(folder, {"seed": 1, "seq_len": 8, "depth": "8"})
-    check_options(folder, {"seed": 1, "seq_len": 8, "depth": "8"})
+    check_options(folder, {"seed": 1, "seq_len": 8, "depth": "8"}, pytest.fail)
     with pytest.raises(TrainingError, match="depth was '8', now '4'; seed was 1, now 2; give"):
-        check_options(folder, {"seed": 2, "seq_len": 8, "depth": "4"})
+        check_options(folder, {"seed": 2, "seq_len": 8, "depth": "4"}, pytest.fail)
+
+
+def test_other_threads_are_warned_of(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "step-1"
+    folder.mkdir(parents=True)
+    write_options(folder, {"seed": 1, THREADS: 2})
+    check_options(folder, {"seed": 1, THREADS: 2}, pytest.fail)
+    warnings: list[str] = []
+    check_options(folder, {"seed": 1, THREADS: 8}, warnings.append)
+    assert len(warnings) == 1
+    assert "began on 2 CPU threads and goes on with 8: the last bits" in warnings[0]
+    with pytest.raises(TrainingError, match="seed was 1, now 2; give the old ones"):
+        check_options(folder, {"seed": 2, THREADS: 8}, pytest.fail)
 
 
 def test_run_refuses_a_folder_in_use_and_other_options(
@@ -123,6 +143,78 @@ def test_run_refuses_a_folder_in_use_and_other_options(
     console.file.close()
 
 
+def test_other_number_of_processes_is_refused(
+    corpus: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus))
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(TrainingError, match="world_size was 1, now 2; give the old ones"):
+        train(checkpoint, out, options(corpus), resume=True)
+
+
+def test_resumed_run_warns_of_other_threads(
+    corpus: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus))
+    there = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: there + 5)
+    console = Console(file=io.StringIO(), width=300, record=True)
+    train(checkpoint, out, options(corpus), resume=True, console=console)
+    assert f"on {there} CPU threads and goes on with {there + 5}" in console.export_text()
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("state.publish_step", OSError(errno.ENOSPC, "No space left on device")),
+        ("save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        ("state.publish_step", RuntimeError("PytorchStreamWriter failed writing file")),
+    ],
+)
+def test_full_disk_says_how_to_go_on(
+    corpus: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: Exception,
+) -> None:
+    out, run = corpus.parent / "trained", options(corpus, save_every=2)
+    owner, _, name = f"ouroboros.trainer.{where}".rpartition(".")
+    whole = getattr(importlib.import_module(owner.removesuffix(".state")), name, publish_step)
+    room = 0
+
+    def save_while_there_is_room(*arguments: Any) -> Any:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise error
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ouroboros.trainer.{where}", save_while_there_is_room)
+        with pytest.raises(TrainingError, match="no state was saved before: make room and start"):
+            train(checkpoint, out, run)
+        room = 1
+        with pytest.raises(TrainingError, match=r"saved before are whole.* go on with --resume"):
+            train(checkpoint, out, run)
+    assert [folder.name for folder in list_steps(out / "state")] == ["step-2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ouroboros.checkpoint.publish", full_disk)
+        with pytest.raises(CheckpointError, match=r"No space left .* go on with --resume"):
+            train(checkpoint, out, run, resume=True)
+    assert train(checkpoint, out, run, resume=True).train_steps == 4
+
+
 def test_resuming_a_finished_run_publishes_it_again(
     corpus: Path,  # noqa: F811
     checkpoint: Path,  # noqa: F811
@@ -141,11 +233,13 @@ class PulledPlug(BaseException):
     """Stands for the power failing."""
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_is_exact_wherever_it_stopped(
     corpus: Path,  # noqa: F811
     checkpoint: Path,  # noqa: F811
     heldout: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
+    precision: str,
 ) -> None:
     """Stops in this process before every single train step in turn, scores and saves apart."""
     run = options(
@@ -156,6 +250,7 @@ def test_resume_is_exact_wherever_it_stopped(
         eval=(heldout,),
         eval_every=3,
         depth="1-6",
+        precision=precision,
     )
     whole, parts = corpus.parent / "whole", corpus.parent / "parts"
     train(checkpoint, whole, run)
@@ -191,6 +286,16 @@ def test_resume_is_exact_wherever_it_stopped(
         for out in (whole, parts)
     ]
     assert histories[0] == histories[1]
+    assert logged_steps(whole / "logs") == logged_steps(parts / "logs")
+
+
+def logged_steps(logs: Path) -> list[int]:
+    """The train steps of the losses that TensorBoard shows, in order."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator
+    events = accumulator(str(logs)).Reload()
+    return [event.step for event in events.Scalars("train/loss")]
 
 
 def same_bits(one: Path, other: Path) -> bool:
@@ -265,3 +370,63 @@ def test_killed_at_random_moments_ends_in_the_same_bits(
     assert kills["save"] >= 1
     assert kills["random"] >= 1
     assert same_bits(whole, killed)
+
+
+PARALLEL = """
+import hashlib, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[4])
+from test_training import options
+from ouroboros import training
+
+class Watched(training.OuroborosTrainer):
+    def train(self, *args, **kwargs):
+        result = super().train(*args, **kwargs)
+        digest = hashlib.sha256()
+        for value in self._trainable().values():
+            digest.update(value.detach().numpy().tobytes())
+        Path(sys.argv[5], os.environ["RANK"]).write_text(digest.hexdigest())
+        return result
+
+training.OuroborosTrainer = Watched
+checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
+run = options(corpus, train_steps=6, save_every=int(sys.argv[6]), depth="1-6")
+training.train(checkpoint, out, run, resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(
+    corpus: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """torchrun with gloo: both processes end in the same weights, and resume to the same."""
+    program = tmp_path / "program.py"
+    program.write_text(PARALLEL)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def torchrun(out: Path, save_every: int) -> set[str]:
+        ranks = tmp_path / "ranks"
+        ranks.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        arguments = [checkpoint, out, corpus, Path(__file__).parent, ranks, save_every]
+        subprocess.run(
+            [*command, "--nproc_per_node=2", str(program), *map(str, arguments)],
+            check=True, timeout=240, capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        return {(ranks / rank).read_text() for rank in "01"}
+
+    digests = torchrun(whole, 6)
+    assert len(digests) == 1
+    model = load_checkpoint(whole)[0]
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+    start = load_checkpoint(checkpoint)[0].state_dict()
+    assert not torch.equal(start["recurrent.norm.weight"], model.recurrent.norm.weight)
+    torchrun(parts, 3)
+    shutil.rmtree(parts / "state" / "step-6")
+    assert torchrun(parts, 3) == digests
+    assert same_bits(whole, parts)
+    with pytest.raises(TrainingError, match="world_size was 2, now 1"):
+        train(checkpoint, parts, options(corpus, train_steps=6, depth="1-6"), resume=True)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.configuration import OuroborosConfig
-from ouroboros.data import PackedWindows, collate, pack_documents
-from ouroboros.errors import ConfigError, TrainingError
+from ouroboros.data import PackedWindows, collate, load_windows, pack_documents
+from ouroboros.errors import ConfigError, DataError, TrainingError
 from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.plots import GATE
 from ouroboros.recipe import TrainOptions, make_options, read_recipe
-from ouroboros.trainer import RunOrder, draw_depth
+from ouroboros.state import list_steps
+from ouroboros.trainer import OuroborosTrainer, RunOrder, draw_depth
 from ouroboros.training import train
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
@@ -35,11 +41,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
-def tiny_model(**changes: Any) -> OuroborosForCausalLM:
+def tiny_model(vocabulary: int = VOCABULARY, **changes: Any) -> OuroborosForCausalLM:
     """A random Llama of 6 layers, 2 | 1 | 2, large enough weights that every part matters."""
     torch.manual_seed(0)
     base = {
-        "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 32,
+        "model_type": "llama", "vocab_size": vocabulary, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
     }  # fmt: skip
@@ -203,10 +209,136 @@ def test_loss_that_is_no_number_stops_the_run(corpus: Path, checkpoint: Path) ->
     assert not (out / "config.json").exists()
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_divergence_in_the_last_update_is_not_published(
+    corpus: Path, checkpoint: Path, heldout: Path, scored: bool
+) -> None:
+    out = corpus.parent / "trained"
+    texts = (heldout,) if scored else ()
+    run = options(corpus, learning_rate=1e30, train_steps=1, warmup=0, eval=texts)
+    with pytest.raises(TrainingError, match=r"loss is nan at train step 1; .*--learning-rate"):
+        train(checkpoint, out, run)
+    assert not (out / "config.json").exists()
+    assert list_steps(out / "state") == []
+
+
+def test_weight_that_is_no_number_is_not_published(
+    corpus: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = corpus.parent / "trained"
+    evaluate = OuroborosTrainer.evaluate
+
+    def spoil(self: OuroborosTrainer) -> None:
+        # Of a step that is neither trained nor scored: no loss shows it.
+        model: Any = self.model
+        with torch.no_grad():
+            model.recurrent.norm.weight[5, 0] = math.inf
+
+    def evaluate_and_spoil(self: OuroborosTrainer, *args: Any, **kwargs: Any) -> Any:
+        metrics = evaluate(self, *args, **kwargs)
+        spoil(self)
+        return metrics
+
+    monkeypatch.setattr(OuroborosTrainer, "evaluate", evaluate_and_spoil)
+    with pytest.raises(
+        TrainingError, match=r"norm\.weight holds NaN or infinity .*--learning-rate"
+    ):
+        train(checkpoint, out, options(corpus, max_grad_norm=0.0))
+    assert not (out / "config.json").exists()
+    assert list_steps(out / "state") == []
+
+
+def test_pictures_need_no_held_out_text(corpus: Path, checkpoint: Path) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus, train_steps=5, eval_every=2))
+    for picture in ("training.png", "gate.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    history = json.loads((out / "state/step-5/trainer_state.json").read_text())["log_history"]
+    gates = [entry for entry in history if GATE.format(step=3) in entry]
+    assert [entry["step"] for entry in gates] == [0, 2, 4, 5]
+    assert all(0 < entry[GATE.format(step=1)] < 1 for entry in gates)
+    assert not any("eval_loss" in entry for entry in history)
+
+
+def test_logged_loss_is_of_the_next_token(corpus: Path, checkpoint: Path) -> None:
+    """Through the loader and the Trainer: a shift of theirs would make it next-next-token."""
+    out = corpus.parent / "trained"
+    report = train(checkpoint, out, options(corpus, depth="2", train_steps=1, batch_size=3))
+    model, tokenizer = load_checkpoint(checkpoint)
+    windows = load_windows([corpus], tokenizer, 16)
+    losses, twice = [], []
+    for index in RunOrder(len(windows), 3, seed=0):
+        ids, positions = (
+            torch.from_numpy(windows[index][name]) for name in ("input_ids", "position_ids")
+        )
+        logits = model(ids[None], position_ids=positions[None], depth=2).logits[0].detach()
+        log_p = torch.log_softmax(logits.double(), dim=-1)
+        inside = [t for t in range(15) if positions[t + 1] != 0]
+        losses += [-float(log_p[t, ids[t + 1]]) for t in inside]
+        twice += [-float(log_p[t, ids[min(t + 2, 15)]]) for t in inside]
+    assert report.loss == pytest.approx(np.mean(losses), rel=1e-4)
+    assert abs(report.loss - np.mean(twice)) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["original", "bundle", "both", "files"])
+def test_folder_of_something_else_is_left_alone(tmp_path: Path, corpus: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    files = {
+        "original": {"config.json": '{"model_type": "llama"}', "model.safetensors": "weights"},
+        "bundle": {"manifest.json": "{}", "model.onnx": "graph"},
+        "both": {"manifest.json": "{}", "config.json": '{"model_type": "ouroboros"}'},
+        "files": {"thesis.txt": "years of work"},
+    }[kind]
+    for name, content in files.items():
+        (out / name).write_text(content)
+    (out / "state").mkdir()
+    for resume in (False, True):
+        # Before anything is loaded: the checkpoint to start from is not even there.
+        with pytest.raises(TrainingError, match=r"holds something else .* name a new folder"):
+            train(tmp_path / "nowhere", out, options(corpus), resume=resume)
+    assert {p.name: p.read_text() for p in out.iterdir() if p.is_file()} == files
+
+
+def test_folders_a_run_may_use(tmp_path: Path, corpus: Path, checkpoint: Path) -> None:
+    run = options(corpus, train_steps=1)
+    empty, begun, earlier = (tmp_path / name for name in ("empty", "begun", "earlier"))
+    empty.mkdir()
+    (begun / "state").mkdir(parents=True)
+    (begun / "logs").mkdir()
+    save_checkpoint(tiny_model(), tiny_tokenizer(), earlier)
+    for out in (empty, begun, earlier):
+        train(checkpoint, out, run)
+        assert load_checkpoint(out)[0].config.trained_depths == [1, 2, 3]
+
+
+def test_sequence_longer_than_the_positions_is_refused(corpus: Path, checkpoint: Path) -> None:
+    out = corpus.parent / "trained"
+    with pytest.raises(DataError, match="--seq-len=129 is more than the model's 128 positions"):
+        train(checkpoint, out, options(corpus, seq_len=129))
+    train(checkpoint, out, options(corpus, seq_len=128, train_steps=1))
+
+
+def test_token_outside_the_vocabulary_is_refused(corpus: Path, heldout: Path) -> None:
+    path, out = corpus.parent / "small", corpus.parent / "trained"
+    save_checkpoint(tiny_model(20), tiny_tokenizer(), path)
+    message = r"the training text: .* token id 2\d, the model's vocabulary is 0\.\.19"
+    with pytest.raises(DataError, match=message):
+        train(path, out, options(corpus))
+    for file in corpus.iterdir():
+        file.write_text("abcdef" * 20)
+    with pytest.raises(DataError, match=r"held-out text 'held': .* token id 2\d"):
+        train(path, out, options(corpus, eval=(heldout,)))
+
+
 def test_bad_runs_are_refused_before_anything_is_written(corpus: Path, checkpoint: Path) -> None:
     out = corpus.parent / "trained"
     with pytest.raises(ConfigError, match="depth=7"):
         train(checkpoint, out, options(corpus, depth="1-7"))
+    for changes, flag in (({"depth": "1-16"}, "depth"), ({"eval_depths": (1, 8)}, "eval-depth")):
+        advice = f"max_depth 6; give --{flag} 1-6 or convert with a larger --max-depth"
+        with pytest.raises(ConfigError, match=advice):
+            train(checkpoint, out, options(corpus, **changes))
     with pytest.raises(TrainingError, match="the checkpoint to start from"):
         train(checkpoint, checkpoint, options(corpus))
     assert not out.exists()
@@ -230,6 +362,44 @@ def test_run_order_is_shuffled_passes() -> None:
     assert order[:10] != order[10:20] != list(range(10))
     assert list(RunOrder(10, 12, seed=1)) == order[:12]
     assert list(RunOrder(10, 25, seed=2)) != order
+
+
+def test_plain_trainer_takes_the_model(tmp_path: Path) -> None:
+    """Trains, scores, saves and loads with nothing of ours but the model and the data."""
+    model = tiny_model()
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=12, per_device_train_batch_size=2, report_to="none", use_cpu=True,
+        disable_tqdm=True, save_steps=12, learning_rate=1e-2, dataloader_pin_memory=False,
+        eval_strategy="steps", eval_steps=12, eval_on_start=True, label_names=["labels"],
+    )  # fmt: skip
+    windows = packed(8)
+    trainer = Trainer(
+        model, arguments, train_dataset=windows, eval_dataset=windows, data_collator=collate
+    )
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 2
+    assert losses[1] < losses[0] - 0.1
+    loaded = OuroborosForCausalLM.from_pretrained(tmp_path / "checkpoint-12")
+    for name, value in loaded.named_parameters():
+        torch.testing.assert_close(value, model.get_parameter(name), rtol=0, atol=0)
+        assert name not in frozen or torch.equal(value, frozen[name])
+
+
+def test_progress_on_a_terminal_is_a_live_bar(
+    corpus: Path, checkpoint: Path, heldout: Path
+) -> None:
+    written = io.StringIO()
+    console = Console(force_terminal=True, file=written, width=140)
+    run = options(corpus, train_steps=6, eval=(heldout,), eval_every=3)
+    train(checkpoint, corpus.parent / "trained", run, console=console)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+    assert "\x1b[?25l" in written.getvalue()  # the cursor is hidden, and shown again at the end
+    assert written.getvalue().rindex("\x1b[?25h") > written.getvalue().rindex("\x1b[?25l")
+    assert "train step" not in text.partition("passes in 6 train steps")[2]
+    last = text.strip().splitlines()[-1]
+    assert re.search(r"training .* 6/6 loss \d+\.\d{3} +held-out \d+\.\d{3} +[\d,]+ tokens/s", last)
 
 
 # PEFT 0.21 still reads transformers' old name.
@@ -286,6 +456,11 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
         ({"train_steps": 0}, "--train-steps=0 is not allowed; give 1 or more"),
         ({"seq_len": 1}, "--seq-len=1 is not allowed"),
         ({"learning_rate": 0.0}, "--learning-rate=0.0 is not allowed"),
+        (
+            {"learning_rate": 1e38},
+            r"--learning-rate=1e\+38 is not allowed; give more than 0 and at",
+        ),
+        ({"seed": 5000000000}, r"--seed=5000000000 is not allowed; give 0\.\.4294967295"),
         ({"learning_rate": math.nan}, "--learning-rate=nan is not allowed"),
         ({"precision": "fp8"}, "--precision='fp8' is unknown; choose one of fp32, bf16"),
         ({"train_coda": "some"}, "--train-coda='some' is unknown"),

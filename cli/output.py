@@ -1,0 +1,68 @@
+"""Files that a command writes beside what it prints: refused early, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cli.errors import CommandError
+
+
+def require_writable(file: Path | None) -> None:
+    """Refuses a file that can't be written, before the work whose outcome it would hold.
+
+    Args:
+        file: as given on the command line; None where nothing was asked for.
+
+    Raises:
+        CommandError: it is a directory, its directory is not there, or neither may be written.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise CommandError(f"{file} is a directory; give a file to write to")
+    if not file.parent.is_dir():
+        raise CommandError(f"{file}: its directory is not there; make it, or give another file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise CommandError(f"{file}: may not be written; give another file")
+
+
+def write_output(file: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside its place and renames it there.
+
+    Args:
+        file: the destination; a pipe or device is written to as it is.
+        write: writes the content to the path that it is given, which has the same ending.
+
+    Raises:
+        CommandError: the disk is full or the file can't be written; what was there is unchanged.
+    """
+    target = file.resolve()
+    if target.exists() and not target.is_file():
+        write(target)
+        return
+    staged = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        write(staged)
+        staged.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CommandError(f"{file}: can't be written: {reason}; it is as it was") from error
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def write_json(file: Path, data: object) -> None:
+    """Writes JSON values to a file, as `write_output` does.
+
+    Args:
+        file: the destination.
+        data: what to write; no NaN or infinity.
+
+    Raises:
+        CommandError: as for `write_output`.
+    """
+    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    write_output(file, lambda path: path.write_text(text, encoding="utf-8"))

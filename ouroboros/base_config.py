@@ -1,0 +1,153 @@
+"""The config of an original model: which ones convert, and the check of everything in it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from ouroboros.errors import ConfigError
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose decoder layers convert (SmolLM2 is a `llama`, Qwen2.5 a `qwen2`)."""
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+# What transformers reads or keeps beside the declared fields of a Llama-like config: the first
+# two are used, the next four it turns into declared fields, a GGUF's metadata bring the others.
+_MORE_BASE_FIELDS = {
+    "head_dim",
+    "layer_types",
+    "rope_theta",
+    "rope_scaling",
+    "partial_rotary_factor",
+    "torch_dtype",
+    "_model_name_or_path",
+    "unk_token_id",
+}
+
+
+def is_whole(value: Any) -> bool:
+    """Says whether `value` is an integer and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Says whether `value` is a finite number and no truth value."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and abs(value) <= sys.float_info.max  # False for NaN too
+
+
+def check_architecture(model_type: Any) -> str:
+    """Returns `model_type` where its decoder layers convert.
+
+    Raises:
+        ConfigError: they do not, or it is no name at all.
+    """
+    if model_type not in ARCHITECTURES:
+        raise ConfigError(
+            f"architecture {model_type!r:.80} can't be converted; allowed are "
+            f"{', '.join(ARCHITECTURES)} (SmolLM2 is a llama, Qwen2.5 a qwen2)"
+        )
+    return str(model_type)
+
+
+def check_base_config(values: dict[str, Any]) -> None:
+    """Checks what transformers lets pass in the config of an original model.
+
+    Raises:
+        ConfigError: the model type does not convert, a key is unknown, a size is not above 0, or
+            the activation or the rotary embedding is none that transformers has.
+    """
+    from transformers.activations import ACT2FN
+
+    known = _base_fields(check_architecture(values.get("model_type")))
+    if unknown := sorted(map(str, set(values) - known)):
+        raise ConfigError(
+            f"base_config has unknown keys {', '.join(unknown)}; this version can't honour them, "
+            "so load the checkpoint with the version that wrote it"
+        )
+    for name in _SIZES:
+        value = values.get(name)
+        if value is not None and not (is_whole(value) and value >= 1):
+            raise ConfigError(f"base_config: {name}={value!r:.80} must be a whole number above 0")
+    activation = values.get("hidden_act", "silu")
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise ConfigError(
+            f"base_config: hidden_act={activation!r:.80} is unknown; transformers has "
+            f"{', '.join(sorted(ACT2FN))}"
+        )
+    eps = values.get("rms_norm_eps")
+    if eps is not None and not (is_number(eps) and eps >= 0):
+        raise ConfigError(f"base_config: rms_norm_eps={eps!r:.80} must be a number, 0 or more")
+    _check_rope(values)
+
+
+def _check_rope(values: dict[str, Any]) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"base_config: rope_parameters={rope!r:.80} must be an object or null")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    allowed = ("default", *ROPE_INIT_FUNCTIONS)
+    if kind not in allowed:
+        raise ConfigError(
+            f"base_config: rope_type={kind!r:.80} is unknown; transformers has {', '.join(allowed)}"
+        )
+    theta = rope.get("rope_theta", values.get("rope_theta"))
+    if theta is not None and not (is_number(theta) and theta > 0):
+        raise ConfigError(f"base_config: rope_theta={theta!r:.80} must be a finite number above 0")
+    for name in set(rope) - {"rope_type", "type", "rope_theta", "truncate"}:
+        parts = rope[name] if isinstance(rope[name], list) else [rope[name]]
+        if not all(part is None or is_number(part) for part in parts):
+            raise ConfigError(
+                f"base_config: {name}={rope[name]!r:.80} in rope_parameters must be a finite number"
+            )
+
+
+def _base_fields(model_type: str) -> set[str]:
+    declared = {field.name for field in fields(CONFIG_MAPPING[model_type])}
+    return {"model_type", *declared, *_MORE_BASE_FIELDS}
+
+
+def declared_fields(base: PreTrainedConfig) -> dict[str, Any]:
+    """Returns an original config as a dict, without what its architecture does not read.
+
+    Raises:
+        ConfigError: the architecture does not convert.
+    """
+    values: dict[str, Any] = base.to_diff_dict()
+    known = _base_fields(check_architecture(base.model_type))
+    return {name: value for name, value in values.items() if name in known}
+
+
+def refuse_sliding_window(base: PreTrainedConfig) -> None:
+    """Refuses a config whose sliding-window attention is active.
+
+    Raises:
+        ConfigError: it is.
+    """
+    kinds = getattr(base, "layer_types", None)
+    if kinds is not None:
+        active = any(kind != "full_attention" for kind in kinds)
+    else:
+        window = getattr(base, "sliding_window", None)
+        active = window is not None and window < base.max_position_embeddings
+    if active:
+        raise ConfigError(
+            f"the {base.model_type} model uses sliding-window attention "
+            f"(sliding_window={base.sliding_window}), which is not built yet; set sliding_window "
+            "to null in its config.json only if full attention is what it was trained with"
+        )
