@@ -20,9 +20,6 @@ from runtime.engine import Engine
 from runtime.sampling import Sampling, sample
 from runtime.text import TextStream
 
-BYTES_PER_WEIGHT = {"fp32": 4}
-
-
 @dataclasses.dataclass(frozen=True)
 class BenchRow:
     """One depth at one context length, batch 1; medians over the repeats.
@@ -116,8 +113,7 @@ def bench_engine(
             for inside, whole in zip(timing.inside_s, timing.token_s, strict=True)
         ]
         model = manifest.model
-        weights = model.step_parameters * depth + model.once_parameters
-        weight_bytes = weights * BYTES_PER_WEIGHT[manifest.precision]
+        weight_bytes = model.step_bytes * depth + model.once_bytes
         rows.append(
             BenchRow(
                 depth=depth,

@@ -32,6 +32,7 @@ class Case:
         inputs: by the graph's names.
         outputs: PyTorch's, by the graph's names.
         valid: boolean masks of the entries to compare, by output; missing where all are.
+        own: relative L2 error, by output, that PyTorch makes at the bundle's half precision.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     valid: Mapping[str, Array]
+    own: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def load_cases(file: Path) -> list[Case]:
@@ -97,9 +99,11 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
         after = entry.get("after")
         if after is not None and after not in {case.name for case in cases}:
             raise BundleError(f"the recorded case {name} follows {after!r}, which is not before it")
-        cases.append(
-            Case(name, kind, depth, tuple(positions), after, own["in"], own["out"], own["valid"])
-        )
+        errors = entry.get("own") or {}
+        if not isinstance(errors, Mapping) or not all(type(e) is float for e in errors.values()):
+            raise BundleError(f"the recorded case {name} has errors that are no numbers")
+        parts_of = (own["in"], own["out"], own["valid"])
+        cases.append(Case(name, kind, depth, tuple(positions), after, *parts_of, errors))
     if parts:
         raise BundleError(f"the recorded case {min(parts)} has tensors but is not in the list")
     return cases

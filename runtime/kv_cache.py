@@ -40,8 +40,10 @@ def capacity_for(slots: int, most: int) -> int:
 class NewKeys:
     """Buffers that receive the keys and values of `tokens` new positions.
 
-    layers: float32 [2 * layers, batch, kv, tokens, hd], key and value of layer 0, of layer 1, ...
-    recurrent: float32 [2, batch, depth, kv, tokens, hd].
+    Both are of the graph's type, float32 or float16.
+
+    layers: [2 * layers, batch, kv, tokens, hd], key and value of layer 0, of layer 1, ...
+    recurrent: [2, batch, depth, kv, tokens, hd].
     """
 
     layers: Array
@@ -67,6 +69,7 @@ class KVCache:
 
     def __init__(self, manifest: Manifest, batch: int, depth: int) -> None:
         self._manifest = manifest
+        self._dtype = np.dtype(manifest.cache_dtype)
         self.batch = batch
         self.depth = depth
         self.length = 0
@@ -101,8 +104,8 @@ class KVCache:
     def new_keys(self, tokens: int) -> NewKeys:
         """Buffers for the keys and values of `tokens` new positions."""
         return NewKeys(
-            np.zeros(self._shape(tokens, self._layers.shape[:1]), np.float32),
-            np.zeros(self._shape(tokens, (2,), self.depth), np.float32),
+            np.zeros(self._shape(tokens, self._layers.shape[:1]), self._dtype),
+            np.zeros(self._shape(tokens, (2,), self.depth), self._dtype),
         )
 
     def append(self, new: NewKeys, valid: Array | int) -> None:
@@ -130,7 +133,7 @@ class KVCache:
     def _allocate(self, capacity: int) -> None:
         layers = 2 * self._manifest.model.num_layers
         self.capacity = capacity
-        self._layers = np.zeros(self._shape(capacity, (layers,)), np.float32)
-        self._recurrent = np.zeros(self._shape(capacity, (2,), self.depth), np.float32)
+        self._layers = np.zeros(self._shape(capacity, (layers,)), self._dtype)
+        self._recurrent = np.zeros(self._shape(capacity, (2,), self.depth), self._dtype)
         self.valid = np.zeros((self.batch, capacity + 1), np.int64)
         self.valid[:, capacity] = 1

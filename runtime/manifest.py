@@ -21,13 +21,18 @@ from runtime.errors import BundleError
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 POOLINGS = ("causal", "mean", "token")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Dimensions of the model. Parameter counts are of weights, not bytes."""
+    """Dimensions of the model.
+
+    `step_bytes` and `once_bytes` are what a token reads of the weights as they are stored: in
+    every step of the loop, and in everything around it.
+    """
 
     source: str
     model_type: str
@@ -42,8 +47,8 @@ class ModelSpec:
     max_position_embeddings: int
     pooling: str
     parameters: int
-    step_parameters: int
-    once_parameters: int
+    step_bytes: int
+    once_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +112,34 @@ class SamplingSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class QuantizationSpec:
+    """How integer weights were made, and the arithmetic that the engine runs them in.
+
+    method: "rtn" (round to nearest) or "gptq".
+    calibration: sha256 of the calibration tokens; None for "rtn".
+    accuracy_level: ONNX Runtime's for MatMulNBits: 1 float32, 4 8-bit activations.
+    """
+
+    bits: int
+    block: int
+    symmetric: bool
+    method: str
+    calibration: str | None
+    accuracy_level: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ParitySpec:
-    """The bound on the relative L2 error against PyTorch, and PyTorch's float type."""
+    """The bounds of the parity check, and the type of PyTorch's recorded outputs.
+
+    relative_l2: on the error against PyTorch; of a half-precision bundle, each case is also
+        allowed twice the error that PyTorch itself makes at that precision.
+    kl: in nats, on what the engine's fast arithmetic may add; None where it has none.
+    """
 
     relative_l2: float
     float: str
+    kl: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +166,7 @@ class Manifest:
     model: ModelSpec
     depth: DepthSpec
     precision: str
+    quantization: QuantizationSpec | None
     graphs: GraphsSpec
     tokenizer: TokenizerSpec
     sampling: SamplingSpec
@@ -146,6 +175,12 @@ class Manifest:
     checkpoint: CheckpointSpec
     tools: dict[str, str]
     sha256: str
+
+    @property
+    def cache_dtype(self) -> str:
+        """The type of keys and values, such as float32."""
+        inputs = self.graphs.onnx.inputs
+        return next(t.dtype for t in inputs if t.name.startswith("past_key_values."))
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -358,6 +393,19 @@ def _check(manifest: Manifest) -> None:
         "sampling needs a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1",
     )
     _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
+    precision, quantization = manifest.precision, manifest.quantization
+    _require(precision in PRECISIONS, f"precision is {precision!r}, allowed: {PRECISIONS}")
+    bits = None if quantization is None else quantization.bits
+    _require(
+        {"int8": 8, "int4": 4}.get(precision) == bits,
+        f"precision {precision} with quantization of {bits} bits",
+    )
+    if quantization is not None:
+        _require(quantization.accuracy_level in (1, 4), "quantization.accuracy_level is not 1 or 4")
+    _require(
+        any(tensor.name.startswith("past_key_values.") for tensor in manifest.graphs.onnx.inputs),
+        "the graph has no past_key_values among its inputs",
+    )
     identifiers = [*manifest.tokenizer.eos_token_ids]
     identifiers += [
         i

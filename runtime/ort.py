@@ -15,7 +15,12 @@ from runtime.errors import BundleError, EngineError
 from runtime.manifest import Manifest
 
 BACKENDS = ("auto", "cpu")
-DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+}
 # In a serialised StringStringEntryProto: field 1, "location"; field 2, its length, then the name.
 LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 
@@ -55,13 +60,16 @@ class Binding:
         return time.perf_counter() - start
 
 
-def open_session(bundle: Bundle, backend: str, threads: int | None) -> Any:
+def open_session(
+    bundle: Bundle, backend: str, threads: int | None, accuracy_level: int | None = None
+) -> Any:
     """Opens the graph of a verified bundle.
 
     Args:
         bundle: from `open_bundle`.
         backend: "auto" or "cpu".
         threads: threads inside an operator; None lets ONNX Runtime use every core.
+        accuracy_level: of quantised products, 1 or 4; None takes the manifest's.
 
     Returns:
         An onnxruntime.InferenceSession, safe to run from several threads.
@@ -77,10 +85,10 @@ def open_session(bundle: Bundle, backend: str, threads: int | None) -> Any:
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise EngineError(f"threads={threads!r} is not a number of threads; allowed: 1..1024")
     manifest = bundle.manifest
-    if manifest.precision != "fp32":
+    if manifest.precision == "bf16":
         raise EngineError(
-            f"precision {manifest.precision!r} has no cpu engine in this version; "
-            "export with --precision fp32"
+            "the cpu engine has no bfloat16 arithmetic; run this bundle on a GPU, or export with "
+            "--precision fp32, fp16, int8 or int4"
         )
     import onnxruntime
 
@@ -89,6 +97,9 @@ def open_session(bundle: Bundle, backend: str, threads: int | None) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
+    if manifest.quantization is not None:
+        level = accuracy_level or manifest.quantization.accuracy_level
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
     file = bundle.file(manifest.graphs.onnx.file)
     _check_data(file, manifest)
     try:
@@ -102,14 +113,16 @@ def open_session(bundle: Bundle, backend: str, threads: int | None) -> Any:
 
 
 def run_once(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Runs the graph on arrays and returns every output by name.
+    """Runs the graph on arrays, cast to the types of its inputs; returns every output by name.
 
     Raises:
         EngineError: ONNX Runtime failed.
     """
     names = [output.name for output in session.get_outputs()]
+    types = {tensor.name: DTYPES.get(tensor.type) for tensor in session.get_inputs()}
     try:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        typed = {name: array.astype(types[name], copy=False) for name, array in inputs.items()}
+        return dict(zip(names, session.run(names, typed), strict=True))
     except Exception as error:
         raise _failed(error) from error
 

@@ -16,11 +16,16 @@ from typing import Any
 from runtime.bundle import CASES_NAME, open_bundle
 from runtime.cases import EVERY_DEPTH, REQUIRED, Case, load_cases
 from runtime.errors import EngineError
+from runtime.manifest import Manifest
 from runtime.ort import open_session
 from runtime.replay import Measurement, replay
 
 PASS, FAIL, AMBIGUOUS = "PASS", "FAIL", "AMBIGUOUS"
-BOUNDS = {"fp32": 1e-5}  # a manifest may ask for less, never allow more
+# A manifest may ask for less, never allow more.
+RELATIVE_L2 = 1e-5
+FAST_KL = 1e-3  # nats, mean over the recorded logits
+OWN_ERRORS = 2.0  # a half-precision engine may be so many times as far off as PyTorch itself
+EXACT_LEVEL = 1  # MatMulNBits in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,30 @@ class ParityRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class FastReport:
+    """What the arithmetic that a quantised bundle ships with adds to its exact arithmetic.
+
+    Attributes:
+        accuracy_level: ONNX Runtime's, for MatMulNBits.
+        mean_kl: in nats, of PyTorch's distribution to the engine's, over all recorded logits.
+        worst_kl: of the worst position.
+        bound: on mean_kl.
+        argmax_agreement: share of positions whose best token is PyTorch's.
+    """
+
+    accuracy_level: int
+    mean_kl: float
+    worst_kl: float
+    bound: float
+    argmax_agreement: float
+
+    @property
+    def verdict(self) -> str:
+        """PASS or FAIL."""
+        return PASS if self.mean_kl <= self.bound else FAIL
+
+
+@dataclasses.dataclass(frozen=True)
 class ParityReport:
     """The outcome of a parity check.
 
@@ -78,6 +107,7 @@ class ParityReport:
         tie_margin: two best logits closer than this count as a tie.
         bundle: the bundle's directory.
         backend: the backend asked for.
+        fast: of a quantised bundle that ships with faster arithmetic than was compared.
     """
 
     verdict: str
@@ -88,6 +118,7 @@ class ParityReport:
     tie_margin: float
     bundle: str
     backend: str
+    fast: FastReport | None = None
 
     @property
     def worst_relative_l2(self) -> float:
@@ -112,6 +143,7 @@ class ParityReport:
             "problems": list(self.problems),
             "bundle": self.bundle,
             "backend": self.backend,
+            "fast": None if self.fast is None else dataclasses.asdict(self.fast),
             "rows": [row.to_json() for row in self.rows],
         }
 
@@ -129,6 +161,9 @@ def check_bundle(
     threads: int | None = None,
 ) -> ParityReport:
     """Replays recorded cases on a bundle and compares with what PyTorch gave.
+
+    A quantised bundle is compared in exact arithmetic, with a PyTorch model of the same
+    dequantised weights; what its faster arithmetic adds is measured apart, in KL.
 
     Args:
         path: the bundle's directory; it is verified first.
@@ -154,15 +189,34 @@ def check_bundle(
             cases = []
             problems.append(f"the bundle holds no {CASES_NAME}")
     problems += missing_cases(cases, wanted)
-    session = open_session(bundle, backend, threads)
+    session = open_session(bundle, backend, threads, EXACT_LEVEL)
     measurements = replay(session, manifest, list(cases))
-    bound = min(manifest.parity.relative_l2, BOUNDS[manifest.precision])
+    bound = min(manifest.parity.relative_l2, RELATIVE_L2)
     rows, tie_margin = judge(measurements, bound)
-    verdicts = {row.verdict for row in rows}
+    fast = None
+    if manifest.quantization is not None and manifest.quantization.accuracy_level != EXACT_LEVEL:
+        session = open_session(bundle, backend, threads)
+        fast = _measure_fast(replay(session, manifest, list(cases)), manifest)
+    verdicts = {row.verdict for row in rows} | ({fast.verdict} if fast else set())
     failed = bool(problems) or FAIL in verdicts or not rows
     verdict = FAIL if failed else AMBIGUOUS if AMBIGUOUS in verdicts else PASS
     return ParityReport(
-        verdict, bound, wanted, rows, tuple(problems), tie_margin, str(path), backend
+        verdict, bound, wanted, rows, tuple(problems), tie_margin, str(path), backend, fast
+    )
+
+
+def _measure_fast(measurements: Sequence[Measurement], manifest: Manifest) -> FastReport:
+    logits = [m for m in measurements if m.output == "logits"]
+    known = [m for m in logits if m.mean_kl is not None and m.argmax_agreement is not None]
+    whole = bool(known) and len(known) == len(logits)
+    mean = sum(m.mean_kl or 0.0 for m in known) / len(known) if whole else float("inf")
+    quantization = manifest.quantization
+    return FastReport(
+        accuracy_level=0 if quantization is None else quantization.accuracy_level,
+        mean_kl=mean,
+        worst_kl=max((m.kl or 0.0 for m in known), default=float("inf")),
+        bound=min(manifest.parity.kl or FAST_KL, FAST_KL),
+        argmax_agreement=min((m.argmax_agreement or 0.0 for m in known), default=0.0),
     )
 
 
@@ -187,7 +241,7 @@ def judge(measurements: Sequence[Measurement], bound: float) -> tuple[tuple[Pari
 
     Args:
         measurements: from `replay`.
-        bound: on the relative L2 error.
+        bound: on the relative L2 error; or twice PyTorch's own, where that is more.
 
     Returns:
         A row a measurement, and the margin below which PyTorch's two best logits tie: twice the
@@ -196,13 +250,18 @@ def judge(measurements: Sequence[Measurement], bound: float) -> tuple[tuple[Pari
     errors = [
         m.difference.max_abs
         for m in measurements
-        if m.output in ("logits", "tokens") and m.worst_relative_l2 <= bound
+        if m.output in ("logits", "tokens") and m.worst_relative_l2 <= _bound(m, bound)
     ]
     tie_margin = 2 * max(errors, default=0.0)
     return tuple(_judge_one(m, bound, tie_margin) for m in measurements), tie_margin
 
 
+def _bound(measurement: Measurement, bound: float) -> float:
+    return max(bound, OWN_ERRORS * measurement.own)
+
+
 def _judge_one(measurement: Measurement, bound: float, tie_margin: float) -> ParityRow:
+    bound = _bound(measurement, bound)
     index, margin = measurement.divergences[0] if measurement.divergences else (None, None)
     beyond = [d for d in measurement.divergences if not d[1] < tie_margin]
     ties = len(measurement.divergences) - len(beyond)
@@ -210,7 +269,7 @@ def _judge_one(measurement: Measurement, bound: float, tie_margin: float) -> Par
     if measurement.note:
         verdict, reason = FAIL, measurement.note
     elif not measurement.worst_relative_l2 <= bound:  # also catches a NaN
-        verdict, reason = FAIL, f"relative L2 {measurement.worst_relative_l2:.2e} > {bound:.0e}"
+        verdict, reason = FAIL, f"relative L2 {measurement.worst_relative_l2:.2e} > {bound:.1e}"
     elif beyond:
         verdict, reason = FAIL, f"another token at {beyond[0][0]}, margin {beyond[0][1]:.2e}"
     elif ties:

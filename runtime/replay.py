@@ -32,9 +32,11 @@ class Measurement:
         difference: errors over all compared entries.
         worst_relative_l2: of the worst position for logits, else of the whole tensor.
         kl: of the worst position, in nats; None but for logits.
+        mean_kl: over the positions, likewise.
         argmax_agreement: share of positions whose best token is PyTorch's; None but for logits.
         divergences: (index, margin of PyTorch's two best logits) of every other position.
         position_errors: relative L2 by place in the sequence.
+        own: the same error of PyTorch itself at the bundle's half precision; 0 for others.
         note: why nothing could be measured; empty where it could.
     """
 
@@ -45,9 +47,11 @@ class Measurement:
     difference: Difference
     worst_relative_l2: float
     kl: float | None = None
+    mean_kl: float | None = None
     argmax_agreement: float | None = None
     divergences: tuple[tuple[int, float], ...] = ()
     position_errors: tuple[tuple[int, float], ...] = ()
+    own: float = 0.0
     note: str = ""
 
 
@@ -115,7 +119,14 @@ def _measure(case: Case, output: str, outputs: dict[str, Array]) -> Measurement:
     if output != "logits" or not difference.finite:
         note = "" if difference.finite else "NaN or infinity"
         return Measurement(
-            case.name, case.kind, case.depth, output, difference, relative_l2, note=note
+            case.name,
+            case.kind,
+            case.depth,
+            output,
+            difference,
+            relative_l2,
+            own=case.own.get(output, 0.0),
+            note=note,
         )
     rows = chosen.any(axis=-1)
     details = compare_logits(reference[rows], actual[rows])
@@ -131,11 +142,13 @@ def _measure(case: Case, output: str, outputs: dict[str, Array]) -> Measurement:
         difference=difference,
         worst_relative_l2=float(details.relative_l2.max()),
         kl=float(details.kl.max()),
+        mean_kl=float(details.kl.mean()),
         argmax_agreement=float(details.agrees.mean()),
         divergences=tuple(divergences),
         position_errors=tuple(
             zip(asked.tolist(), details.relative_l2.tolist(), strict=True),
         ),
+        own=case.own.get(output, 0.0),
     )
 
 
@@ -181,6 +194,7 @@ def _greedy(session: Any, manifest: Manifest, case: Case) -> Measurement:
         argmax_agreement=1 - len(divergences) / len(tokens),
         divergences=tuple(divergences),
         position_errors=tuple((len(prompt) - 1 + i, float(e)) for i, e in enumerate(errors)),
+        own=case.own.get("tokens", 0.0),
     )
 
 
