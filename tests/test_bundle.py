@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from runtime.bundle import open_bundle, read_manifest, write_manifest
 from runtime.errors import BundleError
-from runtime.manifest import check_file_name, parse_manifest, parse_manifest_text
+from runtime.manifest import MANIFEST_NAME, check_file_name, parse_manifest, parse_manifest_text
 
 FIELDS: dict[str, Any] = {
     "model": {
@@ -106,6 +107,38 @@ def test_bundle_any_flipped_bit_is_caught(bundle: Path, name: str) -> None:
         with pytest.raises(BundleError, match=f"{name} is damaged"):
             open_bundle(bundle)
         data[bit // 8] ^= 1 << bit % 8
+
+
+FILES = (
+    "manifest.json",
+    "model.onnx",
+    "model.onnx.data",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "cases.safetensors",
+    "LICENSE",
+    "ATTRIBUTION",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_real_bundle_flipped_bit_is_caught(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    copied = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copied)
+    data = bytearray((copied / name).read_bytes())
+    for position in (0, 1, len(data) // 3, len(data) // 2, len(data) - 2, len(data) - 1):
+        for bit in (0, 5, 7):
+            data[position] ^= 1 << bit
+            (copied / name).write_bytes(data)
+            with pytest.raises(BundleError, match=name) as caught:
+                open_bundle(copied)
+            assert "\n" not in str(caught.value)
+            data[position] ^= 1 << bit
+    (copied / name).write_bytes(data)
+    assert {MANIFEST_NAME, *open_bundle(copied).manifest.files} == {*FILES}
+    (copied / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        open_bundle(copied)
 
 
 def test_bundle_any_missing_or_short_file_is_named(bundle: Path) -> None:

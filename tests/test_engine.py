@@ -207,6 +207,17 @@ def test_untrained_depth_warns_once(tiny_bundle: Path) -> None:
         ({"seed": [1, 2]}, "2 seeds"),
         ({"stop": ""}, "stop=''"),
         ({"stop": [3]}, "stop=3"),
+        ({"stop": 5}, "stop=5"),
+        ({"prompt": np.zeros((0, 3), np.int64)}, "empty prompt"),
+        ({"prompt": np.zeros((3, 0), np.int64)}, "empty prompt"),
+        ({"prompt": np.array(3)}, "0 dimensions"),
+        ({"prompt": "a\ud800"}, r"'\\ud800' at character 1"),
+        ({"prompt": ["a", "\udcff"]}, r"'\\udcff' at character 0"),
+        ({"prompt": "\udcff", "chat": True}, r"no Unicode character; give text that is UTF-8"),
+        ({"depth": np.array(0)}, "depth=0 is outside"),
+        ({"depth": np.array(1.5)}, "not a whole number"),
+        ({"depth": np.ones((1, 1), np.int64)}, "not a whole number"),
+        ({"seed": np.array([1, 2])}, "2 seeds"),
     ],
 )
 def test_bad_request_is_one_clear_line(engine: Engine, options: dict[str, Any], words: str) -> None:
@@ -216,6 +227,26 @@ def test_bad_request_is_one_clear_line(engine: Engine, options: dict[str, Any], 
     if not {"prompt", "depth", "seed"} & options.keys():
         with pytest.raises(EngineError, match=words):
             engine.stream([1, 2], **options)
+
+
+def test_numpy_scalars_are_numbers(engine: Engine) -> None:
+    plain = engine.generate([5], depth=2, seed=3, temperature=1.0, max_new_tokens=3)
+    options: dict[str, Any] = {"depth": np.array(2), "seed": np.array(3)}
+    options |= {"temperature": np.float32(1.0), "max_new_tokens": np.int64(3)}
+    assert engine.generate(np.array([5]), **options) == plain
+
+
+@pytest.mark.parametrize("ids", [[-1], [10**30], [259], ["a"], "abc", 5, None, [1.5], [True]])
+def test_detokenize_refuses_what_is_no_id(engine: Engine, ids: Any) -> None:
+    with pytest.raises(EngineError, match="token id"):
+        engine.detokenize(ids)
+
+
+def test_tokenize_and_detokenize_edges(engine: Engine) -> None:
+    assert engine.detokenize([]) == ""
+    assert engine.detokenize(np.array(engine.tokenize("naïve 😀"))) == "naïve 😀"
+    with pytest.raises(EngineError, match="no Unicode character"):
+        engine.tokenize("\udcff")
 
 
 def test_prompt_longer_than_the_positions_is_refused(engine: Engine) -> None:

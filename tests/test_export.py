@@ -7,8 +7,13 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
+from tiny import MAX_DEPTH
+from typer.testing import CliRunner
 
+from cli.app import app
 from export import export_bundle
+from export.cases import record_cases
 from export.errors import ExportError
 from ouroboros import load_checkpoint, save_checkpoint
 from runtime.bundle import open_bundle
@@ -100,6 +105,52 @@ def test_bad_options_are_refused(
     with pytest.raises(ExportError, match=words):
         export_bundle(tiny_checkpoint, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_model_that_gives_no_numbers_is_refused(tiny_checkpoint: Path, value: float) -> None:
+    model, tokenizer = load_checkpoint(tiny_checkpoint)
+    model.config.alpha = value
+    with torch.no_grad():
+        model.lm_head.weight.view(-1)[-1] = value
+    with pytest.raises(
+        ExportError, match=r"gives NaN or infinity at depth 2 \(prefill\)"
+    ) as caught:
+        record_cases(model, tokenizer, [2])
+    assert "\n" not in str(caught.value)
+
+
+def test_full_disk_is_named_where_numpy_only_counts(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError("12288 requested and 9024 written")  # what ndarray.tofile says
+
+    monkeypatch.setattr("export.bundle.build_graph", lambda *_: None)
+    monkeypatch.setattr("export.bundle._write_graph", fail)
+    with pytest.raises(ExportError, match="can't write the bundle: the disk is full; what was"):
+        export_bundle(tiny_checkpoint, tmp_path / "out", max_depth=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_through_the_command_line(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    result = CliRunner().invoke(
+        app, ["export", str(tiny_checkpoint), str(out), "--max-depth", str(MAX_DEPTH)]
+    )
+    assert result.exit_code == 0, result.output
+    assert f"wrote {out}: " in result.stdout
+    assert result.stdout.endswith(f'next: ouro check {out}, then ouro run {out} "prompt"\n')
+    written, expected = (open_bundle(path).manifest for path in (out, tiny_bundle))
+    assert written.files == expected.files  # to the bit: nothing of an export is random
+    assert written.sha256 == expected.sha256
+    for arguments in (["--max-depth", "99"], ["--precision", "int3"]):
+        refused = CliRunner().invoke(app, ["export", str(tiny_checkpoint), str(out), *arguments])
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith(f"error: {arguments[0]} {arguments[1]} is ")
+    assert open_bundle(out).manifest == written
 
 
 def test_checkpoint_without_tokenizer_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from runtime.bundle import hash_file, read_manifest, write_manifest
+from runtime.cases import load_cases
 from runtime.errors import BundleError
 from runtime.parity import FAIL, PASS, ParityReport, check_bundle
 
@@ -112,14 +113,46 @@ def test_resaved_bundle_still_passes(copy: Path) -> None:
     assert verdict_of(copy).verdict == PASS
 
 
-def test_one_changed_weight_is_caught(copy: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "step.gate_weight",
+        "step.qkv.low_rank.b",
+        "step.down.weight",
+        "layers.0.qkv.weight",  # of the prelude
+        "layers.3.down.weight",  # of the coda
+        "closing.norm.weight",
+    ],
+)
+def test_one_changed_weight_is_caught(copy: Path, name: str) -> None:
     def change(model: onnx.ModelProto) -> None:
         def one(values: Any) -> None:
             values.reshape(-1)[values.size // 2] += 0.05
 
-        change_weight(model, "step.gate_weight", one)
+        change_weight(model, name, one)
 
     edit(copy, change)
+    assert verdict_of(copy).verdict == FAIL
+
+
+def test_one_changed_low_rank_column_is_caught(copy: Path) -> None:
+    """The A matrices lie beside the weight that reads the same input: its last columns."""
+
+    def change(values: Any) -> None:
+        values[0, -1] += 0.05
+
+    edit(copy, lambda model: change_weight(model, "step.qkv.weight", change))
+    assert verdict_of(copy).verdict == FAIL
+
+
+def test_one_changed_embedding_is_caught(copy: Path) -> None:
+    """Of a token that the recorded inputs hold; the table is the head as well."""
+    token = int(load_cases(copy / "cases.safetensors")[0].inputs["input_ids"][0, 0])
+
+    def change(values: Any) -> None:
+        values[token, 0] += 0.05
+
+    edit(copy, lambda model: change_weight(model, "opening.table", change))
     assert verdict_of(copy).verdict == FAIL
 
 

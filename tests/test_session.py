@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,39 @@ def test_session_stream_left_early_goes_on(engine: Engine) -> None:
     assert session.tokens == [5, 6, 7, *taken]
     after = session.generate([8], max_new_tokens=5)
     assert after == engine.generate([5, 6, 7, *taken, 8], depth=2, max_new_tokens=5)
+
+
+def test_session_streams_opened_together_are_checked_when_they_start(engine: Engine) -> None:
+    most = engine.manifest.model.max_position_embeddings
+    session = engine.session(1)
+    new = most // 2
+    options: dict[str, Any] = {"max_new_tokens": new, "temperature": 1.0, "seed": 1}
+    first, second = (session.stream([5] * 100, **options) for _ in range(2))
+    told = len(list(first))
+    with pytest.raises(EngineError, match=f"pass the model's {most} positions"):
+        list(second)
+    assert len(session.tokens) == 100 + told <= most
+    again = session.generate([6], max_new_tokens=2)  # refused, it changed nothing
+    assert again.prompt_tokens == 101 + told
+
+
+def test_session_stream_reads_its_prompt_when_it_starts(engine: Engine) -> None:
+    session, other = engine.session(2), engine.session(2)
+    first, second = (session.stream("Hi", max_new_tokens=5, chat=True) for _ in range(2))
+    answers = ["".join(map(str, stream)) for stream in (first, second)]
+    expected = [other.generate("Hi", max_new_tokens=5, chat=True).text for _ in range(2)]
+    assert answers == expected
+    assert session.tokens == other.tokens
+
+
+def test_session_stream_never_started_changes_nothing(engine: Engine) -> None:
+    session = engine.session(2)
+    session.generate("Hi", max_new_tokens=5, chat=True)
+    before = list(session.tokens)
+    # Another first message: the template rewrites the chat, which starts over.
+    session._messages = [{"role": "user", "content": "Ho"}]
+    session.stream("Go on", max_new_tokens=5, chat=True)
+    assert session.tokens == before
 
 
 def test_session_bad_request_changes_nothing(engine: Engine) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime import Engine, EngineError
 from runtime.text import StopScanner, TextStream
 
 
@@ -19,6 +20,14 @@ def stream(data: bytes) -> tuple[list[str], str]:
     text: Any = TextStream(Bytes())  # type: ignore[arg-type]
     pieces = [text.push(byte) for byte in data]
     return pieces, text.flush()
+
+
+@pytest.mark.parametrize(("text", "where"), [("\udcff", 0), ("ab\ud83d", 2), ("a\udc00b", 1)])
+def test_encode_refuses_half_a_surrogate_pair(engine: Engine, text: str, where: int) -> None:
+    with pytest.raises(EngineError, match=f"at character {where}, which is no Unicode") as caught:
+        engine.codec.encode(text)
+    str(caught.value).encode("ascii")  # can be printed anywhere
+    assert engine.codec.encode("\U0001f600")
 
 
 @pytest.mark.parametrize(

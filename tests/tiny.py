@@ -75,7 +75,7 @@ def build_checkpoint(original: Path, path: Path) -> None:
             elif weight.requires_grad:
                 weight.add_(torch.randn(weight.shape) * 0.1)
     model.config.trained_depths = [1, 2, 3, 4]
-    save_checkpoint(model, tokenizer, path)
+    save_checkpoint(model, tokenizer, path, keep=("LICENSE", "ATTRIBUTION"))
 
 
 def build_bundle(checkpoint: Path, path: Path) -> None:
