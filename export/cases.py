@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from export.errors import ExportError
 from ouroboros.cache import OuroborosCache
 from ouroboros.modeling import OuroborosForCausalLM
+from runtime.metrics import compare, compare_logits
 
 PREFILL, DECODE, PADDED, GREEDY = 12, 3, 8, 16
 PICKED = 3
@@ -55,7 +57,11 @@ class Recording:
 
 @torch.no_grad()
 def record_cases(
-    model: OuroborosForCausalLM, tokenizer: Any, depths: Sequence[int], seed: int = 0
+    model: OuroborosForCausalLM,
+    tokenizer: Any,
+    depths: Sequence[int],
+    seed: int = 0,
+    half: torch.dtype | None = None,
 ) -> tuple[dict[str, Array], list[dict[str, Any]]]:
     """Records prefill, decode and a padded batch at every depth, mixed rows and greedy tokens.
 
@@ -64,6 +70,7 @@ def record_cases(
         tokenizer: unused but for its vocabulary's special tokens; may be None.
         depths: the depths to record.
         seed: of the random token ids.
+        half: also record how far PyTorch itself is off in this type, as `own` of every case.
 
     Returns:
         tensors by name, and the list of cases (see the bundle's format).
@@ -86,7 +93,35 @@ def record_cases(
     wanted = sorted({depth for depth in GREEDY_DEPTHS if depth in depths} | {top})
     for depth in wanted:
         _record_greedy(recording, model, prompt[:, :PREFILL], depth)
+    if half is not None:
+        narrow = copy.deepcopy(model).to(half)
+        tensors, _ = record_cases(narrow, tokenizer, depths, seed)
+        _add_own_errors(recording, tensors)
     return recording.tensors, recording.entries
+
+
+def _add_own_errors(recording: Recording, narrow: dict[str, Array]) -> None:
+    """Adds to every case the relative L2 of PyTorch's own half-precision outputs."""
+    by_depth: dict[int, float] = {}
+    for entry in recording.entries:
+        name, errors = entry["name"], {}
+        for output in (name for name in _OUTPUTS if f"{entry['name']}.out.{name}" in narrow):
+            key = f"{name}.out.{output}"
+            expected, found = recording.tensors[key], narrow[key]
+            if output == "logits":
+                rows = compare_logits(
+                    expected.reshape(-1, expected.shape[-1]), found.reshape(-1, found.shape[-1])
+                )
+                errors[output] = float(rows.relative_l2.max())
+            else:
+                valid = recording.tensors.get(f"{name}.valid.{output}")
+                errors[output] = compare(expected, found, valid).relative_l2
+        by_depth[entry["depth"]] = max(by_depth.get(entry["depth"], 0.0), errors.get("logits", 0.0))
+        # A greedy text of another precision may go elsewhere: its logits err as the others do.
+        entry["own"] = errors or {"tokens": by_depth[entry["depth"]]}
+
+
+_OUTPUTS = ("logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value")
 
 
 def _record_decode(
@@ -145,7 +180,7 @@ def _record_greedy(
         logits = model(input_ids=ids, depth=depth, past_key_values=cache, use_cache=True).logits
         top = logits[0, -1].topk(2)
         tokens.append(int(top.indices[0]))
-        best.append(top.values.numpy())
+        best.append(top.values.float().numpy())
         ids = top.indices[:1][None]
     parts = {
         "in": {"prompt": prompt[0]},
@@ -188,8 +223,8 @@ def _run(
         "out": {
             "logits": logits,
             "pool_sum": pools,
-            "new_key_values.recurrent.key": torch.stack(keys, 1).numpy(),
-            "new_key_values.recurrent.value": torch.stack(values, 1).numpy(),
+            "new_key_values.recurrent.key": torch.stack(keys, 1).float().numpy(),
+            "new_key_values.recurrent.value": torch.stack(values, 1).float().numpy(),
         },
     }
 
@@ -236,7 +271,7 @@ def _pool_sums(
                 sums = h
         picked = torch.from_numpy(index)[..., None].expand(-1, -1, h.shape[-1])
         pools.append(sums.gather(1, picked))
-    return logits.numpy(), torch.stack(pools, 1).numpy()
+    return logits.float().numpy(), torch.stack(pools, 1).numpy()
 
 
 def _empty_past(model: OuroborosForCausalLM, batch: int, depth: int) -> dict[str, Array]:

@@ -28,6 +28,11 @@ class Precision:
     bits: int | None = None
 
     @property
+    def half(self) -> torch.dtype | None:
+        """The 16-bit type it computes in; None for float32."""
+        return None if self.compute == torch.float32 else self.compute
+
+    @property
     def quantized(self) -> bool:
         """Whether weights are stored as integers."""
         return self.bits is not None

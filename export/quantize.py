@@ -9,6 +9,7 @@ Source: GPTQ, arXiv 2210.17323; the search of each block's scale as in AWQ, arXi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from export.layers import attention_scale
 from export.quantized import QuantizedWeight, check_block
 from ouroboros.modeling import OuroborosForCausalLM
 from ouroboros.modulation import Controller
+from runtime.manifest import QuantizationSpec
 
 CALIBRATION_BATCH = 4
 DAMPING = 0.01
+SHIPPED_ACCURACY_LEVEL = 4  # MatMulNBits on 8-bit activations
 COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest
 
 
@@ -49,6 +52,14 @@ class Quantization:
         """The least and the greatest integer."""
         half = 1 << (self.bits - 1)
         return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
+
+    def describe(self, windows: torch.Tensor | None) -> QuantizationSpec:
+        """What the manifest says of it, calibrated on int64 `windows` or not at all."""
+        text = None if windows is None else hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+        method = "rtn" if windows is None else "gptq"
+        return QuantizationSpec(
+            self.bits, self.block, self.symmetric, method, text, SHIPPED_ACCURACY_LEVEL
+        )
 
 
 @torch.no_grad()
@@ -121,7 +132,7 @@ def _linears(block: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
 def _second_moments(
     model: OuroborosForCausalLM, linears: dict[str, nn.Linear], windows: torch.Tensor, depth: int
 ) -> dict[str, torch.Tensor]:
-    """Sums x xT over everything each matrix is fed, float32 `[in, in]`; of all steps of the loop."""
+    """Sums x xT over all that each matrix is fed, in every step: float32 `[in, in]`."""
     sums = {name: torch.zeros((m.in_features,) * 2) for name, m in linears.items()}
     with _recording(linears, sums):
         for batch in windows.split(CALIBRATION_BATCH):
@@ -169,7 +180,9 @@ def _blocks(weight: torch.Tensor, how: Quantization) -> torch.Tensor:
     return weight.reshape(len(weight), -1, how.block)
 
 
-def _span(weight: torch.Tensor, how: Quantization, part: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _span(
+    weight: torch.Tensor, how: Quantization, part: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero of every block `[out, blocks]` that span `part` of its values."""
     blocks = _blocks(weight, how)
     least, greatest = how.limits

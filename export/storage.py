@@ -15,18 +15,21 @@ import onnx_ir as ir
 from export.passes.weight_only import graphs_of
 
 THRESHOLD_BYTES = 1024
-ALIGNMENT_BYTES = 4096  # whole pages, so that a runtime may map the file
+PAGE_BYTES = 4096  # large tensors start a page, so that a runtime may map them
+LARGE_BYTES = 1 << 20
+ALIGNMENT_BYTES = 64
+DATA_SUFFIX = ".data"
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Writes `path` and, beside it, `path` + ".data" with every initializer of 1 KiB or more.
+    """Writes `path` and, beside it, a data file with every initializer of 1 KiB or more.
 
     Afterwards the model's large tensors are references into that file.
 
     Raises:
         OSError: the disk is full or can't be written.
     """
-    data = path.with_name(path.name + ".data")
+    data = path.with_name(path.name + DATA_SUFFIX)
     ranges: dict[tuple[str, int], int] = {}
     with data.open("wb") as file:
         for value in _large(model):
@@ -36,7 +39,8 @@ def save_graph(model: ir.Model, path: Path) -> None:
             content = tensor.tobytes()
             key = (hashlib.sha256(content).hexdigest(), len(content))
             if key not in ranges:
-                file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
+                step = PAGE_BYTES if len(content) >= LARGE_BYTES else ALIGNMENT_BYTES
+                file.write(b"\0" * (-file.tell() % step))
                 ranges[key] = file.tell()
                 file.write(content)
             value.const_value = ir.ExternalTensor(

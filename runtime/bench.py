@@ -20,6 +20,7 @@ from runtime.engine import Engine
 from runtime.sampling import Sampling, sample
 from runtime.text import TextStream
 
+
 @dataclasses.dataclass(frozen=True)
 class BenchRow:
     """One depth at one context length, batch 1; medians over the repeats.

@@ -138,8 +138,8 @@ class ParitySpec:
     """
 
     relative_l2: float
-    float: str
     kl: float | None
+    float: str
 
 
 @dataclasses.dataclass(frozen=True)

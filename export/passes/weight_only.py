@@ -128,5 +128,8 @@ def _add(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
 
 def _initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
     return ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape),
+        const_value=tensor,
     )

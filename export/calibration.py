@@ -1,0 +1,54 @@
+"""The text that integer weights are calibrated on, and the options of a quantisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.errors import ExportError
+from export.precision import Precision
+from export.quantize import Quantization
+from export.quantized import BLOCKS
+from ouroboros.data import eval_windows, read_documents
+
+WINDOWS, SEQ_LEN, LEAST_WINDOWS = 32, 256, 4
+
+
+def make_quantization(
+    precision: Precision, block: int, symmetric: bool, calibration: Path | None
+) -> Quantization | None:
+    """Returns how to quantise at a precision; None for floats.
+
+    Raises:
+        ExportError: an option that this precision has no use for, or an unknown block size.
+    """
+    if precision.bits is None:
+        if calibration is not None:
+            raise ExportError(
+                f"--calibration is for int8 and int4, not for {precision.name}; leave it out"
+            )
+        return None
+    if block not in BLOCKS:
+        allowed = ", ".join(map(str, BLOCKS))
+        raise ExportError(f"--block-size {block} is not allowed; allowed: {allowed}")
+    return Quantization(precision.bits, block, symmetric)
+
+
+def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:
+    """Returns int64 `[windows, seq]` of the first of a text, at most 32 windows of 256 tokens.
+
+    Raises:
+        DataError: the file can't be read.
+        ExportError: it holds fewer than 4 windows.
+    """
+    text = "\n\n".join(read_documents(path))
+    ids = tokenizer(text[: 16 * WINDOWS * SEQ_LEN], add_special_tokens=False, verbose=False)
+    found = len(ids["input_ids"])
+    if found < LEAST_WINDOWS * SEQ_LEN:
+        raise ExportError(
+            f"{path}: {found} tokens are too few to calibrate on; give a text of at least "
+            f"{LEAST_WINDOWS * SEQ_LEN}"
+        )
+    return torch.from_numpy(eval_windows(text, tokenizer, SEQ_LEN, WINDOWS))

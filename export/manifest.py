@@ -1,0 +1,159 @@
+"""What a bundle's manifest says of the model, its graph and its tokenizer."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from export.errors import ExportError
+from export.passes.weight_only import graphs_of
+from export.storage import DATA_SUFFIX
+from ouroboros.modeling import OuroborosForCausalLM
+from runtime.manifest import QuantizationSpec
+from runtime.parity import FAST_KL, RELATIVE_L2
+
+_TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+
+
+def describe_bundle(
+    model: OuroborosForCausalLM,
+    tokenizer: Any,
+    graph: ir.Model,
+    graph_file: Path,
+    *,
+    max_depth: int,
+    precision: str,
+    quantization: QuantizationSpec | None,
+) -> dict[str, Any]:
+    """Returns the manifest's fields but for the checkpoint's, as JSON values.
+
+    Args:
+        model: the PyTorch model.
+        tokenizer: its tokenizer.
+        graph: the graph as it was written.
+        graph_file: where it was written, in the bundle.
+        max_depth: largest depth the bundle will run.
+        precision: name of the bundle's precision.
+        quantization: how integer weights were made, None where there are none.
+    """
+    config = model.config
+    folder, template = graph_file.parent, "chat_template.jinja"
+    data = graph_file.name + DATA_SUFFIX
+    return {
+        "model": {
+            "source": str(config.source.get("name", "")),
+            "model_type": str(config.base_config["model_type"]),
+            **{name: getattr(config, name) for name in _DIMENSIONS},
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **_count_bytes(graph),
+        },
+        "depth": {
+            "min": 1,
+            "max": max_depth,
+            "default": min(config.depth, max_depth),
+            "trained": [d for d in config.trained_depths if d <= max_depth],
+        },
+        "precision": precision,
+        "quantization": quantization,
+        "graphs": {
+            "onnx": {
+                "file": graph_file.name,
+                "data": [data] if (folder / data).is_file() else [],
+                "opset": graph.graph.opset_imports[""],
+                "inputs": [_spec(value) for value in graph.graph.inputs],
+                "outputs": [_spec(value) for value in graph.graph.outputs],
+            }
+        },
+        "tokenizer": {
+            "file": "tokenizer.json",
+            "chat_template": template if (folder / template).is_file() else None,
+            **_special_tokens(model, tokenizer),
+        },
+        "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0},
+        "parity": {
+            "relative_l2": RELATIVE_L2,
+            "float": "float32",
+            "kl": None if quantization is None else FAST_KL,
+        },
+        "tools": {"ouroboros": _version("ouroboros-llm"), **{n: _version(n) for n in _TOOLS}},
+    }
+
+
+_DIMENSIONS = (
+    "hidden_size",
+    "num_layers",
+    "prelude",
+    "coda",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "pooling",
+)
+
+
+def _count_bytes(graph: ir.Model) -> dict[str, int]:
+    """Bytes of weights that one step and that everything around the loop reads for a token.
+
+    Of tables that are only looked up in (embedding, step tables) a token reads next to nothing.
+    """
+    outer, *bodies = graphs_of(graph)
+    return {
+        "step_bytes": sum(_read_bytes(body) for body in bodies),
+        "once_bytes": _read_bytes(outer),
+    }
+
+
+def _read_bytes(graph: ir.Graph) -> int:
+    return sum(
+        value.const_value.nbytes
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and not all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
+    )
+
+
+def _special_tokens(model: OuroborosForCausalLM, tokenizer: Any) -> dict[str, Any]:
+    eos = model.generation_config.eos_token_id
+    eos = model.config.eos_token_id if eos is None else eos
+    ids = [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.append(tokenizer.eos_token_id)
+    plain = tokenizer("a", add_special_tokens=True)["input_ids"]
+    bos = tokenizer.bos_token_id
+    return {
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+        "bos_token_id": bos,
+        "eos_token_ids": ids,
+        "pad_token_id": tokenizer.pad_token_id,
+        "add_bos": bos is not None and len(plain) > 1 and plain[0] == bos,
+    }
+
+
+_DTYPES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.INT64: "int64",
+}
+
+
+def _spec(value: ir.Value) -> dict[str, Any]:
+    if value.dtype is None:
+        raise ExportError(f"the graph's {value.name} has no type")
+    shape = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
+    return {"name": value.name, "dtype": _DTYPES[value.dtype], "shape": shape}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        from ouroboros import __version__
+
+        return __version__
