@@ -74,14 +74,13 @@ def store_half(model: ir.Model, names: Collection[str]) -> int:
             if old.const_value is None:
                 raise ExportError(f"the weight {name} has no value; this is a bug")
             half = old.const_value.numpy().astype(np.float16)
-            stored = _initializer(f"{name}_half", ir.tensor(half, name=f"{name}_half"))
+            stored = _add(graph, f"{name}_half", ir.tensor(half, name=f"{name}_half"), half.shape)
             node = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT.value})
             node.name = f"{name}_cast"
             node.outputs[0].name = f"{name}_float"
             node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             old.replace_all_uses_with(node.outputs[0])
             del graph.initializers[name]
-            graph.initializers[f"{name}_half"] = stored
             graph.insert_before(graph[0], node)
             changed += 1
     return changed
@@ -97,39 +96,38 @@ def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
 
 def add_integers(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
     """Adds the packed integers of a weight as an initializer."""
-    return _add(graph, f"{name}_values", _packed(f"{name}_values", weight.values, weight))
+    return _add_packed(graph, f"{name}_values", weight.values, weight)
 
 
 def add_zeros(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
     """Adds the packed zero points of a weight as an initializer."""
     if weight.zeros is None:
         raise ExportError(f"the weight {name} has no zero points; this is a bug")
-    return _add(graph, f"{name}_zeros", _packed(f"{name}_zeros", weight.zeros, weight))
+    return _add_packed(graph, f"{name}_zeros", weight.zeros, weight)
 
 
 def add_floats(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
     """Adds the scales of a weight as an initializer."""
-    return _add(graph, name, ir.tensor(np.ascontiguousarray(weight.scales), name=name))
+    tensor = ir.tensor(np.ascontiguousarray(weight.scales), name=name)
+    return _add(graph, name, tensor, weight.scales.shape)
 
 
-def _packed(name: str, values: np.ndarray, weight: QuantizedWeight) -> ir.TensorProtocol:
+def _add_packed(
+    graph: ir.Graph, name: str, values: np.ndarray, weight: QuantizedWeight
+) -> ir.Value:
     dtype, numpy_type = _TYPES[weight.bits, weight.zeros is None]
+    tensor: ir.TensorProtocol
     if weight.bits == 4:
-        packed = pack(values, 4)
-        return ir.PackedTensor(packed.reshape(-1), dtype, shape=ir.Shape(values.shape), name=name)
-    return ir.tensor(values.astype(numpy_type), name=name)
+        packed = pack(values, 4).reshape(-1)
+        tensor = ir.PackedTensor(packed, dtype, shape=ir.Shape(values.shape), name=name)
+    else:
+        tensor = ir.tensor(values.astype(numpy_type), name=name)
+    return _add(graph, name, tensor, values.shape)
 
 
-def _add(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = _initializer(name, tensor)
+def _add(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, shape: tuple[int, ...]) -> ir.Value:
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape), const_value=tensor
+    )
     graph.initializers[name] = value
     return value
-
-
-def _initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    return ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape),
-        const_value=tensor,
-    )
