@@ -126,6 +126,14 @@ def test_share_constants_keeps_one_of_each_graph() -> None:
     assert share_constants(model).changed == 0
 
 
+def test_share_constants_keeps_equal_weights_apart() -> None:
+    model = build("""
+        g (float[9] x) => (float[9] y)
+        <float[9] a = {1,1,1,1,1,1,1,1,1}, float[9] b = {1,1,1,1,1,1,1,1,1}>
+        { s = Add(x, a)  y = Mul(s, b) }""")
+    assert share_constants(model).changed == 0
+
+
 def test_share_nodes_in_a_loop_body() -> None:
     body = [
         helper.make_node("Sin", ["h"], ["s1"]),

@@ -1,8 +1,8 @@
 """Duplicates: equal small constants are kept once, and so are nodes that compute the same.
 
 Every kept layer is a copy of one traced layer, so that its reshape targets, axes and epsilons
-come once a layer. Weights are not looked at: the graph holds each once by construction, and
-comparing them would read them all into memory.
+come once a layer. Weights are not looked at: the graph holds each once by construction, and two
+that are equal today (biases before training) must stay two where a plan's weights are replaced.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 
 from export.passes.result import PassResult
 
-LARGEST = 1024
+LARGEST = 8
 
 
 def share_constants(model: ir.Model) -> PassResult:
