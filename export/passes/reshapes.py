@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from export.passes.result import PassResult
 
-def constant_reshapes(model: ir.Model) -> int:
+
+def constant_reshapes(model: ir.Model) -> PassResult:
     """Replaces computed Reshape targets by constants, removes what is left unused.
 
-    Returns:
-        how many Reshape nodes were changed.
+    Args:
+        model: changed in place; its values must have shapes.
     """
     changed = 0
     graph = model.graph
@@ -39,7 +41,7 @@ def constant_reshapes(model: ir.Model) -> int:
         node.attributes.pop("allowzero", None)
         changed += 1
     remove_unused(graph)
-    return changed
+    return PassResult("constant_reshapes", changed, "Reshape nodes given a constant target")
 
 
 def constant_target(source: Any, result: Any) -> list[int] | None:
