@@ -61,7 +61,7 @@ def doctor() -> None:
     for one in findings:
         if one.cure:
             console.print(f"{one.thing}: {one.cure}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"builds: {', '.join(list_builds(findings, machine)) or 'nothing'}")
+    console.print(f"builds: {', '.join(list_builds(findings)) or 'nothing'}")
     console.print(f"runs: {', '.join(list_runs(findings, machine)) or 'nothing'}")
 
 
@@ -214,12 +214,11 @@ def find_tensorrt(machine: Machine, flavour: Flavour) -> Finding:
     return Finding(flavour.title, GOOD, found)
 
 
-def list_builds(findings: list[Finding], machine: Machine) -> list[str]:
+def list_builds(findings: list[Finding]) -> list[str]:
     """What `ouro export --format` can write here.
 
     Args:
         findings: all of them.
-        machine: from `describe_machine`.
     """
     from runtime.trt_flavours import FLAVOURS
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # "IBuilder::buildSerializedNetwork: Error Code 1: Myelin (...)", "[file.cpp::f::12] Error Code ..."
 _WRAPPED = re.compile(r"^.*?Error Code \d+: [^(]*\((?P<body>.*)\)\s*$", re.DOTALL)
 _PLACE_BEFORE = re.compile(r"^\s*\[[^\]]*\.\w+:{1,2}[^\]]*\]\s*")
+_ASSERTED = re.compile(r"^\w+ && \"(?P<body>[^\"]+)\"$")  # the parser shows its own condition
 _PLACE_AFTER = re.compile(r"\.?\s+In [\w:~<>()\s]+ at \S+?:\d+\)*\s*$")
 # A machine without a GPU says this of everything, and builds ahead of time all the same.
 _NOISE = ("CUDA driver version is insufficient", "no CUDA-capable device", "cudaError 100")
@@ -104,7 +105,8 @@ def clean(text: str) -> str:
     # Myelin's come once more in brackets: "([pass.cpp:337: check] Cannot compile ... In f at ...)".
     for _ in range(3):
         line = _PLACE_BEFORE.sub("", _PLACE_AFTER.sub("", line)).strip()
-    return line[:400].rstrip(" .")
+    asserted = _ASSERTED.match(line)
+    return (asserted["body"] if asserted else line)[:400].rstrip(" .")
 
 
 def cure_for(reason: str, parser: bool = False) -> str:

@@ -38,6 +38,7 @@ class TrtSession:
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
+            self._memory.close()
             raise EngineError(f"{spec.file}: TensorRT cannot load it: {self._logger.last}")
         self._contexts: dict[int, Any] = {}
 
@@ -231,7 +232,10 @@ def make_outputs(graph: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, Arr
     """
     sizes = {"depth": int(inputs["depth"].reshape(-1)[0])}
     for spec in graph.inputs:
-        for name, size in zip(spec.shape, inputs[spec.name].shape, strict=True):
+        given = inputs[spec.name].shape
+        if len(given) != len(spec.shape) and spec.shape:
+            raise EngineError(f"{spec.name} has the shape {list(given)}, not {list(spec.shape)}")
+        for name, size in zip(spec.shape, given, strict=False):
             if isinstance(name, int) or "+" in name:
                 continue
             if sizes.setdefault(name, size) != size:
@@ -276,8 +280,9 @@ def _as_declared(inputs: Mapping[str, Array], spec: TensorSpec) -> Array:
     array, dtype = inputs[spec.name], _numpy_type(spec)
     if array.dtype != dtype:
         raise EngineError(f"the input {spec.name} is {array.dtype}, the plan takes {spec.dtype}")
-    # np.ascontiguousarray would give a scalar a dimension.
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    if not spec.shape:  # recorded cases hold a scalar as [1]
+        return array.reshape(())
+    return np.ascontiguousarray(array)
 
 
 def _numpy_type(spec: TensorSpec) -> np.dtype[Any]:
