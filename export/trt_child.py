@@ -1,21 +1,22 @@
 """The process that holds TensorRT's builder: a crash in it ends the child, not the export.
 
-It reads one JSON request from stdin and writes one JSON event a line to stdout; see `main`. When
-stdin closes, the parent is gone and the child ends too.
+It reads one JSON request from stdin and writes one JSON event a line to stdout; see `main`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
-import threading
 import warnings
 from typing import IO, Any
 
 from export.trt_messages import clean, describe_builder_error, describe_parser_error
 
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 _PARSING = "Parsing node: "
 
 
@@ -26,11 +27,11 @@ def main() -> None:
     (a file to write). Events: {"at": layer}, {"failed": line, "log": lines},
     {"errno": n, "strerror": s}, {"done": {version, bytes, layers, refittable}}.
     """
+    _end_with_parent()
     request = json.loads(sys.stdin.buffer.readline())
     # TensorRT's libraries print to stdout themselves: keep it for the events alone.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
     try:
         _emit(events, _build(request, events))
@@ -39,8 +40,9 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # nothing comes after the request but the end of the parent
-    os._exit(1)
+    """Asks Linux to end this process with its parent; the build holds the GIL, so no thread could."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _emit(events: IO[str], event: dict[str, Any]) -> None:

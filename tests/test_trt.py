@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import platform
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,37 +211,54 @@ def test_full_disk_is_an_os_error(tmp_path: Path) -> None:
 
 @builds
 def test_interrupted_build_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / ENGINES
+    process, child = start_stopped_build(tiny_bundle, tmp_path / ENGINES)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert b"KeyboardInterrupt" in said
+    assert not (tmp_path / ENGINES).exists()
+    assert not Path(f"/proc/{child}").exists()
+
+
+@builds
+def test_builder_ends_with_its_parent(tiny_bundle: Path, tmp_path: Path) -> None:
+    process, child = start_stopped_build(tiny_bundle, tmp_path / ENGINES)
+    process.kill()
+    process.communicate(timeout=30)
+    wait_until(lambda: is_gone(child))
+
+
+def start_stopped_build(bundle: Path, out: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A process that builds, and the id of its builder, halted so that it can't end by itself."""
     code = (
         "from pathlib import Path\n"
         "from export.trt_builder import GraphFacts, build_plans\n"
         "from export.trt_options import TrtOptions\n"
         "options = TrtOptions(flavour='rtx', compute_capabilities=('8.9',))\n"
         f"facts = GraphFacts({MAX_DEPTH}, 3, 512, 'fp32')\n"
-        f"graph, out = Path({str(tiny_bundle / 'model.onnx')!r}), Path({str(out)!r})\n"
+        f"graph, out = Path({str(bundle / 'model.onnx')!r}), Path({str(out)!r})\n"
         "build_plans(graph, out, options, facts)"
     )
     root = Path(__file__).resolve().parent.parent
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE)
-    child = wait_for_child(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert b"KeyboardInterrupt" in said
-    assert not out.exists()
-    assert not Path(f"/proc/{child}").exists()
+    wait_until(lambda: any(out.glob(".building-*/rtx-sm89.plan")))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGSTOP)
+    return process, int(children[0])
 
 
-def wait_for_child(parent: int) -> int:
-    """The id of the builder that a process has started."""
+def is_gone(process: int) -> bool:
+    """Ended, or a zombie that nobody has asked about yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        for child in children:
-            if b"export.trt_child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                time.sleep(0.5)
-                return int(child)
-        time.sleep(0.05)
-    raise AssertionError("no builder was started")
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
