@@ -40,7 +40,10 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to end this process with its parent; the build holds the GIL, so no thread could."""
+    """Asks Linux to end this process with its parent.
+
+    A thread that waits for stdin to close does not do it: none got to run during a build.
+    """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
