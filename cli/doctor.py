@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from runtime.trt_flavours import Flavour
 
 PROJECT = "ouroboros-llm"
+CHECKOUT = " in the checkout of ouroboros"
 GOOD, MISSING, WRONG = "ok", "missing", "wrong"
 
 
@@ -75,19 +76,21 @@ def find_packages() -> list[Finding]:
     try:
         asked = requires(PROJECT) or []
     except PackageNotFoundError:
-        return [Finding(PROJECT, MISSING, "no metadata", f"pip install {PROJECT}")]
+        return [Finding(PROJECT, MISSING, "no metadata", f"pip install .{CHECKOUT}")]
     findings = []
     for name, extra in WANTED.items():
         minimum = minimum_version(asked, name)
-        install = f'pip install "{PROJECT}[{extra}]"' if extra else f"pip install {PROJECT}"
+        install = f'pip install ".[{extra}]"' if extra else "pip install ."
         try:
             found = version(name)
         except PackageNotFoundError:
-            findings.append(Finding(name, MISSING, f"{minimum} or newer is asked for", install))
+            findings.append(
+                Finding(name, MISSING, f"{minimum} or newer is asked for", install + CHECKOUT)
+            )
             continue
         old = order(found) < order(minimum)
         state = WRONG if old else GOOD
-        cure = f"it is older than {minimum}: {install} --upgrade" if old else ""
+        cure = f"it is older than {minimum}: {install} --upgrade{CHECKOUT}" if old else ""
         findings.append(Finding(name, state, found, cure))
     return findings
 
@@ -136,7 +139,7 @@ def find_onnxruntime(machine: Machine) -> Finding:
         import onnxruntime
     except ImportError as error:
         reason = " ".join(str(error).split())[:120]
-        return Finding("onnxruntime", MISSING, reason, f"pip install {PROJECT}")
+        return Finding("onnxruntime", MISSING, reason, f"pip install .{CHECKOUT}")
     providers = [one.removesuffix("ExecutionProvider") for one in _providers(onnxruntime)]
     found = f"{onnxruntime.__version__}: {', '.join(providers)}"
     if machine.gpu is not None and "CUDA" not in providers:

@@ -45,7 +45,7 @@ RTX = Flavour(
     "rtx",
     "TensorRT for RTX",
     ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-    'pip install "ouroboros-llm[rtx]"',
+    "pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs",
 )
 FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, RTX)}
 

@@ -50,7 +50,7 @@ def spec() -> EngineSpec:
 def test_no_tensorrt_names_both_installs() -> None:
     with pytest.raises(EngineError) as caught:
         choose_flavour("auto", False, None, ())
-    assert 'pip install "ouroboros-llm[rtx]"' in str(caught.value)
+    assert "pip install tensorrt-rtx-cu13-bindings" in str(caught.value)
     assert "pip install tensorrt-cu13" in str(caught.value)
 
 
