@@ -1,0 +1,273 @@
+"""Builds TensorRT plans from an ONNX graph, in a child process, and describes them.
+
+The graph's Loop stays a loop of TensorRT's with the Controller inside, `depth` its trip count; the
+network is strongly typed, so that the plan computes in the types that the graph names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from export.errors import ExportError
+from export.trt_messages import describe_crash
+from export.trt_options import (
+    TrtOptions,
+    check_options,
+    choose_capabilities,
+    make_profiles,
+)
+from runtime.bundle import hash_file
+from runtime.engines import EngineSpec, ProfileSpec, hash_graph
+from runtime.errors import EngineError
+from runtime.gpu import Gpu, describe_gpu
+from runtime.manifest import TensorSpec
+from runtime.trt_flavours import RTX, Installed, check_libraries, choose_flavour, find_flavours
+
+TIMING_CACHE = "timing.cache"
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a plan needs to know of the model its graph was made from.
+
+    Attributes:
+        max_depth: most recurrences of the bundle.
+        default_depth: the bundle's default.
+        max_positions: the model's.
+        precision: the bundle's.
+        whole_prompt: a prompt comes in one call, as `mean` pooling needs.
+    """
+
+    max_depth: int
+    default_depth: int
+    max_positions: int
+    precision: str
+    whole_prompt: bool = False
+
+
+def build_plans(
+    onnx_file: Path,
+    out_dir: Path,
+    options: TrtOptions,
+    facts: GraphFacts,
+    report: Callable[[str], None] | None = None,
+) -> list[EngineSpec]:
+    """Builds one plan for all compute capabilities asked for, and writes it into `out_dir`.
+
+    Nothing is left behind where this fails or is interrupted.
+
+    Args:
+        onnx_file: the graph, its data files beside it.
+        out_dir: the folder of the plans; made where it is missing. `EngineSpec.file` starts with
+            its name.
+        options: the user's.
+        facts: of the model.
+        report: called with a line of progress now and then.
+
+    Returns:
+        One entry a plan.
+
+    Raises:
+        ExportError: an option is not allowed, no TensorRT is installed, or it can't build this.
+        OSError: a file can't be written.
+    """
+    say = report or (lambda line: None)
+    max_seq = check_options(options, facts.max_positions)
+    gpu = describe_gpu()
+    installed = _choose(options, gpu)
+    flavour = installed.flavour
+    capabilities = choose_capabilities(options, flavour, gpu)
+    if options.refit and gpu is None:
+        raise ExportError(
+            f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
+            "here; build on the GPU's machine or leave --refit out"
+        )
+    inputs, files = _read_graph(onnx_file)
+    profiles = make_profiles(
+        inputs, options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
+    )
+    name = f"{flavour.option}-{'-'.join('sm' + c.replace('.', '') for c in capabilities)}.plan"
+    say(f"building {name} with {flavour.title} {installed.version}")
+    existed = out_dir.is_dir()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=out_dir) as staging:
+            done = build_in_child(
+                {
+                    "module": installed.module,
+                    "title": flavour.title,
+                    "onnx": str(onnx_file.resolve()),
+                    "plan": name,
+                    "capabilities": capabilities,
+                    "profiles": [asdict(profile) for profile in profiles],
+                    "refit": options.refit,
+                    "workspace_mb": options.workspace_mb,
+                    "timing_cache": _timing_cache(installed, options, Path(staging)),
+                },
+                flavour.title,
+                Path(staging),
+            )
+            for file in sorted(Path(staging).iterdir()):
+                os.replace(file, out_dir / file.name)
+    except BaseException:
+        if not existed:
+            shutil.rmtree(out_dir, ignore_errors=True)
+        raise
+    spec = _describe(f"{out_dir.name}/{name}", installed, capabilities, profiles, gpu, facts, done)
+    hashes = {file.name: hash_file(file) for file in files}
+    return [_with_graph(spec, hashes)]
+
+
+def build_in_child(request: dict[str, Any], title: str, folder: Path) -> dict[str, Any]:
+    """Runs export.trt_child and waits for it; it is ended with this call, whatever ends it.
+
+    Args:
+        request: as export.trt_child reads it.
+        title: the flavour, for messages.
+        folder: where it runs; paths in the request start there.
+
+    Returns:
+        The child's `done`.
+
+    Raises:
+        ExportError: TensorRT refused or crashed; its log is a note of the exception.
+        OSError: the plan can't be written.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    with tempfile.TemporaryFile() as noise:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "export.trt_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
+        )
+        try:
+            return _follow(child, request, title, noise)
+        finally:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+def _follow(
+    child: subprocess.Popen[bytes], request: dict[str, Any], title: str, noise: IO[bytes]
+) -> dict[str, Any]:
+    if child.stdin is None or child.stdout is None:
+        raise ExportError(f"the builder of {title} has no pipes; this is a bug in ouroboros")
+    try:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        pass  # it died at once: its exit status says how
+    last = ""
+    for line in child.stdout:
+        event = json.loads(line)
+        if "at" in event:
+            last = str(event["at"])
+        elif "done" in event:
+            return dict(event["done"])
+        elif "errno" in event:
+            raise OSError(event["errno"], event["strerror"], request["plan"])
+        elif "failed" in event:
+            raise _with_log(ExportError(event["failed"]), event["log"])
+    status = child.wait()
+    noise.seek(0)
+    log = noise.read().decode(errors="replace").splitlines()
+    raise _with_log(ExportError(describe_crash(title, status, last)), log)
+
+
+def _with_log(error: ExportError, log: Sequence[str]) -> ExportError:
+    """Keeps TensorRT's own words for `--debug`, outside the one line."""
+    if log:
+        error.add_note("TensorRT said:\n" + "\n".join(log[-50:]))
+    return error
+
+
+def _choose(options: TrtOptions, gpu: Gpu | None) -> Installed:
+    try:
+        chosen = choose_flavour(
+            options.flavour, bool(options.compute_capabilities), gpu, find_flavours()
+        )
+        check_libraries(chosen)
+    except EngineError as error:
+        raise ExportError(str(error)) from error
+    return chosen
+
+
+def _timing_cache(installed: Installed, options: TrtOptions, staging: Path) -> str | None:
+    if installed.flavour == RTX:
+        return None  # its timing cache is deprecated and does nothing
+    cache = staging / TIMING_CACHE
+    if options.timing_cache is not None:
+        shutil.copyfile(options.timing_cache, cache)
+    return TIMING_CACHE
+
+
+def _read_graph(onnx_file: Path) -> tuple[list[TensorSpec], list[Path]]:
+    """The graph's inputs, and every file that it consists of."""
+    import onnx_ir as ir
+
+    try:
+        model = ir.load(onnx_file)
+    except Exception as error:  # protobuf's errors share no base class
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(f"{onnx_file} is not an ONNX graph: {reason}") from error
+    inputs = [
+        TensorSpec(
+            str(value.name),
+            str(value.dtype).lower(),
+            tuple(size if isinstance(size, int) else str(size) for size in value.shape or ()),
+        )
+        for value in model.graph.inputs
+    ]
+    data = {
+        onnx_file.parent / tensor.location
+        for graph in (model.graph, *model.graph.subgraphs())
+        for value in graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor)
+    }
+    return inputs, [onnx_file, *sorted(data)]
+
+
+def _describe(
+    file: str,
+    installed: Installed,
+    capabilities: tuple[str, ...],
+    profiles: tuple[ProfileSpec, ...],
+    gpu: Gpu | None,
+    facts: GraphFacts,
+    done: dict[str, Any],
+) -> EngineSpec:
+    return EngineSpec(
+        file=file,
+        flavour=installed.flavour.name,
+        version=installed.version or done["version"],
+        cuda=installed.cuda or (gpu.cuda if gpu is not None else ""),
+        compute_capabilities=capabilities,
+        precision=facts.precision,
+        refittable=done["refittable"] > 0,
+        graph_sha256="",
+        profiles=profiles,
+    )
+
+
+def _with_graph(spec: EngineSpec, hashes: dict[str, str]) -> EngineSpec:
+    from dataclasses import replace
+
+    return replace(spec, graph_sha256=hash_graph(hashes))
