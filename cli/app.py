@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from cli.bench import bench
 from cli.check import check
 from cli.convert import convert
+from cli.doctor import doctor
 from cli.errors import one_line_errors
 from cli.evaluate import evaluate
 from cli.export import export
@@ -147,6 +148,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": check,
     "bench": bench,
     "inspect": inspect,
+    "doctor": doctor,
 }
 for name, command in COMMANDS.items():
-    app.command(name, no_args_is_help=True)(command)
+    app.command(name, no_args_is_help=command is not doctor)(command)

@@ -106,6 +106,14 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
     console.print(
         f"{len(report.rows)} comparisons, {report.ambiguous} tied tokens, bound {report.bound:.0e}"
     )
+    if report.fast is not None:
+        fast = report.fast
+        console.print(
+            f"{coloured(fast.verdict)} with 8-bit activations, as it ships: mean KL "
+            f"{fast.mean_kl:.1e} (bound {fast.bound:.0e}), worst {fast.worst_kl:.1e}, best token "
+            f"{fast.argmax_agreement:.0%}",
+            soft_wrap=True,
+        )
     console.print(
         f"{coloured(report.verdict)} worst relative L2 of the logits "
         f"{report.worst_relative_l2:.1e}, depths {min(report.depths)}..{max(report.depths)}"

@@ -11,7 +11,9 @@ import typer
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="made by `ouro convert` or `ouro train`")],
     out: Annotated[Path, typer.Argument(help="the bundle directory to write")],
-    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    format: Annotated[
+        str, typer.Option(help="onnx, or trt for TensorRT plans beside the graph")
+    ] = "onnx",
     max_depth: Annotated[int, typer.Option(help="the largest depth the bundle will run")] = 16,
     precision: Annotated[
         str, typer.Option(help="fp32, fp16, bf16 (GPUs only), int8 or int4")
@@ -26,6 +28,26 @@ def export(
         Path | None,
         typer.Option(help="text on which GPTQ chooses int8 and int4 weights; default: rounding"),
     ] = None,
+    opset: Annotated[int, typer.Option(help="of the ONNX graph: 21 or 24")] = 24,
+    trt: Annotated[
+        str, typer.Option(help="auto, trt (TensorRT) or rtx (TensorRT for RTX, needs no GPU)")
+    ] = "auto",
+    compute_capability: Annotated[
+        str | None, typer.Option(help="of the GPUs an rtx plan is for, such as 8.6,8.9,12.0")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="most rows of a plan")] = 4,
+    max_seq: Annotated[
+        int | None, typer.Option(help="most tokens of a plan; default: 2048 or the model's")
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="keep a plan's weights replaceable")
+    ] = False,
+    triton: Annotated[
+        Path | None, typer.Option(help="also write a Triton model repository to this directory")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="print the graph passes and what each changed")
+    ] = False,
 ) -> None:
     """Compile a checkpoint into a bundle: one graph, its tokenizer and recorded cases.
 
@@ -33,11 +55,14 @@ def export(
       ouro export trained bundle
       ouro export trained bundle --format onnx --max-depth 16
       ouro export trained small --precision int4 --calibration text.jsonl
+      ouro export trained plans --format trt --precision fp16 --compute-capability 8.9,12.0
     """
     from cli.errors import require_replaceable
 
     require_replaceable(out, "bundle")
-    from export import export_bundle
+    if triton is not None:
+        require_replaceable(triton, "Triton repository")
+    from export import TrtOptions, export_bundle, write_triton
 
     report = export_bundle(
         checkpoint,
@@ -45,10 +70,26 @@ def export(
         max_depth=max_depth,
         precision=precision,
         format=format,
+        opset=opset,
+        trt=TrtOptions(
+            flavour=trt,
+            compute_capabilities=tuple((compute_capability or "").replace(",", " ").split()),
+            max_batch=max_batch,
+            max_seq=max_seq,
+            refit=refit,
+        ),
         block_size=block_size,
         symmetric=symmetric,
         calibration=calibration,
         report=typer.echo,
     )
+    if explain:
+        for change in report.passes:
+            typer.echo(f"  {change.name:<18} {change.changed:>5}  {change.note}")
+    for engine in report.engines:
+        capabilities = ", ".join(engine.compute_capabilities)
+        typer.echo(f"  {engine.file}: {engine.flavour} {engine.version}, GPUs {capabilities}")
+    if triton is not None:
+        typer.echo(f"wrote {triton}: {write_triton(out, triton).bytes / 1e6:,.0f} MB for Triton")
     typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     typer.echo(f'next: ouro check {out}, then ouro run {out} "prompt"')

@@ -11,12 +11,16 @@ import typer
 def inspect(
     path: Annotated[Path, typer.Argument(help="a bundle or a checkpoint")],
     tensors: Annotated[bool, typer.Option("--tensors", help="list every tensor")] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="draw a bundle's graph as a tree of its parts")
+    ] = False,
 ) -> None:
     """Show what a bundle or a checkpoint holds, and whether its files are whole.
 
     Examples:
       ouro inspect bundle
       ouro inspect checkpoint --tensors
+      ouro inspect bundle --graph
     """
     from rich.console import Console
 
@@ -27,6 +31,23 @@ def inspect(
         inspect_checkpoint(path, Console(), tensors)
     else:
         inspect_bundle(path, Console(), tensors)
+        if graph:
+            print_graph(path, Console())
+
+
+def print_graph(path: Path, console: Any) -> None:
+    """Prints the graph of a bundle as a tree: prelude, the loop's body, coda.
+
+    Args:
+        path: the bundle's directory.
+        console: a rich Console.
+    """
+    from export.graph_view import describe_graph
+    from runtime.bundle import open_bundle
+
+    bundle = open_bundle(path)
+    for line in describe_graph(bundle.file(bundle.manifest.graphs.onnx.file)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from export.bundle import export_bundle
     from export.cases import record_cases
+    from export.triton import write_triton
+    from export.trt_options import TrtOptions
 
-__all__ = ["export_bundle", "record_cases"]
+__all__ = ["TrtOptions", "export_bundle", "record_cases", "write_triton"]
 
-_HOMES = {"export_bundle": "export.bundle", "record_cases": "export.cases"}
+_HOMES = {
+    "TrtOptions": "export.trt_options",
+    "export_bundle": "export.bundle",
+    "record_cases": "export.cases",
+    "write_triton": "export.triton",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,14 +18,21 @@ from export.cases import record_cases
 from export.compile import compile_graph
 from export.errors import ExportError
 from export.manifest import describe_bundle
+from export.passes.opset import check_opset
+from export.passes.result import PassResult
 from export.precision import find_precision
 from export.quantize import quantize_model
 from export.storage import save_graph
+from export.trace import OPSET
+from export.trt_builder import GraphFacts, build_plans
+from export.trt_options import TrtOptions, check_options
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from runtime.bundle import write_manifest
+from runtime.engines import EngineSpec
 
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "trt")
+ENGINES = "engines"
 GRAPH_NAME = "model.onnx"
 
 
@@ -37,11 +44,15 @@ class ExportReport:
         seconds: wall time.
         bytes: size of the bundle.
         nodes: nodes of the graph, the loop's body included.
+        passes: what each graph pass changed, in order.
+        engines: the TensorRT plans.
     """
 
     seconds: float
     bytes: int
     nodes: int
+    passes: tuple[PassResult, ...]
+    engines: tuple[EngineSpec, ...]
 
 
 def export_bundle(
@@ -51,6 +62,8 @@ def export_bundle(
     max_depth: int = 16,
     precision: str = "fp32",
     format: str = "onnx",
+    opset: int = OPSET,
+    trt: TrtOptions | None = None,
     block_size: int = 32,
     symmetric: bool = True,
     calibration: Path | None = None,
@@ -63,7 +76,9 @@ def export_bundle(
         out: the bundle to write.
         max_depth: largest depth the bundle will run; at most the checkpoint's own.
         precision: `fp32`, `fp16`, `bf16`, `int8` or `int4`.
-        format: `onnx`.
+        format: `onnx`, or `trt` for TensorRT plans beside the graph.
+        opset: of the graph, 21 or 24.
+        trt: how plans are built; None for TensorRT's defaults. Only with format `trt`.
         block_size: inputs that share a scale, of int8 and int4.
         symmetric: int8 and int4 without zero points.
         calibration: text on which int8 and int4 weights are chosen by GPTQ; None rounds them to
@@ -78,11 +93,12 @@ def export_bundle(
     started = time.perf_counter()
     say = report or (lambda line: None)
     if format not in FORMATS:
-        raise ExportError(
-            f"--format {format} is not built in this version; allowed: {', '.join(FORMATS)}"
-        )
+        raise ExportError(f"--format {format} is not known; allowed: {', '.join(FORMATS)}")
+    check_opset(opset)
     chosen = find_precision(precision)
     how = make_quantization(chosen, block_size, symmetric, calibration)
+    if format == "trt" and how is not None and not symmetric:
+        raise ExportError("TensorRT takes no zero points; leave out --asymmetric")
     checkpoint, out = Path(checkpoint), Path(out)
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
@@ -94,13 +110,16 @@ def export_bundle(
         )
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no tokenizer.json; a bundle needs one to run text")
+    plans = trt or TrtOptions()
+    if format == "trt":
+        check_options(plans, model.config.max_position_embeddings)
     weights, spec = None, None
     if how is not None:
         windows = None if calibration is None else read_calibration(calibration, tokenizer)
         weights = quantize_model(model, how, windows, say)
         spec = how.describe(windows)
     say("tracing prelude, step and coda")
-    graph = compile_graph(model, chosen, max_depth, weights)
+    graph, passes = compile_graph(model, chosen, max_depth, weights, opset)
     try:
         with publish(out) as staging:
             say("writing the graph")
@@ -113,6 +132,16 @@ def export_bundle(
                 tensors, staging / "cases.safetensors", metadata={"cases": json.dumps(entries)}
             )
             _copy_papers(checkpoint, staging)
+            engines: list[EngineSpec] = []
+            if format == "trt":
+                facts = GraphFacts(
+                    max_depth=max_depth,
+                    default_depth=min(model.config.depth, max_depth),
+                    max_positions=model.config.max_position_embeddings,
+                    precision=precision,
+                    whole_prompt=model.config.pooling == "mean",
+                )
+                engines = build_plans(staging / GRAPH_NAME, staging / ENGINES, plans, facts, say)
             fields = describe_bundle(
                 model,
                 tokenizer,
@@ -122,17 +151,19 @@ def export_bundle(
                 precision=precision,
                 quantization=spec,
             )
+            fields["engines"] = engines
             fields["checkpoint"] = {
                 "sha256": checkpoint_sha256(checkpoint),
                 "name": str(model.config.source.get("name", "")),
             }
             write_manifest(staging, **fields)
-            size = sum(file.stat().st_size for file in staging.iterdir())
+            size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     except (OSError, SafetensorError) as error:
         raise ExportError(
             f"{out}: can't write the bundle: {_reason(error)}; what was there is untouched"
         ) from error
-    return ExportReport(time.perf_counter() - started, size, nodes)
+    seconds = time.perf_counter() - started
+    return ExportReport(seconds, size, nodes, tuple(passes), tuple(engines))
 
 
 def _reason(error: Exception) -> str:
@@ -156,6 +187,6 @@ def _write_graph(graph: ir.Model, path: Path) -> int:
 
 def _copy_papers(checkpoint: Path, folder: Path) -> None:
     shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
-    for name in ("chat_template.jinja", "LICENSE", "ATTRIBUTION"):
+    for name in ("tokenizer_config.json", "chat_template.jinja", "LICENSE", "ATTRIBUTION"):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import onnx_ir as ir
 
 from export.graph import build_graph
+from export.passes import run_passes
+from export.passes.duplicates import share_constants, share_nodes
+from export.passes.folding import fold_constants
+from export.passes.opset import set_opset
 from export.passes.packed_embedding import WORD, pack_embedding, trim_logits
+from export.passes.result import Pass, PassResult
 from export.passes.weight_only import quantize_weights, store_half
 from export.precision import Precision
 from export.quantized import QuantizedWeight
+from export.trace import OPSET
 from export.weight_names import HEAD, STORED_HALF, TABLE, joined_weights
 from ouroboros.modeling import OuroborosForCausalLM
 
@@ -20,26 +27,39 @@ def compile_graph(
     precision: Precision,
     max_depth: int,
     weights: Mapping[str, QuantizedWeight] | None = None,
-) -> ir.Model:
-    """Returns the whole model as one ONNX graph.
+    opset: int = OPSET,
+) -> tuple[ir.Model, list[PassResult]]:
+    """Returns the whole model as one ONNX graph, and what each pass changed in it.
 
     Args:
         model: float32, eval mode; where quantised, holding the dequantised weights.
         precision: of the graph.
         max_depth: most steps the graph will be run at.
         weights: integers by the parameter's name, from `quantize_model`; for int8 and int4.
+        opset: of the graph.
 
     Raises:
         ExportError: a part can't be traced.
     """
-    graph = build_graph(model, max_depth, precision)
-    if precision.bits is None or weights is None:
-        return graph
-    per_word = WORD // precision.bits
+    graph, results = build_graph(model, max_depth, precision)
+    passes: list[Pass] = []
+    if precision.bits is not None and weights is not None:
+        passes += _quantizing(model, weights, WORD // precision.bits)
+    passes += [fold_constants, share_constants, share_nodes, partial(set_opset, opset=opset)]
+    return graph, [*results, *run_passes(graph, passes)]
+
+
+def _quantizing(
+    model: OuroborosForCausalLM, weights: Mapping[str, QuantizedWeight], per_word: int
+) -> list[Pass]:
     head = weights["lm_head.weight"].padded(per_word)
-    quantize_weights(graph, dict(joined_weights(model, weights)) | {HEAD: head})
-    pack_embedding(graph, TABLE, weights["embed_tokens.weight"].padded(per_word))
-    store_half(graph, STORED_HALF)
+    joined = dict(joined_weights(model, weights)) | {HEAD: head}
+    table = weights["embed_tokens.weight"].padded(per_word)
+    passes: list[Pass] = [
+        partial(quantize_weights, weights=joined),
+        partial(pack_embedding, table=TABLE, weight=table),
+        partial(store_half, names=STORED_HALF),
+    ]
     if model.config.vocab_size % per_word:
-        trim_logits(graph, model.config.vocab_size)
-    return graph
+        passes.append(partial(trim_logits, vocab_size=model.config.vocab_size))
+    return passes

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 
 from export.errors import ExportError
+from export.passes.result import PassResult
 from export.precision import PRECISIONS, Precision
 from export.trace import plain_weights, trace_parts
 from ouroboros.configuration import OuroborosConfig
@@ -33,8 +34,10 @@ DTYPES = {
 
 def build_graph(
     model: OuroborosForCausalLM, max_depth: int, precision: Precision = PRECISIONS["fp32"]
-) -> ir.Model:
+) -> tuple[ir.Model, list[PassResult]]:
     """Returns the whole model as one ONNX graph with the tensors of the contract.
+
+    Beside it, what was changed in its parts.
 
     Args:
         model: a float32 model in eval mode.
@@ -111,7 +114,7 @@ def build_graph(
     result = ir.Model(graph, ir_version=parts.opening.ir_version)
     result.producer_name = "ouroboros"
     _forget_traces(result)
-    return result
+    return result, list(parts.passes)
 
 
 def _past_names(layers: Iterable[int]) -> list[str]:

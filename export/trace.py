@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from export.errors import ExportError
 from export.parts import Closing, Opening, Plain, Step
 from export.passes.reshapes import constant_reshapes
+from export.passes.result import PassResult
 from export.precision import Precision
 from ouroboros.modeling import OuroborosForCausalLM
 
@@ -35,12 +36,14 @@ class Parts:
         layer: one kept layer, its weights meaningless: `plain_weights` has each layer's own.
         step: one recurrence.
         closing: final norm and LM head.
+        passes: what was changed in them.
     """
 
     opening: ir.Model
     layer: ir.Model | None
     step: ir.Model
     closing: ir.Model
+    passes: tuple[PassResult, ...]
 
 
 def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> Parts:
@@ -73,12 +76,13 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     if kept := [*model.prelude, *model.coda]:
         layer = _trace(_template(kept[0], precision), (h, shared, (cache, cache)))
     inputs = (step, h, shared, pool, (steps, steps), picked, rows)
-    return Parts(
-        _trace(Opening(model, precision), (ids, ids, mask, index)),
-        layer,
-        _trace(Step(model, precision, max_depth), inputs),
-        _trace(Closing(model, precision), (h, picked, head)),
-    )
+    opening = _trace(Opening(model, precision), (ids, ids, mask, index))
+    body = _trace(Step(model, precision, max_depth), inputs)
+    closing = _trace(Closing(model, precision), (h, picked, head))
+    parts = [part for part in (opening, layer, body, closing) if part is not None]
+    # Before stitching: here the tracer's symbols of every size are known.
+    passes = tuple(constant_reshapes(part) for part in parts)
+    return Parts(opening, layer, body, closing, passes)
 
 
 def plain_weights(layer: nn.Module, precision: Precision) -> dict[str, torch.Tensor]:
@@ -131,7 +135,6 @@ def _trace(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
     if program is None:
         raise ExportError(f"torch.onnx.export returned no {type(part).__name__.lower()} graph")
     model: ir.Model = program.model
-    constant_reshapes(model)
     return model
 
 

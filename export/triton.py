@@ -141,9 +141,8 @@ def _model_files(bundle: Bundle, plan: str | None) -> dict[str, str]:
             )
         return {plan: "model.plan"}
     graph = bundle.manifest.graphs.onnx.file
-    # The graph names its data file, which must lie beside it under that name.
-    beside = [name for name in bundle.manifest.files if name.startswith(f"{graph}.")]
-    return {graph: "model.onnx", **{name: name for name in beside}}
+    # The graph names its data files, which must lie beside it under that name.
+    return {graph: "model.onnx", **{name: name for name in bundle.manifest.graphs.onnx.data}}
 
 
 def render_config(

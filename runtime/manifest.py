@@ -16,6 +16,7 @@ import typing
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
+from runtime.engines import EngineSpec, check_engine_graph
 from runtime.errors import BundleError
 
 FORMAT_VERSION = 2
@@ -172,6 +173,7 @@ class Manifest:
     sampling: SamplingSpec
     parity: ParitySpec
     files: dict[str, FileSpec]
+    engines: tuple[EngineSpec, ...]
     checkpoint: CheckpointSpec
     tools: dict[str, str]
     sha256: str
@@ -400,6 +402,13 @@ def _check(manifest: Manifest) -> None:
         {"int8": 8, "int4": 4}.get(precision) == bits,
         f"precision {precision} with quantization of {bits} bits",
     )
+    onnx = manifest.graphs.onnx
+    for engine in manifest.engines:
+        _require(
+            engine.file in manifest.files, f"{engine.file!r} is used but not listed under files"
+        )
+        graph_files = (onnx.file, *onnx.data)
+        check_engine_graph(engine, {name: manifest.files[name].sha256 for name in graph_files})
     if quantization is not None:
         _require(quantization.accuracy_level in (1, 4), "quantization.accuracy_level is not 1 or 4")
     _require(

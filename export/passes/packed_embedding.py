@@ -12,21 +12,19 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from export.errors import ExportError
+from export.passes.result import PassResult
 from export.quantized import Array, QuantizedWeight, pack
 
 WORD = 32
 
 
-def pack_embedding(model: ir.Model, table: str, weight: QuantizedWeight) -> int:
+def pack_embedding(model: ir.Model, table: str, weight: QuantizedWeight) -> PassResult:
     """Replaces the Gather of a float embedding by a lookup in packed integers.
 
     Args:
         model: the stitched graph.
         table: name of the float embedding `[vocabulary, hidden]`.
         weight: its integers, `[hidden, vocabulary padded to whole words]`.
-
-    Returns:
-        how many lookups were replaced: 1.
 
     Raises:
         ExportError: the graph does not look `table` up exactly once.
@@ -48,7 +46,7 @@ def pack_embedding(model: ir.Model, table: str, weight: QuantizedWeight) -> int:
     gather.outputs[0].replace_all_uses_with(result)
     graph.remove(gather, safe=True)
     del graph.initializers[table]
-    return 1
+    return PassResult("pack_embedding", 1, "the embedding is looked up in packed integers")
 
 
 class _Lookup:
@@ -112,15 +110,12 @@ class _Lookup:
         return self.tape.initializer(ir.tensor(np.ascontiguousarray(array), name=full), name=full)
 
 
-def trim_logits(model: ir.Model, vocab_size: int) -> int:
+def trim_logits(model: ir.Model, vocab_size: int) -> PassResult:
     """Cuts logits over a vocabulary padded to whole words back to the model's own.
 
     Args:
         model: the graph, its LM head replaced by a padded one.
         vocab_size: tokens that there are.
-
-    Returns:
-        how many outputs were cut: 1.
     """
     graph = model.graph
     (logits,) = (value for value in graph.outputs if value.name == "logits")
@@ -136,4 +131,4 @@ def trim_logits(model: ir.Model, vocab_size: int) -> int:
     for value in tape.initializers:
         graph.register_initializer(value)
     graph.extend(tape.nodes)
-    return 1
+    return PassResult("trim_logits", 1, "the padded vocabulary is cut off the logits")

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.errors import ExportError
+from export.passes.result import PassResult
 from export.quantized import QuantizedWeight, pack
 
 _TYPES = {
@@ -25,15 +26,12 @@ _TYPES = {
 }
 
 
-def quantize_weights(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> int:
+def quantize_weights(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> PassResult:
     """Replaces initializers by their integers, scales and a DequantizeLinear.
 
     Args:
         model: the stitched graph.
         weights: by the initializer's name, of its shape `[in, out]`.
-
-    Returns:
-        how many were replaced.
 
     Raises:
         ExportError: the graph has no such initializer.
@@ -58,15 +56,13 @@ def quantize_weights(model: ir.Model, weights: Mapping[str, QuantizedWeight]) ->
             del graph.initializers[name]
     if left:
         raise ExportError(f"the graph has no weight {min(left)} to quantise; this is a bug")
-    return len(weights)
+    bits = {weight.bits for weight in weights.values()}
+    kinds = ", ".join(f"{number} bits" for number in sorted(bits))
+    return PassResult("quantize_weights", len(weights), f"float weights stored in {kinds}")
 
 
-def store_half(model: ir.Model, names: Collection[str]) -> int:
-    """Stores float32 initializers as float16, cast back where they are read.
-
-    Returns:
-        how many were changed.
-    """
+def store_half(model: ir.Model, names: Collection[str]) -> PassResult:
+    """Stores float32 initializers as float16, cast back where they are read."""
     changed = 0
     for graph in graphs_of(model):
         for name in [name for name in graph.initializers if name in names]:
@@ -83,7 +79,7 @@ def store_half(model: ir.Model, names: Collection[str]) -> int:
             del graph.initializers[name]
             graph.insert_before(graph[0], node)
             changed += 1
-    return changed
+    return PassResult("store_half", changed, "Controller and low-rank bases stored as float16")
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
