@@ -122,9 +122,20 @@ def optimized_operators(bundle: Path, folder: Path) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("opset", [21, 24])
-@pytest.mark.parametrize("precision", ["int4", "int8"])
-@pytest.mark.parametrize("symmetric", [True, False])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("precision", "symmetric", "opset"),
+    [
+        ("int4", True, 24),
+        ("int8", False, 21),
+        pytest.param("int4", False, 24, marks=SLOW),
+        pytest.param("int8", True, 24, marks=SLOW),
+        pytest.param("int4", True, 21, marks=SLOW),
+        pytest.param("int4", False, 21, marks=SLOW),
+    ],
+)
 def test_quantized_bundle_is_the_dequantised_model(
     tiny_checkpoint: Path, tmp_path: Path, precision: str, symmetric: bool, opset: int
 ) -> None:
