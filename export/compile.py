@@ -43,15 +43,14 @@ def compile_graph(
     """
     graph, results = build_graph(model, max_depth, precision)
     passes: list[Pass] = []
-    if precision.bits is not None and weights is not None:
-        passes += _quantizing(model, weights, WORD // precision.bits)
+    if precision.quantized and weights is not None:
+        passes += _quantizing(model, weights)
     passes += [fold_constants, share_constants, share_nodes, partial(set_opset, opset=opset)]
     return graph, [*results, *run_passes(graph, passes)]
 
 
-def _quantizing(
-    model: OuroborosForCausalLM, weights: Mapping[str, QuantizedWeight], per_word: int
-) -> list[Pass]:
+def _quantizing(model: OuroborosForCausalLM, weights: Mapping[str, QuantizedWeight]) -> list[Pass]:
+    per_word = WORD // weights["lm_head.weight"].bits
     head = weights["lm_head.weight"].padded(per_word)
     joined = dict(joined_weights(model, weights)) | {HEAD: head}
     table = weights["embed_tokens.weight"].padded(per_word)

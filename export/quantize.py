@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,16 +36,19 @@ class Quantization:
     """How weights are turned into integers.
 
     Attributes:
-        bits: 4 or 8.
+        bits: 4 or 8, of the layers and the gate.
         block: inputs that share a scale.
         symmetric: no zero points; the only form TensorRT takes.
         depth: depth at which calibration text is run.
+        head_bits: of embedding and LM head. Rounded to 4 bits they alone cost SmolLM2 9 % of
+            perplexity, to 8 nothing that shows.
     """
 
     bits: int
     block: int = 32
     symmetric: bool = True
     depth: int = 8
+    head_bits: int = 8
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -58,7 +61,13 @@ class Quantization:
         text = None if windows is None else hashlib.sha256(windows.numpy().tobytes()).hexdigest()
         method = "rtn" if windows is None else "gptq"
         return QuantizationSpec(
-            self.bits, self.block, self.symmetric, method, text, SHIPPED_ACCURACY_LEVEL
+            bits=self.bits,
+            head_bits=self.head_bits,
+            block=self.block,
+            symmetric=self.symmetric,
+            method=method,
+            calibration=text,
+            accuracy_level=SHIPPED_ACCURACY_LEVEL,
         )
 
 
@@ -102,16 +111,14 @@ def quantize_model(
             linear.weight.copy_(torch.from_numpy(weight.dequantized().T))
             chosen[f"{name}.weight"] = weight
         say(f"quantised {prefix} ({number} of {len(blocks)})")
-    head = {"lm_head": model.lm_head}
-    moments = {} if windows is None else _second_moments(model, head, windows, how.depth)
-    weight = choose_integers(model.lm_head.weight, how, moments.get("lm_head"))
-    chosen["lm_head.weight"] = weight
-    tied = model.lm_head.weight is embedding
-    model.lm_head.weight.copy_(torch.from_numpy(weight.dequantized().T))
-    if not tied:
-        weight = choose_integers(embedding, how, None)
-        embedding.copy_(torch.from_numpy(weight.dequantized().T))
-    chosen["embed_tokens.weight"] = weight
+    # Rounded, never calibrated: tied to the embedding, a head can't make up for errors of its own.
+    rounding = replace(how, bits=how.head_bits)
+    for name in ("lm_head.weight", "embed_tokens.weight"):
+        parameter = model.get_parameter(name)
+        chosen[name] = choose_integers(parameter, rounding, None)
+        if name == "lm_head.weight" and parameter is embedding:
+            continue  # quantised once, below
+        parameter.copy_(torch.from_numpy(chosen[name].dequantized().T))
     _round_floats(model)
     return chosen
 
@@ -136,8 +143,7 @@ def _second_moments(
     sums = {name: torch.zeros((m.in_features,) * 2) for name, m in linears.items()}
     with _recording(linears, sums):
         for batch in windows.split(CALIBRATION_BATCH):
-            keep = 0 if "lm_head" in linears else 1
-            model(input_ids=batch, depth=depth, use_cache=False, logits_to_keep=keep)
+            model(input_ids=batch, depth=depth, use_cache=False, logits_to_keep=1)
     return sums
 
 
@@ -190,15 +196,14 @@ def _span(
     """Scale and zero of every block `[out, blocks]` that span `part` of its values."""
     blocks = _blocks(weight, how)
     least, greatest = how.limits
-    if how.symmetric:
-        # The extreme value, whatever its sign, becomes the least integer, which has no opposite.
-        extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))[..., 0] * part
-        scales = extreme / least
-        tiny = torch.finfo(torch.float32).tiny
-        return torch.where(scales == 0, tiny, scales), torch.zeros_like(scales)
     low = (blocks.amin(-1) * part).clamp(max=0.0)
     high = (blocks.amax(-1) * part).clamp(min=0.0)
-    scales = ((high - low) / greatest).clamp(min=torch.finfo(torch.float32).tiny)
+    tiny = torch.finfo(torch.float32).tiny
+    if how.symmetric:
+        # Positive, which TensorRT asks of a scale.
+        scales = torch.maximum(low / least, high / greatest).clamp(min=tiny)
+        return scales, torch.zeros_like(scales)
+    scales = ((high - low) / greatest).clamp(min=tiny)
     return scales, (-low / scales).round().clamp(least, greatest)
 
 

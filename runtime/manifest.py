@@ -116,12 +116,14 @@ class SamplingSpec:
 class QuantizationSpec:
     """How integer weights were made, and the arithmetic that the engine runs them in.
 
+    bits: of the layers; head_bits: of embedding and LM head.
     method: "rtn" (round to nearest) or "gptq".
     calibration: sha256 of the calibration tokens; None for "rtn".
     accuracy_level: ONNX Runtime's for MatMulNBits: 1 float32, 4 8-bit activations.
     """
 
     bits: int
+    head_bits: int
     block: int
     symmetric: bool
     method: str
