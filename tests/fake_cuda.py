@@ -1,5 +1,6 @@
 """Stand-ins for CUDA and TensorRT whose "GPU" memory is the host's, to run GPU code on the CPU."""
 
+# ruff: noqa: N802, N815 (the names are NVIDIA's)
 from __future__ import annotations
 
 import ctypes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -123,8 +122,10 @@ def test_scores_equal_the_cpu(backend: CudaBackend, engine: Engine) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_step_moves_only_tokens_mask_and_logits(backend: CudaBackend, cuda: FakeCuda) -> None:
-    manifest = open_cpu_manifest(backend)
+def test_step_moves_only_tokens_mask_and_logits(
+    backend: CudaBackend, engine: Engine, cuda: FakeCuda
+) -> None:
+    manifest = engine.manifest
     decoder = Decoder(backend, manifest, [3])
     decoder.prefill([[5, 6, 7]])
     decoder.step([5])
@@ -139,14 +140,9 @@ def test_step_moves_only_tokens_mask_and_logits(backend: CudaBackend, cuda: Fake
     assert buffers == {name: one.address for name, one in decoder.cache.named().items()}
 
 
-def open_cpu_manifest(backend: Any) -> Any:
-    """A manifest with the graph of a backend; every tiny bundle has the same."""
-    return backend.manifest
-
-
-def test_unused_slots_are_zero(backend: CudaBackend) -> None:
+def test_unused_slots_are_zero(backend: CudaBackend, engine: Engine) -> None:
     # A slot that no row uses is masked, but 0 times NaN would still spoil the sum.
-    decoder = Decoder(backend, open_cpu_manifest(backend), [2])
+    decoder = Decoder(backend, engine.manifest, [2])
     decoder.prefill([[5, 6, 7]])
     memory = backend.new_memory()
     for name, one in decoder.cache.named().items():
@@ -154,8 +150,10 @@ def test_unused_slots_are_zero(backend: CudaBackend) -> None:
             assert not memory.read(one)[..., 3:, :].any()
 
 
-def test_buffers_are_freed_with_the_decoder(backend: CudaBackend, cuda: FakeCuda) -> None:
-    decoder = Decoder(backend, open_cpu_manifest(backend), [2])
+def test_buffers_are_freed_with_the_decoder(
+    backend: CudaBackend, engine: Engine, cuda: FakeCuda
+) -> None:
+    decoder = Decoder(backend, engine.manifest, [2])
     decode(decoder, [[5, 6, 7]], 100)
     assert cuda.blocks
     del decoder
@@ -163,8 +161,8 @@ def test_buffers_are_freed_with_the_decoder(backend: CudaBackend, cuda: FakeCuda
     assert not cuda.blocks
 
 
-def test_recorded_cases_pass(backend: CudaBackend, tiny_bundle: Path) -> None:
-    manifest = open_cpu_manifest(backend)
+def test_recorded_cases_pass(backend: CudaBackend, engine: Engine, tiny_bundle: Path) -> None:
+    manifest = engine.manifest
     cases = load_cases(tiny_bundle / "cases.safetensors")
     rows, _ = judge(replay(backend, manifest, cases), manifest.parity.relative_l2)
     assert len(rows) > len(cases)
@@ -194,8 +192,10 @@ def test_failure_inside_onnxruntime_is_one_line(backend: CudaBackend, tiny_bundl
     assert "\n" not in str(caught.value)
 
 
-def test_output_shapes_of_a_decoding_step(backend: CudaBackend, tiny_bundle: Path) -> None:
-    graph = open_cpu_manifest(backend).graphs.onnx
+def test_output_shapes_of_a_decoding_step(
+    backend: CudaBackend, engine: Engine, tiny_bundle: Path
+) -> None:
+    graph = engine.manifest.graphs.onnx
     case = load_cases(tiny_bundle / "cases.safetensors")[0]
     expected = open_cpu(open_bundle(tiny_bundle), 1).run(case.inputs)
     found = output_shapes(graph, case.inputs)
