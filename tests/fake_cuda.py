@@ -162,3 +162,32 @@ class FakeContext:
             array = value.numpy()
             ctypes.memmove(self.addresses[one.name], array.ctypes.data, array.nbytes)
         return True
+
+
+class CudaLikeSession:
+    """A session on the CPU whose bindings copy host tensors when they are bound, as CUDA's do.
+
+    Source: ONNX Runtime, IOBinding::BindInput, which calls utils::CopyOneInputAcrossDevices.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def io_binding(self) -> CopyingBinding:
+        return CopyingBinding(self._session.io_binding())
+
+    def run_with_iobinding(self, binding: CopyingBinding) -> None:
+        self._session.run_with_iobinding(binding.real)
+
+
+class CopyingBinding:
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.bind_input, self.bind_output = real.bind_input, real.bind_output
+        self._copies: dict[str, Any] = {}
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        from onnxruntime import OrtValue
+
+        self._copies[name] = OrtValue.ortvalue_from_numpy(value.numpy().copy())
+        self.real.bind_ortvalue_input(name, self._copies[name])
