@@ -11,12 +11,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+GPU_STAMP := $(VENV)/.installed-gpu
 CONSTRAINTS := requirements/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Packages with code of ours; ruff also reads the tests.
 CODE := ouroboros export runtime cli demo bench
 
-.PHONY: help venv test test-slow check format demo bench wheel-test clean
+.PHONY: help venv test test-slow gpu-test gpu-bench check format demo bench wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -37,6 +38,15 @@ test: $(STAMP) ## fast tests
 test-slow: $(STAMP) ## tests that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+$(GPU_STAMP): $(STAMP)
+	@# Two packages bring the module onnxruntime; only one may be installed.
+	$(PIP) uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	$(PIP) install --quiet -c $(CONSTRAINTS) "onnxruntime-gpu[cuda,cudnn]" cuda-bindings
+	@touch $@
+
+gpu-test: $(GPU_STAMP) ## tests that need an NVIDIA GPU: CUDA and TensorRT, every precision
+	$(BIN)/python -m pytest -m gpu
+
 check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,6 +61,9 @@ demo: $(STAMP) ## the whole chain on SmolLM2-135M-Instruct; leaves build/demo/
 
 bench: $(STAMP) ## speeds, as ratios within one run; needs the demo's bundle
 	@$(BIN)/python -m bench.decode
+
+gpu-bench: $(GPU_STAMP) ## parity and speed on the GPU; needs the demo's checkpoint, writes bench/results/
+	@$(BIN)/python -m bench.gpu --json
 
 wheel-test: $(STAMP) ## build the wheel, install it into a fresh environment, use it there
 	$(BIN)/python tests/wheel_check.py

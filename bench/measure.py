@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.bench import DecodeTiming
+
 
 def measure_in_turn(
     subjects: dict[str, Callable[[], Sequence[float]]], rounds: int
@@ -61,6 +63,45 @@ def time_pytorch(model: Any, depth: int, context: int, tokens: int) -> list[floa
             )
             seconds.append(time.perf_counter() - start)
     return seconds[2:] if tokens > 4 else seconds
+
+
+def time_torch(model: Any, depth: int, batch: int, context: int, tokens: int) -> DecodeTiming:
+    """Times greedy decoding of a batch of random prompts, PyTorch eager with its own cache.
+
+    Every time includes the wait for the GPU.
+
+    Args:
+        model: from `load_checkpoint`, on its device and in its type.
+        depth: recurrences.
+        batch: rows.
+        context: random tokens fed first.
+        tokens: tokens decoded and timed one by one.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    size = (batch, context)
+    prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, size)
+    ids = torch.from_numpy(prompts).to(device)
+    options: dict[str, Any] = {"use_cache": True, "depth": depth, "logits_to_keep": 1}
+
+    def wait() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    with torch.inference_mode():
+        start = wait()
+        output = model(input_ids=ids, **options)
+        prefill_s = wait() - start
+        seconds = []
+        for _ in range(tokens):
+            start = wait()
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+            output = model(input_ids=token, past_key_values=output.past_key_values, **options)
+            seconds.append(wait() - start)
+    seconds = seconds[2:] if tokens > 4 else seconds
+    return DecodeTiming(seconds, list(seconds), prefill_s)
 
 
 def time_process(*command: str, repeats: int = 7) -> float:

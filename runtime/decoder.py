@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.kv_cache import KVCache, NewKeys
 from runtime.manifest import Manifest
-from runtime.ort import Binding
+from runtime.memory import Backend, Bound, Buffer
 
 PREFILL_CHUNK = 512
 SCORE_CHUNK = 128  # logits of every position: 25 MB a row at 49,152 tokens of vocabulary
@@ -24,25 +24,26 @@ class Decoder:
     Rows of different lengths are padded on the left. Used from one thread.
 
     Attributes:
-        run_s: seconds spent inside ONNX Runtime so far.
+        run_s: seconds spent inside ONNX Runtime or TensorRT so far.
     """
 
-    def __init__(self, session: Any, manifest: Manifest, row_depth: Sequence[int]) -> None:
-        self._session = session
+    def __init__(self, backend: Backend, manifest: Manifest, row_depth: Sequence[int]) -> None:
+        self._backend = backend
+        self._memory = backend.new_memory()
         self._manifest = manifest
         self.run_s = 0.0
         batch = len(row_depth)
-        self.cache = KVCache(manifest, batch, max(row_depth))
+        self.cache = KVCache(manifest, self._memory, batch, max(row_depth), backend.max_slots)
         self._depth = np.array(max(row_depth), np.int64)
         self._row_depth = np.array(row_depth, np.int64)
         self._counts = np.zeros((batch, 1), np.int64)  # valid tokens a row
         # The buffers of a decoding step; bound again only when the cache grows.
         self._ids = np.zeros((batch, 1), np.int64)
         self._first = np.zeros((batch, 1), np.int64)
-        self._logits = np.zeros((batch, 1, manifest.model.vocab_size), np.float32)
+        self._logits = self._memory.zeros((batch, 1, manifest.model.vocab_size), "float32")
         self._new: NewKeys = self.cache.new_keys(1)
         self._pool = self._pool_buffer(1)
-        self._binding: Binding | None = None
+        self._binding: Bound | None = None
 
     def prefill(self, rows: Sequence[Sequence[int] | Array]) -> Array:
         """Feeds new tokens, as many a row as it has, and returns the last logits of each row.
@@ -53,7 +54,7 @@ class Decoder:
         Returns:
             float32 [batch, V], the caller's to keep.
         """
-        logits = self._logits[:, 0]
+        logits = np.empty((0, 0), np.float32)
         for _, (ids, valid) in self._chunks(rows, PREFILL_CHUNK):
             logits = self._run(ids, valid, np.full((len(rows), 1), ids.shape[1] - 1))[:, -1]
         return logits
@@ -85,10 +86,9 @@ class Decoder:
             self._binding = self._bind_step()
         self._ids[:, 0] = tokens
         self.run_s += self._binding.run()
-        cache.append(self._new, 1)
-        cache.pool_sum[...] = self._pool[:, :, 0]
+        cache.append(self._new, self._pool, 1)
         self._counts += 1  # bound as position_ids: the next token's position
-        return self._logits[:, 0]
+        return self._memory.read(self._logits)[:, 0]
 
     def _chunks(
         self, rows: Sequence[Sequence[int] | Array], size: int
@@ -113,7 +113,7 @@ class Decoder:
         asked = logit_index.shape[1]
         new = cache.new_keys(tokens)
         pool = self._pool_buffer(asked)
-        logits = np.zeros((batch, asked, self._manifest.model.vocab_size), np.float32)
+        logits = self._memory.zeros((batch, asked, self._manifest.model.vocab_size), "float32")
         positions = np.maximum(self._counts + np.cumsum(valid, axis=1) - 1, 0)
         inputs = {
             "input_ids": ids,
@@ -125,15 +125,14 @@ class Decoder:
             **cache.named(),
         }
         outputs = {"logits": logits, "pool_sum": pool, **new.named(self._manifest)}
-        self.run_s += Binding(self._session, inputs, outputs).run()
+        self.run_s += self._backend.bind(self._memory, inputs, outputs).run()
         if cache.reserve(cache.length + tokens):
             self._binding = None
-        cache.append(new, valid)
-        cache.pool_sum[...] = pool[:, :, -1]
+        cache.append(new, pool, valid)
         self._counts += valid.sum(axis=1, keepdims=True)
-        return logits
+        return self._memory.read(logits)
 
-    def _bind_step(self) -> Binding:
+    def _bind_step(self) -> Bound:
         inputs = {
             "input_ids": self._ids,
             "position_ids": self._counts,
@@ -144,10 +143,9 @@ class Decoder:
             **self.cache.named(),
         }
         new = self._new.named(self._manifest)
-        return Binding(
-            self._session, inputs, {"logits": self._logits, "pool_sum": self._pool, **new}
-        )
+        outputs = {"logits": self._logits, "pool_sum": self._pool, **new}
+        return self._backend.bind(self._memory, inputs, outputs)
 
-    def _pool_buffer(self, asked: int) -> Array:
+    def _pool_buffer(self, asked: int) -> Buffer:
         shape = (self.cache.batch, self.cache.depth, asked, self._manifest.model.hidden_size)
-        return np.zeros(shape, np.float32)
+        return self._memory.zeros(shape, "float32")

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import request
+from runtime.backends import open_backend
 from runtime.bundle import Bundle, open_bundle
 from runtime.chat import ChatTemplate, check_messages, load_chat_template
 from runtime.decoder import Decoder
 from runtime.errors import EngineError
 from runtime.generation import Generation, Piece, Row, decode
 from runtime.manifest import Manifest
-from runtime.ort import open_session
+from runtime.memory import Backend
 from runtime.sampling import make_generator, make_sampling
 from runtime.text import Codec
 
@@ -35,13 +36,19 @@ __all__ = ["Engine", "Generation", "Piece"]
 
 
 class Engine:
-    """A loaded bundle. Safe to use from several threads; every request has a cache of its own."""
+    """A loaded bundle. Safe to use from several threads; every request has a cache of its own.
+
+    Attributes:
+        bundle: what was loaded.
+        backend: what it runs on: "cpu", "cuda" or "trt".
+    """
 
     def __init__(self, bundle: Bundle, backend: str = "auto", threads: int | None = None) -> None:
         """Loads a verified bundle; most callers want `Engine.open`."""
         self.bundle = bundle
         self.codec = Codec(bundle)
-        self._session: Any = open_session(bundle, backend, threads)
+        self._backend: Backend | None = open_backend(bundle, backend, threads)
+        self.backend = self._backend.name
         self._chat_template: ChatTemplate | None = None
         self._lock = threading.Lock()
         self._warned: set[int] = set()
@@ -54,12 +61,14 @@ class Engine:
 
         Args:
             path: the bundle's directory.
-            backend: "auto" or "cpu".
+            backend: "auto", "cpu", "cuda" or "trt"; auto takes TensorRT where a plan of the
+                bundle fits this machine, else CUDA, else the CPU.
             threads: threads inside an operator; None lets ONNX Runtime use every core.
 
         Raises:
             BundleError: the bundle is not whole.
-            EngineError: an unknown backend, or a precision it does not run.
+            EngineError: an unknown backend, one that can't run here, or a precision it does not
+                run.
         """
         return cls(open_bundle(path), backend, threads)
 
@@ -71,7 +80,7 @@ class Engine:
 
     def close(self) -> None:
         """Frees the graph. The engine answers no request after this."""
-        self._session = None
+        self._backend = None
 
     @property
     def manifest(self) -> Manifest:
@@ -229,11 +238,11 @@ class Engine:
         Raises:
             EngineError: the engine is closed.
         """
-        session = self._session
-        if session is None:
+        backend = self._backend
+        if backend is None:
             raise EngineError("the engine is closed; open it again with Engine.open")
         self._warn_untrained(row_depth)
-        return Decoder(session, self.manifest, row_depth)
+        return Decoder(backend, self.manifest, row_depth)
 
     def new_rows(
         self,

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: opens a bundle's graph and runs it on buffers bound once."""
+"""ONNX Runtime: opens a bundle's graph and, on the CPU, runs it on buffers bound once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, EngineError
 from runtime.manifest import Manifest
+from runtime.memory import HostMemory, Memory
 
-BACKENDS = ("auto", "cpu")
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -56,18 +56,48 @@ class Binding:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
-            raise _failed(error) from error
+            raise run_error(error) from error
         return time.perf_counter() - start
 
 
+class CpuBackend:
+    """`runtime.memory.Backend` on the CPU."""
+
+    name = "cpu"
+
+    def __init__(self, session: Any, manifest: Manifest) -> None:
+        """Takes an onnxruntime.InferenceSession, from `open_session`."""
+        self._session = session
+        self.max_slots = manifest.model.max_position_embeddings
+
+    def new_memory(self) -> HostMemory:
+        """Numpy arrays."""
+        return HostMemory()
+
+    def bind(
+        self, memory: Memory, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+    ) -> Binding:
+        """See `Backend.bind`."""
+        return Binding(self._session, inputs, outputs)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Backend.run`."""
+        return run_once(self._session, inputs)
+
+
 def open_session(
-    bundle: Bundle, backend: str, threads: int | None, accuracy_level: int | None = None
+    bundle: Bundle,
+    provider: str,
+    provider_options: Mapping[str, str],
+    threads: int | None,
+    accuracy_level: int | None = None,
 ) -> Any:
     """Opens the graph of a verified bundle.
 
     Args:
         bundle: from `open_bundle`.
-        backend: "auto" or "cpu".
+        provider: the execution provider's name; it is never replaced by another.
+        provider_options: its options.
         threads: threads inside an operator; None lets ONNX Runtime use every core.
         accuracy_level: of quantised products, 1 or 4; None takes the manifest's.
 
@@ -75,23 +105,12 @@ def open_session(
         An onnxruntime.InferenceSession, safe to run from several threads.
 
     Raises:
-        EngineError: an unknown backend, precision or number of threads.
+        EngineError: the provider can't be loaded.
         BundleError: the graph does not load or is not the one its manifest describes.
     """
-    if backend not in BACKENDS:
-        raise EngineError(
-            f"backend={backend!r} is not in this version; allowed: {', '.join(BACKENDS)}"
-        )
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise EngineError(f"threads={threads!r} is not a number of threads; allowed: 1..1024")
-    manifest = bundle.manifest
-    if manifest.precision == "bf16":
-        raise EngineError(
-            "the cpu engine has no bfloat16 arithmetic; run this bundle on a GPU, or export with "
-            "--precision fp32, fp16, int8 or int4"
-        )
     import onnxruntime
 
+    manifest = bundle.manifest
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -104,12 +123,35 @@ def open_session(
     _check_data(file, manifest)
     try:
         session = onnxruntime.InferenceSession(
-            str(file), sess_options=options, providers=["CPUExecutionProvider"]
+            str(file),
+            sess_options=options,
+            providers=[(provider, dict(provider_options))],
+            enable_fallback=0,
         )
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {file}: {_one_line(error)}") from error
+    if provider not in session.get_providers():  # ONNX Runtime goes on without it
+        raise EngineError(
+            f"ONNX Runtime could not load its {provider}: its libraries are missing or of another "
+            "version; pip install onnxruntime-gpu[cuda,cudnn], or take backend cpu"
+        )
     _check_tensors(session, manifest)
     return session
+
+
+def open_cpu(bundle: Bundle, threads: int | None, accuracy_level: int | None = None) -> CpuBackend:
+    """Opens a verified bundle on the CPU; arguments and errors as for `open_session`.
+
+    Raises:
+        EngineError: a precision that the CPU does not run.
+    """
+    if bundle.manifest.precision == "bf16":
+        raise EngineError(
+            "the cpu engine has no bfloat16 arithmetic; run this bundle on a GPU, or export with "
+            "--precision fp32, fp16, int8 or int4"
+        )
+    session = open_session(bundle, "CPUExecutionProvider", {}, threads, accuracy_level)
+    return CpuBackend(session, bundle.manifest)
 
 
 def run_once(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -124,7 +166,7 @@ def run_once(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
         typed = {name: array.astype(types[name], copy=False) for name, array in inputs.items()}
         return dict(zip(names, session.run(names, typed), strict=True))
     except Exception as error:
-        raise _failed(error) from error
+        raise run_error(error) from error
 
 
 def _shared(name: str, array: Array) -> Array:
@@ -210,7 +252,8 @@ def output_names(manifest: Manifest) -> list[str]:
     return ["logits", "pool_sum", *(f"new_key_values.{end}" for end in cache_names(manifest))]
 
 
-def _failed(error: Exception) -> EngineError:
+def run_error(error: Exception) -> EngineError:
+    """ONNX Runtime's error while it ran, as one of ours."""
     return EngineError(f"ONNX Runtime failed: {_one_line(error)}")
 
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.backends import open_backend
 from runtime.bundle import CASES_NAME, open_bundle
 from runtime.cases import EVERY_DEPTH, REQUIRED, Case, load_cases
 from runtime.errors import EngineError
 from runtime.manifest import Manifest
-from runtime.ort import open_session
 from runtime.replay import Measurement, replay
 
 PASS, FAIL, AMBIGUOUS = "PASS", "FAIL", "AMBIGUOUS"
@@ -106,7 +106,7 @@ class ParityReport:
         problems: what is missing from the recording, each a line; any of them is a FAIL.
         tie_margin: two best logits closer than this count as a tie.
         bundle: the bundle's directory.
-        backend: the backend asked for.
+        backend: what it ran on: cpu, cuda or trt.
         fast: of a quantised bundle that ships with faster arithmetic than was compared.
     """
 
@@ -189,19 +189,20 @@ def check_bundle(
             cases = []
             problems.append(f"the bundle holds no {CASES_NAME}")
     problems += missing_cases(cases, wanted)
-    session = open_session(bundle, backend, threads, EXACT_LEVEL)
-    measurements = replay(session, manifest, list(cases))
+    opened = open_backend(bundle, backend, threads, EXACT_LEVEL)
+    measurements = replay(opened, manifest, list(cases))
     bound = min(manifest.parity.relative_l2, RELATIVE_L2)
     rows, tie_margin = judge(measurements, bound)
     fast = None
-    if manifest.quantization is not None and manifest.quantization.accuracy_level != EXACT_LEVEL:
-        session = open_session(bundle, backend, threads)
-        fast = _measure_fast(replay(session, manifest, list(cases)), manifest)
+    level = EXACT_LEVEL if manifest.quantization is None else manifest.quantization.accuracy_level
+    if opened.name == "cpu" and level != EXACT_LEVEL:  # a GPU has no levels
+        opened = open_backend(bundle, backend, threads)
+        fast = _measure_fast(replay(opened, manifest, list(cases)), manifest)
     verdicts = {row.verdict for row in rows} | ({fast.verdict} if fast else set())
     failed = bool(problems) or FAIL in verdicts or not rows
     verdict = FAIL if failed else AMBIGUOUS if AMBIGUOUS in verdicts else PASS
     return ParityReport(
-        verdict, bound, wanted, rows, tuple(problems), tie_margin, str(path), backend, fast
+        verdict, bound, wanted, rows, tuple(problems), tie_margin, str(path), opened.name, fast
     )
 
 

@@ -12,8 +12,8 @@ from runtime.cases import Case
 from runtime.decoder import Decoder
 from runtime.errors import EngineError
 from runtime.manifest import Manifest
+from runtime.memory import Backend
 from runtime.metrics import INFINITE, Difference, compare, compare_logits
-from runtime.ort import run_once
 
 COMPARED = ("logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value")
 
@@ -55,7 +55,7 @@ class Measurement:
     note: str = ""
 
 
-def replay(session: Any, manifest: Manifest, cases: list[Case]) -> list[Measurement]:
+def replay(backend: Backend, manifest: Manifest, cases: list[Case]) -> list[Measurement]:
     """Runs every case, in order.
 
     A case that cannot run or compares nothing gives a measurement with infinite errors and a note:
@@ -67,9 +67,9 @@ def replay(session: Any, manifest: Manifest, cases: list[Case]) -> list[Measurem
     for case in cases:
         try:
             if case.kind == "greedy":
-                measurements.append(_greedy(session, manifest, case))
+                measurements.append(_greedy(backend, manifest, case))
                 continue
-            outputs = run_once(session, _inputs(case, manifest, kept))
+            outputs = backend.run(_inputs(case, manifest, kept))
         except (EngineError, KeyError, ValueError, IndexError) as error:
             measurements.append(_unmeasured(case, "logits", _line(error)))
             continue
@@ -158,7 +158,7 @@ def _positions(case: Case, count: int) -> Array:
     return np.arange(count)
 
 
-def _greedy(session: Any, manifest: Manifest, case: Case) -> Measurement:
+def _greedy(backend: Backend, manifest: Manifest, case: Case) -> Measurement:
     """PyTorch's greedy continuation, fed token by token through the engine's own cache."""
     prompt, tokens = case.inputs["prompt"].reshape(-1), case.outputs["tokens"].reshape(-1)
     reference = case.outputs["top2"].astype(np.float64)
@@ -167,7 +167,7 @@ def _greedy(session: Any, manifest: Manifest, case: Case) -> Measurement:
     size = manifest.model.vocab_size
     if min(prompt.min(), tokens.min()) < 0 or max(prompt.max(), tokens.max()) >= size:
         raise ValueError("its recorded tokens are outside the vocabulary")
-    decoder = Decoder(session, manifest, [case.depth])
+    decoder = Decoder(backend, manifest, [case.depth])
     logits = decoder.prefill([prompt])[0]
     found = np.empty_like(reference)
     divergences: list[tuple[int, float]] = []

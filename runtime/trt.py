@@ -1,74 +1,109 @@
-"""Runs a TensorRT plan on this machine's GPU, inputs and outputs as numpy arrays.
+"""Runs a TensorRT plan on this machine's GPU, its cache in GPU memory.
 
 The plan's hash, version and GPU are compared before TensorRT sees it. `depth` is a shape tensor:
 TensorRT reads its value on the host, everything else lies in device memory.
+
+Written without a GPU at hand: tests/test_trt_runtime.py runs it on stand-ins for CUDA and
+TensorRT, `make gpu-test` on the real ones.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cuda import CudaMemory, DeviceArray, load_cuda, run_on_device
 from runtime.engines import EngineSpec, Machine, ProfileSpec, check_engine_fits, read_plan
 from runtime.errors import EngineError
-from runtime.manifest import GraphSpec, TensorSpec
+from runtime.manifest import GraphSpec
 from runtime.trt_flavours import load_module
+
+ALIGNMENT = 256  # bytes, of every tensor (IExecutionContext::setTensorAddress)
 
 Array = NDArray[Any]
 
 
 class TrtSession:
-    """A loaded plan. Used from one thread; `close` gives the GPU's memory back.
+    """`runtime.memory.Backend` on a loaded plan. Runs from several threads take turns.
 
     Attributes:
         spec: the plan's entry in the manifest.
         graph: the tensors of the graph it was built from.
+        max_slots: the longest past that every profile takes.
     """
 
-    def __init__(self, spec: EngineSpec, graph: GraphSpec, plan: bytes, trt: Any) -> None:
+    name = "trt"
+
+    def __init__(
+        self, spec: EngineSpec, graph: GraphSpec, plan: bytes, trt: Any, cuda: Any
+    ) -> None:
+        """Loads a plan whose hash was compared; most callers want `open_plan`.
+
+        Raises:
+            EngineError: no GPU, or TensorRT refuses the plan.
+        """
         self.spec = spec
         self.graph = graph
-        self._memory = DeviceMemory()
+        self.max_slots = min(_longest_past(profile) for profile in spec.profiles)
+        self._cuda = cuda
+        self._memory = self.new_memory()
+        self._lock = threading.Lock()
         self._logger = _make_logger(trt)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            self._memory.close()
             raise EngineError(f"{spec.file}: TensorRT cannot load it: {self._logger.last}")
         self._contexts: dict[int, Any] = {}
+        self._set_by: dict[int, object] = {}
+
+    def new_memory(self) -> CudaMemory:
+        """Memory on the GPU."""
+        return CudaMemory(self._cuda, ALIGNMENT)
+
+    def bind(
+        self, memory: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+    ) -> TrtBinding:
+        """See `Backend.bind`.
+
+        Raises:
+            EngineError: no profile takes these shapes.
+        """
+        number = choose_profile(self.spec.profiles, inputs)
+        by_value = {one.name for one in self.spec.profiles[number].values}
+        return TrtBinding(self, number, memory, inputs, outputs, by_value)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the plan on arrays and returns every output by name; see `run_once`."""
-        number = choose_profile(self.spec.profiles, inputs)
-        context = self._context(number)
-        held = {spec.name: _as_declared(inputs, spec) for spec in self.graph.inputs}
-        by_value = {one.name for one in self.spec.profiles[number].values}
-        for name, array in held.items():
-            if name in by_value:
-                context.set_tensor_address(name, array.ctypes.data)
-            else:
-                context.set_input_shape(name, array.shape)
-                context.set_tensor_address(name, self._memory.put(name, array))
-        outputs = make_outputs(self.graph, held)
-        for name, array in outputs.items():
-            context.set_tensor_address(name, self._memory.reserve(name, array.nbytes))
-        if not context.execute_async_v3(self._memory.stream):
-            raise EngineError(f"{self.spec.file}: TensorRT failed: {self._logger.last}")
-        for name, array in outputs.items():
-            self._memory.get(name, array)
-        self._memory.wait()
-        return outputs
+        """See `Backend.run`."""
+        return run_on_device(self, self.new_memory(), self.graph, inputs)
+
+    def execute(self, number: int, memory: CudaMemory, binding: TrtBinding) -> None:
+        """Runs a binding on the context of a profile, and waits for it.
+
+        Raises:
+            EngineError: TensorRT failed.
+        """
+        with self._lock:
+            context = self._context(number)
+            if self._set_by.get(number) is not binding.token:
+                self._set_by.pop(number, None)
+                for name, shape in binding.shapes.items():
+                    self._must(context.set_input_shape(name, shape))
+                for name, address in binding.addresses.items():
+                    self._must(context.set_tensor_address(name, address))
+                self._set_by[number] = binding.token
+            self._must(context.execute_async_v3(memory.stream))
+            memory.wait()
 
     def close(self) -> None:
-        """Frees the plan and the device memory; the session can't be used afterwards."""
+        """Frees the plan; the session can't be used afterwards."""
         self._contexts.clear()
         self._engine = None
-        self._memory.close()
 
     def __enter__(self) -> TrtSession:
         return self
@@ -91,85 +126,59 @@ class TrtSession:
                     f"{self.spec.file}: TensorRT has no memory for the profile "
                     f"{self.spec.profiles[number].name}: {self._logger.last}"
                 )
+            self._memory.wait()  # runs are on streams of their own
             self._contexts[number] = context
         return self._contexts[number]
 
-
-class DeviceMemory:
-    """A buffer on the GPU for each tensor, kept and only ever made larger, and a stream."""
-
-    def __init__(self) -> None:
-        self._cuda = load_cuda()
-        self._buffers: dict[str, tuple[int, int]] = {}
-        self.stream = int(self._call("cudaStreamCreate"))
-
-    def put(self, name: str, array: Array) -> int:
-        """Copies an array to the GPU; returns its address there."""
-        address = self.reserve(name, array.nbytes)
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        if array.nbytes:
-            self._call(
-                "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream
-            )
-        return address
-
-    def get(self, name: str, array: Array) -> None:
-        """Starts the copy of a buffer into an array; complete after `wait`."""
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        if array.nbytes:
-            self._call(
-                "cudaMemcpyAsync",
-                array.ctypes.data,
-                self._buffers[name][0],
-                array.nbytes,
-                kind,
-                self.stream,
-            )
-
-    def reserve(self, name: str, size: int) -> int:
-        """The address of a buffer of at least `size` bytes; never null, as TensorRT wants it."""
-        address, held = self._buffers.get(name, (0, 0))
-        if size > held or not address:
-            if address:
-                del self._buffers[name]
-                self._call("cudaFree", address)
-            address = int(self._call("cudaMalloc", max(size, 1)))
-            self._buffers[name] = (address, size)
-        return address
-
-    def wait(self) -> None:
-        """Waits for everything that was started."""
-        self._call("cudaStreamSynchronize", self.stream)
-
-    def close(self) -> None:
-        """Frees everything."""
-        for address, _ in self._buffers.values():
-            self._cuda.cudaFree(address)
-        self._buffers.clear()
-        if self.stream:
-            self._cuda.cudaStreamDestroy(self.stream)
-            self.stream = 0
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        error, *results = getattr(self._cuda, function)(*arguments)
-        if int(error) != 0:
-            raise EngineError(f"CUDA: {function} failed with {error.name}; is a GPU free?")
-        return results[0] if results else None
+    def _must(self, done: bool) -> None:
+        if not done:
+            raise EngineError(f"{self.spec.file}: TensorRT failed: {self._logger.last}")
 
 
-def load_cuda() -> Any:
-    """The CUDA runtime's Python module.
+class TrtBinding:
+    """Buffers for one profile of a plan; numpy arrays are copied to the GPU by every run.
 
-    Raises:
-        EngineError: it is not installed.
+    Attributes:
+        token: what a context remembers to know whose addresses it holds.
+        shapes: of the inputs that lie on the GPU.
+        addresses: of every tensor.
     """
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise EngineError(
-            "TensorRT plans need the CUDA runtime for Python: pip install cuda-bindings"
-        ) from error
-    return runtime
+
+    def __init__(
+        self,
+        session: TrtSession,
+        number: int,
+        memory: CudaMemory,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, DeviceArray],
+        by_value: set[str],
+    ) -> None:
+        self.token = object()
+        self._session, self._number, self._memory = session, number, memory
+        self._buffers = (dict(inputs), dict(outputs))  # TensorRT knows only their addresses
+        self._staged: list[tuple[DeviceArray, Array]] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        for name, one in inputs.items():
+            if name in by_value:
+                self.addresses[name] = one.ctypes.data
+                continue
+            if isinstance(one, DeviceArray):
+                held = one
+            else:
+                held = memory.zeros(one.shape, str(one.dtype))
+                self._staged.append((held, one))
+            self.shapes[name] = held.shape
+            self.addresses[name] = held.address
+        self.addresses |= {name: one.address for name, one in outputs.items()}
+
+    def run(self) -> float:
+        """See `Bound.run`. The outputs are complete when it returns."""
+        start = time.perf_counter()
+        for held, array in self._staged:
+            self._memory.write(held, array)
+        self._session.execute(self._number, self._memory, self)
+        return time.perf_counter() - start
 
 
 def open_plan(
@@ -190,8 +199,8 @@ def open_plan(
     """
     installed = check_engine_fits(spec, machine)
     plan = read_plan(file, sha256)
-    load_cuda()
-    return TrtSession(spec, graph, plan, load_module(installed))
+    cuda = load_cuda()
+    return TrtSession(spec, graph, plan, load_module(installed), cuda)
 
 
 def run_once(session: TrtSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -220,38 +229,10 @@ def choose_profile(profiles: Sequence[ProfileSpec], inputs: Mapping[str, Array])
     )
 
 
-def make_outputs(graph: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Arrays for every output, their shapes from the named dimensions of the inputs.
-
-    Args:
-        graph: names the dimensions; `depth` stands for the value of the input of that name.
-        inputs: by name.
-
-    Raises:
-        EngineError: the inputs contradict each other, or leave a dimension open.
-    """
-    sizes = {"depth": int(inputs["depth"].reshape(-1)[0])}
-    for spec in graph.inputs:
-        given = inputs[spec.name].shape
-        if len(given) != len(spec.shape) and spec.shape:
-            raise EngineError(f"{spec.name} has the shape {list(given)}, not {list(spec.shape)}")
-        for name, size in zip(spec.shape, given, strict=False):
-            if isinstance(name, int) or "+" in name:
-                continue
-            if sizes.setdefault(name, size) != size:
-                raise EngineError(f"{spec.name}: its {name} is {size}, another's {sizes[name]}")
-    return {
-        spec.name: np.zeros([_size(spec, one, sizes) for one in spec.shape], _numpy_type(spec))
-        for spec in graph.outputs
-    }
-
-
-def _size(spec: TensorSpec, size: int | str, sizes: Mapping[str, int]) -> int:
-    if isinstance(size, int):
-        return size
-    if size not in sizes:
-        raise EngineError(f"the output {spec.name} has the dimension {size}, which no input gives")
-    return sizes[size]
+def _longest_past(profile: ProfileSpec) -> int:
+    """The most slots of a cache: dimension -2 of a layer's keys."""
+    past = [one.max[-2] for one in profile.shapes if one.name.startswith("past_key_values.")]
+    return min(past, default=0)
 
 
 def _outside(profile: ProfileSpec, inputs: Mapping[str, Array]) -> str | None:
@@ -272,22 +253,6 @@ def _outside(profile: ProfileSpec, inputs: Mapping[str, Array]) -> str | None:
                     f"takes {list(one.min)} to {list(one.max)}"
                 )
     return None
-
-
-def _as_declared(inputs: Mapping[str, Array], spec: TensorSpec) -> Array:
-    if spec.name not in inputs:
-        raise EngineError(f"the input {spec.name} is missing")
-    array, dtype = inputs[spec.name], _numpy_type(spec)
-    if array.dtype != dtype:
-        raise EngineError(f"the input {spec.name} is {array.dtype}, the plan takes {spec.dtype}")
-    if not spec.shape:  # recorded cases hold a scalar as [1]
-        return array.reshape(())
-    return np.ascontiguousarray(array)
-
-
-def _numpy_type(spec: TensorSpec) -> np.dtype[Any]:
-    # numpy has no bfloat16: such a cache passes through as its 16 bits.
-    return np.dtype("uint16" if spec.dtype == "bfloat16" else spec.dtype)
 
 
 def _make_logger(trt: Any) -> Any:

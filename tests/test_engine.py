@@ -268,8 +268,8 @@ def test_full_length_sequence_fits(engine: Engine) -> None:
 
 
 def test_open_refuses_backend_threads_and_use_after_close(tiny_bundle: Path) -> None:
-    with pytest.raises(EngineError, match="backend='trt' is not in this version; allowed: auto"):
-        Engine.open(tiny_bundle, backend="trt")
+    with pytest.raises(EngineError, match="backend='gpu' is not known; allowed: auto, cpu, cuda"):
+        Engine.open(tiny_bundle, backend="gpu")
     with pytest.raises(EngineError, match="threads=0"):
         Engine.open(tiny_bundle, threads=0)
     with pytest.raises(BundleError, match="no bundle at"):

@@ -57,7 +57,7 @@ def test_bench_reports_every_pair(engine: Engine, monkeypatch: pytest.MonkeyPatc
     for row in report.rows:
         assert row.tokens_per_s == pytest.approx(1000 / row.decode_ms)
         assert 0 < row.engine_overhead < 1
-        assert row.weight_bytes == 4 * (model.step_parameters * row.depth + model.once_parameters)
+        assert row.weight_bytes == model.step_bytes * row.depth + model.once_bytes
     assert report.to_json()["machine"]["cores"] >= 1
     with pytest.raises(EngineError, match="depth=0"):
         bench_engine(engine, [0], [8])

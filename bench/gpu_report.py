@@ -1,0 +1,148 @@
+"""The rows of the GPU benchmark, how they are printed, and the device they were measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from runtime.bench import describe_machine
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedRow:
+    """Medians of one subject at one shape.
+
+    Attributes:
+        precision: of the bundle.
+        subject: "cuda", "trt", "cpu", or a PyTorch that took turns with it.
+        depth: recurrences.
+        batch: rows.
+        context: tokens in the cache before the first one timed.
+        decode_ms: time of one token of every row.
+        tokens_per_s: of all rows together.
+        prefill_tokens_per_s: likewise, while the context was fed.
+        engine_overhead: share of a token's time outside ONNX Runtime or TensorRT; 0 for PyTorch.
+    """
+
+    precision: str
+    subject: str
+    depth: int
+    batch: int
+    context: int
+    decode_ms: float
+    tokens_per_s: float
+    prefill_tokens_per_s: float
+    engine_overhead: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityRow:
+    """The parity check of one precision on one backend, or why there is none.
+
+    Attributes:
+        precision: of the bundle.
+        backend: "cuda", "trt" or "cpu".
+        verdict: PASS, AMBIGUOUS or FAIL; ERROR where it could not run.
+        worst_relative_l2: of the logits; None where it could not run.
+        reason: why it could not run; empty where it did.
+    """
+
+    precision: str
+    backend: str
+    verdict: str
+    worst_relative_l2: float | None
+    reason: str
+
+
+def describe_device() -> dict[str, Any]:
+    """The GPU, its driver, the processor and every version that matters."""
+    from runtime.engines import describe_machine as describe_gpu_machine
+
+    here = describe_machine()
+    machine = describe_gpu_machine()
+    here["gpu"] = None if machine.gpu is None else dataclasses.asdict(machine.gpu)
+    here["driver"] = read_driver()
+    for name in ("torch", "transformers", "onnx", "onnxruntime-gpu", "cuda-bindings"):
+        try:
+            here["versions"][name] = version(name)
+        except PackageNotFoundError:
+            here["versions"][name] = "not installed"
+    here["versions"] |= {one.flavour.name: one.version for one in machine.installed}
+    return here
+
+
+def read_driver() -> str:
+    """The version of NVIDIA's driver; "unknown" where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0].strip() or "unknown"
+
+
+def print_tables(
+    parity: Sequence[ParityRow], speeds: Sequence[SpeedRow], device: dict[str, Any]
+) -> None:
+    """Prints parity, speeds, and what they were measured on.
+
+    Args:
+        parity: one row a precision and backend.
+        speeds: one row a precision, subject and shape.
+        device: from `describe_device`.
+    """
+    print(f"{'':<6}{'backend':<9}{'verdict':<11}worst relative L2")
+    for one in parity:
+        worst = "" if one.worst_relative_l2 is None else f"{one.worst_relative_l2:.1e}"
+        print(f"{one.precision:<6}{one.backend:<9}{one.verdict:<11}{worst or one.reason}")
+    print(
+        f"\n{'':<6}{'':<14}{'depth':>6}{'batch':>6}{'context':>8}{'ms/token':>10}{'tokens/s':>10}"
+        f"{'prefill/s':>11}{'overhead':>9}"
+    )
+    for row in speeds:
+        print(
+            f"{row.precision:<6}{row.subject:<14}{row.depth:>6}{row.batch:>6}{row.context:>8}"
+            f"{row.decode_ms:>10.3f}{row.tokens_per_s:>10.1f}{row.prefill_tokens_per_s:>11.0f}"
+            f"{row.engine_overhead:>9.1%}"
+        )
+    gpu = device["gpu"]
+    shown = "no GPU" if gpu is None else f"{gpu['name']} ({gpu['compute_capability']})"
+    print(f"\n{shown}, driver {device['driver']}, {device['processor']}")
+    print(", ".join(f"{name} {number}" for name, number in device["versions"].items()))
+
+
+def result_name(device: dict[str, Any]) -> str:
+    """Name of the file that keeps a device's figures: after its GPU, else its processor.
+
+    Args:
+        device: from `describe_device`.
+    """
+    gpu = device["gpu"]
+    name = device["processor"] if gpu is None else gpu["name"]
+    return f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+
+
+def to_json(parity: Sequence[ParityRow], speeds: Sequence[SpeedRow]) -> dict[str, Any]:
+    """The rows as plain JSON values.
+
+    Args:
+        parity: one row a precision and backend.
+        speeds: one row a precision, subject and shape.
+    """
+    return {
+        "parity": [dataclasses.asdict(row) for row in parity],
+        "speed": [dataclasses.asdict(row) for row in speeds],
+    }
+
+
+def has_tensorrt(device: dict[str, Any]) -> bool:
+    """Whether a TensorRT is installed.
+
+    Args:
+        device: from `describe_device`.
+    """
+    return not {"tensorrt", "tensorrt_rtx"}.isdisjoint(device["versions"])
