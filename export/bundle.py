@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,8 +29,8 @@ from export.trt_builder import GraphFacts, build_plans
 from export.trt_options import TrtOptions, check_options
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
-from runtime.bundle import write_manifest
-from runtime.engines import EngineSpec
+from runtime.bundle import hash_file, write_manifest
+from runtime.engines import EngineSpec, hash_graph
 
 FORMATS = ("onnx", "trt")
 ENGINES = "engines"
@@ -142,7 +143,7 @@ def export_bundle(
                     precision=precision,
                     whole_prompt=model.config.pooling == "mean",
                 )
-                engines = build_plans(staging / GRAPH_NAME, staging / ENGINES, plans, facts, say)
+                engines = _build_plans(graph, staging, plans, facts, say)
             fields = describe_bundle(
                 model,
                 tokenizer,
@@ -165,6 +166,23 @@ def export_bundle(
         ) from error
     seconds = time.perf_counter() - started
     return ExportReport(seconds, size, nodes, tuple(passes), tuple(engines))
+
+
+def _build_plans(
+    graph: ir.Model,
+    staging: Path,
+    plans: TrtOptions,
+    facts: GraphFacts,
+    say: Callable[[str], None],
+) -> list[EngineSpec]:
+    """Builds plans from a copy of the graph in which no two weights share their bytes."""
+    with tempfile.TemporaryDirectory(prefix=".plan-", dir=staging.parent) as temporary:
+        copy = Path(temporary) / GRAPH_NAME
+        save_graph(graph, copy, share=False)
+        engines = build_plans(copy, staging / ENGINES, plans, facts, say)
+    written = [staging / GRAPH_NAME, *staging.glob(f"{GRAPH_NAME}.*")]
+    digest = hash_graph({file.name: hash_file(file) for file in written})
+    return [replace(engine, graph_sha256=digest) for engine in engines]
 
 
 def _reason(error: Exception) -> str:

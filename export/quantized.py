@@ -56,7 +56,10 @@ class QuantizedWeight:
         columns = ((0, 0), (0, missing))
         zeros = None if self.zeros is None else np.pad(self.zeros, columns)
         return QuantizedWeight(
-            np.pad(self.values, columns), np.pad(self.scales, columns), zeros, self.bits
+            np.pad(self.values, columns),
+            np.pad(self.scales, columns, constant_values=1.0),  # TensorRT wants scales above 0
+            zeros,
+            self.bits,
         )
 
 

@@ -21,8 +21,14 @@ ALIGNMENT_BYTES = 64
 DATA_SUFFIX = ".data"
 
 
-def save_graph(model: ir.Model, path: Path) -> None:
+def save_graph(model: ir.Model, path: Path, share: bool = True) -> None:
     """Writes `path` and, beside it, a data file with every initializer of 1 KiB or more.
+
+    Args:
+        model: the graph.
+        path: the file to write.
+        share: give initializers of equal bytes one range. TensorRT refuses that where they are of
+            different types.
 
     Afterwards the model's large tensors are references into that file.
 
@@ -38,7 +44,7 @@ def save_graph(model: ir.Model, path: Path) -> None:
                 continue
             content = tensor.tobytes()
             key = (hashlib.sha256(content).hexdigest(), len(content))
-            if key not in ranges:
+            if key not in ranges or not share:
                 step = PAGE_BYTES if len(content) >= LARGE_BYTES else ALIGNMENT_BYTES
                 file.write(b"\0" * (-file.tell() % step))
                 ranges[key] = file.tell()
