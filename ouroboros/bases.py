@@ -6,20 +6,12 @@ Source: arXiv 2604.02051, section 3 (`mean`); Relaxed Recursive Transformers, ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 
 from ouroboros.configuration import PROJECTIONS
 from ouroboros.modulation import ModulatedLinear
-
-
-def projection(layer: nn.Module, name: str) -> nn.Linear:
-    """Returns the projection `name` of a Llama-like decoder layer."""
-    owner = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
-    linear: nn.Linear = getattr(owner, name)
-    return linear
 
 
 def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,28 +30,37 @@ def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torc
 @torch.no_grad()
 def fill_bases(
     projections: dict[str, ModulatedLinear],
-    layers: Sequence[nn.Module],
+    read: Callable[[int, str], torch.Tensor],
     removed: Sequence[int],
     recurrent: int,
 ) -> None:
     """Fills the bases of all seven projections from the residuals of the removed layers.
 
+    One weight of a removed layer is held at a time.
+
     Args:
         projections: the modulated projections by name.
-        layers: all layers of the original model.
-        removed: indices of the replaced layers, the recurrent one skipped.
-        recurrent: index of the looped layer.
+        read: returns the float32 weight `[out, in]` of a layer of the original model, by the
+            layer's number and the projection's name.
+        removed: numbers of the replaced layers, the recurrent one skipped.
+        recurrent: number of the looped layer.
     """
+    if not removed:
+        return
     for name in PROJECTIONS:
         target = projections[name]
-        centre = projection(layers[recurrent], name).weight.float()
-        rank = target.lora_a.shape[1]
-        if not removed:
-            continue
-        residuals = [projection(layers[index], name).weight.float() - centre for index in removed]
+        centre = read(recurrent, name)
         if target.lora_a.shape[0] == 1:
-            residuals = [torch.stack(residuals).mean(0)]
-        for base, residual in enumerate(residuals):
-            a, b = truncated_svd(residual, rank)
-            target.lora_a[base].copy_(a)
-            target.lora_b[base].copy_(b)
+            total = torch.zeros_like(centre)
+            for index in removed:
+                total += read(index, name) - centre
+            _fill(target, 0, total / len(removed))
+        else:
+            for base, index in enumerate(removed):
+                _fill(target, base, read(index, name) - centre)
+
+
+def _fill(target: ModulatedLinear, base: int, residual: torch.Tensor) -> None:
+    a, b = truncated_svd(residual, target.lora_a.shape[1])
+    target.lora_a[base].copy_(a)
+    target.lora_b[base].copy_(b)
