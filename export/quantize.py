@@ -171,8 +171,10 @@ def _choose(
         moments = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
         scales, zeros = _search(weight, how, moments.diagonal())
         values = _gptq(weight, how, moments, scales, zeros)
-    integers = values.T.contiguous().numpy().astype(np.int32)
-    zero_points = None if how.symmetric else zeros.T.contiguous().numpy().astype(np.int32)
+    # The narrowest type that numpy counts in: a large model's integers are all held at once.
+    narrow = np.int8 if how.symmetric else np.uint8
+    integers = values.T.contiguous().numpy().astype(narrow)
+    zero_points = None if how.symmetric else zeros.T.contiguous().numpy().astype(narrow)
     return QuantizedWeight(integers, scales.T.contiguous().numpy(), zero_points, how.bits)
 
 

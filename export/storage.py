@@ -1,5 +1,7 @@
 """Writes a graph with its weights in one data file, equal bytes once, one tensor in memory.
 
+A tensor is asked for its content when its turn comes, so that lazy ones are made one by one.
+
 Initializers of the same bytes (a tied head and embedding, seen as integers of different types) get
 one range of the file.
 """
@@ -7,9 +9,11 @@ one range of the file.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from export.passes.weight_only import graphs_of
@@ -36,23 +40,33 @@ def save_graph(model: ir.Model, path: Path) -> None:
             tensor = value.const_value
             if tensor is None:
                 continue
-            content = tensor.tobytes()
-            key = (hashlib.sha256(content).hexdigest(), len(content))
+            content = _content(tensor)
+            size = len(content)
+            key = (hashlib.sha256(content).hexdigest(), size)
             if key not in ranges:
-                step = PAGE_BYTES if len(content) >= LARGE_BYTES else ALIGNMENT_BYTES
+                step = PAGE_BYTES if size >= LARGE_BYTES else ALIGNMENT_BYTES
                 file.write(b"\0" * (-file.tell() % step))
                 ranges[key] = file.tell()
                 file.write(content)
+            del content  # before the next one is made
             value.const_value = ir.ExternalTensor(
                 data.name,
                 ranges[key],
-                len(content),
+                size,
                 tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=str(value.name),
                 base_dir=path.parent,
             )
     ir.save(model, path)
+
+
+def _content(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """Returns a tensor's bytes as they are stored, without a copy where memory holds them so."""
+    if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
+        return tensor.tobytes()
+    array = np.ascontiguousarray(tensor.numpy())
+    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def _large(model: ir.Model) -> Iterator[ir.Value]:
