@@ -28,6 +28,7 @@ from runtime.manifest import QuantizationSpec
 CALIBRATION_BATCH = 4
 DAMPING = 0.01
 SHIPPED_ACCURACY_LEVEL = 4  # MatMulNBits on 8-bit activations
+ROWS = 8192  # rounded at a time: an embedding's rows are many
 COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest
 
 
@@ -163,19 +164,27 @@ def _choose(
 ) -> QuantizedWeight:
     """Integers of a weight `[out, in]`, by GPTQ where second moments `[in, in]` are given."""
     weight = weight.detach().float()
+    # The narrowest type: a large model's integers are all held at once.
+    narrow = torch.int8 if how.symmetric else torch.uint8
     if moments is None:
-        scales, zeros = _span(weight, how, 1.0)
-        values = _round(_blocks(weight, how), scales[..., None], zeros[..., None], how)
-        values = values.reshape(weight.shape)
+        pieces = zip(*(_nearest(piece, how, narrow) for piece in weight.split(ROWS)), strict=True)
+        values, scales, zeros = (torch.cat(piece) for piece in pieces)
     else:
         moments = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
         scales, zeros = _search(weight, how, moments.diagonal())
-        values = _gptq(weight, how, moments, scales, zeros)
-    # The narrowest type that numpy counts in: a large model's integers are all held at once.
-    narrow = np.int8 if how.symmetric else np.uint8
-    integers = values.T.contiguous().numpy().astype(narrow)
-    zero_points = None if how.symmetric else zeros.T.contiguous().numpy().astype(narrow)
+        values = _gptq(weight, how, moments, scales, zeros).to(narrow)
+    integers = values.T.contiguous().numpy()
+    zero_points = None if how.symmetric else zeros.to(narrow).T.contiguous().numpy()
     return QuantizedWeight(integers, scales.T.contiguous().numpy(), zero_points, how.bits)
+
+
+def _nearest(
+    rows: torch.Tensor, how: Quantization, narrow: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers, scales and zeros of some rows, rounded to the nearest."""
+    scales, zeros = _span(rows, how, 1.0)
+    values = _round(_blocks(rows, how), scales[..., None], zeros[..., None], how)
+    return values.reshape(rows.shape).to(narrow), scales, zeros
 
 
 def _blocks(weight: torch.Tensor, how: Quantization) -> torch.Tensor:

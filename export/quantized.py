@@ -41,8 +41,9 @@ class QuantizedWeight:
         """The weights these integers stand for, float32 `[in, out]`."""
         whole = self.values.reshape(len(self.scales), self.block, -1).astype(np.float32)
         if self.zeros is not None:
-            whole = whole - self.zeros[:, None].astype(np.float32)
-        return np.asarray(whole * self.scales[:, None]).reshape(self.values.shape)
+            whole -= self.zeros[:, None].astype(np.float32)
+        whole *= self.scales[:, None]
+        return whole.reshape(self.values.shape)
 
     def scaled(self, factor: float) -> QuantizedWeight:
         """The same integers, every weight times `factor`."""

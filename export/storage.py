@@ -66,7 +66,7 @@ def _content(tensor: ir.TensorProtocol) -> bytes | memoryview:
     if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
         return tensor.tobytes()
     array = np.ascontiguousarray(tensor.numpy())
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _large(model: ir.Model) -> Iterator[ir.Value]:

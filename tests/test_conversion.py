@@ -167,7 +167,7 @@ def test_every_family_converts_and_exports(config: Any, tmp_path: Path) -> None:
         for name, value in model.named_parameters():
             if name.endswith("bias"):
                 value.normal_(std=0.1)
-    ir.save(build_graph(model, 3), tmp_path / "model.onnx")
+    ir.save(build_graph(model, 3)[0], tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     tensors, entries = record_cases(model, None, [3])
     assert entries[0]["kind"] == "prefill"
