@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -116,6 +116,7 @@ def export_bundle(
     weights, spec = None, None
     if how is not None:
         windows = None if calibration is None else read_calibration(calibration, tokenizer)
+        how = replace(how, depth=min(model.config.depth, max_depth))
         weights = quantize_model(model, how, windows, say)
         spec = how.describe(windows)
     say("tracing prelude, step and coda")

@@ -99,18 +99,18 @@ def quantize_model(
         linears = dict(_linears(block, prefix))
         moments = {} if windows is None else _second_moments(model, linears, windows, how.depth)
         for name, linear in linears.items():
-            weight = _choose(linear.weight, how, moments.get(name))
+            weight = choose_integers(linear.weight, how, moments.get(name))
             linear.weight.copy_(torch.from_numpy(weight.dequantized().T))
             chosen[f"{name}.weight"] = weight
         say(f"quantised {prefix} ({number} of {len(blocks)})")
     head = {"lm_head": model.lm_head}
     moments = {} if windows is None else _second_moments(model, head, windows, how.depth)
-    weight = _choose(model.lm_head.weight, how, moments.get("lm_head"))
+    weight = choose_integers(model.lm_head.weight, how, moments.get("lm_head"))
     chosen["lm_head.weight"] = weight
     tied = model.lm_head.weight is embedding
     model.lm_head.weight.copy_(torch.from_numpy(weight.dequantized().T))
     if not tied:
-        weight = _choose(embedding, how, None)
+        weight = choose_integers(embedding, how, None)
         embedding.copy_(torch.from_numpy(weight.dequantized().T))
     chosen["embed_tokens.weight"] = weight
     _round_floats(model)
@@ -159,10 +159,14 @@ def _recording(linears: dict[str, nn.Linear], sums: dict[str, torch.Tensor]) -> 
             handle.remove()
 
 
-def _choose(
+def choose_integers(
     weight: torch.Tensor, how: Quantization, moments: torch.Tensor | None
 ) -> QuantizedWeight:
-    """Integers of a weight `[out, in]`, by GPTQ where second moments `[in, in]` are given."""
+    """Integers of a weight `[out, in]`, by GPTQ where second moments `[in, in]` are given.
+
+    Raises:
+        ExportError: the second moments determine nothing.
+    """
     weight = weight.detach().float()
     # The narrowest type: a large model's integers are all held at once.
     narrow = torch.int8 if how.symmetric else torch.uint8

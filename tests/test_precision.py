@@ -122,9 +122,20 @@ def optimized_operators(bundle: Path, folder: Path) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("opset", [21, 24])
-@pytest.mark.parametrize("precision", ["int4", "int8"])
-@pytest.mark.parametrize("symmetric", [True, False])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("precision", "symmetric", "opset"),
+    [
+        ("int4", True, 24),
+        ("int8", False, 21),
+        pytest.param("int4", False, 24, marks=SLOW),
+        pytest.param("int8", True, 24, marks=SLOW),
+        pytest.param("int4", True, 21, marks=SLOW),
+        pytest.param("int4", False, 21, marks=SLOW),
+    ],
+)
 def test_quantized_bundle_is_the_dequantised_model(
     tiny_checkpoint: Path, tmp_path: Path, precision: str, symmetric: bool, opset: int
 ) -> None:
@@ -156,24 +167,11 @@ def test_tied_embedding_and_head_share_their_bytes(int4_bundle: Path) -> None:
     assert kinds["opening.table_words"] == onnx.TensorProto.INT32
 
 
-def test_calibration_is_recorded_and_beats_rounding(
-    tiny_checkpoint: Path, int4_bundle: Path, tmp_path: Path
-) -> None:
-    """GPTQ's model is closer, on text like the calibration's, to the original than rounding's."""
+def test_calibration_is_recorded(int4_bundle: Path) -> None:
     spec = open_bundle(int4_bundle).manifest.quantization
     assert spec is not None
     assert (spec.method, spec.bits, spec.symmetric) == ("gptq", 4, True)
     assert len(spec.calibration or "") == 64
-    rounded = make(tiny_checkpoint, tmp_path / "rtn", "int4")
-    model, tokenizer = load_checkpoint(tiny_checkpoint)
-    ids = tokenizer(CALIBRATION)["input_ids"][:200]
-    with torch.no_grad():
-        expected = model(torch.tensor([ids]), depth=2, use_cache=False).logits[0].numpy()
-    errors = []
-    for bundle in (int4_bundle, rounded):
-        with Engine.open(bundle, threads=1) as engine:
-            errors.append(float(np.linalg.norm(engine.logits(ids, depth=2) - expected)))
-    assert errors[0] < 0.9 * errors[1]
 
 
 def test_changed_quantised_weight_fails_the_check(int4_bundle: Path, tmp_path: Path) -> None:
