@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Packages with code of ours; ruff also reads the tests.
 CODE := ouroboros export runtime cli demo bench
 
-.PHONY: help venv test test-slow gpu-test gpu-bench check format demo bench wheel-test clean
+.PHONY: help venv test test-slow gpu-test gpu-bench check format demo bench wheel-test clean bench-large
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -64,6 +64,9 @@ bench: $(STAMP) ## speeds, as ratios within one run; needs the demo's bundle
 
 gpu-bench: $(GPU_STAMP) ## parity and speed on the GPU; needs the demo's checkpoint, writes bench/results/
 	@$(BIN)/python -m bench.gpu --json
+
+bench-large: $(STAMP) ## convert and export the shape of Qwen2.5-3B; needs 20 GB of disk
+	$(BIN)/python -m bench.large build/large
 
 wheel-test: $(STAMP) ## build the wheel, install it into a fresh environment, use it there
 	$(BIN)/python tests/wheel_check.py

@@ -19,7 +19,7 @@ def bench(
     tokens: Annotated[int, typer.Option(help="tokens decoded a run")] = 32,
     repeats: Annotated[int, typer.Option(help="runs of each; the median counts")] = 3,
     threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
-    backend: Annotated[str, typer.Option(help="auto or cpu")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or trt")] = "auto",
     json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
 ) -> None:
     """Measure a bundle on this machine: decoding, prefill, overhead, share of memory speed.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def check(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by `ouro export`")],
-    backend: Annotated[str, typer.Option(help="auto or cpu")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or trt")] = "auto",
     live: Annotated[
         Path | None,
         typer.Option(help="a checkpoint: compare with PyTorch on fresh random inputs instead"),

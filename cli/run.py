@@ -30,7 +30,7 @@ def run(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="apply the chat template")] = False,
     threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
-    backend: Annotated[str, typer.Option(help="auto or cpu")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or trt")] = "auto",
 ) -> None:
     """Generate text with a bundle; it appears as it is made.
 

@@ -122,6 +122,7 @@ def export_bundle(
         spec = how.describe(windows)
     say("tracing prelude, step and coda")
     graph, passes = compile_graph(model, chosen, max_depth, weights, opset)
+    weights = None  # the graph holds them now: at billions of weights a copy is gigabytes
     try:
         with publish(out) as staging:
             say("writing the graph")

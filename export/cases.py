@@ -94,10 +94,20 @@ def record_cases(
     for depth in wanted:
         _record_greedy(recording, model, prompt[:, :PREFILL], depth)
     if half is not None:
-        narrow = copy.deepcopy(model).to(half)
+        narrow = _narrowed(model, half)
         tensors, _ = record_cases(narrow, tokenizer, depths, seed)
         _add_own_errors(recording, tensors)
     return recording.tensors, recording.entries
+
+
+def _narrowed(model: OuroborosForCausalLM, half: torch.dtype) -> OuroborosForCausalLM:
+    """Returns a copy of the model in 16 bits, without a float32 copy on the way."""
+    copies: dict[int, Any] = {}
+    for value in model.parameters():
+        copies[id(value)] = torch.nn.Parameter(value.to(half), requires_grad=False)
+    for buffer in model.buffers():
+        copies[id(buffer)] = buffer.to(half) if buffer.is_floating_point() else buffer
+    return copy.deepcopy(model, copies)
 
 
 def _add_own_errors(recording: Recording, narrow: dict[str, Array]) -> None:

@@ -7,7 +7,8 @@ loop-carried: a step reads its slice, and only new keys and values leave, as sca
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from typing import Any
 
 import ml_dtypes
@@ -57,9 +58,11 @@ def build_graph(
     inputs = {value.name: value for value in _declare_inputs(config, compute)}
     graphs = [opening]
     caches: list[ir.Value] = []
+    # Joined weights are copies: those of one layer at a time are held, while they are written.
+    read_weights = lru_cache(maxsize=1)(partial(plain_weights, precision=precision))
 
     def run_layer(slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
-        graph = _copy_layer(parts.layer, f"layers.{slot}", plain_weights(layer, precision))
+        graph = _copy_layer(parts.layer, f"layers.{slot}", partial(read_weights, layer))
         pasts = [inputs[f"past_key_values.{slot}.{kind}"] for kind in ("key", "value")]
         _feed(graph, [hidden, *shared, *pasts])
         result, *new = _take_outputs(graph)
@@ -228,16 +231,26 @@ def _move(source: ir.Graph, target: ir.Graph) -> None:
 
 
 def _copy_layer(
-    template: ir.Model | None, prefix: str, weights: dict[str, torch.Tensor]
+    template: ir.Model | None, prefix: str, read: Callable[[], dict[str, torch.Tensor]]
 ) -> ir.Graph:
-    """Copies the traced layer and gives it the weights of one kept layer."""
+    """Copies the traced layer and gives it the weights of one kept layer.
+
+    `read` returns them under the template's names; it is called when they are written.
+    """
     if template is None:
         raise ExportError("the model keeps layers but none was traced")
     graph = template.graph.clone()
-    for name, weight in weights.items():
-        graph.initializers[name].const_value = _tensor(name, weight)
+    for name, value in graph.initializers.items():
+        if name.startswith("layer.") and (old := value.const_value) is not None:
+            value.const_value = ir.LazyTensor(
+                partial(_read_tensor, read, name), old.dtype, ir.Shape(old.shape.numpy()), name=name
+            )
     _prefix_names(graph, prefix)
     return graph
+
+
+def _read_tensor(read: Callable[[], dict[str, torch.Tensor]], name: str) -> ir.TensorProtocol:
+    return _tensor(name, read()[name])
 
 
 def _tensor(name: str, weight: torch.Tensor) -> ir.TensorProtocol:

@@ -28,6 +28,7 @@ from runtime.manifest import QuantizationSpec
 CALIBRATION_BATCH = 4
 DAMPING = 0.01
 SHIPPED_ACCURACY_LEVEL = 4  # MatMulNBits on 8-bit activations
+ROWS = 8192  # rounded at a time: an embedding's rows are many
 COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest
 
 
@@ -113,11 +114,12 @@ def quantize_model(
         say(f"quantised {prefix} ({number} of {len(blocks)})")
     # Rounded, never calibrated: tied to the embedding, a head can't make up for errors of its own.
     rounding = replace(how, bits=how.head_bits)
-    for name in ("lm_head.weight", "embed_tokens.weight"):
+    for name in ("embed_tokens.weight", "lm_head.weight"):
         parameter = model.get_parameter(name)
-        chosen[name] = choose_integers(parameter, rounding, None)
         if name == "lm_head.weight" and parameter is embedding:
-            continue  # quantised once, below
+            chosen[name] = chosen["embed_tokens.weight"]
+            continue
+        chosen[name] = choose_integers(parameter, rounding, None)
         parameter.copy_(torch.from_numpy(chosen[name].dequantized().T))
     _round_floats(model)
     return chosen
@@ -173,17 +175,27 @@ def choose_integers(
         ExportError: the second moments determine nothing.
     """
     weight = weight.detach().float()
+    # The narrowest type: a large model's integers are all held at once.
+    narrow = torch.int8 if how.symmetric else torch.uint8
     if moments is None:
-        scales, zeros = _span(weight, how, 1.0)
-        values = _round(_blocks(weight, how), scales[..., None], zeros[..., None], how)
-        values = values.reshape(weight.shape)
+        pieces = zip(*(_nearest(piece, how, narrow) for piece in weight.split(ROWS)), strict=True)
+        values, scales, zeros = (torch.cat(piece) for piece in pieces)
     else:
         moments = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
         scales, zeros = _search(weight, how, moments.diagonal())
-        values = _gptq(weight, how, moments, scales, zeros)
-    integers = values.T.contiguous().numpy().astype(np.int32)
-    zero_points = None if how.symmetric else zeros.T.contiguous().numpy().astype(np.int32)
+        values = _gptq(weight, how, moments, scales, zeros).to(narrow)
+    integers = values.T.contiguous().numpy()
+    zero_points = None if how.symmetric else zeros.to(narrow).T.contiguous().numpy()
     return QuantizedWeight(integers, scales.T.contiguous().numpy(), zero_points, how.bits)
+
+
+def _nearest(
+    rows: torch.Tensor, how: Quantization, narrow: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers, scales and zeros of some rows, rounded to the nearest."""
+    scales, zeros = _span(rows, how, 1.0)
+    values = _round(_blocks(rows, how), scales[..., None], zeros[..., None], how)
+    return values.reshape(rows.shape).to(narrow), scales, zeros
 
 
 def _blocks(weight: torch.Tensor, how: Quantization) -> torch.Tensor:

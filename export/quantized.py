@@ -20,9 +20,10 @@ class QuantizedWeight:
     """One weight matrix `[in, out]`, blocks along `in`.
 
     Attributes:
-        values: int32 `[in, out]`, within -8..7 or -128..127 where symmetric, 0..15 or 0..255 else.
+        values: integers `[in, out]`, int8 within -8..7 or -128..127 where symmetric, uint8 within
+            0..15 or 0..255 else.
         scales: float32 `[in / block, out]`.
-        zeros: int32 `[in / block, out]`; None where symmetric, which is zero 0.
+        zeros: uint8 `[in / block, out]`; None where symmetric, which is zero 0.
         bits: 4 or 8.
     """
 
@@ -40,8 +41,9 @@ class QuantizedWeight:
         """The weights these integers stand for, float32 `[in, out]`."""
         whole = self.values.reshape(len(self.scales), self.block, -1).astype(np.float32)
         if self.zeros is not None:
-            whole = whole - self.zeros[:, None].astype(np.float32)
-        return np.asarray(whole * self.scales[:, None]).reshape(self.values.shape)
+            whole -= self.zeros[:, None].astype(np.float32)
+        whole *= self.scales[:, None]
+        return whole.reshape(self.values.shape)
 
     def scaled(self, factor: float) -> QuantizedWeight:
         """The same integers, every weight times `factor`."""
@@ -80,8 +82,11 @@ def pack(values: Array, bits: int) -> Array:
 
     Source: ONNX, TensorProto.INT4: two elements a byte, the first in the low half.
     """
-    raw = (values & ((1 << bits) - 1)).astype(np.uint8)
-    return raw if bits == 8 else np.ascontiguousarray(raw[..., 0::2] | (raw[..., 1::2] << 4))
+    raw = values.astype(np.uint8)
+    if bits == 8:
+        return raw
+    raw &= 15
+    return np.ascontiguousarray(raw[..., 0::2] | (raw[..., 1::2] << 4))
 
 
 def check_block(block: int, inputs: Sequence[int]) -> None:

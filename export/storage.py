@@ -1,5 +1,7 @@
 """Writes a graph with its weights in one data file, equal bytes once, one tensor in memory.
 
+A tensor is asked for its content when its turn comes, so that lazy ones are made one by one.
+
 Initializers of the same bytes (a tied head and embedding, seen as integers of different types) get
 one range of the file.
 """
@@ -7,9 +9,11 @@ one range of the file.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from export.passes.weight_only import graphs_of
@@ -24,13 +28,13 @@ DATA_SUFFIX = ".data"
 def save_graph(model: ir.Model, path: Path, share: bool = True) -> None:
     """Writes `path` and, beside it, a data file with every initializer of 1 KiB or more.
 
+    Afterwards the model's large tensors are references into that file.
+
     Args:
         model: the graph.
         path: the file to write.
         share: give initializers of equal bytes one range. TensorRT refuses that where they are of
             different types.
-
-    Afterwards the model's large tensors are references into that file.
 
     Raises:
         OSError: the disk is full or can't be written.
@@ -42,23 +46,33 @@ def save_graph(model: ir.Model, path: Path, share: bool = True) -> None:
             tensor = value.const_value
             if tensor is None:
                 continue
-            content = tensor.tobytes()
-            key = (hashlib.sha256(content).hexdigest(), len(content))
+            content = _content(tensor)
+            size = len(content)
+            key = (hashlib.sha256(content).hexdigest(), size)
             if key not in ranges or not share:
-                step = PAGE_BYTES if len(content) >= LARGE_BYTES else ALIGNMENT_BYTES
+                step = PAGE_BYTES if size >= LARGE_BYTES else ALIGNMENT_BYTES
                 file.write(b"\0" * (-file.tell() % step))
                 ranges[key] = file.tell()
                 file.write(content)
+            del content  # before the next one is made
             value.const_value = ir.ExternalTensor(
                 data.name,
                 ranges[key],
-                len(content),
+                size,
                 tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=str(value.name),
                 base_dir=path.parent,
             )
     ir.save(model, path)
+
+
+def _content(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """Returns a tensor's bytes as they are stored, without a copy where memory holds them so."""
+    if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
+        return tensor.tobytes()
+    array = np.ascontiguousarray(tensor.numpy())
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _large(model: ir.Model) -> Iterator[ir.Value]:

@@ -21,8 +21,9 @@ from ouroboros.configuration import OuroborosConfig
 from ouroboros.data import read_text
 from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.originals import Original, open_original
 from ouroboros.selection import Candidate, match_step_norms, select_recurrent
-from ouroboros.sources import Source, load_source, locate
+from ouroboros.sources import locate
 
 CALIBRATION_TOKENS = 256
 CALIBRATION_WINDOWS = 8
@@ -129,25 +130,22 @@ def convert(
     }
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
-    original = load_source(place)
-    config = OuroborosConfig(
-        base_config=original.model.config, source=_provenance(original), **settings
-    )
-    model = _transplant(original.model, config)
-    layers = original.model.model.layers
+    original = open_original(place)
+    config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
+    model = _transplant(original, config)
     candidates: list[Candidate] = []
     if layer is None or norm_init == "matched":
         windows = _calibration_windows(original, calibration)
         if layer is None:
-            replaced = range(prelude, len(layers) - coda)
-            candidates = select_recurrent(model, layers, replaced, windows, depth, say)
+            replaced = range(prelude, config.original_layers - coda)
+            candidates = select_recurrent(model, original.layer, replaced, windows, depth, say)
             config.recurrent = candidates[0].layer
-        model.recurrent.layer.load_state_dict(layers[config.recurrent].state_dict(), strict=False)
+            model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
         if norm_init == "matched":
             match_step_norms(model, windows, depth)
     say("computing the low-rank bases")
-    removed = config.removed_layers()
-    fill_bases(model.recurrent.projections(), layers, removed, config.recurrent)
+    projections = model.recurrent.projections()
+    fill_bases(projections, original.projection, config.removed_layers(), config.recurrent)
     say(f"writing {out}")
     papers: dict[str, Path | bytes] = {
         "LICENSE": original.papers.license_file().encode(),
@@ -169,7 +167,7 @@ def _layer_number(recurrent: int | str) -> int | None:
         ) from None
 
 
-def _provenance(original: Source) -> dict[str, str]:
+def _provenance(original: Original) -> dict[str, str]:
     facts = {"name": original.name, "sha256": original.sha256}
     return {**facts, "license": original.papers.license} if original.papers.license else facts
 
@@ -202,29 +200,32 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(f"{low}..{high}" if low < high else f"{low}" for low, high in runs)
 
 
-def _transplant(original: Any, config: OuroborosConfig) -> OuroborosForCausalLM:
+def _transplant(original: Original, config: OuroborosConfig) -> OuroborosForCausalLM:
+    """Builds the model and reads its kept layers and the looped one into it, one by one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model: OuroborosForCausalLM = OuroborosForCausalLM(config).eval()
-    core = original.model
-    layers = list(core.layers)
-    pairs: list[tuple[nn.Module, nn.Module]] = [
-        (model.embed_tokens, core.embed_tokens),
-        (model.norm, core.norm),
-        (model.lm_head, original.lm_head),
-        *zip(model.prelude, layers, strict=False),
-        *zip(model.coda, layers[len(layers) - config.coda :], strict=True),
-    ]
-    for target, origin in pairs:
-        target.load_state_dict(origin.state_dict())
-    recurrent = layers[config.recurrent]
-    model.recurrent.layer.load_state_dict(recurrent.state_dict(), strict=False)
+    last = config.original_layers
+    kept = [*range(config.prelude), *range(last - config.coda, last)]
+    targets: dict[str, nn.Module] = {
+        "model.embed_tokens.": model.embed_tokens,
+        "model.norm.": model.norm,
+        **{
+            f"model.layers.{index}.": layer
+            for index, layer in zip(kept, [*model.prelude, *model.coda], strict=True)
+        },
+    }
+    if not config.tie_word_embeddings:
+        targets["lm_head."] = model.lm_head
+    for prefix, target in targets.items():
+        target.load_state_dict(original.state(prefix))
+    model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
     if original.generation_config is not None:
         model.generation_config = original.generation_config
     return model
 
 
-def _calibration_windows(original: Source, path: Path | None) -> torch.Tensor:
+def _calibration_windows(original: Original, path: Path | None) -> torch.Tensor:
     """Returns int64 `[windows, seq]` of the calibration text.
 
     Raises:
@@ -240,7 +241,7 @@ def _calibration_windows(original: Source, path: Path | None) -> torch.Tensor:
             "layer with --recurrent N and pass --norm-init ones"
         )
     ids = original.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    seq = min(CALIBRATION_TOKENS, original.model.config.max_position_embeddings)
+    seq = min(CALIBRATION_TOKENS, original.config.max_position_embeddings)
     count = min(len(ids) // seq, CALIBRATION_WINDOWS)
     if not count:
         raise DataError(
@@ -251,10 +252,10 @@ def _calibration_windows(original: Source, path: Path | None) -> torch.Tensor:
 
 
 def _describe(
-    original: Source, model: OuroborosForCausalLM, candidates: list[Candidate]
+    original: Original, model: OuroborosForCausalLM, candidates: list[Candidate]
 ) -> ConversionReport:
     config = model.config
-    total = sum(p.numel() for p in original.model.parameters())
+    total = original.parameters
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept = sum(p.numel() for p in model.parameters()) - trainable
     bases = sum(p.lora_a.numel() + p.lora_b.numel() for p in model.recurrent.projections().values())

@@ -66,7 +66,7 @@ def match_step_norms(model: OuroborosForCausalLM, windows: torch.Tensor, depth: 
 
 def select_recurrent(
     model: OuroborosForCausalLM,
-    layers: Sequence[nn.Module],
+    read: Callable[[int], dict[str, torch.Tensor]],
     candidates: Sequence[int],
     windows: torch.Tensor,
     depth: int,
@@ -74,15 +74,21 @@ def select_recurrent(
 ) -> list[Candidate]:
     """Tries every candidate as the looped layer; returns them, the best at `depth` first.
 
-    `report` gets a table, a row as soon as it is measured.
-
     The Controller's heads are zero at conversion, so the bases don't matter here.
+
+    Args:
+        model: its looped layer is replaced by each candidate.
+        read: returns the weights of a layer of the original model, by its number.
+        candidates: numbers of the layers to try.
+        windows: calibration text, int64 `[windows, seq]`.
+        depth: at which they are compared.
+        report: gets a table, a row as soon as it is measured.
     """
     tried = []
     report("calibration loss of every candidate for the looped layer, nats per token")
     report(f"{'layer':>7}  {'at depth 1':>12}  {f'at depth {depth}':>12}")
     for layer in candidates:
-        model.recurrent.layer.load_state_dict(layers[layer].state_dict(), strict=False)
+        model.recurrent.layer.load_state_dict(read(layer), strict=False)
         if model.config.norm_init == "matched":
             match_step_norms(model, windows, depth)
         losses = [calibration_loss(model, windows, d) for d in (1, depth)]

@@ -21,6 +21,7 @@ from ouroboros.attribution import Papers, papers_of_folder, papers_of_hub
 from ouroboros.base_config import check_architecture
 from ouroboros.errors import CheckpointError, ConfigError
 
+_PIECE = 1 << 24
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -183,9 +184,9 @@ def load_source(source: str | Location) -> Source:
     place = locate(source) if isinstance(source, str) else source
     with quiet_transformers():
         model = _load_model(place)
-        tokenizer = _load_tokenizer(place)
-        papers = _read_papers(place)
-    return Source(model, tokenizer, place.name, _hash(place), papers)
+        tokenizer = load_tokenizer(place)
+        papers = read_papers(place)
+    return Source(model, tokenizer, place.name, hash_weights(place), papers)
 
 
 def _load_model(place: Location) -> Any:
@@ -218,8 +219,12 @@ def _load_model(place: Location) -> Any:
     return model.eval()
 
 
-def _load_tokenizer(place: Location) -> Any:
-    """Returns the tokenizer, None where the model comes without one."""
+def load_tokenizer(place: Location) -> Any:
+    """Returns the tokenizer, None where the model comes without one.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
     if place.gguf and place.gguf.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
         return None
     if place.path is not None and place.path.is_dir() and not _tokenizer_files(place):
@@ -252,18 +257,28 @@ def one_line(error: BaseException) -> str:
 def require_finite(model: nn.Module, name: str) -> None:
     """Raises CheckpointError where a weight is NaN or infinite."""
     for key, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point():
+            require_finite_tensor(key, value, name)
+
+
+def require_finite_tensor(key: str, value: torch.Tensor, name: str) -> None:
+    """Raises CheckpointError, which names the weight `key` of the model `name`, likewise."""
+    # In pieces: the comparison makes copies of what it is given.
+    for piece in value.detach().reshape(-1).split(_PIECE):
+        if not bool(torch.isfinite(piece).all()):
             raise CheckpointError(f"{name}: {key} holds NaN or infinity; get an intact copy")
 
 
-def _read_papers(place: Location) -> Papers:
+def read_papers(place: Location) -> Papers:
+    """Returns the licence of a model and whose weights these are."""
     if place.path is None:
         return papers_of_hub(place.source)
     folder = place.path if place.path.is_dir() else place.path.parent
     return papers_of_folder(place.name, folder, place.gguf)
 
 
-def _hash(place: Location) -> str:
+def hash_weights(place: Location) -> str:
+    """Returns the sha256 of a model's weight files, or of its hub id where they are not local."""
     digest = hashlib.sha256()
     if place.path is None:
         digest.update(place.source.encode())

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from ouroboros import OuroborosConfig, convert, load_checkpoint
-from ouroboros.bases import truncated_svd
+from ouroboros.bases import top_vectors, truncated_svd
 from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.sources import drop_middle, load_source
 
@@ -167,7 +167,7 @@ def test_every_family_converts_and_exports(config: Any, tmp_path: Path) -> None:
         for name, value in model.named_parameters():
             if name.endswith("bias"):
                 value.normal_(std=0.1)
-    ir.save(build_graph(model, 3), tmp_path / "model.onnx")
+    ir.save(build_graph(model, 3)[0], tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     tensors, entries = record_cases(model, None, [3])
     assert entries[0]["kind"] == "prefill"
@@ -283,3 +283,30 @@ def test_config_of_the_source_is_whole(tiny_original: Path, tmp_path: Path) -> N
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["base_config"]["num_hidden_layers"] == 6
     assert len(written["source"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (70, 70)])
+def test_gram_vectors_are_the_truncated_svd(shape: tuple[int, int]) -> None:
+    """What large matrices go by; the expected values are LAPACK's SVD in float64."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    found = top_vectors(matrix, 8)
+    assert found is not None
+    a, b = found
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    signs = (a.double() * vh[:8]).sum(-1).sign()
+    torch.testing.assert_close(a.double(), vh[:8] * signs[:, None], rtol=0, atol=1e-6)
+    torch.testing.assert_close(b.double(), u[:, :8] * s[:8] * signs, rtol=0, atol=1e-7)
+
+
+def test_gram_vectors_leave_what_they_can_not_tell_to_the_svd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thin = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    matrix = thin @ thin.T[:, :30]
+    assert top_vectors(matrix, 3) is not None
+    assert top_vectors(matrix, 4) is None
+    assert top_vectors(torch.zeros(40, 30), 1) is None
+    monkeypatch.setattr("ouroboros.bases.GRAM_SIZE", 16)
+    a, b = truncated_svd(matrix, 4)
+    torch.testing.assert_close(b @ a, matrix, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a @ a.T, torch.eye(4), rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import time
@@ -61,6 +62,20 @@ def test_export_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, line: str)
     wait_for_line(process, line)
     interrupt(process)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_export_keeps_the_old_bundle(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(tiny_bundle, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    process = start_ouro("export", tiny_checkpoint, out, "--max-depth", 8)
+    wait_for_line(process, "writing")
+    interrupt(process)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_run_stops_at_once(tiny_bundle: Path) -> None:
