@@ -13,7 +13,7 @@ from export.quantize import Quantization
 from export.quantized import BLOCKS
 from ouroboros.data import eval_windows, read_documents
 
-WINDOWS, SEQ_LEN, LEAST_WINDOWS = 32, 256, 4
+WINDOWS, SEQ_LEN, LEAST_WINDOWS = 16, 256, 4
 
 
 def make_quantization(
@@ -37,7 +37,7 @@ def make_quantization(
 
 
 def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:
-    """Returns int64 `[windows, seq]` of the first of a text, at most 32 windows of 256 tokens.
+    """Returns int64 `[windows, seq]` of the first of a text, at most 16 windows of 256 tokens.
 
     Raises:
         DataError: the file can't be read.

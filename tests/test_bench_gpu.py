@@ -19,6 +19,7 @@ SMALL = ["--backends", "cpu", "--torch-device", "cpu", "--depths", "1", "2", "--
 SMALL += ["--contexts", "8", "--rounds", "1", "--tokens", "3", "--precisions", "fp32"]
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_and_written(
     tiny_checkpoint: Path,
     tmp_path: Path,

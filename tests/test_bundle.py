@@ -28,17 +28,24 @@ FIELDS: dict[str, Any] = {
         "max_position_embeddings": 64,
         "pooling": "causal",
         "parameters": 1000,
-        "step_parameters": 100,
-        "once_parameters": 500,
+        "step_bytes": 400,
+        "once_bytes": 2000,
     },
     "depth": {"min": 1, "max": 4, "default": 2, "trained": [1, 2]},
     "precision": "fp32",
+    "quantization": None,
     "graphs": {
         "onnx": {
             "file": "model.onnx",
             "data": ["model.onnx.data"],
             "opset": 24,
-            "inputs": [],
+            "inputs": [
+                {
+                    "name": "past_key_values.0.key",
+                    "dtype": "float32",
+                    "shape": ["batch", 1, "past_sequence", 8],
+                }
+            ],
             "outputs": [],
         }
     },
@@ -53,7 +60,8 @@ FIELDS: dict[str, Any] = {
         "add_bos": False,
     },
     "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0},
-    "parity": {"relative_l2": 1e-5, "float": "float32"},
+    "parity": {"relative_l2": 1e-5, "kl": None, "float": "float32"},
+    "engines": [],
     "checkpoint": {"sha256": "0" * 64, "name": "tiny"},
     "tools": {"ouroboros": "0.1.0"},
 }
@@ -118,6 +126,7 @@ FILES = (
     "cases.safetensors",
     "LICENSE",
     "ATTRIBUTION",
+    "tokenizer_config.json",
 )
 
 

@@ -96,7 +96,7 @@ def test_bundle_opens_and_names_its_source(tiny_bundle: Path) -> None:
         ({"max_depth": 0}, r"--max-depth 0 is outside 1\.\.8"),
         ({"max_depth": 9}, "convert with a larger --max-depth"),
         ({"precision": "int3"}, "--precision int3 .* allowed: fp32"),
-        ({"format": "trt"}, "--format trt .* allowed: onnx"),
+        ({"format": "tf"}, "--format tf .* allowed: onnx, trt"),
     ],
 )
 def test_bad_options_are_refused(
@@ -126,7 +126,7 @@ def test_full_disk_is_named_where_numpy_only_counts(
     def fail(*_: object) -> int:
         raise OSError("12288 requested and 9024 written")  # what ndarray.tofile says
 
-    monkeypatch.setattr("export.bundle.build_graph", lambda *_: None)
+    monkeypatch.setattr("export.bundle.compile_graph", lambda *_: (None, []))
     monkeypatch.setattr("export.bundle._write_graph", fail)
     with pytest.raises(ExportError, match="can't write the bundle: the disk is full; what was"):
         export_bundle(tiny_checkpoint, tmp_path / "out", max_depth=2)

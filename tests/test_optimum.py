@@ -39,6 +39,7 @@ def test_help_lists_the_command(
     assert "ouroboros" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_export_writes_a_bundle(
     optimum_cli: pytest.MonkeyPatch, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -198,7 +198,8 @@ def test_passes_leave_an_exported_graph_as_it_computes(tiny_bundle: Path) -> Non
     inputs = prefill_inputs(model)
     before = run(model, inputs)
     results = run_passes(model, [fold_constants, share_constants, share_nodes])
-    assert results[1].changed > 0
+    # `ouro export` has run them already: nothing is left to share.
+    assert [result.changed for result in results] == [0, 0, 0]
     for one, other in zip(run(model, inputs), before, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 

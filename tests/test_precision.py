@@ -99,6 +99,7 @@ def test_activations_beyond_float16_give_no_nan(tiny_checkpoint: Path, tmp_path:
             assert np.isfinite(output).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_built_and_refused_by_the_cpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
     bundle = make(tiny_checkpoint, tmp_path / "bf16", "bf16")
     onnx.checker.check_model(str(bundle / "model.onnx"))
@@ -193,6 +194,7 @@ def test_changed_quantised_weight_fails_the_check(int4_bundle: Path, tmp_path: P
     assert check_bundle(tmp_path / "b", threads=1).verdict == "FAIL"
 
 
+@pytest.mark.slow
 def test_two_exports_are_byte_identical(
     tiny_checkpoint: Path, int4_bundle: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +233,7 @@ def test_calibration_text_too_short_is_refused(tiny_checkpoint: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_untied_head_is_quantised_apart(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model, tokenizer = load_checkpoint(tiny_checkpoint)
     fields = model.config.to_dict()

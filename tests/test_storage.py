@@ -78,6 +78,7 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
 
+@pytest.mark.slow
 def test_full_disk_while_weights_are_written_keeps_the_old_bundle(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
