@@ -28,6 +28,9 @@ def export(
         Path | None,
         typer.Option(help="text on which GPTQ chooses int8 and int4 weights; default: rounding"),
     ] = None,
+    accuracy_level: Annotated[
+        int, typer.Option(help="int8 and int4 on a CPU: 1 exact; 4 faster, on 8-bit activations")
+    ] = 1,
     opset: Annotated[int, typer.Option(help="of the ONNX graph: 21 or 24")] = 24,
     trt: Annotated[
         str, typer.Option(help="auto, trt (TensorRT) or rtx (TensorRT for RTX, needs no GPU)")
@@ -81,6 +84,7 @@ def export(
         block_size=block_size,
         symmetric=symmetric,
         calibration=calibration,
+        accuracy_level=accuracy_level,
         report=typer.echo,
     )
     if explain:

@@ -68,6 +68,7 @@ def export_bundle(
     block_size: int = 32,
     symmetric: bool = True,
     calibration: Path | None = None,
+    accuracy_level: int = 1,
     report: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Exports `checkpoint` to the bundle directory `out`, atomically.
@@ -84,6 +85,8 @@ def export_bundle(
         symmetric: int8 and int4 without zero points.
         calibration: text on which int8 and int4 weights are chosen by GPTQ; None rounds them to
             the nearest.
+        accuracy_level: arithmetic that int8 and int4 run in on the CPU: 1 float32; 4 8-bit
+            activations, faster and less exact.
         report: called with a line of progress now and then.
 
     Raises:
@@ -97,7 +100,7 @@ def export_bundle(
         raise ExportError(f"--format {format} is not known; allowed: {', '.join(FORMATS)}")
     check_opset(opset)
     chosen = find_precision(precision)
-    how = make_quantization(chosen, block_size, symmetric, calibration)
+    how = make_quantization(chosen, block_size, symmetric, calibration, accuracy_level)
     if format == "trt" and how is not None and not symmetric:
         raise ExportError("TensorRT takes no zero points; leave out --asymmetric")
     checkpoint, out = Path(checkpoint), Path(out)

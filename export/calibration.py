@@ -13,11 +13,16 @@ from export.quantize import Quantization
 from export.quantized import BLOCKS
 from ouroboros.data import eval_windows, read_documents
 
+ACCURACY_LEVELS = (1, 4)
 WINDOWS, SEQ_LEN, LEAST_WINDOWS = 16, 256, 4
 
 
 def make_quantization(
-    precision: Precision, block: int, symmetric: bool, calibration: Path | None
+    precision: Precision,
+    block: int,
+    symmetric: bool,
+    calibration: Path | None,
+    accuracy_level: int,
 ) -> Quantization | None:
     """Returns how to quantise at a precision; None for floats.
 
@@ -33,7 +38,9 @@ def make_quantization(
     if block not in BLOCKS:
         allowed = ", ".join(map(str, BLOCKS))
         raise ExportError(f"--block-size {block} is not allowed; allowed: {allowed}")
-    return Quantization(precision.bits, block, symmetric)
+    if accuracy_level not in ACCURACY_LEVELS:
+        raise ExportError(f"--accuracy-level {accuracy_level} is not allowed; allowed: 1, 4")
+    return Quantization(precision.bits, block, symmetric, accuracy_level=accuracy_level)
 
 
 def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:

@@ -27,7 +27,6 @@ from runtime.manifest import QuantizationSpec
 
 CALIBRATION_BATCH = 4
 DAMPING = 0.01
-SHIPPED_ACCURACY_LEVEL = 4  # MatMulNBits on 8-bit activations
 ROWS = 8192  # rounded at a time: an embedding's rows are many
 COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest
 
@@ -43,6 +42,8 @@ class Quantization:
         depth: depth at which calibration text is run.
         head_bits: of embedding and LM head. Rounded to 4 bits they alone cost SmolLM2 9 % of
             perplexity, to 8 nothing that shows.
+        accuracy_level: of ONNX Runtime's MatMulNBits as the bundle ships: 1 float32, 4 8-bit
+            activations.
     """
 
     bits: int
@@ -50,6 +51,7 @@ class Quantization:
     symmetric: bool = True
     depth: int = 8
     head_bits: int = 8
+    accuracy_level: int = 1
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -68,7 +70,7 @@ class Quantization:
             symmetric=self.symmetric,
             method=method,
             calibration=text,
-            accuracy_level=SHIPPED_ACCURACY_LEVEL,
+            accuracy_level=self.accuracy_level,
         )
 
 

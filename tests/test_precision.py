@@ -141,7 +141,12 @@ def test_quantized_bundle_is_the_dequantised_model(
     tiny_checkpoint: Path, tmp_path: Path, precision: str, symmetric: bool, opset: int
 ) -> None:
     bundle = make(
-        tiny_checkpoint, tmp_path / "b", precision, symmetric=symmetric, opset=opset, block_size=32
+        tiny_checkpoint,
+        tmp_path / "b",
+        precision,
+        symmetric=symmetric,
+        opset=opset,
+        accuracy_level=4,
     )
     report = check_bundle(bundle, threads=1)
     assert report.verdict != "FAIL"
@@ -213,6 +218,7 @@ def test_two_exports_are_byte_identical(
         ({"precision": "int4", "block_size": 48}, "--block-size 48 .* allowed: 32, 64, 128"),
         ({"precision": "int4", "block_size": 128}, "--block-size 128 .* allowed: 32"),
         ({"precision": "fp16", "calibration": Path("x.txt")}, "--calibration is for int8 and int4"),
+        ({"precision": "int8", "accuracy_level": 2}, "--accuracy-level 2 .* allowed: 1, 4"),
         ({"opset": 20}, "20"),
         ({"precision": "int4", "symmetric": False, "format": "trt"}, "no zero points"),
     ],
