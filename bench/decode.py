@@ -55,6 +55,7 @@ def bench_decode(
     from ouroboros.checkpoint import load_checkpoint
     from runtime import Engine
     from runtime.bench import bench_engine, time_decode
+    from runtime.request import check_depths
 
     torch.set_num_threads(threads)
     model, _ = load_checkpoint(checkpoint)
@@ -62,6 +63,7 @@ def bench_decode(
         tempfile.TemporaryDirectory(prefix="ouro-bench-") as temporary,
         Engine.open(bundle, threads=threads) as engine,
     ):
+        check_depths(depth, 1, engine.manifest.depth)
         unrolled_bundle = Path(temporary) / "unrolled"
         write_unrolled(bundle, unrolled_bundle, depth)
         with Engine.open(unrolled_bundle, threads=threads) as unrolled:
