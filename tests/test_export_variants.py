@@ -76,10 +76,11 @@ def build(original: Path, folder: Path, variant: Variant) -> Path:
 @pytest.mark.parametrize(
     "variant",
     [
-        *(pytest.param(variant, id=name) for name, variant in TOGETHER.items()),
+        pytest.param(TOGETHER["per_step, no prelude"], id="per_step, no prelude"),
         *(
             pytest.param(variant, id=name, marks=pytest.mark.slow)
-            for name, variant in ALONE.items()
+            for name, variant in {**TOGETHER, **ALONE}.items()
+            if name != "per_step, no prelude"
         ),
     ],
 )

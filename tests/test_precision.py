@@ -130,7 +130,7 @@ SLOW = pytest.mark.slow
     ("precision", "symmetric", "opset"),
     [
         ("int4", True, 24),
-        ("int8", False, 21),
+        pytest.param("int8", False, 21, marks=SLOW),
         pytest.param("int4", False, 24, marks=SLOW),
         pytest.param("int8", True, 24, marks=SLOW),
         pytest.param("int4", True, 21, marks=SLOW),
