@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
+from export.calibration_run import CalibrationRun
 from export.errors import ExportError
 from export.layers import attention_scale
 from export.quantized import QuantizedWeight, check_block
@@ -25,7 +25,6 @@ from ouroboros.modeling import OuroborosForCausalLM
 from ouroboros.modulation import Controller
 from runtime.manifest import QuantizationSpec
 
-CALIBRATION_BATCH = 4
 DAMPING = 0.01
 ROWS = 8192  # rounded at a time: an embedding's rows are many
 COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest
@@ -106,13 +105,16 @@ def quantize_model(
         ("recurrent", model.recurrent),
         *((f"coda.{i}", layer) for i, layer in enumerate(model.coda)),
     ]
+    text = None if windows is None else CalibrationRun(model, windows, how.depth)
     for number, (prefix, block) in enumerate(blocks, 1):
         linears = dict(_linears(block, prefix))
-        moments = {} if windows is None else _second_moments(model, linears, windows, how.depth)
+        moments = {} if text is None else text.second_moments(block, linears)
         for name, linear in linears.items():
             weight = choose_integers(linear.weight, how, moments.get(name))
             linear.weight.copy_(torch.from_numpy(weight.dequantized().T))
             chosen[f"{name}.weight"] = weight
+        if text is not None:
+            text.advance(block)
         say(f"quantised {prefix} ({number} of {len(blocks)})")
     # Rounded, never calibrated: tied to the embedding, a head can't make up for errors of its own.
     rounding = replace(how, bits=how.head_bits)
@@ -138,34 +140,6 @@ def _linears(block: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in block.named_modules(prefix=prefix):
         if isinstance(module, nn.Linear) and id(module) not in floats and name != "lm_head":
             yield name, module
-
-
-def _second_moments(
-    model: OuroborosForCausalLM, linears: dict[str, nn.Linear], windows: torch.Tensor, depth: int
-) -> dict[str, torch.Tensor]:
-    """Sums x xT over all that each matrix is fed, in every step: float32 `[in, in]`."""
-    sums = {name: torch.zeros((m.in_features,) * 2) for name, m in linears.items()}
-    with _recording(linears, sums):
-        for batch in windows.split(CALIBRATION_BATCH):
-            model(input_ids=batch, depth=depth, use_cache=False, logits_to_keep=1)
-    return sums
-
-
-@contextmanager
-def _recording(linears: dict[str, nn.Linear], sums: dict[str, torch.Tensor]) -> Iterator[None]:
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], object], None]:
-        def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
-            x = inputs[0].reshape(-1, inputs[0].shape[-1])
-            sums[name].addmm_(x.T, x)
-
-        return record
-
-    handles = [m.register_forward_hook(hook(name)) for name, m in linears.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def choose_integers(

@@ -43,11 +43,17 @@ class Engine:
         backend: what it runs on: "cpu", "cuda" or "trt".
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "auto",
+        threads: int | None = None,
+        accuracy_level: int | None = None,
+    ) -> None:
         """Loads a verified bundle; most callers want `Engine.open`."""
         self.bundle = bundle
         self.codec = Codec(bundle)
-        self._backend: Backend | None = open_backend(bundle, backend, threads)
+        self._backend: Backend | None = open_backend(bundle, backend, threads, accuracy_level)
         self.backend = self._backend.name
         self._chat_template: ChatTemplate | None = None
         self._lock = threading.Lock()
@@ -55,7 +61,11 @@ class Engine:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], backend: str = "auto", threads: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        backend: str = "auto",
+        threads: int | None = None,
+        accuracy_level: int | None = None,
     ) -> Engine:
         """Verifies a bundle and loads it.
 
@@ -64,13 +74,15 @@ class Engine:
             backend: "auto", "cpu", "cuda" or "trt"; auto takes TensorRT where a plan of the
                 bundle fits this machine, else CUDA, else the CPU.
             threads: threads inside an operator; None lets ONNX Runtime use every core.
+            accuracy_level: arithmetic of int8 and int4 weights on the CPU: 1 float32, 4 8-bit
+                activations, faster and less exact; None takes what the bundle was exported with.
 
         Raises:
             BundleError: the bundle is not whole.
-            EngineError: an unknown backend, one that can't run here, or a precision it does not
-                run.
+            EngineError: an unknown backend or level, one that can't run here, or a precision it
+                does not run.
         """
-        return cls(open_bundle(path), backend, threads)
+        return cls(open_bundle(path), backend, threads, accuracy_level)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,159 @@
+"""Quality of bundles on held-out text: loss, perplexity and KL to the PyTorch model, by depth.
+
+python -m bench.quality CHECKPOINT BUNDLE... --text FILE...
+
+A quantised bundle has a row at each accuracy level. The first row is the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.measure import describe_machine
+from cli.errors import one_line_errors
+from cli.output import require_writable, write_json
+from runtime import Engine
+from runtime.metrics import compare_logits, log_softmax
+
+Logits = Callable[[NDArray[Any], int], NDArray[Any]]
+LEVELS = (1, 4)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One subject at one depth.
+
+    Attributes:
+        subject: the checkpoint's or the bundle's name, with its accuracy level.
+        depth: recurrences.
+        loss: mean next-token loss, nats a token.
+        perplexity: its exponential.
+        kl: mean over all positions, nats, of the checkpoint's distribution to the subject's.
+        agreement: share of positions whose best token is the checkpoint's.
+    """
+
+    subject: str
+    depth: int
+    loss: float
+    perplexity: float
+    kl: float
+    agreement: float
+
+
+def measure_quality(
+    reference: Logits,
+    subjects: dict[str, Logits],
+    windows: NDArray[Any],
+    depths: Sequence[int],
+    report: Callable[[Quality], None],
+) -> list[Quality]:
+    """Scores the same windows by all subjects.
+
+    Args:
+        reference: gives float32 logits `[seq, vocab]` of int64 ids `[seq]` at a depth.
+        subjects: likewise, by name.
+        windows: int64 `[windows, seq]`.
+        depths: recurrences.
+        report: called with each figure.
+    """
+    rows = []
+    for depth in depths:
+        sums = {name: np.zeros(3) for name in ("PyTorch", *subjects)}
+        for ids in windows:
+            expected = reference(ids, depth)[:-1]
+            for name in sums:
+                found = expected if name == "PyTorch" else subjects[name](ids, depth)[:-1]
+                difference = compare_logits(expected, found)
+                log_p = log_softmax(found.astype(np.float64))
+                loss = -np.take_along_axis(log_p, ids[1:, None], axis=1)
+                sums[name] += loss.mean(), difference.kl.mean(), difference.agrees.mean()
+        for name, total in sums.items():
+            loss, kl, agreement = (float(value) for value in total / len(windows))
+            rows.append(Quality(name, depth, loss, math.exp(loss), kl, agreement))
+            report(rows[-1])
+    return rows
+
+
+def open_subjects(bundles: Sequence[Path], threads: int | None) -> dict[str, Logits]:
+    """Opens bundles, a quantised one at every accuracy level.
+
+    Args:
+        bundles: their directories.
+        threads: of the engines.
+    """
+    subjects: dict[str, Logits] = {}
+    for path in bundles:
+        plain = Engine.open(path, threads=threads)
+        if plain.manifest.quantization is None:
+            subjects[path.name] = plain.logits
+            continue
+        for level in LEVELS:
+            engine = Engine.open(path, threads=threads, accuracy_level=level)
+            subjects[f"{path.name} level {level}"] = engine.logits
+    return subjects
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints; with `--json` writes the figures too."""
+    import torch
+
+    from ouroboros.checkpoint import load_checkpoint
+    from ouroboros.data import load_eval_windows
+
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--text", type=Path, action="append", required=True)
+    parser.add_argument("--depth", type=int, action="append", help="repeatable; else 1, 4, 8, 16")
+    parser.add_argument("--windows", type=int, default=4, help="of each text")
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    require_writable(given.json)
+    model, tokenizer = load_checkpoint(given.checkpoint)
+
+    @torch.inference_mode()
+    def reference(ids: NDArray[Any], depth: int) -> NDArray[Any]:
+        logits = model(input_ids=torch.from_numpy(ids)[None], depth=depth, use_cache=False).logits
+        result: NDArray[Any] = logits[0].numpy()
+        return result
+
+    cut = load_eval_windows(given.text, tokenizer, given.seq_len, given.windows)
+    windows = np.concatenate(list(cut.values()))
+    print(f"{len(windows)} windows of {given.seq_len} tokens from {', '.join(cut)}")
+    print(f"{'subject':<24} depth    loss  perplexity     change        KL  same token")
+    base: dict[int, float] = {}
+
+    def report(row: Quality) -> None:
+        change = row.perplexity / base.setdefault(row.depth, row.perplexity) - 1
+        print(
+            f"{row.subject:<24} {row.depth:5} {row.loss:7.4f} {row.perplexity:11.3f} "
+            f"{change:+9.2%} {row.kl:9.2e} {row.agreement:10.1%}",
+            flush=True,
+        )
+
+    subjects = open_subjects(given.bundles, given.threads)
+    rows = measure_quality(reference, subjects, windows, given.depth or [1, 4, 8, 16], report)
+    if given.json is not None:
+        figures = {"machine": describe_machine(), "rows": [asdict(row) for row in rows]}
+        write_json(given.json, figures)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
