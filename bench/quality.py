@@ -73,8 +73,8 @@ def measure_quality(
                 found = expected if name == "PyTorch" else subjects[name](ids, depth)[:-1]
                 difference = compare_logits(expected, found)
                 log_p = log_softmax(found.astype(np.float64))
-                loss = -np.take_along_axis(log_p, ids[1:, None], axis=1)
-                sums[name] += loss.mean(), difference.kl.mean(), difference.agrees.mean()
+                chosen = np.take_along_axis(log_p, ids[1:, None], axis=1)
+                sums[name] += -chosen.mean(), difference.kl.mean(), difference.agrees.mean()
         for name, total in sums.items():
             loss, kl, agreement = (float(value) for value in total / len(windows))
             rows.append(Quality(name, depth, loss, math.exp(loss), kl, agreement))

@@ -117,15 +117,15 @@ def export_bundle(
     plans = trt or TrtOptions()
     if format == "trt":
         check_options(plans, model.config.max_position_embeddings)
-    weights, spec = None, None
+    quantized, spec = None, None
     if how is not None:
         windows = None if calibration is None else read_calibration(calibration, tokenizer)
         how = replace(how, depth=min(model.config.depth, max_depth))
-        weights = quantize_model(model, how, windows, say)
+        quantized = quantize_model(model, how, windows, say)
         spec = how.describe(windows)
     say("tracing prelude, step and coda")
-    graph, passes = compile_graph(model, chosen, max_depth, weights, opset)
-    weights = None  # the graph holds them now: at billions of weights a copy is gigabytes
+    graph, passes = compile_graph(model, chosen, max_depth, quantized, opset)
+    quantized = None  # the graph holds them now: at billions of weights a copy is gigabytes
     try:
         with publish(out) as staging:
             say("writing the graph")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,10 +56,10 @@ class CalibrationRun:
         Returns:
             float32 `[in, in]` by name.
         """
-        sums = {name: torch.zeros((m.in_features,) * 2) for name, m in linears.items()}
-        with _summing(linears, sums):
+        sums = {linear: torch.zeros((linear.in_features,) * 2) for linear in linears.values()}
+        with summing(sums):
             self._run(block)
-        return sums
+        return {name: sums[linear] for name, linear in linears.items()}
 
     def advance(self, block: nn.Module) -> None:
         """Replaces the hidden states by what the block makes of them."""
@@ -94,17 +94,22 @@ def _watch_calls(
 
 
 @contextmanager
-def _summing(
-    linears: Mapping[str, nn.Linear], sums: Mapping[str, torch.Tensor]
-) -> Iterator[None]:
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], object], None]:
-        def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
-            x = inputs[0].reshape(-1, inputs[0].shape[-1])
-            sums[name].addmm_(x.T, x)
+def summing(sums: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
+    """Adds up, while it lasts, what matrices are fed, over all positions.
 
-        return record
+    Args:
+        sums: float32 `[in, in]` for the sum of x xT, or `[in]` for its diagonal.
+    """
 
-    with _removing([m.register_forward_hook(hook(name)) for name, m in linears.items()]):
+    def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        x = inputs[0].reshape(-1, inputs[0].shape[-1])
+        total = sums[cast("nn.Linear", module)]
+        if total.ndim == 1:
+            total.add_(x.square().sum(0))
+        else:
+            total.addmm_(x.T, x)
+
+    with _removing([linear.register_forward_hook(record) for linear in sums]):
         yield
 
 

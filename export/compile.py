@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 import onnx_ir as ir
@@ -16,7 +15,7 @@ from export.passes.packed_embedding import WORD, pack_embedding, trim_logits
 from export.passes.result import Pass, PassResult
 from export.passes.weight_only import quantize_weights, store_half
 from export.precision import Precision
-from export.quantized import QuantizedWeight
+from export.quantized import QuantizedModel
 from export.trace import OPSET
 from export.weight_names import HEAD, STORED_HALF, TABLE, joined_weights
 from ouroboros.modeling import OuroborosForCausalLM
@@ -26,7 +25,7 @@ def compile_graph(
     model: OuroborosForCausalLM,
     precision: Precision,
     max_depth: int,
-    weights: Mapping[str, QuantizedWeight] | None = None,
+    quantized: QuantizedModel | None = None,
     opset: int = OPSET,
 ) -> tuple[ir.Model, list[PassResult]]:
     """Returns the whole model as one ONNX graph, and what each pass changed in it.
@@ -35,7 +34,7 @@ def compile_graph(
         model: float32, eval mode; where quantised, holding the dequantised weights.
         precision: of the graph.
         max_depth: most steps the graph will be run at.
-        weights: integers by the parameter's name, from `quantize_model`; for int8 and int4.
+        quantized: from `quantize_model`; for int8 and int4.
         opset: of the graph.
 
     Raises:
@@ -43,20 +42,21 @@ def compile_graph(
     """
     graph, results = build_graph(model, max_depth, precision)
     passes: list[Pass] = []
-    if precision.quantized and weights is not None:
-        passes += _quantizing(model, weights)
+    if precision.quantized and quantized is not None:
+        passes += _quantizing(model, quantized)
     passes += [fold_constants, share_constants, share_nodes, partial(set_opset, opset=opset)]
     return graph, [*results, *run_passes(graph, passes)]
 
 
-def _quantizing(model: OuroborosForCausalLM, weights: Mapping[str, QuantizedWeight]) -> list[Pass]:
+def _quantizing(model: OuroborosForCausalLM, quantized: QuantizedModel) -> list[Pass]:
+    weights = quantized.weights
     per_word = WORD // weights["lm_head.weight"].bits
     head = weights["lm_head.weight"].padded(per_word)
     joined = dict(joined_weights(model, weights)) | {HEAD: head}
     table = weights["embed_tokens.weight"].padded(per_word)
     passes: list[Pass] = [
         partial(quantize_weights, weights=joined),
-        partial(pack_embedding, table=TABLE, weight=table),
+        partial(pack_embedding, table=TABLE, weight=table, factor=quantized.embedding_factor),
         partial(store_half, names=STORED_HALF),
     ]
     if model.config.vocab_size % per_word:

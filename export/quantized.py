@@ -65,6 +65,20 @@ class QuantizedWeight:
         )
 
 
+@dataclass(frozen=True)
+class QuantizedModel:
+    """The integers of a model.
+
+    Attributes:
+        weights: by the parameter's name, each `[in, out]`.
+        embedding_factor: float32 `[hidden]`, what a row that was looked up is multiplied by; None
+            where the embedding is what its integers say.
+    """
+
+    weights: dict[str, QuantizedWeight]
+    embedding_factor: Array | None = None
+
+
 def join(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """Puts matrices of the same input side by side, as one MatMul reads them."""
     first = weights[0]

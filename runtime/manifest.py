@@ -116,14 +116,15 @@ class SamplingSpec:
 class QuantizationSpec:
     """How integer weights were made, and the arithmetic that the engine runs them in.
 
-    bits: of the layers; head_bits: of embedding and LM head.
+    bits: of most matrices; sensitive_bits: of the few whose errors cost most, embedding and LM
+        head among them.
     method: "rtn" (round to nearest) or "gptq".
     calibration: sha256 of the calibration tokens; None for "rtn".
     accuracy_level: ONNX Runtime's for MatMulNBits: 1 float32, 4 8-bit activations.
     """
 
     bits: int
-    head_bits: int
+    sensitive_bits: int
     block: int
     symmetric: bool
     method: str

@@ -18,13 +18,16 @@ from export.quantized import Array, QuantizedWeight, pack
 WORD = 32
 
 
-def pack_embedding(model: ir.Model, table: str, weight: QuantizedWeight) -> PassResult:
+def pack_embedding(
+    model: ir.Model, table: str, weight: QuantizedWeight, factor: Array | None = None
+) -> PassResult:
     """Replaces the Gather of a float embedding by a lookup in packed integers.
 
     Args:
         model: the stitched graph.
         table: name of the float embedding `[vocabulary, hidden]`.
         weight: its integers, `[hidden, vocabulary padded to whole words]`.
+        factor: float32 `[hidden]`, what an entry is multiplied by; None leaves it.
 
     Raises:
         ExportError: the graph does not look `table` up exactly once.
@@ -39,7 +42,7 @@ def pack_embedding(model: ir.Model, table: str, weight: QuantizedWeight) -> Pass
     if ids is None:
         raise ExportError(f"the lookup of {table} has no indices; this is a bug")
     lookup = _Lookup(table, weight)
-    result = lookup.column(ids)
+    result = lookup.column(ids, factor)
     graph.insert_before(gather, lookup.tape.nodes)
     for value in lookup.tape.initializers:
         graph.register_initializer(value)
@@ -56,8 +59,8 @@ class _Lookup:
         self.name, self.weight, self.tape = name, weight, Tape()
         self.per_word = WORD // weight.bits
 
-    def column(self, ids: ir.Value) -> ir.Value:
-        """float32 `[B, S, hidden]` of int64 ids `[B, S]`."""
+    def column(self, ids: ir.Value, factor: Array | None) -> ir.Value:
+        """float32 `[B, S, hidden]` of int64 ids `[B, S]`, times `factor` `[hidden]`."""
         weight, block = self.weight, self.weight.block
         rows, groups = weight.values.shape[0], weight.scales.shape[0]
         flat = self._op("Reshape", ids, self._int("flat", [-1]))
@@ -75,7 +78,8 @@ class _Lookup:
         matrix = self._op("Reshape", blocks, self._int("matrix", [rows, -1]))
         turned = self._op("Transpose", matrix, perm=[1, 0])
         shape = self._op("Concat", self._op("Shape", ids), self._int("hidden", [rows]), axis=0)
-        return self._op("Reshape", turned, shape)
+        entries = self._op("Reshape", turned, shape)
+        return entries if factor is None else self._op("Mul", entries, self._constant("f", factor))
 
     def _unpack(self, name: str, values: Array, word: ir.Value, power: ir.Value) -> ir.Value:
         """The integers of the chosen columns as float32 `[rows, tokens]`."""
