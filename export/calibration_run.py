@@ -94,9 +94,7 @@ def _watch_calls(
 
 
 @contextmanager
-def _summing(
-    linears: Mapping[str, nn.Linear], sums: Mapping[str, torch.Tensor]
-) -> Iterator[None]:
+def _summing(linears: Mapping[str, nn.Linear], sums: Mapping[str, torch.Tensor]) -> Iterator[None]:
     def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], object], None]:
         def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
             x = inputs[0].reshape(-1, inputs[0].shape[-1])
