@@ -46,7 +46,11 @@ def export(
         bool, typer.Option("--refit", help="keep a plan's weights replaceable")
     ] = False,
     triton: Annotated[
-        Path | None, typer.Option(help="also write a Triton model repository to this directory")
+        Path | None,
+        typer.Option(
+            help="also write a Triton model repository to this directory: of the graph, or with "
+            "--format trt of the plan"
+        ),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="print the graph passes and what each changed")
@@ -66,7 +70,17 @@ def export(
     if triton is not None:
         require_replaceable(triton, "Triton repository")
     from export import TrtOptions, export_bundle, write_triton
+    from export.triton import require_servable
 
+    options = TrtOptions(
+        flavour=trt,
+        compute_capabilities=tuple((compute_capability or "").replace(",", " ").split()),
+        max_batch=max_batch,
+        max_seq=max_seq,
+        refit=refit,
+    )
+    if triton is not None and format == "trt":
+        require_servable(options)
     report = export_bundle(
         checkpoint,
         out,
@@ -74,13 +88,7 @@ def export(
         precision=precision,
         format=format,
         opset=opset,
-        trt=TrtOptions(
-            flavour=trt,
-            compute_capabilities=tuple((compute_capability or "").replace(",", " ").split()),
-            max_batch=max_batch,
-            max_seq=max_seq,
-            refit=refit,
-        ),
+        trt=options,
         block_size=block_size,
         symmetric=symmetric,
         calibration=calibration,
@@ -94,6 +102,9 @@ def export(
         capabilities = ", ".join(engine.compute_capabilities)
         typer.echo(f"  {engine.file}: {engine.flavour} {engine.version}, GPUs {capabilities}")
     if triton is not None:
-        typer.echo(f"wrote {triton}: {write_triton(out, triton).bytes / 1e6:,.0f} MB for Triton")
+        plan = report.engines[0].file if report.engines else None
+        backend = "onnxruntime" if plan is None else "tensorrt"
+        size = write_triton(out, triton, backend=backend, plan=plan).bytes / 1e6
+        typer.echo(f"wrote {triton}: {size:,.0f} MB for Triton, backend {backend}")
     typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     typer.echo(f'next: ouro check {out}, then ouro run {out} "prompt"')

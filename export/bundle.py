@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,8 +28,9 @@ from export.trt_builder import GraphFacts, build_plans
 from export.trt_options import TrtOptions, check_options
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
-from runtime.bundle import hash_file, write_manifest
-from runtime.engines import EngineSpec, hash_graph
+from ouroboros.configuration import OuroborosConfig
+from runtime.bundle import write_manifest
+from runtime.engines import EngineSpec
 
 FORMATS = ("onnx", "trt")
 ENGINES = "engines"
@@ -114,9 +114,9 @@ def export_bundle(
         )
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no tokenizer.json; a bundle needs one to run text")
-    plans = trt or TrtOptions()
+    build = None
     if format == "trt":
-        check_options(plans, model.config.max_position_embeddings)
+        build = plan_builder(trt or TrtOptions(), model.config, max_depth, precision, say)
     quantized, spec = None, None
     if how is not None:
         windows = None if calibration is None else read_calibration(calibration, tokenizer)
@@ -138,16 +138,7 @@ def export_bundle(
                 tensors, staging / "cases.safetensors", metadata={"cases": json.dumps(entries)}
             )
             _copy_papers(checkpoint, staging)
-            engines: list[EngineSpec] = []
-            if format == "trt":
-                facts = GraphFacts(
-                    max_depth=max_depth,
-                    default_depth=min(model.config.depth, max_depth),
-                    max_positions=model.config.max_position_embeddings,
-                    precision=precision,
-                    whole_prompt=model.config.pooling == "mean",
-                )
-                engines = _build_plans(graph, staging, plans, facts, say)
+            engines = build(staging) if build else []
             fields = describe_bundle(
                 model,
                 tokenizer,
@@ -172,21 +163,37 @@ def export_bundle(
     return ExportReport(seconds, size, nodes, tuple(passes), tuple(engines))
 
 
-def _build_plans(
-    graph: ir.Model,
-    staging: Path,
-    plans: TrtOptions,
-    facts: GraphFacts,
+def plan_builder(
+    options: TrtOptions,
+    config: OuroborosConfig,
+    max_depth: int,
+    precision: str,
     say: Callable[[str], None],
-) -> list[EngineSpec]:
-    """Builds plans from a copy of the graph in which no two weights share their bytes."""
-    with tempfile.TemporaryDirectory(prefix=".plan-", dir=staging.parent) as temporary:
-        copy = Path(temporary) / GRAPH_NAME
-        save_graph(graph, copy, share=False)
-        engines = build_plans(copy, staging / ENGINES, plans, facts, say)
-    written = [staging / GRAPH_NAME, *staging.glob(f"{GRAPH_NAME}.*")]
-    digest = hash_graph({file.name: hash_file(file) for file in written})
-    return [replace(engine, graph_sha256=digest) for engine in engines]
+) -> Callable[[Path], list[EngineSpec]]:
+    """Checks what is asked of TensorRT before the graph is made, which may take minutes.
+
+    Args:
+        options: the user's.
+        config: the model's.
+        max_depth: largest depth of the bundle.
+        precision: name of the bundle's precision.
+        say: called with a line of progress now and then.
+
+    Returns:
+        What builds the plans of a bundle's directory, once the graph is in it.
+
+    Raises:
+        ExportError: an option is not allowed.
+    """
+    check_options(options, config.max_position_embeddings)
+    facts = GraphFacts(
+        max_depth=max_depth,
+        default_depth=min(config.depth, max_depth),
+        max_positions=config.max_position_embeddings,
+        precision=precision,
+        whole_prompt=config.pooling == "mean",
+    )
+    return lambda folder: build_plans(folder / GRAPH_NAME, folder / ENGINES, options, facts, say)
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from export.quantized import BLOCKS
 from ouroboros.data import eval_windows, read_documents
 
 ACCURACY_LEVELS = (1, 4)
-WINDOWS, SEQ_LEN, LEAST_WINDOWS = 16, 256, 4
+WINDOWS, SEQ_LEN, LEAST_WINDOWS = 64, 256, 4
 
 
 def make_quantization(
@@ -44,7 +44,7 @@ def make_quantization(
 
 
 def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:
-    """Returns int64 `[windows, seq]` of the first of a text, at most 16 windows of 256 tokens.
+    """Returns int64 `[windows, seq]` of the first of a text, at most 64 windows of 256 tokens.
 
     Raises:
         DataError: the file can't be read.

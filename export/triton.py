@@ -4,21 +4,27 @@ Triton serves the graph as it is, one call at a time: the client keeps the cache
 (see the bundle's own engine for how). `depth` is an input like the others.
 
 Source: Triton's model configuration (message ModelConfig of model_config.proto), its rule that
-every tensor has at least one dimension, and what its two backends make of a scalar.
+every tensor has at least one dimension, and what its two backends make of a scalar. int64 shape
+tensors: pull request 91 of tensorrt_backend, June 2024; older releases refuse them.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.errors import ExportError
+from export.trt_builder import choose_builder
+from export.trt_options import TrtOptions
 from ouroboros.atomic import publish
 from runtime.bundle import Bundle, open_bundle
+from runtime.engines import EngineSpec
+from runtime.gpu import describe_gpu
 from runtime.manifest import TensorSpec
+from runtime.trt_flavours import FLAVOURS, TENSORRT
 
 BACKENDS = ("onnxruntime", "tensorrt")
 DEVICES = ("cpu", "gpu")
@@ -35,8 +41,6 @@ _DATA_TYPES = {
     "bool": "TYPE_BOOL",
 }
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-# TensorRT reads these on the host, as numbers that decide shapes.
-_SHAPE_INPUTS = ("depth",)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def write_triton(
     device: str = "gpu",
     instances: int = 1,
     plan: str | None = None,
-    profiles: Sequence[int] = (),
+    profiles: Sequence[int] | None = None,
 ) -> TritonReport:
     """Writes the Triton model repository `out_dir` from a bundle, atomically.
 
@@ -73,23 +77,28 @@ def write_triton(
         device: `gpu` or `cpu`, where instances run.
         instances: copies of the model that serve at once, on each GPU where device is `gpu`.
         plan: the bundle's file that holds the plan (`engines/x.plan`), for `tensorrt` only.
-        profiles: optimisation profiles of the plan that an instance may use, for `tensorrt` only.
+        profiles: optimisation profiles of the plan that an instance may use, for `tensorrt` only;
+            None for all of them, of which Triton takes the nearest that serves a request.
 
     Returns:
         What was written.
 
     Raises:
         BundleError: `bundle_dir` is not a whole bundle.
-        ExportError: an option is not allowed, the bundle holds no such plan, or the repository
-            can't be written; what was there is then untouched.
+        ExportError: an option is not allowed, the bundle holds no such plan or one that Triton
+            can't serve, or the repository can't be written; what was there is then untouched.
     """
-    _check_options(backend, name, device, instances, plan)
+    _check_options(backend, name, device, instances, plan, profiles)
     bundle = open_bundle(bundle_dir)
     out = Path(out_dir)
     if out.resolve() == bundle.path.resolve():
         raise ExportError(f"{out} is the bundle itself; give --triton another directory")
-    config = render_config(bundle, backend, name, device, instances, profiles)
-    files = _model_files(bundle, plan)
+    if plan is None:
+        config, files = render_config(bundle, name, device, instances), _graph_files(bundle)
+    else:
+        engine = _find_plan(bundle, plan)
+        config = render_config(bundle, name, device, instances, engine, profiles)
+        files = {plan: "model.plan"}
     try:
         with publish(out) as staging:
             version = staging / name / MODEL_VERSION
@@ -109,7 +118,14 @@ def write_triton(
     return TritonReport(name, size)
 
 
-def _check_options(backend: str, name: str, device: str, instances: int, plan: str | None) -> None:
+def _check_options(
+    backend: str,
+    name: str,
+    device: str,
+    instances: int,
+    plan: str | None,
+    profiles: Sequence[int] | None,
+) -> None:
     for option, given, allowed in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
         if given not in allowed:
             raise ExportError(f"{option} {given} is not Triton's; allowed: {', '.join(allowed)}")
@@ -126,61 +142,93 @@ def _check_options(backend: str, name: str, device: str, instances: int, plan: s
             f"Triton's {backend} backend {wanted}; export with --format trt and name one of "
             "engines/*.plan with backend tensorrt, or use backend onnxruntime"
         )
+    if profiles is not None and plan is None:
+        raise ExportError(f"profiles={list(profiles)} are a plan's; leave them out without a plan")
     if backend == "tensorrt" and device == "cpu":
         raise ExportError("a TensorRT plan runs on no CPU; allowed: device gpu")
 
 
-def _model_files(bundle: Bundle, plan: str | None) -> dict[str, str]:
+def require_servable(options: TrtOptions) -> None:
+    """Refuses plans that Triton could not load, before the time is spent on building them.
+
+    Args:
+        options: with which plans are to be built on this machine.
+
+    Raises:
+        ExportError: they would be of TensorRT for RTX, or can't be built here.
+    """
+    _require_tensorrt(choose_builder(options, describe_gpu()).flavour.name, "--triton")
+
+
+def _require_tensorrt(flavour: str, subject: str) -> None:
+    # Triton's tensorrt_backend links TensorRT, whose runtime reads its own plans only.
+    if flavour != TENSORRT.name:
+        title = FLAVOURS[flavour].title if flavour in FLAVOURS else flavour
+        raise ExportError(
+            f"{subject}: Triton loads plans of {TENSORRT.title}, not of {title}; export with "
+            "--trt trt on the GPU's machine, or with --format onnx for Triton's ONNX Runtime"
+        )
+
+
+def _graph_files(bundle: Bundle) -> dict[str, str]:
     """Files of the bundle that make the model, with the names Triton looks for."""
-    if plan is not None:
-        if plan not in bundle.manifest.files:
-            held = [name for name in bundle.manifest.files if name.endswith(".plan")]
-            raise ExportError(
-                f"the bundle {bundle.path} holds no {plan}; it holds "
-                f"{', '.join(held) or 'no plan: export with --format trt'}"
-            )
-        return {plan: "model.plan"}
     graph = bundle.manifest.graphs.onnx.file
     # The graph names its data files, which must lie beside it under that name.
     return {graph: "model.onnx", **{name: name for name in bundle.manifest.graphs.onnx.data}}
 
 
+def _find_plan(bundle: Bundle, plan: str) -> EngineSpec:
+    engines = {engine.file: engine for engine in bundle.manifest.engines}
+    if plan not in engines:
+        raise ExportError(
+            f"the bundle {bundle.path} holds no {plan}; it holds "
+            f"{', '.join(engines) or 'no plan: export with --format trt'}"
+        )
+    _require_tensorrt(engines[plan].flavour, plan)
+    return engines[plan]
+
+
 def render_config(
     bundle: Bundle,
-    backend: str,
     name: str,
     device: str,
     instances: int,
-    profiles: Sequence[int] = (),
+    engine: EngineSpec | None = None,
+    profiles: Sequence[int] | None = None,
 ) -> str:
     """Returns the text of config.pbtxt.
 
     `max_batch_size` is 0 and the batch is a dimension like the others: `depth` has none, and the
-    cache's length differs from request to request, so that Triton could not join requests. A
-    scalar is `dims: [ 1 ]` without a reshape: with `max_batch_size` 0 Triton refuses
-    `reshape: { shape: [ ] }`, and its ONNX Runtime backend (since release 23.10) hands such a
-    tensor to the model as the scalar it expects. Its TensorRT backend does not: a plan for it is
-    built from a graph whose depth is `[1]` (see `export.passes.depth`).
+    cache's length differs from request to request, so that Triton could not join requests.
+
+    `depth` is `dims: [ 1 ]` for both backends. The graph's is a scalar: with `max_batch_size` 0
+    Triton refuses `reshape: { shape: [ ] }`, and its ONNX Runtime backend (since release 23.10)
+    hands such a tensor to the model as the scalar it expects. Its TensorRT backend does not: it
+    compares the dimensions with the plan's, so that the plan's own are written.
 
     Args:
         bundle: whose tensors are described.
-        backend: `onnxruntime` or `tensorrt`.
         name: of the model.
         device: `gpu` or `cpu`.
         instances: copies that serve at once.
-        profiles: optimisation profiles, for `tensorrt`.
+        engine: the plan, for the backend `tensorrt`; None for the graph, for `onnxruntime`.
+        profiles: optimisation profiles of the plan; None for all of them.
 
     Raises:
-        ExportError: a tensor's type has no name in Triton.
+        ExportError: a tensor's type has no name in Triton, the plan takes `depth` as a scalar, or
+            has no such profile.
     """
     graph, depth = bundle.manifest.graphs.onnx, bundle.manifest.depth
-    lines = [f'name: "{name}"', f'backend: "{backend}"', "max_batch_size: 0"]
-    lines += _list("input", [_describe(spec, backend) for spec in graph.inputs])
-    lines += _list("output", [_describe(spec, backend) for spec in graph.outputs])
+    backend = "onnxruntime" if engine is None else "tensorrt"
+    inputs = graph.inputs if engine is None else _plan_inputs(graph.inputs, engine)
+    shape_inputs = set() if engine is None else _shape_inputs(engine)
     group = [f"count: {instances}", f"kind: KIND_{device.upper()}"]
-    if profiles:
-        quoted = ", ".join(f'"{index}"' for index in profiles)
+    if engine is not None:
+        quoted = ", ".join(f'"{index}"' for index in _check_profiles(engine, profiles))
         group.append(f"profile: [ {quoted} ]")
+    lines = [f'name: "{name}"', f'backend: "{backend}"', "max_batch_size: 0"]
+    lines += _list("input", [_describe(spec, shape_inputs) for spec in inputs])
+    lines += _list("output", [_describe(spec) for spec in graph.outputs])
     lines += _list("instance_group", [group])
     facts = {
         "ouroboros.depth_min": depth.min,
@@ -190,13 +238,44 @@ def render_config(
         "ouroboros.pooling": bundle.manifest.model.pooling,
         "ouroboros.checkpoint_sha256": bundle.manifest.checkpoint.sha256,
     }
+    if engine is not None:  # Triton's own TensorRT must be of this version
+        facts["ouroboros.tensorrt"] = engine.version
     for key, value in facts.items():
         lines += ["parameters {", f'  key: "{key}"']
         lines += [f'  value {{ string_value: "{value}" }}', "}"]
     return "\n".join(lines) + "\n"
 
 
-def _describe(spec: TensorSpec, backend: str) -> list[str]:
+def _plan_inputs(inputs: Sequence[TensorSpec], engine: EngineSpec) -> list[TensorSpec]:
+    """The graph's inputs as the plan has them: `depth` is a vector there.
+
+    Source: tensorrt_backend, CompareShapeDimsSupported.
+    """
+    if len(engine.depth_shape) != 1:
+        raise ExportError(
+            f"{engine.file} takes depth as a scalar, which Triton's TensorRT backend can't be "
+            "told; export the bundle again with --format trt"
+        )
+    return [replace(o, shape=engine.depth_shape) if o.name == "depth" else o for o in inputs]
+
+
+def _shape_inputs(engine: EngineSpec) -> set[str]:
+    """Inputs that TensorRT reads on the host, as numbers that decide shapes."""
+    return {one.name for profile in engine.profiles for one in profile.values}
+
+
+def _check_profiles(engine: EngineSpec, profiles: Sequence[int] | None) -> Sequence[int]:
+    held = range(len(engine.profiles))
+    if profiles is None:
+        return held
+    unknown = [index for index in profiles if index not in held]
+    if unknown or not profiles:
+        names = ", ".join(f"{index} ({engine.profiles[index].name})" for index in held)
+        raise ExportError(f"profiles={list(profiles)} are not of {engine.file}; allowed: {names}")
+    return profiles
+
+
+def _describe(spec: TensorSpec, shape_inputs: Collection[str] = ()) -> list[str]:
     if spec.dtype not in _DATA_TYPES:
         raise ExportError(
             f"{spec.name} is {spec.dtype}, which Triton has no name for; it has "
@@ -208,7 +287,7 @@ def _describe(spec: TensorSpec, backend: str) -> list[str]:
         f"data_type: {_DATA_TYPES[spec.dtype]}",
         f"dims: [ {', '.join(map(str, dims))} ]",
     ]
-    if backend == "tensorrt" and spec.name in _SHAPE_INPUTS:
+    if spec.name in shape_inputs:
         lines.append("is_shape_tensor: true")
     return lines
 

@@ -2,6 +2,9 @@
 
 The graph's Loop stays a loop of TensorRT's with the Controller inside, `depth` its trip count; the
 network is strongly typed, so that the plan computes in the types that the graph names.
+
+TensorRT is given a copy of the graph: `depth` is [1] in it, which Triton can describe, and no two
+weights share their bytes. What is in the bundle is left as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from export.errors import ExportError
 from export.trt_messages import describe_crash
@@ -31,6 +34,9 @@ from runtime.errors import EngineError
 from runtime.gpu import Gpu, describe_gpu
 from runtime.manifest import TensorSpec
 from runtime.trt_flavours import RTX, Installed, check_libraries, choose_flavour, find_flavours
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 TIMING_CACHE = "timing.cache"
 
@@ -66,7 +72,7 @@ def build_plans(
     Nothing is left behind where this fails or is interrupted.
 
     Args:
-        onnx_file: the graph, its data files beside it.
+        onnx_file: a bundle's graph, its data files beside it.
         out_dir: the folder of the plans; made where it is missing. `EngineSpec.file` starts with
             its name.
         options: the user's.
@@ -77,13 +83,14 @@ def build_plans(
         One entry a plan.
 
     Raises:
-        ExportError: an option is not allowed, no TensorRT is installed, or it can't build this.
+        ExportError: an option is not allowed, no TensorRT is installed, the graph has no input
+            `depth`, or TensorRT can't build it.
         OSError: a file can't be written.
     """
     say = report or (lambda line: None)
     max_seq = check_options(options, facts.max_positions)
     gpu = describe_gpu()
-    installed = _choose(options, gpu)
+    installed = choose_builder(options, gpu)
     flavour = installed.flavour
     capabilities = choose_capabilities(options, flavour, gpu)
     if options.refit and gpu is None:
@@ -91,21 +98,25 @@ def build_plans(
             f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
             "here; build on the GPU's machine or leave --refit out"
         )
-    inputs, files = _read_graph(onnx_file)
+    graph, files = _read_graph(onnx_file)
     profiles = make_profiles(
-        inputs, options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
+        _inputs(graph), options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
     )
     name = f"{flavour.option}-{'-'.join('sm' + c.replace('.', '') for c in capabilities)}.plan"
     say(f"building {name} with {flavour.title} {installed.version}")
     existed = out_dir.is_dir()
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=out_dir) as staging:
+        with (
+            tempfile.TemporaryDirectory(prefix=".graph-", dir=out_dir) as copy,
+            tempfile.TemporaryDirectory(prefix=".building-", dir=out_dir) as staging,
+        ):
+            given = write_plan_graph(graph, Path(copy))
             done = build_in_child(
                 {
                     "module": installed.module,
                     "title": flavour.title,
-                    "onnx": str(onnx_file.resolve()),
+                    "onnx": str(given.resolve()),
                     "plan": name,
                     "capabilities": capabilities,
                     "profiles": [asdict(profile) for profile in profiles],
@@ -125,6 +136,29 @@ def build_plans(
     spec = _describe(f"{out_dir.name}/{name}", installed, capabilities, profiles, gpu, facts, done)
     hashes = {file.name: hash_file(file) for file in files}
     return [_with_graph(spec, hashes)]
+
+
+def write_plan_graph(graph: ir.Model, folder: Path) -> Path:
+    """Writes a graph the way TensorRT takes it, see this module.
+
+    Args:
+        graph: of a bundle; changed in place.
+        folder: where it and its data file are written.
+
+    Returns:
+        The file to give to TensorRT's parser.
+
+    Raises:
+        ExportError: the graph has no input `depth`.
+        OSError: it can't be written.
+    """
+    from export.passes.depth import vector_depth
+    from export.storage import save_graph
+
+    vector_depth(graph)
+    file = folder / "plan.onnx"
+    save_graph(graph, file, share=False)
+    return file
 
 
 def build_in_child(request: dict[str, Any], title: str, folder: Path) -> dict[str, Any]:
@@ -199,7 +233,16 @@ def _with_log(error: ExportError, log: Sequence[str]) -> ExportError:
     return error
 
 
-def _choose(options: TrtOptions, gpu: Gpu | None) -> Installed:
+def choose_builder(options: TrtOptions, gpu: Gpu | None) -> Installed:
+    """The TensorRT that `build_plans` takes.
+
+    Args:
+        options: the user's.
+        gpu: of this machine.
+
+    Raises:
+        ExportError: none that fits is installed, or not as a whole.
+    """
     try:
         chosen = choose_flavour(
             options.flavour, bool(options.compute_capabilities), gpu, find_flavours()
@@ -219,8 +262,8 @@ def _timing_cache(installed: Installed, options: TrtOptions, staging: Path) -> s
     return TIMING_CACHE
 
 
-def _read_graph(onnx_file: Path) -> tuple[list[TensorSpec], list[Path]]:
-    """The graph's inputs, and every file that it consists of."""
+def _read_graph(onnx_file: Path) -> tuple[ir.Model, list[Path]]:
+    """The graph, and every file that it consists of."""
     import onnx_ir as ir
 
     try:
@@ -228,21 +271,24 @@ def _read_graph(onnx_file: Path) -> tuple[list[TensorSpec], list[Path]]:
     except Exception as error:  # protobuf's errors share no base class
         reason = " ".join(str(error).split())[:200]
         raise ExportError(f"{onnx_file} is not an ONNX graph: {reason}") from error
-    inputs = [
-        TensorSpec(
-            str(value.name),
-            str(value.dtype).lower(),
-            tuple(size if isinstance(size, int) else str(size) for size in value.shape or ()),
-        )
-        for value in model.graph.inputs
-    ]
     data = {
         onnx_file.parent / tensor.location
         for graph in (model.graph, *model.graph.subgraphs())
         for value in graph.initializers.values()
         if isinstance(tensor := value.const_value, ir.ExternalTensor)
     }
-    return inputs, [onnx_file, *sorted(data)]
+    return model, [onnx_file, *sorted(data)]
+
+
+def _inputs(graph: ir.Model) -> list[TensorSpec]:
+    return [
+        TensorSpec(
+            str(value.name),
+            str(value.dtype).lower(),
+            tuple(size if isinstance(size, int) else str(size) for size in value.shape or ()),
+        )
+        for value in graph.graph.inputs
+    ]
 
 
 def _describe(
@@ -264,6 +310,7 @@ def _describe(
         refittable=done["refittable"] > 0,
         graph_sha256="",
         profiles=profiles,
+        depth_shape=tuple(done["inputs"].get("depth", ())),
     )
 
 

@@ -25,7 +25,8 @@ def main() -> None:
 
     Request: module, title, onnx, capabilities, profiles, refit, workspace_mb, timing_cache, plan
     (a file to write). Events: {"at": layer}, {"failed": line, "log": lines},
-    {"errno": n, "strerror": s}, {"done": {version, bytes, layers, refittable}}.
+    {"errno": n, "strerror": s}, {"done": {version, bytes, layers, refittable, inputs}}, where
+    inputs are the shapes of the network's inputs as TensorRT reads them, by name, -1 what varies.
     """
     _end_with_parent()
     request = json.loads(sys.stdin.buffer.readline())
@@ -93,6 +94,8 @@ def _build(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
             return {"failed": line, "log": logger.errors}
     refittable = _mark_refittable(trt, network) if request["refit"] else 0
     layers = network.num_layers
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    shapes = {one.name: list(one.shape) for one in inputs}
     written = _write_plan(trt, builder, network, config, request["plan"])
     if not written:
         line = describe_builder_error(title, logger.errors, "")
@@ -102,6 +105,7 @@ def _build(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
         "bytes": written,
         "layers": layers,
         "refittable": refittable,
+        "inputs": shapes,
     }
     return {"done": done}
 

@@ -33,7 +33,7 @@ class ProfileSpec:
     Attributes:
         name: "decode" or "prefill".
         shapes: the shape of every input that has one which varies.
-        values: the values of inputs whose value decides shapes: `depth`.
+        values: the values, one an element, of inputs whose value decides shapes: `depth`.
     """
 
     name: str
@@ -55,6 +55,8 @@ class EngineSpec:
         refittable: its weights can be replaced.
         graph_sha256: of the ONNX files it was built from, see `hash_graph`.
         profiles: in the plan's own order.
+        depth_shape: of the plan's input `depth`: (1,), and () in plans from before it was
+            recorded. The bundle's graph has a scalar; the engine takes either.
     """
 
     file: str
@@ -66,6 +68,7 @@ class EngineSpec:
     refittable: bool
     graph_sha256: str
     profiles: tuple[ProfileSpec, ...]
+    depth_shape: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The bundle's manifest: frozen dataclasses, read strictly from JSON.
 
-Every key must be there and no other may: a manifest this version does not fully understand is
-refused by the name of the first thing that is wrong, never half-read. Its last key, `sha256`, is
-the hash of all the others (see `hash_manifest`), so that a changed manifest is seen as well as a
-changed file.
+Every key must be there, unless its field has a default, and no other may: a manifest this version
+does not fully understand is refused by the name of the first thing that is wrong, never half-read.
+Its last key, `sha256`, is the hash of all the others (see `hash_manifest`), so that a changed
+manifest is seen as well as a changed file.
 """
 
 from __future__ import annotations
@@ -329,10 +329,10 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     for key in value:
         if key not in hints:
             raise BundleError(f"{MANIFEST_NAME} has the unknown key {prefix}{key}")
-    for key in hints:
-        if key not in value:
-            raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{key}")
-    return kind(**{key: _read(hint, value[key], prefix + key) for key, hint in hints.items()})
+    for field in dataclasses.fields(kind):
+        if field.name not in value and field.default is dataclasses.MISSING:
+            raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{field.name}")
+    return kind(**{key: _read(hints[key], value[key], prefix + key) for key in value})
 
 
 def _type_name(kind: Any) -> str:
@@ -409,6 +409,10 @@ def _check(manifest: Manifest) -> None:
     for engine in manifest.engines:
         _require(
             engine.file in manifest.files, f"{engine.file!r} is used but not listed under files"
+        )
+        _require(
+            engine.depth_shape in ((), (1,)),
+            f"{engine.file} takes depth as {list(engine.depth_shape)}, known are [] and [1]",
         )
         graph_files = (onnx.file, *onnx.data)
         check_engine_graph(engine, {name: manifest.files[name].sha256 for name in graph_files})

@@ -1,7 +1,7 @@
 """Runs a TensorRT plan on this machine's GPU, its cache in GPU memory.
 
-The plan's hash, version and GPU are compared before TensorRT sees it. `depth` is a shape tensor:
-TensorRT reads its value on the host, everything else lies in device memory.
+The plan's hash, version and GPU are compared before TensorRT sees it. `depth` is a shape tensor, a
+vector of one number: TensorRT reads it on the host, everything else lies in device memory.
 
 Written without a GPU at hand: tests/test_trt_runtime.py runs it on stand-ins for CUDA and
 TensorRT, `make gpu-test` on the real ones.
@@ -161,7 +161,9 @@ class TrtBinding:
         self.addresses: dict[str, int] = {}
         for name, one in inputs.items():
             if name in by_value:
-                self.addresses[name] = one.ctypes.data
+                # A scalar, as the bundle's graph has it, or [1], as the plan does: the same memory,
+                # which every run reads anew.
+                self.addresses[name] = one.reshape(1).ctypes.data
                 continue
             if isinstance(one, DeviceArray):
                 held = one

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from runtime.gpu import Gpu
+from runtime.trt_flavours import Installed
 
 
 class Status(enum.IntEnum):
@@ -142,7 +146,7 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = tuple(shape)
-        return name in self._inputs
+        return name in self._inputs and len(shape) == len(self._inputs[name].shape)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -153,7 +157,8 @@ class FakeContext:
         binding = self._session.io_binding()
         for name, one in self._inputs.items():
             kind = np.int64 if one.type == "tensor(int64)" else np.float32
-            shape = self.shapes.get(name, ())
+            fixed = all(isinstance(size, int) for size in one.shape)
+            shape = tuple(one.shape) if fixed else self.shapes[name]
             binding.bind_input(name, "cpu", 0, kind, shape, self.addresses[name])
         for one in self._session.get_outputs():
             binding.bind_output(one.name, "cpu")
@@ -162,6 +167,47 @@ class FakeContext:
             array = value.numpy()
             ctypes.memmove(self.addresses[one.name], array.ctypes.data, array.nbytes)
         return True
+
+
+class FakeBuilder:
+    """Stands for export.trt_builder's child: the plan that it writes is only named so.
+
+    Attributes:
+        graph: the last one it was given, weights and all.
+        shapes: of its inputs, -1 what varies.
+    """
+
+    PLAN = b"a plan"
+
+    def __call__(self, request: dict[str, Any], title: str, folder: Path) -> dict[str, Any]:
+        import onnx
+
+        self.graph = onnx.load(request["onnx"])
+        self.shapes = {
+            value.name: [
+                -1 if size.dim_param else size.dim_value
+                for size in value.type.tensor_type.shape.dim
+            ]
+            for value in self.graph.graph.input
+        }
+        (folder / request["plan"]).write_bytes(self.PLAN)
+        return {
+            "version": "10.14.1",
+            "bytes": len(self.PLAN),
+            "layers": 1,
+            "refittable": 0,
+            "inputs": self.shapes,
+        }
+
+
+def stand_in_for_builder(patch: pytest.MonkeyPatch, *installed: Installed) -> FakeBuilder:
+    """Lets export.trt_builder find what is named here, on a machine with a Hopper GPU."""
+    builder, gpu = FakeBuilder(), Gpu("NVIDIA H100", "9.0", 80 << 30, "13.0")
+    patch.setattr("export.trt_builder.build_in_child", builder)
+    patch.setattr("export.trt_builder.find_flavours", lambda: installed)
+    for module in ("export.trt_builder", "export.triton"):
+        patch.setattr(f"{module}.describe_gpu", lambda: gpu)
+    return builder
 
 
 class CudaLikeSession:

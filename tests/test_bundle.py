@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from runtime.bundle import open_bundle, read_manifest, write_manifest
+from runtime.bundle import hash_file, open_bundle, read_manifest, write_manifest
+from runtime.engines import EngineSpec, hash_graph
 from runtime.errors import BundleError
 from runtime.manifest import MANIFEST_NAME, check_file_name, parse_manifest, parse_manifest_text
 
@@ -345,3 +347,34 @@ def test_write_manifest_refuses_unknown_and_missing_fields(bundle: Path) -> None
     with pytest.raises(BundleError, match="lacks the key tools"):
         write_manifest(bundle, **fields)
     assert read_manifest(bundle).tools == {"ouroboros": "0.1.0"}  # the old one stays
+
+
+def add_plan(bundle: Path, **changes: Any) -> None:
+    """Lists a plan, as bundles did before its `depth_shape` was recorded, and what is changed."""
+    hashes = {name: hash_file(bundle / name) for name in ("model.onnx", "model.onnx.data")}
+    (bundle / "a.plan").write_bytes(b"plan")
+    names = ("a.plan", "tensorrt", "10.0", "13", ("8.9",), "fp32", False, hash_graph(hashes), ())
+    entry = dataclasses.asdict(EngineSpec(*names))
+    del entry["depth_shape"]
+    write_manifest(bundle, **{**copy.deepcopy(FIELDS), "engines": [entry | changes]})
+
+
+def test_plan_of_an_older_bundle_takes_a_scalar_depth(bundle: Path) -> None:
+    add_plan(bundle)
+    assert "depth_shape" not in read(bundle)["engines"][0]
+    assert open_bundle(bundle).manifest.engines[0].depth_shape == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"depth_shape": [2]}, r"a\.plan takes depth as \[2\], known are \[\] and \[1\]"),
+        ({"depth_shape": 1}, r"engines\[0\]\.depth_shape is 1, not a list"),
+        ({"rank": 1}, r"unknown key engines\[0\]\.rank"),
+    ],
+)
+def test_plan_entry_that_is_not_understood_is_refused(
+    bundle: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BundleError, match=words):
+        add_plan(bundle, **changes)

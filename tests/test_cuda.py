@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding import decode
 from fake_cuda import CudaLikeSession, FakeCuda
 
 from runtime import Engine, EngineError
@@ -95,15 +96,6 @@ def test_no_gpu_is_one_line(cuda: FakeCuda) -> None:
     cuda.broken = True
     with pytest.raises(EngineError, match="cudaStreamCreate failed with cudaErrorNoDevice"):
         CudaMemory(cuda, 16)
-
-
-def decode(decoder: Decoder, rows: list[list[int]], tokens: int) -> np.ndarray:
-    """Logits of a prompt and of random tokens after it, [tokens + 1, batch, V]."""
-    generator = np.random.default_rng(0)
-    found = [decoder.prefill(rows).copy()]
-    for _ in range(tokens):
-        found.append(decoder.step(generator.integers(3, 200, len(rows))).copy())
-    return np.stack(found)
 
 
 def test_decoding_equals_the_cpu(backend: CudaBackend, engine: Engine) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import randomise
 
 from export import export_bundle
 from ouroboros import convert, load_checkpoint, save_checkpoint
@@ -61,13 +62,7 @@ def build(original: Path, folder: Path, variant: Variant) -> Path:
     convert(str(original), folder / "checkpoint", **options | variant.options)
     converted, tokenizer = load_checkpoint(folder / "checkpoint")
     assert converted.config.tie_word_embeddings == variant.tied
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in converted.recurrent.named_parameters():
-            if name == "norm.weight":
-                weight.uniform_(0.5, 2.0)
-            elif weight.requires_grad:
-                weight.add_(torch.randn(weight.shape) * 0.1)
+    randomise(converted)
     save_checkpoint(converted, tokenizer, folder / "checkpoint")
     export_bundle(folder / "checkpoint", folder / "bundle", max_depth=max(DEPTHS))
     return folder / "bundle"

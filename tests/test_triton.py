@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from fake_cuda import FakeBuilder, stand_in_for_builder
+from typer.testing import CliRunner
 
+from cli.app import app
+from export.bundle import ExportReport
 from export.errors import ExportError
 from export.triton import write_triton
+from export.trt_builder import GraphFacts, build_plans
+from export.trt_options import TrtOptions
 from runtime.bundle import open_bundle, write_manifest
+from runtime.engines import EngineSpec
 from runtime.errors import BundleError
+from runtime.trt_flavours import RTX, TENSORRT, Installed
+
+CENTRE = Installed(TENSORRT, "tensorrt", "10.14.1", "10.14.1", "13")
+GEFORCE = Installed(RTX, "tensorrt_rtx_bindings", "1.7.1.116", "1.7.1.116", "13")
+PLAN = "engines/trt-sm90.plan"
 
 
 def parse(repository: Path, name: str = "ouroboros") -> Any:
@@ -79,36 +93,145 @@ def test_every_tensor_is_described_as_the_session_has_it(tiny_bundle: Path, tmp_
     assert list(depth.dims) == [1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A bundle with a plan, and the stand-in that built it."""
+
+    path: Path
+    spec: EngineSpec
+    builder: FakeBuilder
+
+
 @pytest.fixture
-def planned_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle that lists a plan; what is in it is TensorRT's business."""
+def planned(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """The tiny bundle with a plan; what is in it is TensorRT's business."""
     path = tmp_path / "planned"
     shutil.copytree(tiny_bundle, path)
-    (path / "engines").mkdir()
-    (path / "engines" / "decode.plan").write_bytes(b"a plan")
-    manifest = open_bundle(tiny_bundle).manifest
-    skipped = ("format_version", "files", "sha256", "manifest_sha256")
-    fields = {k: v for k, v in manifest.to_json().items() if k not in skipped}
-    write_manifest(path, **fields)
-    return path
+    builder = stand_in_for_builder(monkeypatch, CENTRE)
+    facts = GraphFacts(max_depth=5, default_depth=3, max_positions=512, precision="fp32")
+    (spec,) = build_plans(path / "model.onnx", path / "engines", TrtOptions(), facts)
+    list_plan(path, spec)
+    return Planned(path, spec, builder)
 
 
-def test_plan_is_served_by_tensorrt(planned_bundle: Path, tmp_path: Path) -> None:
-    write_triton(
-        planned_bundle,
-        tmp_path / "models",
-        backend="tensorrt",
-        name="ouro-trt",
-        plan="engines/decode.plan",
-        profiles=(0, 1),
+def list_plan(bundle: Path, spec: EngineSpec) -> None:
+    """Writes the manifest again, with this plan."""
+    skipped = ("format_version", "files", "sha256", "engines")
+    manifest = open_bundle(bundle).manifest.to_json()
+    write_manifest(
+        bundle, **{k: v for k, v in manifest.items() if k not in skipped}, engines=[spec]
     )
-    model = tmp_path / "models" / "ouro-trt"
-    assert (model / "1" / "model.plan").read_bytes() == b"a plan"
+
+
+def test_plan_is_served_by_tensorrt(planned: Planned, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    write_triton(planned.path, out, backend="tensorrt", name="ouro-trt", plan=PLAN)
+    model = out / "ouro-trt"
+    assert (model / "1" / "model.plan").read_bytes() == FakeBuilder.PLAN
     assert [p.name for p in (model / "1").iterdir()] == ["model.plan"]
-    config = parse(tmp_path / "models", "ouro-trt")
-    assert config.backend == "tensorrt"
-    assert list(config.instance_group[0].profile) == ["0", "1"]
+    config = parse(out, "ouro-trt")
+    assert (config.backend, config.max_batch_size) == ("tensorrt", 0)
+    assert config.parameters["ouroboros.tensorrt"].string_value == "10.14.1"
+    # Triton compares each input's dimensions with the plan's: they are what the builder was given.
+    assert {io.name: list(io.dims) for io in config.input} == planned.builder.shapes
+    assert planned.builder.shapes["depth"] == [1]
     assert [io.name for io in config.input if io.is_shape_tensor] == ["depth"]
+
+
+def test_instances_may_use_every_profile_of_the_plan(planned: Planned, tmp_path: Path) -> None:
+    def listed(**options: Any) -> list[str]:
+        write_triton(planned.path, tmp_path / "models", backend="tensorrt", plan=PLAN, **options)
+        return list(parse(tmp_path / "models").instance_group[0].profile)
+
+    assert [profile.name for profile in planned.spec.profiles] == ["decode", "prefill"]
+    assert listed() == ["0", "1"]
+    assert listed(profiles=(1,)) == ["1"]
+    for wrong in ((2,), ()):
+        with pytest.raises(ExportError, match=r"are not of .*; allowed: 0 \(decode\), 1 \(prefill"):
+            listed(profiles=wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"depth_shape": ()}, "takes depth as a scalar, .*; export the bundle again"),
+        ({"flavour": "tensorrt_rtx"}, "Triton loads plans of TensorRT, not of TensorRT for RTX"),
+    ],
+)
+def test_plan_that_triton_cannot_serve_is_refused(
+    planned: Planned, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    list_plan(planned.path, dataclasses.replace(planned.spec, **changes))
+    with pytest.raises(ExportError, match=f"{PLAN}.* {words}"):
+        write_triton(planned.path, tmp_path / "models", backend="tensorrt", plan=PLAN)
+    assert not (tmp_path / "models").exists()
+
+
+def test_file_that_is_no_plan_is_refused(planned: Planned, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=rf"holds no model\.onnx; it holds {PLAN}"):
+        write_triton(planned.path, tmp_path / "models", backend="tensorrt", plan="model.onnx")
+
+
+@pytest.mark.slow
+def test_bundle_with_a_plan_keeps_a_scalar_and_triton_gets_a_vector(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = stand_in_for_builder(monkeypatch, CENTRE)
+    out, models = tmp_path / "bundle", tmp_path / "models"
+    arguments = ["export", str(tiny_checkpoint), str(out), "--format", "trt", "--max-depth", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--triton", str(models)])
+    assert result.exit_code == 0, result.output
+    assert "MB for Triton, backend tensorrt\n" in result.stdout
+    assert (models / "ouroboros" / "1" / "model.plan").read_bytes() == FakeBuilder.PLAN
+    config = parse(models)
+    (depth,) = [io for io in config.input if io.is_shape_tensor]
+    assert (depth.name, list(depth.dims)) == ("depth", builder.shapes["depth"])
+    # The plan's depth is a vector; the bundle's graph and what its manifest says stay a scalar.
+    manifest = open_bundle(out).manifest
+    assert [engine.depth_shape for engine in manifest.engines] == [(1,)]
+    assert manifest.engines[0].profiles[0].values[0].max == (1,)
+    assert next(o for o in manifest.graphs.onnx.inputs if o.name == "depth").shape == ()
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    (scalar,) = [value for value in graph.input if value.name == "depth"]
+    assert len(scalar.type.tensor_type.shape.dim) == 0
+
+
+@pytest.mark.parametrize(
+    ("format", "backend", "file"),
+    [("onnx", "onnxruntime", "model.onnx"), ("trt", "tensorrt", "model.plan")],
+)
+def test_command_line_serves_what_was_exported(
+    planned: Planned,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+    backend: str,
+    file: str,
+) -> None:
+    def export(checkpoint: Path, out: Path, format: str, **_: Any) -> ExportReport:
+        shutil.copytree(planned.path, out)
+        return ExportReport(0.0, 0, 0, (), (planned.spec,) if format == "trt" else ())
+
+    monkeypatch.setattr("export.bundle.export_bundle", export)
+    models = tmp_path / "models"
+    arguments = ["export", "checkpoint", str(tmp_path / "bundle"), "--format", format]
+    result = CliRunner().invoke(app, [*arguments, "--triton", str(models)])
+    assert result.exit_code == 0, result.output
+    assert f"MB for Triton, backend {backend}\n" in result.stdout
+    assert parse(models).backend == backend
+    assert (models / "ouroboros" / "1" / file).is_file()
+
+
+def test_command_line_refuses_what_triton_cannot_serve_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_builder(monkeypatch, GEFORCE)
+    arguments = ["export", "checkpoint", str(tmp_path / "bundle"), "--format", "trt"]
+    result = CliRunner().invoke(app, [*arguments, "--triton", str(tmp_path / "models")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: --triton: Triton loads plans of TensorRT, not of ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -120,6 +243,7 @@ def test_plan_is_served_by_tensorrt(planned_bundle: Path, tmp_path: Path) -> Non
         ({"instances": 0}, "instances=0 would serve nothing; allowed: 1 or more"),
         ({"backend": "tensorrt"}, "tensorrt backend needs the name of a plan"),
         ({"plan": "engines/a.plan"}, "onnxruntime backend serves no plan"),
+        ({"profiles": (0,)}, r"profiles=\[0\] are a plan's; leave them out without a plan"),
         ({"backend": "tensorrt", "plan": "engines/a.plan"}, "holds no engines/a.plan; it holds no"),
         (
             {"backend": "tensorrt", "plan": "engines/a.plan", "device": "cpu"},

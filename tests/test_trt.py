@@ -13,15 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from fake_cuda import stand_in_for_builder
 from tiny import MAX_DEPTH
 
+from export import export_bundle
 from export.errors import ExportError
 from export.trt_builder import GraphFacts, build_in_child, build_plans
 from export.trt_messages import clean, describe_builder_error, describe_crash
 from export.trt_options import TrtOptions, check_options, choose_capabilities, make_profiles
 from runtime import BundleError, EngineError
-from runtime.bundle import read_manifest
+from runtime.bundle import hash_file, open_bundle, read_manifest
 from runtime.cases import load_cases
 from runtime.engines import (
     EngineSpec,
@@ -63,14 +66,15 @@ def build(file: Path, out: Path, **options: Any) -> list[EngineSpec]:
     return build_plans(file, out, TrtOptions(**chosen), FACTS)
 
 
-def write_graph(file: Path, operator: str, domain: str = "") -> Path:
-    """A graph of one node, `only`, from x [batch, 4] to y."""
+def write_graph(file: Path, operator: str, domain: str = "", with_depth: bool = False) -> Path:
+    """A graph of one node, `only`, from x [batch, 4] to y; nothing reads its depth."""
     import onnx
     from onnx import TensorProto, helper
 
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in ("x", "y")]
+    depth = [helper.make_tensor_value_info("depth", TensorProto.INT64, [])] if with_depth else []
     node = helper.make_node(operator, ["x"], ["y"], name="only", domain=domain)
-    graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+    graph = helper.make_graph([node], "g", [*ends[:1], *depth], ends[1:])
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ours", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), file)
     return file
@@ -100,7 +104,67 @@ def test_plan_is_described_as_built(plan: tuple[EngineSpec, Path], tiny_bundle: 
     assert (spec.flavour, spec.version, spec.cuda) == ("tensorrt_rtx", HERE.version, "13")
     assert spec.compute_capabilities == ("8.9",)
     assert not spec.refittable
+    assert spec.depth_shape == (1,)  # as TensorRT itself read the graph it was given
     check_engine_fits(spec, Machine(GPU, (HERE,)))
+
+
+def test_tensorrt_is_given_a_copy_whose_depth_is_a_vector(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    before = {file.name: hash_file(file) for file in tiny_bundle.iterdir()}
+    builder = stand_in_for_builder(monkeypatch, CENTRE)
+    (spec,) = build_plans(tiny_bundle / "model.onnx", tmp_path / ENGINES, TrtOptions(), FACTS)
+
+    graph = read_manifest(tiny_bundle).graphs.onnx
+    assert builder.shapes == {
+        one.name: [size if isinstance(size, int) else -1 for size in one.shape] or [1]
+        for one in graph.inputs
+    }
+    assert spec.depth_shape == (1,)
+    assert [file.name for file in (tmp_path / ENGINES).iterdir()] == ["trt-sm90.plan"]
+    assert {file.name: hash_file(file) for file in tiny_bundle.iterdir()} == before
+    check_engine_graph(spec, {name: before[name] for name in (graph.file, *graph.data)})
+
+    session = onnxruntime.InferenceSession(
+        builder.graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    case = next(c for c in load_cases(tiny_bundle / "cases.safetensors") if c.depth == 4)
+    (found,) = session.run(["logits"], {**case.inputs, "depth": np.array([4])})
+    np.testing.assert_allclose(found, case.outputs["logits"], rtol=1e-3, atol=1e-4)
+
+
+@builds
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_exported_bundle_holds_a_plan_that_takes_a_vector(
+    tiny_checkpoint: Path, tmp_path: Path, precision: str
+) -> None:
+    options = TrtOptions(flavour="rtx", compute_capabilities=("8.9",))
+    report = export_bundle(
+        tiny_checkpoint,
+        tmp_path / "out",
+        max_depth=2,
+        precision=precision,
+        format="trt",
+        trt=options,
+    )
+    manifest = open_bundle(tmp_path / "out").manifest
+    assert manifest.engines == report.engines
+    (spec,) = manifest.engines
+    assert spec.depth_shape == (1,)
+    assert [profile.values[0].max for profile in spec.profiles] == [(2,), (2,)]
+    assert next(one for one in manifest.graphs.onnx.inputs if one.name == "depth").shape == ()
+    assert [file.name for file in (tmp_path / "out" / ENGINES).iterdir()] == ["rtx-sm89.plan"]
+
+
+def test_graph_without_a_depth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_for_builder(monkeypatch, CENTRE)
+    file = write_graph(tmp_path / "tanh.onnx", "Tanh")
+    with pytest.raises(ExportError, match="the graph has no input depth"):
+        build_plans(file, tmp_path / ENGINES, TrtOptions(), FACTS)
+    assert not (tmp_path / ENGINES).exists()
 
 
 @builds
@@ -167,7 +231,7 @@ def test_capability_that_cannot_be_built_is_one_line(
 
 @builds
 def test_operator_that_tensorrt_lacks_is_named(tmp_path: Path) -> None:
-    file = write_graph(tmp_path / "foo.onnx", "Foo", "ours")
+    file = write_graph(tmp_path / "foo.onnx", "Foo", "ours", with_depth=True)
     out = tmp_path / ENGINES
     with pytest.raises(
         ExportError, match=r"cannot read the node only \(Foo\): .*; export"
@@ -180,7 +244,7 @@ def test_operator_that_tensorrt_lacks_is_named(tmp_path: Path) -> None:
 
 @builds
 def test_failed_build_leaves_what_was_there(tmp_path: Path) -> None:
-    file = write_graph(tmp_path / "foo.onnx", "Foo", "ours")
+    file = write_graph(tmp_path / "foo.onnx", "Foo", "ours", with_depth=True)
     out = tmp_path / ENGINES
     out.mkdir()
     (out / "rtx-sm89.plan").write_bytes(b"the old one")

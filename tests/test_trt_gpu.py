@@ -54,6 +54,16 @@ def test_plan_gives_pytorch_logits_at_every_depth(session: TrtSession, tiny_bund
     assert depths == set(range(1, MAX_DEPTH + 1))
 
 
+def test_plan_takes_depth_as_a_vector_on_the_host(session: TrtSession) -> None:
+    # Source: what Triton's TensorRT backend compares, CompareShapeDimsSupported.
+    engine = session._engine
+    assert tuple(engine.get_tensor_shape("depth")) == (1,) == session.spec.depth_shape
+    shape_inputs = {
+        one.name for one in session.graph.inputs if engine.is_shape_inference_io(one.name)
+    }
+    assert shape_inputs == {"depth"}
+
+
 def test_refitted_plan_computes_with_the_new_weights(
     tiny_bundle: Path, tmp_path: Path, session: TrtSession
 ) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from decoding import decode
 from fake_cuda import FakeCuda, FakeTensorRT
 from tiny import MAX_DEPTH
 
+from export.trt_builder import write_plan_graph
 from export.trt_options import TrtOptions, make_profiles
 from runtime import Engine, EngineError
 from runtime.cases import load_cases
@@ -31,26 +35,23 @@ def cuda() -> FakeCuda:
     return FakeCuda()
 
 
+@pytest.fixture(scope="module")
+def plan(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The stand-in's plan: the graph that TensorRT would be given."""
+    graph = ir.load(tiny_bundle / "model.onnx")
+    return str(write_plan_graph(graph, tmp_path_factory.mktemp("plan"))).encode()
+
+
 def make_spec(engine: Engine) -> EngineSpec:
     inputs = engine.manifest.graphs.onnx.inputs
     profiles = make_profiles(inputs, TrtOptions(max_batch=3), MAX_SEQ, MAX_DEPTH, 3)
     names = ("p.plan", "tensorrt", "10.0", "13", ("8.9",), "fp32", False, "")
-    return EngineSpec(*names, profiles)
+    return EngineSpec(*names, profiles, depth_shape=(1,))
 
 
 @pytest.fixture(scope="module")
-def session(engine: Engine, tiny_bundle: Path, trt: FakeTensorRT, cuda: FakeCuda) -> TrtSession:
-    plan = str(tiny_bundle / "model.onnx").encode()
+def session(engine: Engine, plan: bytes, trt: FakeTensorRT, cuda: FakeCuda) -> TrtSession:
     return TrtSession(make_spec(engine), engine.manifest.graphs.onnx, plan, trt, cuda)
-
-
-def decode(decoder: Decoder, rows: list[list[int]], tokens: int) -> np.ndarray:
-    """Logits of a prompt and of random tokens after it, [tokens + 1, batch, V]."""
-    generator = np.random.default_rng(0)
-    found = [decoder.prefill(rows).copy()]
-    for _ in range(tokens):
-        found.append(decoder.step(generator.integers(3, 200, len(rows))).copy())
-    return np.stack(found)
 
 
 def test_decoding_equals_the_cpu(session: TrtSession, engine: Engine) -> None:
@@ -59,6 +60,18 @@ def test_decoding_equals_the_cpu(session: TrtSession, engine: Engine) -> None:
     np.testing.assert_allclose(
         found, decode(engine.new_decoder(depths), rows, 80), rtol=1e-4, atol=1e-4
     )
+
+
+def test_plan_with_a_scalar_depth_still_runs(
+    engine: Engine, tiny_bundle: Path, cuda: FakeCuda
+) -> None:
+    # As plans were before theirs was a vector.
+    spec = dataclasses.replace(make_spec(engine), depth_shape=())
+    older = str(tiny_bundle / "model.onnx").encode()
+    session = TrtSession(spec, engine.manifest.graphs.onnx, older, FakeTensorRT(), cuda)
+    found = decode(Decoder(session, engine.manifest, [3]), [[5, 6, 7]], 2)
+    expected = decode(engine.new_decoder([3]), [[5, 6, 7]], 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_two_decoders_take_turns_on_one_context(session: TrtSession, engine: Engine) -> None:
@@ -120,10 +133,9 @@ def test_plan_that_tensorrt_refuses_is_one_line(engine: Engine, cuda: FakeCuda) 
 
 
 def test_failure_names_the_plan(
-    engine: Engine, tiny_bundle: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, plan: bytes, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = FakeTensorRT()
-    plan = str(tiny_bundle / "model.onnx").encode()
     with TrtSession(make_spec(engine), engine.manifest.graphs.onnx, plan, trt, cuda) as session:
         decoder = Decoder(session, engine.manifest, [1])
         decoder.prefill([[5]])

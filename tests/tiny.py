@@ -54,8 +54,6 @@ def build_original(path: Path) -> None:
 
 def build_checkpoint(original: Path, path: Path) -> None:
     """Writes its conversion, 2 | 1 | 2, every trained part random, so that each one matters."""
-    import torch
-
     from ouroboros import convert, load_checkpoint, save_checkpoint
 
     options: dict[str, Any] = {
@@ -67,6 +65,15 @@ def build_checkpoint(original: Path, path: Path) -> None:
     }
     convert(str(original), path, prelude=2, coda=2, recurrent=3, **options)
     model, tokenizer = load_checkpoint(path)
+    randomise(model)
+    model.config.trained_depths = [1, 2, 3, 4]
+    save_checkpoint(model, tokenizer, path, keep=("LICENSE", "ATTRIBUTION"))
+
+
+def randomise(model: Any) -> None:
+    """Makes every trained part of a converted model random."""
+    import torch
+
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weight in model.recurrent.named_parameters():
@@ -74,8 +81,6 @@ def build_checkpoint(original: Path, path: Path) -> None:
                 weight.uniform_(0.5, 2.0)
             elif weight.requires_grad:
                 weight.add_(torch.randn(weight.shape) * 0.1)
-    model.config.trained_depths = [1, 2, 3, 4]
-    save_checkpoint(model, tokenizer, path, keep=("LICENSE", "ATTRIBUTION"))
 
 
 def build_bundle(checkpoint: Path, path: Path) -> None:

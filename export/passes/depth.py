@@ -1,4 +1,4 @@
-"""Depth as a vector of one element, for servers that know no scalars."""
+"""Depth as a vector of one element, which TensorRT plans take: Triton knows no scalars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def vector_depth(model: ir.Model) -> PassResult:
     """Turns the input `depth` from a scalar into `[1]`; a Squeeze makes the scalar again.
 
     Triton describes no tensor without dimensions, and its TensorRT backend compares the number
-    of dimensions with the plan's: a plan for it is built from a graph after this pass.
+    of dimensions with the plan's. `export.trt_builder` builds every plan from a graph after this
+    pass, so that one plan serves our own engine and Triton.
 
     Args:
         model: changed in place.
