@@ -29,8 +29,12 @@ def export(
         typer.Option(help="text on which GPTQ chooses int8 and int4 weights; default: rounding"),
     ] = None,
     accuracy_level: Annotated[
-        int, typer.Option(help="int8 and int4 on a CPU: 1 exact; 4 faster, on 8-bit activations")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="int8 and int4 on a CPU: 1 exact; 4 faster, on 8-bit activations; default: 4 with "
+            "--calibration, else 1"
+        ),
+    ] = None,
     opset: Annotated[int, typer.Option(help="of the ONNX graph: 21 or 24")] = 24,
     trt: Annotated[
         str, typer.Option(help="auto, trt (TensorRT) or rtx (TensorRT for RTX, needs no GPU)")

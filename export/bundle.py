@@ -68,7 +68,7 @@ def export_bundle(
     block_size: int = 32,
     symmetric: bool = True,
     calibration: Path | None = None,
-    accuracy_level: int = 1,
+    accuracy_level: int | None = None,
     report: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Exports `checkpoint` to the bundle directory `out`, atomically.
@@ -86,7 +86,7 @@ def export_bundle(
         calibration: text on which int8 and int4 weights are chosen by GPTQ; None rounds them to
             the nearest.
         accuracy_level: arithmetic that int8 and int4 run in on the CPU: 1 float32; 4 8-bit
-            activations, faster and less exact.
+            activations, faster and less exact; None takes 4 where `calibration` is given, else 1.
         report: called with a line of progress now and then.
 
     Raises:

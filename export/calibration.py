@@ -14,7 +14,7 @@ from export.quantized import BLOCKS
 from ouroboros.data import eval_windows, read_documents
 
 ACCURACY_LEVELS = (1, 4)
-WINDOWS, SEQ_LEN, LEAST_WINDOWS = 64, 256, 4
+WINDOWS, SEQ_LEN, LEAST_WINDOWS = 32, 256, 4
 
 
 def make_quantization(
@@ -22,9 +22,12 @@ def make_quantization(
     block: int,
     symmetric: bool,
     calibration: Path | None,
-    accuracy_level: int,
+    accuracy_level: int | None,
 ) -> Quantization | None:
     """Returns how to quantise at a precision; None for floats.
+
+    Without an `accuracy_level`, calibrated weights run on 8-bit activations, which calibration has
+    made fit for them, and rounded ones in float32.
 
     Raises:
         ExportError: an option that this precision has no use for, or an unknown block size.
@@ -38,13 +41,17 @@ def make_quantization(
     if block not in BLOCKS:
         allowed = ", ".join(map(str, BLOCKS))
         raise ExportError(f"--block-size {block} is not allowed; allowed: {allowed}")
-    if accuracy_level not in ACCURACY_LEVELS:
+    exact, fast = ACCURACY_LEVELS
+    level = accuracy_level
+    if level is None:
+        level = exact if calibration is None else fast
+    if level not in ACCURACY_LEVELS:
         raise ExportError(f"--accuracy-level {accuracy_level} is not allowed; allowed: 1, 4")
-    return Quantization(precision.bits, block, symmetric, accuracy_level=accuracy_level)
+    return Quantization(precision.bits, block, symmetric, accuracy_level=level)
 
 
 def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:
-    """Returns int64 `[windows, seq]` of the first of a text, at most 64 windows of 256 tokens.
+    """Returns int64 `[windows, seq]` of the first of a text, at most 32 windows of 256 tokens.
 
     Raises:
         DataError: the file can't be read.

@@ -28,6 +28,9 @@ class CalibrationRun:
 
     What a block is fed has passed the quantised blocks before it, so that GPTQ makes up for their
     errors too. Every block runs twice a text, whatever the number of blocks.
+
+    Attributes:
+        hidden: float32 `[windows, seq, hidden]`, a tensor a batch, as the next block is fed it.
     """
 
     def __init__(self, model: OuroborosForCausalLM, windows: torch.Tensor, depth: int) -> None:
@@ -42,7 +45,7 @@ class CalibrationRun:
         blocks: list[nn.Module] = [*model.prelude, model.recurrent, *model.coda]
         batches = windows.split(BATCH)
         self._calls = [_watch_calls(model, blocks, batch) for batch in batches]
-        self._hidden = [model.embed_tokens(batch) for batch in batches]
+        self.hidden: list[torch.Tensor] = [model.embed_tokens(batch) for batch in batches]
 
     def second_moments(
         self, block: nn.Module, linears: Mapping[str, nn.Linear]
@@ -63,11 +66,11 @@ class CalibrationRun:
 
     def advance(self, block: nn.Module) -> None:
         """Replaces the hidden states by what the block makes of them."""
-        self._hidden = self._run(block)
+        self.hidden = self._run(block)
 
     def _run(self, block: nn.Module) -> list[torch.Tensor]:
         results = []
-        for hidden, calls in zip(self._hidden, self._calls, strict=True):
+        for hidden, calls in zip(self.hidden, self._calls, strict=True):
             call = calls[block]
             if block is self._recurrent:
                 for step in range(self._depth):

@@ -52,7 +52,7 @@ def test_gptq_errs_less_on_what_comes_in(how: Quantization) -> None:
     for moments in (None, inputs.T @ inputs):
         difference = torch.from_numpy(choose_integers(weight, how, moments).dequantized().T)
         errors.append(float((inputs @ (difference - weight).T).norm()))
-    assert errors[1] < 0.8 * errors[0]
+    assert errors[1] < 0.9 * errors[0]
 
 
 def test_quantised_model_holds_the_dequantised_weights(tiny_checkpoint: Path) -> None:
