@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -52,7 +53,7 @@ def _quantizing(model: OuroborosForCausalLM, quantized: QuantizedModel) -> list[
     weights = quantized.weights
     per_word = WORD // weights["lm_head.weight"].bits
     head = weights["lm_head.weight"].padded(per_word)
-    joined = dict(joined_weights(model, weights)) | {HEAD: head}
+    joined = chain(joined_weights(model, weights), [(HEAD, head)])
     table = weights["embed_tokens.weight"].padded(per_word)
     passes: list[Pass] = [
         partial(quantize_weights, weights=joined),

@@ -8,7 +8,7 @@ Source: ONNX operator DequantizeLinear, opset 21 (blocks, 4-bit integers).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -26,39 +26,43 @@ _TYPES = {
 }
 
 
-def quantize_weights(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> PassResult:
+def quantize_weights(
+    model: ir.Model, weights: Iterable[tuple[str, QuantizedWeight]]
+) -> PassResult:
     """Replaces initializers by their integers, scales and a DequantizeLinear.
 
     Args:
         model: the stitched graph.
-        weights: by the initializer's name, of its shape `[in, out]`.
+        weights: pairs of an initializer's name and its integers, of its shape `[in, out]`; asked
+            for one by one, and held only in packed form.
 
     Raises:
         ExportError: the graph has no such initializer.
     """
-    left = dict(weights)
-    for graph in graphs_of(model):
-        for name in [name for name in graph.initializers if name in left]:
-            weight, old = left.pop(name), graph.initializers[name]
-            parts = [add_integers(graph, name, weight), add_floats(graph, f"{name}_scales", weight)]
-            if weight.zeros is not None:
-                parts.append(add_zeros(graph, name, weight))
-            node = ir.node(
-                "DequantizeLinear",
-                parts,
-                attributes={"axis": 0, "block_size": weight.block},
-                name=f"{name}_dequantize",
-            )
-            node.outputs[0].name = f"{name}_dequantized"
-            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-            old.replace_all_uses_with(node.outputs[0])
-            graph.insert_before(graph[0], node)
-            del graph.initializers[name]
-    if left:
-        raise ExportError(f"the graph has no weight {min(left)} to quantise; this is a bug")
-    bits = {weight.bits for weight in weights.values()}
-    kinds = ", ".join(f"{number} bits" for number in sorted(bits))
-    return PassResult("quantize_weights", len(weights), f"float weights stored in {kinds}")
+    owners = {name: graph for graph in graphs_of(model) for name in graph.initializers}
+    bits: list[int] = []
+    for name, weight in weights:
+        if name not in owners:
+            raise ExportError(f"the graph has no weight {name} to quantise; this is a bug")
+        graph = owners[name]
+        old = graph.initializers[name]
+        parts = [add_integers(graph, name, weight), add_floats(graph, f"{name}_scales", weight)]
+        if weight.zeros is not None:
+            parts.append(add_zeros(graph, name, weight))
+        node = ir.node(
+            "DequantizeLinear",
+            parts,
+            attributes={"axis": 0, "block_size": weight.block},
+            name=f"{name}_dequantize",
+        )
+        node.outputs[0].name = f"{name}_dequantized"
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        old.replace_all_uses_with(node.outputs[0])
+        graph.insert_before(graph[0], node)
+        del graph.initializers[name]
+        bits.append(weight.bits)
+    kinds = ", ".join(f"{number} bits" for number in sorted(set(bits)))
+    return PassResult("quantize_weights", len(bits), f"float weights stored in {kinds}")
 
 
 def store_half(model: ir.Model, names: Collection[str]) -> PassResult:
