@@ -22,8 +22,13 @@ def export(
         int, typer.Option(help="weights that share a scale, of int8 and int4: 32, 64 or 128")
     ] = 32,
     symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="int8 and int4 without zero points")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="int8 and int4 without zero points, as TensorRT needs them, or with, which is "
+            "nearer; default: without for --format trt only",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="text on which GPTQ chooses int8 and int4 weights; default: rounding"),

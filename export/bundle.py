@@ -66,7 +66,7 @@ def export_bundle(
     opset: int = OPSET,
     trt: TrtOptions | None = None,
     block_size: int = 32,
-    symmetric: bool = True,
+    symmetric: bool | None = None,
     calibration: Path | None = None,
     accuracy_level: int | None = None,
     report: Callable[[str], None] | None = None,
@@ -82,7 +82,8 @@ def export_bundle(
         opset: of the graph, 21 or 24.
         trt: how plans are built; None for TensorRT's defaults. Only with format `trt`.
         block_size: inputs that share a scale, of int8 and int4.
-        symmetric: int8 and int4 without zero points.
+        symmetric: int8 and int4 without zero points, the only form that TensorRT takes; None
+            leaves zero points out with format `trt` only: with them the weights are nearer.
         calibration: text on which int8 and int4 weights are chosen by GPTQ; None rounds them to
             the nearest.
         accuracy_level: arithmetic that int8 and int4 run in on the CPU: 1 float32; 4 8-bit
@@ -100,6 +101,7 @@ def export_bundle(
         raise ExportError(f"--format {format} is not known; allowed: {', '.join(FORMATS)}")
     check_opset(opset)
     chosen = find_precision(precision)
+    symmetric = format == "trt" if symmetric is None else symmetric
     how = make_quantization(chosen, block_size, symmetric, calibration, accuracy_level)
     if format == "trt" and how is not None and not symmetric:
         raise ExportError("TensorRT takes no zero points; leave out --asymmetric")

@@ -169,14 +169,14 @@ def test_tied_embedding_and_head_share_their_bytes(int4_bundle: Path) -> None:
     }
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert ranges["closing.head_values"] == ranges["opening.table_words"]
-    assert kinds["closing.head_values"] == onnx.TensorProto.INT8
+    assert kinds["closing.head_values"] == onnx.TensorProto.UINT8
     assert kinds["opening.table_words"] == onnx.TensorProto.INT32
 
 
 def test_calibration_is_recorded(int4_bundle: Path) -> None:
     spec = open_bundle(int4_bundle).manifest.quantization
     assert spec is not None
-    assert (spec.method, spec.bits, spec.symmetric) == ("gptq", 4, True)
+    assert (spec.method, spec.bits, spec.symmetric) == ("gptq", 4, False)
     assert len(spec.calibration or "") == 64
 
 

@@ -26,9 +26,7 @@ _TYPES = {
 }
 
 
-def quantize_weights(
-    model: ir.Model, weights: Iterable[tuple[str, QuantizedWeight]]
-) -> PassResult:
+def quantize_weights(model: ir.Model, weights: Iterable[tuple[str, QuantizedWeight]]) -> PassResult:
     """Replaces initializers by their integers, scales and a DequantizeLinear.
 
     Args:
