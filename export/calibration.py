@@ -12,8 +12,8 @@ from export.precision import Precision
 from export.quantize import Quantization
 from export.quantized import BLOCKS
 from ouroboros.data import eval_windows, read_documents
+from runtime.manifest import ACCURACY_LEVELS
 
-ACCURACY_LEVELS = (1, 4)
 WINDOWS, SEQ_LEN, LEAST_WINDOWS = 32, 256, 4
 
 

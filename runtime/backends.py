@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from runtime.bundle import Bundle
 from runtime.engines import EngineSpec, Machine, check_engine_fits, describe_machine
 from runtime.errors import BundleError, EngineError
-from runtime.manifest import Manifest
+from runtime.manifest import ACCURACY_LEVELS, Manifest
 from runtime.memory import Backend
 from runtime.ort import open_cpu
 from runtime.ort_cuda import PROVIDER, open_cuda
@@ -36,6 +36,8 @@ def open_backend(
         raise EngineError(f"backend={backend!r} is not known; allowed: {', '.join(BACKENDS)}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise EngineError(f"threads={threads!r} is not a number of threads; allowed: 1..1024")
+    if accuracy_level not in (None, *ACCURACY_LEVELS):
+        raise EngineError(f"accuracy_level={accuracy_level!r} is not known; allowed: 1, 4 or None")
     manifest = bundle.manifest
     if backend == "cpu":
         return open_cpu(bundle, threads, accuracy_level)

@@ -112,6 +112,9 @@ class SamplingSpec:
     top_p: float
 
 
+ACCURACY_LEVELS = (1, 4)  # ONNX Runtime's for MatMulNBits: float32, 8-bit activations
+
+
 @dataclasses.dataclass(frozen=True)
 class QuantizationSpec:
     """How integer weights were made, and the arithmetic that the engine runs them in.
@@ -417,7 +420,10 @@ def _check(manifest: Manifest) -> None:
         graph_files = (onnx.file, *onnx.data)
         check_engine_graph(engine, {name: manifest.files[name].sha256 for name in graph_files})
     if quantization is not None:
-        _require(quantization.accuracy_level in (1, 4), "quantization.accuracy_level is not 1 or 4")
+        _require(
+            quantization.accuracy_level in ACCURACY_LEVELS,
+            "quantization.accuracy_level is not 1 or 4",
+        )
     _require(
         any(tensor.name.startswith("past_key_values.") for tensor in manifest.graphs.onnx.inputs),
         "the graph has no past_key_values among its inputs",

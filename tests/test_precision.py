@@ -180,6 +180,18 @@ def test_calibration_is_recorded(int4_bundle: Path) -> None:
     assert len(spec.calibration or "") == 64
 
 
+def test_accuracy_level_is_chosen_when_opened(int4_bundle: Path) -> None:
+    ids = list(range(5, 30))
+    shipped, exact, fast = (
+        Engine.open(int4_bundle, threads=1, accuracy_level=level).logits(ids, depth=2)
+        for level in (None, 1, 4)
+    )
+    np.testing.assert_array_equal(shipped, fast)  # calibrated bundles ship at level 4
+    assert 0 < np.abs(fast - exact).max() < 0.5
+    with pytest.raises(EngineError, match=r"accuracy_level=2 .* allowed: 1, 4"):
+        Engine.open(int4_bundle, accuracy_level=2)
+
+
 def test_changed_quantised_weight_fails_the_check(int4_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(int4_bundle, tmp_path / "b")
     model = onnx.load(tmp_path / "b" / "model.onnx")
