@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
+from export import export_bundle
 from export.errors import ExportError
 from export.unroll import unroll_loop, write_unrolled
 from runtime import Engine
@@ -53,3 +55,24 @@ def test_unroll_without_a_loop_is_refused(tiny_bundle: Path) -> None:
     model = unroll_loop(ir.load(tiny_bundle / "model.onnx"), 2)
     with pytest.raises(ExportError, match="holds 0 Loop nodes"):
         unroll_loop(model, 2)
+
+
+@pytest.mark.slow
+def test_unrolled_integers_are_fused_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Else the yardstick of the int4 loop would be slow by itself."""
+    export_bundle(tiny_checkpoint, tmp_path / "int4", max_depth=3, precision="int4")
+    write_unrolled(tmp_path / "int4", tmp_path / "unrolled", 3)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(tmp_path / "unrolled" / "model.onnx"), options)
+    graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node]
+    # Five in each of three steps; four layers with four products, and the head.
+    assert kinds.count("MatMulNBits") == 3 * 5 + 17
+    assert "DequantizeLinear" not in kinds
+    with Engine.open(tmp_path / "int4", threads=1) as loop:
+        expected = loop.logits(IDS, depth=3)
+    with Engine.open(tmp_path / "unrolled", threads=1) as unrolled:
+        found = unrolled.logits(IDS, depth=3)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
