@@ -21,10 +21,11 @@ from bench.measure import describe_machine
 from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
 from runtime import Engine
+from runtime.bundle import read_manifest
+from runtime.manifest import ACCURACY_LEVELS
 from runtime.metrics import compare_logits, log_softmax
 
 Logits = Callable[[NDArray[Any], int], NDArray[Any]]
-LEVELS = (1, 4)
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,10 @@ def open_subjects(bundles: Sequence[Path], threads: int | None) -> dict[str, Log
     """
     subjects: dict[str, Logits] = {}
     for path in bundles:
-        plain = Engine.open(path, threads=threads)
-        if plain.manifest.quantization is None:
-            subjects[path.name] = plain.logits
+        if read_manifest(path).quantization is None:
+            subjects[path.name] = Engine.open(path, threads=threads).logits
             continue
-        for level in LEVELS:
+        for level in ACCURACY_LEVELS:
             engine = Engine.open(path, threads=threads, accuracy_level=level)
             subjects[f"{path.name} level {level}"] = engine.logits
     return subjects
