@@ -18,8 +18,8 @@ from bench.measure import (
     describe_machine,
     measure_in_turn,
     measure_memory,
-    time_pytorch,
     time_startup,
+    time_torch,
 )
 from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
@@ -85,7 +85,7 @@ def bench_decode(
             "engine": decoding(engine),
             "unrolled": decoding(unrolled),
             "engine_1024": decoding(engine, 1024),
-            "pytorch": lambda: time_pytorch(model, depth, 64, tokens),
+            "pytorch": lambda: time_torch(model, depth, 1, 64, tokens).token_s,
         }
         if other is not None:
             against = opened.enter_context(Engine.open(other, threads=threads))

@@ -22,6 +22,7 @@ from typing import Any
 
 from cli.errors import one_line_errors
 
+OURO = (sys.executable, "-c", "from cli.main import main; main()")
 KEPT = 8  # layers of prelude and of coda, as for Qwen2.5-3B
 FACTOR, EXTRA_BYTES = 1.3, 1e9
 LIMIT_S = 15 * 60
@@ -142,7 +143,6 @@ def run_stages(scratch: Path, arguments: argparse.Namespace) -> list[Stage]:
     sizes = [arguments.layers, arguments.hidden, arguments.intermediate, arguments.vocab]
     make = "import sys; from pathlib import Path; from bench.large import write_model; "
     make += "write_model(Path(sys.argv[1]), *map(int, sys.argv[2:]))"
-    ouro = [sys.executable, "-c", "from cli.main import main; main()"]
     depth, last = str(arguments.max_depth), arguments.layers
     convert = ["convert", str(original), str(checkpoint), "--recurrent", str(last // 2)]
     convert += ["--norm-init", arguments.norm_init]
@@ -151,11 +151,11 @@ def run_stages(scratch: Path, arguments: argparse.Namespace) -> list[Stage]:
     export += ["--precision", arguments.precision]
     stages = [
         run_stage("make", [sys.executable, "-c", make, str(original), *map(str, sizes)], original),
-        run_stage("convert", [*ouro, *convert], checkpoint),
-        run_stage("export", [*ouro, *export], bundle),
+        run_stage("convert", [*OURO, *convert], checkpoint),
+        run_stage("export", [*OURO, *export], bundle),
     ]
     if arguments.check:
-        stages.append(run_stage("check", [*ouro, "check", str(bundle)], None))
+        stages.append(run_stage("check", [*OURO, "check", str(bundle)], None))
     return stages
 
 

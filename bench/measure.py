@@ -35,36 +35,6 @@ def measure_in_turn(
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def time_pytorch(model: Any, depth: int, context: int, tokens: int) -> list[float]:
-    """Seconds of each token, PyTorch eager with the model's own cache, batch 1, greedy.
-
-    Args:
-        model: from `load_checkpoint`.
-        depth: recurrences.
-        context: random tokens fed first.
-        tokens: tokens decoded; the first two are not counted.
-    """
-    import torch
-
-    generator = np.random.default_rng(0)
-    prompt = torch.from_numpy(generator.integers(0, model.config.vocab_size, (1, context)))
-    seconds = []
-    with torch.inference_mode():
-        output = model(input_ids=prompt, use_cache=True, depth=depth, logits_to_keep=1)
-        for _ in range(tokens):
-            start = time.perf_counter()
-            token = output.logits[:, -1].argmax(-1, keepdim=True)
-            output = model(
-                input_ids=token,
-                past_key_values=output.past_key_values,
-                use_cache=True,
-                depth=depth,
-                logits_to_keep=1,
-            )
-            seconds.append(time.perf_counter() - start)
-    return seconds[2:] if tokens > 4 else seconds
-
-
 def time_torch(model: Any, depth: int, batch: int, context: int, tokens: int) -> DecodeTiming:
     """Times greedy decoding of a batch of random prompts, PyTorch eager with its own cache.
 

@@ -1,6 +1,6 @@
 """Quality of bundles on held-out text: loss, perplexity and KL to the PyTorch model, by depth.
 
-python -m bench.quality CHECKPOINT BUNDLE... --text FILE...
+python -m bench.quality CHECKPOINT BUNDLE... --text FILE... [--depth N...] [--level N]
 
 A quantised bundle has a row at each accuracy level. The first row is the checkpoint itself.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.measure import describe_machine
-from cli.errors import one_line_errors
+from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from runtime import Engine
 from runtime.bundle import read_manifest
@@ -73,7 +73,7 @@ def measure_quality(
             for name in sums:
                 found = expected if name == "PyTorch" else subjects[name](ids, depth)[:-1]
                 difference = compare_logits(expected, found)
-                log_p = log_softmax(found.astype(np.float64))
+                log_p = log_softmax(found)
                 chosen = np.take_along_axis(log_p, ids[1:, None], axis=1)
                 sums[name] += -chosen.mean(), difference.kl.mean(), difference.agrees.mean()
         for name, total in sums.items():
@@ -83,19 +83,28 @@ def measure_quality(
     return rows
 
 
-def open_subjects(bundles: Sequence[Path], threads: int | None) -> dict[str, Logits]:
+def open_subjects(
+    bundles: Sequence[Path], threads: int | None, levels: Sequence[int] = ACCURACY_LEVELS
+) -> dict[str, Logits]:
     """Opens bundles, a quantised one at every accuracy level.
 
     Args:
-        bundles: their directories.
+        bundles: their directories, each of another name.
         threads: of the engines.
+        levels: the accuracy levels.
+
+    Raises:
+        CommandError: two bundles have one name.
     """
+    if len({path.name for path in bundles}) < len(bundles):
+        names = ", ".join(map(str, bundles))
+        raise CommandError(f"two of {names} have one name, which the rows go by; rename one")
     subjects: dict[str, Logits] = {}
     for path in bundles:
         if read_manifest(path).quantization is None:
             subjects[path.name] = Engine.open(path, threads=threads).logits
             continue
-        for level in ACCURACY_LEVELS:
+        for level in levels:
             engine = Engine.open(path, threads=threads, accuracy_level=level)
             subjects[f"{path.name} level {level}"] = engine.logits
     return subjects
@@ -117,8 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundles", type=Path, nargs="+")
-    parser.add_argument("--text", type=Path, action="append", required=True)
-    parser.add_argument("--depth", type=int, action="append", help="repeatable; else 1, 4, 8, 16")
+    parser.add_argument("--text", type=Path, nargs="+", required=True)
+    parser.add_argument("--depth", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--level", type=int, choices=ACCURACY_LEVELS, help="else both")
     parser.add_argument("--windows", type=int, default=4, help="of each text")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--threads", type=int)
@@ -147,8 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             flush=True,
         )
 
-    subjects = open_subjects(given.bundles, given.threads)
-    rows = measure_quality(reference, subjects, windows, given.depth or [1, 4, 8, 16], report)
+    subjects = open_subjects(
+        given.bundles, given.threads, ACCURACY_LEVELS if given.level is None else [given.level]
+    )
+    rows = measure_quality(reference, subjects, windows, given.depth, report)
     if given.json is not None:
         figures = {"machine": describe_machine(), "rows": [asdict(row) for row in rows]}
         write_json(given.json, figures)

@@ -32,7 +32,8 @@ def check(
 ) -> None:
     """Replay a bundle's recorded cases and compare with what PyTorch computed.
 
-    Exit status 0: PASS or AMBIGUOUS (differs only where PyTorch's two best tokens tie); 1: FAIL.
+    Exit status 0: PASS or AMBIGUOUS (differs only where PyTorch's two best tokens tie, or PyTorch
+    itself overflows in 16 bits); 1: FAIL.
 
     Examples:
       ouro check bundle
@@ -64,19 +65,34 @@ def record_live(bundle: Path, checkpoint: Path, seed: int) -> list[Case]:
     """Fresh cases from PyTorch, over every depth of the bundle.
 
     Args:
-        bundle: names the depths.
-        checkpoint: the PyTorch model.
+        bundle: names depths and precision.
+        checkpoint: the PyTorch model; rounded as the bundle is.
         seed: of the random inputs.
+
+    Raises:
+        CommandError: the bundle's weights were calibrated: the checkpoint does not tell them.
     """
+    from cli.errors import CommandError
     from export import record_cases
+    from export.precision import find_precision
+    from export.quantize import Quantization, quantize_model
     from ouroboros.checkpoint import load_checkpoint
     from runtime.bundle import read_manifest
     from runtime.cases import make_cases
 
-    depth = read_manifest(bundle).depth
+    manifest = read_manifest(bundle)
+    depth, spec = manifest.depth, manifest.quantization
+    if spec is not None and spec.calibration is not None:
+        raise CommandError(
+            f"{bundle} holds calibrated weights, which the checkpoint alone does not tell; leave "
+            "out --live to compare with the outputs that were recorded from them"
+        )
     model, tokenizer = load_checkpoint(checkpoint)
+    if spec is not None:
+        quantize_model(model, Quantization.from_spec(spec))
     depths = range(depth.min, depth.max + 1)
-    tensors, entries = record_cases(model, tokenizer, depths=depths, seed=seed)
+    half = find_precision(manifest.precision).half
+    tensors, entries = record_cases(model, tokenizer, depths=depths, seed=seed, half=half)
     return make_cases(tensors, entries)
 
 
@@ -103,6 +119,13 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
         console.print(f"[bold red]FAIL[/] {where}: {row.reason}", soft_wrap=True)
     if len(failed) > 10:
         console.print(f"... and {len(failed) - 10} more; --all or --json shows them")
+    unbounded = sum(row.measurement.own == float("inf") for row in report.rows)
+    if unbounded:
+        console.print(
+            f"[yellow]no bound[/] for {unbounded} comparisons: PyTorch itself overflows there at "
+            "this precision, so the engine is only asked for finite numbers",
+            soft_wrap=True,
+        )
     console.print(
         f"{len(report.rows)} comparisons, {report.ambiguous} tied tokens, bound {report.bound:.0e}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +26,17 @@ Array = NDArray[Any]
 
 @dataclass
 class Recording:
-    """Cases as flat tensors and a list of entries, as a bundle stores them."""
+    """Cases as flat tensors and a list of entries, as a bundle stores them.
+
+    Attributes:
+        tensors: inputs and outputs by case, part and name.
+        entries: name, kind, depth and more of each case.
+        finite: refuse logits that are NaN or infinite.
+    """
 
     tensors: dict[str, Array] = field(default_factory=dict)
     entries: list[dict[str, Any]] = field(default_factory=list)
+    finite: bool = True
 
     def add(
         self,
@@ -44,7 +52,7 @@ class Recording:
             ExportError: PyTorch's own logits are not finite.
         """
         for key in ("logits", "top2"):
-            if not np.isfinite(parts["out"].get(key, 0.0)).all():
+            if self.finite and not np.isfinite(parts["out"].get(key, 0.0)).all():
                 raise ExportError(
                     f"the model itself gives NaN or infinity at depth {depth} ({kind}): a weight "
                     "or alpha is broken; convert or train it again"
@@ -70,7 +78,8 @@ def record_cases(
         tokenizer: unused but for its vocabulary's special tokens; may be None.
         depths: the depths to record.
         seed: of the random token ids.
-        half: also record how far PyTorch itself is off in this type, as `own` of every case.
+        half: also record how far PyTorch itself is off in this type, as `own` of every case;
+            None where it overflows, which the graph does not.
 
     Returns:
         tensors by name, and the list of cases (see the bundle's format).
@@ -78,10 +87,25 @@ def record_cases(
     Raises:
         ExportError: PyTorch's own logits are not finite.
     """
+    recording = Recording()
+    _record(recording, model, tokenizer, depths, seed)
+    if half is not None:
+        narrow = Recording(finite=False)
+        _record(narrow, _narrowed(model, half), tokenizer, depths, seed)
+        _add_own_errors(recording, narrow.tensors)
+    return recording.tensors, recording.entries
+
+
+def _record(
+    recording: Recording,
+    model: OuroborosForCausalLM,
+    tokenizer: Any,
+    depths: Sequence[int],
+    seed: int,
+) -> None:
     generator = np.random.default_rng(seed)
     special = set(getattr(tokenizer, "all_special_ids", None) or [])
     ordinary = np.array([i for i in range(model.config.vocab_size) if i not in special])
-    recording = Recording()
     prompt = generator.choice(ordinary, (1, PREFILL + DECODE))
     batch = generator.choice(ordinary, (3, PADDED))
     for depth in depths:
@@ -93,11 +117,6 @@ def record_cases(
     wanted = sorted({depth for depth in GREEDY_DEPTHS if depth in depths} | {top})
     for depth in wanted:
         _record_greedy(recording, model, prompt[:, :PREFILL], depth)
-    if half is not None:
-        narrow = _narrowed(model, half)
-        tensors, _ = record_cases(narrow, tokenizer, depths, seed)
-        _add_own_errors(recording, tensors)
-    return recording.tensors, recording.entries
 
 
 def _narrowed(model: OuroborosForCausalLM, half: torch.dtype) -> OuroborosForCausalLM:
@@ -118,7 +137,9 @@ def _add_own_errors(recording: Recording, narrow: dict[str, Array]) -> None:
         for output in (name for name in _OUTPUTS if f"{entry['name']}.out.{name}" in narrow):
             key = f"{name}.out.{output}"
             expected, found = recording.tensors[key], narrow[key]
-            if output == "logits":
+            if not np.isfinite(found).all():
+                errors[output] = math.inf
+            elif output == "logits":
                 rows = compare_logits(
                     expected.reshape(-1, expected.shape[-1]), found.reshape(-1, found.shape[-1])
                 )
@@ -128,7 +149,9 @@ def _add_own_errors(recording: Recording, narrow: dict[str, Array]) -> None:
                 errors[output] = compare(expected, found, valid).relative_l2
         by_depth[entry["depth"]] = max(by_depth.get(entry["depth"], 0.0), errors.get("logits", 0.0))
         # A greedy text of another precision may go elsewhere: its logits err as the others do.
-        entry["own"] = errors or {"tokens": by_depth[entry["depth"]]}
+        errors = errors or {"tokens": by_depth[entry["depth"]]}
+        # JSON knows no infinity.
+        entry["own"] = {key: None if math.isinf(own) else own for key, own in errors.items()}
 
 
 _OUTPUTS = ("logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value")

@@ -43,13 +43,14 @@ class Quantization:
     """How weights are turned into integers.
 
     Attributes:
-        bits: 4 or 8, of the layers and the gate.
+        bits: 4 or 8, of the matrices that `sensitive_bits` is not for: with 4, the output, gate and
+            up projections of all layers but three.
         block: inputs that share a scale.
         symmetric: no zero points; the only form TensorRT takes.
         depth: depth at which calibration text is run.
-        sensitive_bits: of embedding, LM head, first, looped and last layer, and of the query, key,
-            value and down projections of all. Rounded to 4 bits, embedding and head alone cost
-            SmolLM2 9 % of perplexity, the looped layer's values 4 %.
+        sensitive_bits: of embedding, LM head, recurrence gate, first, looped and last layer, and of
+            the query, key, value and down projections of all. Rounded to 4 bits, embedding and
+            head alone cost SmolLM2 9 % of perplexity, the looped layer's values 4 %.
         accuracy_level: of ONNX Runtime's MatMulNBits as the bundle ships: 1 float32, 4 8-bit
             activations.
     """
@@ -60,6 +61,17 @@ class Quantization:
     depth: int = 8
     sensitive_bits: int = 8
     accuracy_level: int = 1
+
+    @classmethod
+    def from_spec(cls, spec: QuantizationSpec) -> Quantization:
+        """Returns how the weights of a bundle were rounded; for calibrated ones the depth lacks."""
+        return cls(
+            bits=spec.bits,
+            block=spec.block,
+            symmetric=spec.symmetric,
+            sensitive_bits=spec.sensitive_bits,
+            accuracy_level=spec.accuracy_level,
+        )
 
     @property
     def limits(self) -> tuple[int, int]:

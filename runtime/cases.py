@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class Case:
         inputs: by the graph's names.
         outputs: PyTorch's, by the graph's names.
         valid: boolean masks of the entries to compare, by output; missing where all are.
-        own: relative L2 error, by output, that PyTorch makes at the bundle's half precision.
+        own: relative L2 error, by output, that PyTorch makes at the bundle's half precision;
+            infinite where it overflows.
     """
 
     name: str
@@ -100,10 +102,13 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
         if after is not None and after not in {case.name for case in cases}:
             raise BundleError(f"the recorded case {name} follows {after!r}, which is not before it")
         errors = entry.get("own") or {}
-        if not isinstance(errors, Mapping) or not all(type(e) is float for e in errors.values()):
+        if not isinstance(errors, Mapping) or not all(
+            e is None or type(e) is float for e in errors.values()
+        ):
             raise BundleError(f"the recorded case {name} has errors that are no numbers")
         parts_of = (own["in"], own["out"], own["valid"])
-        cases.append(Case(name, kind, depth, tuple(positions), after, *parts_of, errors))
+        known = {output: math.inf if e is None else e for output, e in errors.items()}
+        cases.append(Case(name, kind, depth, tuple(positions), after, *parts_of, known))
     if parts:
         raise BundleError(f"the recorded case {min(parts)} has tensors but is not in the list")
     return cases

@@ -119,8 +119,8 @@ ACCURACY_LEVELS = (1, 4)  # ONNX Runtime's for MatMulNBits: float32, 8-bit activ
 class QuantizationSpec:
     """How integer weights were made, and the arithmetic that the engine runs them in.
 
-    bits: of most matrices; sensitive_bits: of the few whose errors cost most, embedding and LM
-        head among them.
+    bits: of the matrices that bear it; sensitive_bits: of those whose errors cost most, among them
+        embedding, LM head and all of the looped layer.
     method: "rtn" (round to nearest) or "gptq".
     calibration: sha256 of the calibration tokens; None for "rtn".
     accuracy_level: ONNX Runtime's for MatMulNBits: 1 float32, 4 8-bit activations.

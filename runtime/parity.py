@@ -34,7 +34,8 @@ class ParityRow:
 
     Attributes:
         measurement: what was measured.
-        verdict: PASS, FAIL or AMBIGUOUS (it differs only where PyTorch's best tokens tie).
+        verdict: PASS, FAIL or AMBIGUOUS (it differs only where PyTorch's best tokens tie, or
+            PyTorch itself overflows at the bundle's precision, and so gives no bound).
         reason: why it is not PASS; empty where it is.
         ties: positions whose best token differs within a tie.
         first_divergence: index of the first position whose best token differs, or None.
@@ -271,6 +272,8 @@ def _judge_one(measurement: Measurement, bound: float, tie_margin: float) -> Par
         verdict, reason = FAIL, measurement.note
     elif not measurement.worst_relative_l2 <= bound:  # also catches a NaN
         verdict, reason = FAIL, f"relative L2 {measurement.worst_relative_l2:.2e} > {bound:.1e}"
+    elif bound == float("inf"):
+        verdict, reason = AMBIGUOUS, "finite, but PyTorch itself overflows here: nothing to compare"
     elif beyond:
         verdict, reason = FAIL, f"another token at {beyond[0][0]}, margin {beyond[0][1]:.2e}"
     elif ties:

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from demo.fetch import fetch
 from export import TrtOptions, export_bundle
-from ouroboros import convert
+from ouroboros import convert, load_checkpoint, save_checkpoint
 from runtime.bundle import open_bundle
 from runtime.parity import check_bundle
 
@@ -23,10 +24,17 @@ DEPTH = 4
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct converted 8 | 1 | 8, not trained."""
+    """SmolLM2-135M-Instruct converted 8 | 1 | 8; Controller and gate random, so that they count."""
     path = tmp_path_factory.mktemp("smollm2") / "checkpoint"
     material = fetch(say=lambda line: None)
     convert(str(material.model), path, prelude=8, coda=8, recurrent=21, depth=DEPTH)
+    model, tokenizer = load_checkpoint(path)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.recurrent.named_parameters():
+            if weight.requires_grad and name != "norm.weight":
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
+    save_checkpoint(model, tokenizer, path, keep=("LICENSE", "ATTRIBUTION"))
     return path
 
 
