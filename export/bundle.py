@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from export.calibration import make_quantization, read_calibration
 from export.cases import record_cases
 from export.compile import compile_graph
-from export.errors import ExportError
+from export.errors import ExportError, refuse_unused
 from export.manifest import describe_bundle
 from export.passes.opset import check_opset
 from export.passes.result import PassResult
@@ -65,7 +65,7 @@ def export_bundle(
     format: str = "onnx",
     opset: int = OPSET,
     trt: TrtOptions | None = None,
-    block_size: int = 32,
+    block_size: int | None = None,
     symmetric: bool | None = None,
     calibration: Path | None = None,
     accuracy_level: int | None = None,
@@ -81,7 +81,7 @@ def export_bundle(
         format: `onnx`, or `trt` for TensorRT plans beside the graph.
         opset: of the graph, 21 or 24.
         trt: how plans are built; None for TensorRT's defaults. Only with format `trt`.
-        block_size: inputs that share a scale, of int8 and int4.
+        block_size: inputs that share a scale, of int8 and int4: 32, 64 or 128; None for 32.
         symmetric: int8 and int4 without zero points, the only form that TensorRT takes; None
             leaves zero points out with format `trt` only: with them the weights are nearer.
         calibration: text on which int8 and int4 weights are chosen by GPTQ; None rounds them to
@@ -91,7 +91,8 @@ def export_bundle(
         report: called with a line of progress now and then.
 
     Raises:
-        ExportError: an option is not allowed, or the model can't be traced or written.
+        ExportError: an option is not allowed or would have no effect, or the model can't be
+            traced or written.
         CheckpointError: the checkpoint can't be loaded.
         DataError: the calibration text is unusable or too short.
     """
@@ -101,10 +102,11 @@ def export_bundle(
         raise ExportError(f"--format {format} is not known; allowed: {', '.join(FORMATS)}")
     check_opset(opset)
     chosen = find_precision(precision)
-    symmetric = format == "trt" if symmetric is None else symmetric
-    how = make_quantization(chosen, block_size, symmetric, calibration, accuracy_level)
-    if format == "trt" and how is not None and not symmetric:
-        raise ExportError("TensorRT takes no zero points; leave out --asymmetric")
+    if format != "trt":
+        refuse_unused({"trt=TrtOptions(...)": trt}, "format trt", f"format {format}")
+    how = make_quantization(
+        chosen, block_size, symmetric, calibration, accuracy_level, tensorrt=format == "trt"
+    )
     checkpoint, out = Path(checkpoint), Path(out)
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
