@@ -66,8 +66,8 @@ def export(
     triton: Annotated[
         Path | None,
         typer.Option(
-            help="also write a Triton model repository to this directory: of the graph, or with "
-            "--format trt of the plan"
+            help="a Triton model repository to write the model to as well, in its folder "
+            "ouroboros: the graph, or with --format trt the plan"
         ),
     ] = None,
     explain: Annotated[
@@ -85,11 +85,12 @@ def export(
     from cli.errors import require_replaceable
 
     require_replaceable(out, "bundle")
-    if triton is not None:
-        require_replaceable(triton, "Triton repository")
     from export import export_bundle, write_triton
     from export.triton import require_servable
+    from export.triton_folder import check_folder
 
+    if triton is not None:
+        check_folder(triton, out)
     options = _trt_options(format, trt, compute_capability, max_batch, max_seq, refit)
     if triton is not None and options is not None:
         require_servable(options)
@@ -116,8 +117,9 @@ def export(
     if triton is not None:
         plan = report.engines[0].file if report.engines else None
         backend = "onnxruntime" if plan is None else "tensorrt"
-        size = write_triton(out, triton, backend=backend, plan=plan).bytes / 1e6
-        typer.echo(f"wrote {triton}: {size:,.0f} MB for Triton, backend {backend}")
+        written = write_triton(out, triton, backend=backend, plan=plan)
+        size, folder = written.bytes / 1e6, triton / written.name
+        typer.echo(f"wrote {folder}: {size:,.0f} MB for Triton, backend {backend}")
     typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     typer.echo(f'next: ouro check {out}, then ouro run {out} "prompt"')
 
