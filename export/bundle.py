@@ -25,6 +25,7 @@ from export.quantize import quantize_model
 from export.storage import save_graph
 from export.trace import OPSET
 from export.trt_builder import GraphFacts, build_plans
+from export.trt_check import require_buildable
 from export.trt_options import TrtOptions, check_options
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
@@ -187,9 +188,10 @@ def plan_builder(
         What builds the plans of a bundle's directory, once the graph is in it.
 
     Raises:
-        ExportError: an option is not allowed.
+        ExportError: an option is not allowed, or nothing here can build such plans.
     """
     check_options(options, config.max_position_embeddings)
+    require_buildable(options)
     facts = GraphFacts(
         max_depth=max_depth,
         default_depth=min(config.depth, max_depth),

@@ -60,6 +60,42 @@ class GraphFacts:
     whole_prompt: bool = False
 
 
+@dataclass(frozen=True)
+class Target:
+    """What plans are built with, and for.
+
+    Attributes:
+        installed: the TensorRT.
+        capabilities: compute capabilities of the GPUs that they will run on.
+        gpu: of this machine.
+    """
+
+    installed: Installed
+    capabilities: tuple[str, ...]
+    gpu: Gpu | None
+
+
+def choose_target(options: TrtOptions) -> Target:
+    """Chooses a TensorRT and the compute capabilities, from what this machine has.
+
+    Args:
+        options: the user's.
+
+    Raises:
+        ExportError: no TensorRT that fits is installed, or there is no GPU where one is needed.
+    """
+    gpu = describe_gpu()
+    installed = choose_builder(options, gpu)
+    flavour = installed.flavour
+    capabilities = choose_capabilities(options, flavour, gpu)
+    if options.refit and gpu is None:
+        raise ExportError(
+            f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
+            "here; build on the GPU's machine or leave --refit out"
+        )
+    return Target(installed, capabilities, gpu)
+
+
 def build_plans(
     onnx_file: Path,
     out_dir: Path,
@@ -89,15 +125,9 @@ def build_plans(
     """
     say = report or (lambda line: None)
     max_seq = check_options(options, facts.max_positions)
-    gpu = describe_gpu()
-    installed = choose_builder(options, gpu)
+    target = choose_target(options)
+    installed, capabilities, gpu = target.installed, target.capabilities, target.gpu
     flavour = installed.flavour
-    capabilities = choose_capabilities(options, flavour, gpu)
-    if options.refit and gpu is None:
-        raise ExportError(
-            f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
-            "here; build on the GPU's machine or leave --refit out"
-        )
     graph, files = _read_graph(onnx_file)
     profiles = make_profiles(
         _inputs(graph), options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
@@ -176,16 +206,13 @@ def build_in_child(request: dict[str, Any], title: str, folder: Path) -> dict[st
         ExportError: TensorRT refused or crashed; its log is a note of the exception.
         OSError: the plan can't be written.
     """
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with tempfile.TemporaryFile() as noise:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "export.trt_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
-            env=environment,
+            env=child_environment(),
             cwd=folder,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
         )
@@ -197,6 +224,13 @@ def build_in_child(request: dict[str, Any], title: str, folder: Path) -> dict[st
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child that imports what this process can."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _follow(
