@@ -46,7 +46,7 @@ class ExportReport:
         seconds: wall time.
         bytes: size of the bundle.
         nodes: nodes of the graph, the loop's body included.
-        passes: what each graph pass changed, in order.
+        passes: what each graph pass changed, in order; those over TensorRT's copy come last.
         engines: the TensorRT plans.
     """
 
@@ -119,9 +119,11 @@ def export_bundle(
         )
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no tokenizer.json; a bundle needs one to run text")
-    build = None
+    build, plan_passes = None, list[PassResult]()
     if format == "trt":
-        build = plan_builder(trt or TrtOptions(), model.config, max_depth, precision, say)
+        build = plan_builder(
+            trt or TrtOptions(), model.config, max_depth, precision, say, plan_passes.append
+        )
     quantized, spec = None, None
     if how is not None:
         windows = None if calibration is None else read_calibration(calibration, tokenizer)
@@ -165,7 +167,7 @@ def export_bundle(
             f"{out}: can't write the bundle: {_reason(error)}; what was there is untouched"
         ) from error
     seconds = time.perf_counter() - started
-    return ExportReport(seconds, size, nodes, tuple(passes), tuple(engines))
+    return ExportReport(seconds, size, nodes, (*passes, *plan_passes), tuple(engines))
 
 
 def plan_builder(
@@ -174,6 +176,7 @@ def plan_builder(
     max_depth: int,
     precision: str,
     say: Callable[[str], None],
+    explain: Callable[[PassResult], None],
 ) -> Callable[[Path], list[EngineSpec]]:
     """Checks what is asked of TensorRT before the graph is made, which may take minutes.
 
@@ -183,6 +186,7 @@ def plan_builder(
         max_depth: largest depth of the bundle.
         precision: name of the bundle's precision.
         say: called with a line of progress now and then.
+        explain: called with what each pass over TensorRT's copy of the graph changed.
 
     Returns:
         What builds the plans of a bundle's directory, once the graph is in it.
@@ -199,7 +203,9 @@ def plan_builder(
         precision=precision,
         whole_prompt=config.pooling == "mean",
     )
-    return lambda folder: build_plans(folder / GRAPH_NAME, folder / ENGINES, options, facts, say)
+    return lambda folder: build_plans(
+        folder / GRAPH_NAME, folder / ENGINES, options, facts, say, explain
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -38,6 +38,8 @@ from runtime.trt_flavours import RTX, Installed, check_libraries, choose_flavour
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from export.passes.result import PassResult
+
 TIMING_CACHE = "timing.cache"
 
 
@@ -102,6 +104,7 @@ def build_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
+    explain: Callable[[PassResult], None] | None = None,
 ) -> list[EngineSpec]:
     """Builds one plan for all compute capabilities asked for, and writes it into `out_dir`.
 
@@ -114,6 +117,7 @@ def build_plans(
         options: the user's.
         facts: of the model.
         report: called with a line of progress now and then.
+        explain: as for `write_plan_graph`.
 
     Returns:
         One entry a plan.
@@ -141,7 +145,7 @@ def build_plans(
             tempfile.TemporaryDirectory(prefix=".graph-", dir=out_dir) as copy,
             tempfile.TemporaryDirectory(prefix=".building-", dir=out_dir) as staging,
         ):
-            given = write_plan_graph(graph, Path(copy))
+            given = write_plan_graph(graph, Path(copy), explain)
             done = build_in_child(
                 {
                     "module": installed.module,
@@ -168,12 +172,15 @@ def build_plans(
     return [_with_graph(spec, hashes)]
 
 
-def write_plan_graph(graph: ir.Model, folder: Path) -> Path:
+def write_plan_graph(
+    graph: ir.Model, folder: Path, explain: Callable[[PassResult], None] | None = None
+) -> Path:
     """Writes a graph the way TensorRT takes it, see this module.
 
     Args:
         graph: of a bundle; changed in place.
         folder: where it and its data file are written.
+        explain: called with what each pass over it changed.
 
     Returns:
         The file to give to TensorRT's parser.
@@ -185,7 +192,9 @@ def write_plan_graph(graph: ir.Model, folder: Path) -> Path:
     from export.passes.depth import vector_depth
     from export.storage import save_graph
 
-    vector_depth(graph)
+    done = vector_depth(graph)
+    if explain is not None:
+        explain(done)
     file = folder / "plan.onnx"
     save_graph(graph, file, share=False)
     return file

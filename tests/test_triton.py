@@ -180,9 +180,11 @@ def test_bundle_with_a_plan_keeps_a_scalar_and_triton_gets_a_vector(
     builder = stand_in_for_builder(monkeypatch, CENTRE)
     out, models = tmp_path / "bundle", tmp_path / "models"
     arguments = ["export", str(tiny_checkpoint), str(out), "--format", "trt", "--max-depth", "1"]
+    arguments.append("--explain")
     result = CliRunner().invoke(app, [*arguments, "--triton", str(models)])
     assert result.exit_code == 0, result.output
     assert "MB for Triton, backend tensorrt\n" in result.stdout
+    assert "\n  vector_depth           1  depth is [1], " in result.stdout
     assert (models / "ouroboros" / "1" / "model.plan").read_bytes() == FakeBuilder.PLAN
     config = parse(models)
     (depth,) = [io for io in config.input if io.is_shape_tensor]
