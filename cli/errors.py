@@ -99,7 +99,7 @@ def require_replaceable(out: Path, kind: str) -> None:
 
     Args:
         out: the directory to be written.
-        kind: what a run may replace there: "checkpoint", "bundle" or "Triton repository".
+        kind: what a run may replace there: "checkpoint" or "bundle".
 
     Raises:
         CommandError: `out` is a file, or a directory that is neither empty nor of that kind.
@@ -117,8 +117,6 @@ def require_replaceable(out: Path, kind: str) -> None:
 
 def _kind(path: Path) -> str | None:
     try:
-        if any(path.glob("*/config.pbtxt")):
-            return "Triton repository"
         if (path / "manifest.json").is_file():
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             return "bundle" if "format_version" in manifest else None

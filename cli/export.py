@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from export import TrtOptions
 
 
 def export(
@@ -19,8 +22,11 @@ def export(
         str, typer.Option(help="fp32, fp16, bf16 (GPUs only), int8 or int4")
     ] = "fp32",
     block_size: Annotated[
-        int, typer.Option(help="weights that share a scale, of int8 and int4: 32, 64 or 128")
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="weights that share a scale, of int8 and int4: 32, 64 or 128; default: 32"
+        ),
+    ] = None,
     symmetric: Annotated[
         bool | None,
         typer.Option(
@@ -42,12 +48,15 @@ def export(
     ] = None,
     opset: Annotated[int, typer.Option(help="of the ONNX graph: 21 or 24")] = 24,
     trt: Annotated[
-        str, typer.Option(help="auto, trt (TensorRT) or rtx (TensorRT for RTX, needs no GPU)")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="auto, trt (TensorRT) or rtx (TensorRT for RTX, needs no GPU); default: auto"
+        ),
+    ] = None,
     compute_capability: Annotated[
         str | None, typer.Option(help="of the GPUs an rtx plan is for, such as 8.6,8.9,12.0")
     ] = None,
-    max_batch: Annotated[int, typer.Option(help="most rows of a plan")] = 4,
+    max_batch: Annotated[int | None, typer.Option(help="most rows of a plan; default: 4")] = None,
     max_seq: Annotated[
         int | None, typer.Option(help="most tokens of a plan; default: 2048 or the model's")
     ] = None,
@@ -57,8 +66,8 @@ def export(
     triton: Annotated[
         Path | None,
         typer.Option(
-            help="also write a Triton model repository to this directory: of the graph, or with "
-            "--format trt of the plan"
+            help="a Triton model repository to write the model to as well, in its folder "
+            "ouroboros: the graph, or with --format trt the plan"
         ),
     ] = None,
     explain: Annotated[
@@ -76,19 +85,14 @@ def export(
     from cli.errors import require_replaceable
 
     require_replaceable(out, "bundle")
-    if triton is not None:
-        require_replaceable(triton, "Triton repository")
-    from export import TrtOptions, export_bundle, write_triton
+    from export import export_bundle, write_triton
     from export.triton import require_servable
+    from export.triton_folder import check_folder
 
-    options = TrtOptions(
-        flavour=trt,
-        compute_capabilities=tuple((compute_capability or "").replace(",", " ").split()),
-        max_batch=max_batch,
-        max_seq=max_seq,
-        refit=refit,
-    )
-    if triton is not None and format == "trt":
+    if triton is not None:
+        check_folder(triton, out)
+    options = _trt_options(format, trt, compute_capability, max_batch, max_seq, refit)
+    if triton is not None and options is not None:
         require_servable(options)
     report = export_bundle(
         checkpoint,
@@ -113,7 +117,38 @@ def export(
     if triton is not None:
         plan = report.engines[0].file if report.engines else None
         backend = "onnxruntime" if plan is None else "tensorrt"
-        size = write_triton(out, triton, backend=backend, plan=plan).bytes / 1e6
-        typer.echo(f"wrote {triton}: {size:,.0f} MB for Triton, backend {backend}")
+        written = write_triton(out, triton, backend=backend, plan=plan)
+        size, folder = written.bytes / 1e6, triton / written.name
+        typer.echo(f"wrote {folder}: {size:,.0f} MB for Triton, backend {backend}")
     typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     typer.echo(f'next: ouro check {out}, then ouro run {out} "prompt"')
+
+
+def _trt_options(
+    format: str,
+    flavour: str | None,
+    capabilities: str | None,
+    max_batch: int | None,
+    max_seq: int | None,
+    refit: bool,
+) -> TrtOptions | None:
+    """The options of the plans; None where none are built, and none of them may be given then."""
+    from export import TrtOptions
+    from export.errors import refuse_unused
+
+    if format != "trt":
+        options = {
+            "--trt": flavour,
+            "--compute-capability": capabilities,
+            "--max-batch": max_batch,
+            "--max-seq": max_seq,
+            "--refit": refit or None,
+        }
+        refuse_unused(options, "--format trt", f"--format {format}")
+        return None
+    given: dict[str, Any] = {"flavour": flavour, "max_batch": max_batch, "max_seq": max_seq}
+    if capabilities is not None:
+        # Blank is no list of capabilities, and not the default either: it is refused as it stands.
+        listed = capabilities.replace(",", " ").split() or [capabilities]
+        given["compute_capabilities"] = tuple(listed)
+    return TrtOptions(refit=refit, **{name: one for name, one in given.items() if one is not None})

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from export.calibration import make_quantization, read_calibration
 from export.cases import record_cases
 from export.compile import compile_graph
-from export.errors import ExportError
+from export.errors import ExportError, refuse_unused
 from export.manifest import describe_bundle
 from export.passes.opset import check_opset
 from export.passes.result import PassResult
@@ -25,6 +25,7 @@ from export.quantize import quantize_model
 from export.storage import save_graph
 from export.trace import OPSET
 from export.trt_builder import GraphFacts, build_plans
+from export.trt_check import require_buildable
 from export.trt_options import TrtOptions, check_options
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
@@ -45,7 +46,7 @@ class ExportReport:
         seconds: wall time.
         bytes: size of the bundle.
         nodes: nodes of the graph, the loop's body included.
-        passes: what each graph pass changed, in order.
+        passes: what each graph pass changed, in order; those over TensorRT's copy come last.
         engines: the TensorRT plans.
     """
 
@@ -65,7 +66,7 @@ def export_bundle(
     format: str = "onnx",
     opset: int = OPSET,
     trt: TrtOptions | None = None,
-    block_size: int = 32,
+    block_size: int | None = None,
     symmetric: bool | None = None,
     calibration: Path | None = None,
     accuracy_level: int | None = None,
@@ -81,7 +82,7 @@ def export_bundle(
         format: `onnx`, or `trt` for TensorRT plans beside the graph.
         opset: of the graph, 21 or 24.
         trt: how plans are built; None for TensorRT's defaults. Only with format `trt`.
-        block_size: inputs that share a scale, of int8 and int4.
+        block_size: inputs that share a scale, of int8 and int4: 32, 64 or 128; None for 32.
         symmetric: int8 and int4 without zero points, the only form that TensorRT takes; None
             leaves zero points out with format `trt` only: with them the weights are nearer.
         calibration: text on which int8 and int4 weights are chosen by GPTQ; None rounds them to
@@ -91,7 +92,8 @@ def export_bundle(
         report: called with a line of progress now and then.
 
     Raises:
-        ExportError: an option is not allowed, or the model can't be traced or written.
+        ExportError: an option is not allowed or would have no effect, or the model can't be
+            traced or written.
         CheckpointError: the checkpoint can't be loaded.
         DataError: the calibration text is unusable or too short.
     """
@@ -101,10 +103,11 @@ def export_bundle(
         raise ExportError(f"--format {format} is not known; allowed: {', '.join(FORMATS)}")
     check_opset(opset)
     chosen = find_precision(precision)
-    symmetric = format == "trt" if symmetric is None else symmetric
-    how = make_quantization(chosen, block_size, symmetric, calibration, accuracy_level)
-    if format == "trt" and how is not None and not symmetric:
-        raise ExportError("TensorRT takes no zero points; leave out --asymmetric")
+    if format != "trt":
+        refuse_unused({"trt=TrtOptions(...)": trt}, "format trt", f"format {format}")
+    how = make_quantization(
+        chosen, block_size, symmetric, calibration, accuracy_level, tensorrt=format == "trt"
+    )
     checkpoint, out = Path(checkpoint), Path(out)
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
@@ -116,9 +119,11 @@ def export_bundle(
         )
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no tokenizer.json; a bundle needs one to run text")
-    build = None
+    build, plan_passes = None, list[PassResult]()
     if format == "trt":
-        build = plan_builder(trt or TrtOptions(), model.config, max_depth, precision, say)
+        build = plan_builder(
+            trt or TrtOptions(), model.config, max_depth, precision, say, plan_passes.append
+        )
     quantized, spec = None, None
     if how is not None:
         windows = None if calibration is None else read_calibration(calibration, tokenizer)
@@ -162,7 +167,7 @@ def export_bundle(
             f"{out}: can't write the bundle: {_reason(error)}; what was there is untouched"
         ) from error
     seconds = time.perf_counter() - started
-    return ExportReport(seconds, size, nodes, tuple(passes), tuple(engines))
+    return ExportReport(seconds, size, nodes, (*passes, *plan_passes), tuple(engines))
 
 
 def plan_builder(
@@ -171,6 +176,7 @@ def plan_builder(
     max_depth: int,
     precision: str,
     say: Callable[[str], None],
+    explain: Callable[[PassResult], None],
 ) -> Callable[[Path], list[EngineSpec]]:
     """Checks what is asked of TensorRT before the graph is made, which may take minutes.
 
@@ -180,14 +186,16 @@ def plan_builder(
         max_depth: largest depth of the bundle.
         precision: name of the bundle's precision.
         say: called with a line of progress now and then.
+        explain: called with what each pass over TensorRT's copy of the graph changed.
 
     Returns:
         What builds the plans of a bundle's directory, once the graph is in it.
 
     Raises:
-        ExportError: an option is not allowed.
+        ExportError: an option is not allowed, or nothing here can build such plans.
     """
     check_options(options, config.max_position_embeddings)
+    require_buildable(options)
     facts = GraphFacts(
         max_depth=max_depth,
         default_depth=min(config.depth, max_depth),
@@ -195,7 +203,9 @@ def plan_builder(
         precision=precision,
         whole_prompt=config.pooling == "mean",
     )
-    return lambda folder: build_plans(folder / GRAPH_NAME, folder / ENGINES, options, facts, say)
+    return lambda folder: build_plans(
+        folder / GRAPH_NAME, folder / ENGINES, options, facts, say, explain
+    )
 
 
 def _reason(error: Exception) -> str:

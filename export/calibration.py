@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from export.errors import ExportError
+from export.errors import ExportError, refuse_unused
 from export.precision import Precision
 from export.quantize import Quantization
 from export.quantized import BLOCKS
@@ -19,25 +19,42 @@ WINDOWS, SEQ_LEN, LEAST_WINDOWS = 32, 256, 4
 
 def make_quantization(
     precision: Precision,
-    block: int,
-    symmetric: bool,
+    block: int | None,
+    symmetric: bool | None,
     calibration: Path | None,
     accuracy_level: int | None,
+    tensorrt: bool,
 ) -> Quantization | None:
     """Returns how to quantise at a precision; None for floats.
 
     Without an `accuracy_level`, calibrated weights run on 8-bit activations, which calibration has
     made fit for them, and rounded ones in float32.
 
+    Args:
+        precision: of the bundle.
+        block: inputs that share a scale; None for 32.
+        symmetric: without zero points; None leaves them out for TensorRT only.
+        calibration: text that the weights are chosen on; None rounds them.
+        accuracy_level: of ONNX Runtime's MatMulNBits, 1 or 4; None: see above.
+        tensorrt: plans are to be built from the weights.
+
     Raises:
-        ExportError: an option that this precision has no use for, or an unknown block size.
+        ExportError: an option that this precision or TensorRT has no use for, or an unknown block
+            size or accuracy level.
     """
     if precision.bits is None:
-        if calibration is not None:
-            raise ExportError(
-                f"--calibration is for int8 and int4, not for {precision.name}; leave it out"
-            )
+        options = {
+            "--block-size": block,
+            "--asymmetric" if symmetric is False else "--symmetric": symmetric,
+            "--calibration": calibration,
+            "--accuracy-level": accuracy_level,
+        }
+        refuse_unused(options, "int8 and int4", precision.name)
         return None
+    symmetric = tensorrt if symmetric is None else symmetric
+    if tensorrt and not symmetric:
+        raise ExportError("TensorRT takes no zero points; leave out --asymmetric")
+    block = BLOCKS[0] if block is None else block
     if block not in BLOCKS:
         allowed = ", ".join(map(str, BLOCKS))
         raise ExportError(f"--block-size {block} is not allowed; allowed: {allowed}")

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.errors import ExportError
+from export.triton_folder import CONFIG, DEFAULT_NAME, SIGN, check_folder, publish_model
 from export.trt_builder import choose_builder
 from export.trt_options import TrtOptions
-from ouroboros.atomic import publish
 from runtime.bundle import Bundle, open_bundle
 from runtime.engines import EngineSpec
 from runtime.gpu import describe_gpu
@@ -49,7 +49,7 @@ class TritonReport:
 
     Attributes:
         name: of the model in the repository.
-        bytes: size of the repository.
+        bytes: size of the model's folder.
     """
 
     name: str
@@ -61,17 +61,20 @@ def write_triton(
     out_dir: str | Path,
     *,
     backend: str = "onnxruntime",
-    name: str = "ouroboros",
+    name: str = DEFAULT_NAME,
     device: str = "gpu",
     instances: int = 1,
     plan: str | None = None,
     profiles: Sequence[int] | None = None,
 ) -> TritonReport:
-    """Writes the Triton model repository `out_dir` from a bundle, atomically.
+    """Writes a bundle's model into the Triton model repository `out_dir`, atomically.
+
+    Only the folder `name` in it is written: the other models of the repository stay.
 
     Args:
         bundle_dir: a bundle; every file is verified first.
-        out_dir: the model repository; what it held before is replaced as a whole.
+        out_dir: the model repository; neither in the bundle nor around it. Its folder `name`, if it
+            was written by an earlier call, is replaced as a whole, versions and all.
         backend: `onnxruntime`, or `tensorrt` for a plan of the bundle.
         name: the model's name, which clients give and its directory has.
         device: `gpu` or `cpu`, where instances run.
@@ -85,14 +88,13 @@ def write_triton(
 
     Raises:
         BundleError: `bundle_dir` is not a whole bundle.
-        ExportError: an option is not allowed, the bundle holds no such plan or one that Triton
-            can't serve, or the repository can't be written; what was there is then untouched.
+        ExportError: an option is not allowed, the repository may not be written to (see
+            `export.triton_folder.check_folder`) or can't be, or the bundle holds no such plan or
+            one that Triton can't serve; what was there is then untouched.
     """
     _check_options(backend, name, device, instances, plan, profiles)
+    folder = check_folder(Path(out_dir), Path(bundle_dir), name)
     bundle = open_bundle(bundle_dir)
-    out = Path(out_dir)
-    if out.resolve() == bundle.path.resolve():
-        raise ExportError(f"{out} is the bundle itself; give --triton another directory")
     if plan is None:
         config, files = render_config(bundle, name, device, instances), _graph_files(bundle)
     else:
@@ -100,20 +102,20 @@ def write_triton(
         config = render_config(bundle, name, device, instances, engine, profiles)
         files = {plan: "model.plan"}
     try:
-        with publish(out) as staging:
-            version = staging / name / MODEL_VERSION
-            version.mkdir(parents=True)
-            (staging / name / "config.pbtxt").write_text(config, encoding="utf-8")
+        with publish_model(folder) as staging:
+            version = staging / MODEL_VERSION
+            version.mkdir()
+            (staging / CONFIG).write_text(config, encoding="utf-8")
             for source, target in files.items():
                 shutil.copyfile(bundle.file(source), version / target)
             for paper in PAPERS:
                 if paper in bundle.manifest.files:
-                    shutil.copyfile(bundle.file(paper), staging / name / paper)
+                    shutil.copyfile(bundle.file(paper), staging / paper)
             size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     except OSError as error:
         raise ExportError(
-            f"{out}: can't write the model repository: {error.strerror or error}; what was there "
-            "is untouched"
+            f"{folder}: can't write the model: {error.strerror or error}; what was there is "
+            "untouched"
         ) from error
     return TritonReport(name, size)
 
@@ -236,7 +238,7 @@ def render_config(
         "ouroboros.depth_default": depth.default,
         "ouroboros.precision": bundle.manifest.precision,
         "ouroboros.pooling": bundle.manifest.model.pooling,
-        "ouroboros.checkpoint_sha256": bundle.manifest.checkpoint.sha256,
+        SIGN: bundle.manifest.checkpoint.sha256,
     }
     if engine is not None:  # Triton's own TensorRT must be of this version
         facts["ouroboros.tensorrt"] = engine.version

@@ -38,6 +38,8 @@ from runtime.trt_flavours import RTX, Installed, check_libraries, choose_flavour
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from export.passes.result import PassResult
+
 TIMING_CACHE = "timing.cache"
 
 
@@ -60,12 +62,49 @@ class GraphFacts:
     whole_prompt: bool = False
 
 
+@dataclass(frozen=True)
+class Target:
+    """What plans are built with, and for.
+
+    Attributes:
+        installed: the TensorRT.
+        capabilities: compute capabilities of the GPUs that they will run on.
+        gpu: of this machine.
+    """
+
+    installed: Installed
+    capabilities: tuple[str, ...]
+    gpu: Gpu | None
+
+
+def choose_target(options: TrtOptions) -> Target:
+    """Chooses a TensorRT and the compute capabilities, from what this machine has.
+
+    Args:
+        options: the user's.
+
+    Raises:
+        ExportError: no TensorRT that fits is installed, or there is no GPU where one is needed.
+    """
+    gpu = describe_gpu()
+    installed = choose_builder(options, gpu)
+    flavour = installed.flavour
+    capabilities = choose_capabilities(options, flavour, gpu)
+    if options.refit and gpu is None:
+        raise ExportError(
+            f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
+            "here; build on the GPU's machine or leave --refit out"
+        )
+    return Target(installed, capabilities, gpu)
+
+
 def build_plans(
     onnx_file: Path,
     out_dir: Path,
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
+    explain: Callable[[PassResult], None] | None = None,
 ) -> list[EngineSpec]:
     """Builds one plan for all compute capabilities asked for, and writes it into `out_dir`.
 
@@ -78,6 +117,7 @@ def build_plans(
         options: the user's.
         facts: of the model.
         report: called with a line of progress now and then.
+        explain: as for `write_plan_graph`.
 
     Returns:
         One entry a plan.
@@ -89,15 +129,9 @@ def build_plans(
     """
     say = report or (lambda line: None)
     max_seq = check_options(options, facts.max_positions)
-    gpu = describe_gpu()
-    installed = choose_builder(options, gpu)
+    target = choose_target(options)
+    installed, capabilities, gpu = target.installed, target.capabilities, target.gpu
     flavour = installed.flavour
-    capabilities = choose_capabilities(options, flavour, gpu)
-    if options.refit and gpu is None:
-        raise ExportError(
-            f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
-            "here; build on the GPU's machine or leave --refit out"
-        )
     graph, files = _read_graph(onnx_file)
     profiles = make_profiles(
         _inputs(graph), options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
@@ -111,7 +145,7 @@ def build_plans(
             tempfile.TemporaryDirectory(prefix=".graph-", dir=out_dir) as copy,
             tempfile.TemporaryDirectory(prefix=".building-", dir=out_dir) as staging,
         ):
-            given = write_plan_graph(graph, Path(copy))
+            given = write_plan_graph(graph, Path(copy), explain)
             done = build_in_child(
                 {
                     "module": installed.module,
@@ -138,12 +172,15 @@ def build_plans(
     return [_with_graph(spec, hashes)]
 
 
-def write_plan_graph(graph: ir.Model, folder: Path) -> Path:
+def write_plan_graph(
+    graph: ir.Model, folder: Path, explain: Callable[[PassResult], None] | None = None
+) -> Path:
     """Writes a graph the way TensorRT takes it, see this module.
 
     Args:
         graph: of a bundle; changed in place.
         folder: where it and its data file are written.
+        explain: called with what each pass over it changed.
 
     Returns:
         The file to give to TensorRT's parser.
@@ -155,7 +192,9 @@ def write_plan_graph(graph: ir.Model, folder: Path) -> Path:
     from export.passes.depth import vector_depth
     from export.storage import save_graph
 
-    vector_depth(graph)
+    done = vector_depth(graph)
+    if explain is not None:
+        explain(done)
     file = folder / "plan.onnx"
     save_graph(graph, file, share=False)
     return file
@@ -176,16 +215,13 @@ def build_in_child(request: dict[str, Any], title: str, folder: Path) -> dict[st
         ExportError: TensorRT refused or crashed; its log is a note of the exception.
         OSError: the plan can't be written.
     """
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with tempfile.TemporaryFile() as noise:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "export.trt_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
-            env=environment,
+            env=child_environment(),
             cwd=folder,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
         )
@@ -197,6 +233,13 @@ def build_in_child(request: dict[str, Any], title: str, folder: Path) -> dict[st
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child that imports what this process can."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _follow(

@@ -1,6 +1,7 @@
 """Directories that are either whole and new, or whole and old.
 
-A directory is staged beside its destination, flushed to disk, and exchanged in one rename.
+A directory is staged on the file system of its destination, flushed to disk, and exchanged in one
+rename.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _RENAME_EXCHANGE = 2
 
 
 @contextmanager
-def publish(out: Path, keep: Collection[str] = ()) -> Iterator[Path]:
+def publish(out: Path, keep: Collection[str] = (), staged_in: Path | None = None) -> Iterator[Path]:
     """Yields a staging directory that becomes `out` when the block ends without an error.
 
     A symbolic link is followed: what it points to is replaced, the link stays. Files get the modes
@@ -30,14 +31,17 @@ def publish(out: Path, keep: Collection[str] = ()) -> Iterator[Path]:
         out: the destination; its parent is made.
         keep: names of entries of an existing `out` to carry over, as hard links, where the new
             content does not name them (a training run's state and logs); all others go.
+        staged_in: an existing directory to stage in, on the file system of `out`; None for the
+            parent of `out`.
 
     Raises:
         OSError: the disk is full or `out` can't be written; `out` is then as it was.
     """
     out = Path(os.path.realpath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(out)
-    staging = out.parent / f"{_prefix(out)}{secrets.token_hex(6)}"
+    place = out.parent if staged_in is None else staged_in
+    _remove_stale(out, place)
+    staging = place / f"{_prefix(out)}{secrets.token_hex(6)}"
     staging.mkdir()
     lock = _lock(staging)
     try:
@@ -79,8 +83,8 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _remove_stale(out: Path) -> None:
-    for entry in out.parent.iterdir():
+def _remove_stale(out: Path, place: Path) -> None:
+    for entry in place.iterdir():
         if not entry.name.startswith(_prefix(out)) or not entry.is_dir():
             continue
         lock = _lock(entry)
@@ -128,7 +132,7 @@ def _replace(staging: Path, out: Path) -> None:
         staging.rename(out)
     elif not _exchange(staging, out):
         # No atomic exchange on this system: two renames, the old content back if one fails.
-        aside = out.with_name(f".{out.name}.old-{secrets.token_hex(6)}")
+        aside = staging.with_name(f".{out.name}.old-{secrets.token_hex(6)}")
         out.rename(aside)
         try:
             staging.rename(out)

@@ -1,7 +1,8 @@
 """The bundle's manifest: frozen dataclasses, read strictly from JSON.
 
-Every key must be there, unless its field has a default, and no other may: a manifest this version
-does not fully understand is refused by the name of the first thing that is wrong, never half-read.
+Every key must be there and no other may: a manifest this version does not fully understand is
+refused by the name of the first thing that is wrong, never half-read. A key that is added, removed
+or changes its meaning takes a new FORMAT_VERSION, so that an older bundle is refused as one.
 Its last key, `sha256`, is the hash of all the others (see `hash_manifest`), so that a changed
 manifest is seen as well as a changed file.
 """
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 from runtime.engines import EngineSpec, check_engine_graph
 from runtime.errors import BundleError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 POOLINGS = ("causal", "mean", "token")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
@@ -333,7 +334,7 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
         if key not in hints:
             raise BundleError(f"{MANIFEST_NAME} has the unknown key {prefix}{key}")
     for field in dataclasses.fields(kind):
-        if field.name not in value and field.default is dataclasses.MISSING:
+        if field.name not in value:
             raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{field.name}")
     return kind(**{key: _read(hints[key], value[key], prefix + key) for key in value})
 

@@ -205,6 +205,7 @@ def stand_in_for_builder(patch: pytest.MonkeyPatch, *installed: Installed) -> Fa
     builder, gpu = FakeBuilder(), Gpu("NVIDIA H100", "9.0", 80 << 30, "13.0")
     patch.setattr("export.trt_builder.build_in_child", builder)
     patch.setattr("export.trt_builder.find_flavours", lambda: installed)
+    patch.setattr("export.trt_check.find_capabilities", lambda one: [])
     for module in ("export.trt_builder", "export.triton"):
         patch.setattr(f"{module}.describe_gpu", lambda: gpu)
     return builder

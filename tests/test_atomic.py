@@ -69,6 +69,33 @@ def test_only_named_entries_are_carried_over(tmp_path: Path) -> None:
     assert (out / "state" / "deep" / "note").read_text() == "kept"
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+def test_staged_elsewhere_touches_the_parent_only_to_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:  # as on a file system without it
+        monkeypatch.setattr("ouroboros.atomic._exchange", lambda *_: False)
+    shared, out = tmp_path / "shared", tmp_path / "shared" / "out"
+    (out / "old").mkdir(parents=True)
+    seen = []
+    rename = Path.rename
+
+    def note(self: Path, target: Path) -> Path:
+        done = rename(self, target)
+        seen.append({path.name for path in shared.iterdir()})
+        return done
+
+    monkeypatch.setattr(Path, "rename", note)
+    with publish(out, staged_in=tmp_path) as staging:
+        assert staging.parent == tmp_path
+        (staging / "new").write_text("new")
+        assert [path.name for path in shared.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+    assert all(names <= {"out"} for names in seen)
+    assert exchange or len(seen) == 3
+
+
 def test_killed_run_is_swept_up_and_a_live_one_left_alone(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """

@@ -187,15 +187,17 @@ def test_manifest_rubbish_is_one_line(text: bytes) -> None:
 
 
 def test_manifest_newer_version_names_both(bundle: Path) -> None:
-    data = changed(bundle, "format_version", value=3)
+    data = changed(bundle, "format_version", value=4)
     data["something_new"] = 1
-    with pytest.raises(BundleError, match=r"format_version 3 is not the 2 .*update ouroboros"):
+    with pytest.raises(BundleError, match=r"format_version 4 is not the 3 .*update ouroboros"):
         parse_manifest(data)
 
 
-def test_manifest_older_version_says_to_export_again(bundle: Path) -> None:
-    data = changed(bundle, "format_version", value=1)
-    with pytest.raises(BundleError, match=r"format_version 1 is not the 2 .*export .* again"):
+@pytest.mark.parametrize("version", [1, 2])
+def test_manifest_older_version_says_to_export_again(bundle: Path, version: int) -> None:
+    data = changed(bundle, "format_version", value=version)
+    del data["quantization"]  # version 2 was written without it too
+    with pytest.raises(BundleError, match=rf"version {version} is not the 3 .*export .* again"):
         parse_manifest(data)
 
 
@@ -350,24 +352,25 @@ def test_write_manifest_refuses_unknown_and_missing_fields(bundle: Path) -> None
 
 
 def add_plan(bundle: Path, **changes: Any) -> None:
-    """Lists a plan, as bundles did before its `depth_shape` was recorded, and what is changed."""
+    """Lists a plan, with what is changed; the value None leaves a key out."""
     hashes = {name: hash_file(bundle / name) for name in ("model.onnx", "model.onnx.data")}
     (bundle / "a.plan").write_bytes(b"plan")
     names = ("a.plan", "tensorrt", "10.0", "13", ("8.9",), "fp32", False, hash_graph(hashes), ())
-    entry = dataclasses.asdict(EngineSpec(*names))
-    del entry["depth_shape"]
-    write_manifest(bundle, **{**copy.deepcopy(FIELDS), "engines": [entry | changes]})
+    entry = dataclasses.asdict(EngineSpec(*names, depth_shape=(1,))) | changes
+    entry = {key: value for key, value in entry.items() if value is not None}
+    write_manifest(bundle, **{**copy.deepcopy(FIELDS), "engines": [entry]})
 
 
-def test_plan_of_an_older_bundle_takes_a_scalar_depth(bundle: Path) -> None:
+def test_plan_entry_round_trip(bundle: Path) -> None:
     add_plan(bundle)
-    assert "depth_shape" not in read(bundle)["engines"][0]
-    assert open_bundle(bundle).manifest.engines[0].depth_shape == ()
+    (plan,) = open_bundle(bundle).manifest.engines
+    assert (plan.file, plan.depth_shape) == ("a.plan", (1,))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"depth_shape": None}, r"lacks the key engines\[0\]\.depth_shape"),
         ({"depth_shape": [2]}, r"a\.plan takes depth as \[2\], known are \[\] and \[1\]"),
         ({"depth_shape": 1}, r"engines\[0\]\.depth_shape is 1, not a list"),
         ({"rank": 1}, r"unknown key engines\[0\]\.rank"),

@@ -12,9 +12,10 @@ from tiny import MAX_DEPTH
 from typer.testing import CliRunner
 
 from cli.app import app
-from export import export_bundle
+from export import TrtOptions, export_bundle
 from export.cases import record_cases
 from export.errors import ExportError
+from export.trt_options import check_options
 from ouroboros import load_checkpoint, save_checkpoint
 from runtime.bundle import open_bundle
 
@@ -97,6 +98,17 @@ def test_bundle_opens_and_names_its_source(tiny_bundle: Path) -> None:
         ({"max_depth": 9}, "convert with a larger --max-depth"),
         ({"precision": "int3"}, "--precision int3 .* allowed: fp32"),
         ({"format": "tf"}, "--format tf .* allowed: onnx, trt"),
+        ({"block_size": 32}, "^--block-size is for int8 and int4, not for fp32; leave it out$"),
+        ({"symmetric": True}, "^--symmetric is for int8"),
+        ({"symmetric": False, "precision": "bf16"}, "^--asymmetric is for .*, not for bf16"),
+        (
+            {"accuracy_level": 1, "block_size": 64, "precision": "fp16"},
+            "^--block-size and --accuracy-level are for int8 and int4, .* fp16; leave them out$",
+        ),
+        (
+            {"trt": TrtOptions()},
+            r"^trt=TrtOptions\(\.\.\.\) is for format trt, not for format onnx",
+        ),
     ],
 )
 def test_bad_options_are_refused(
@@ -105,6 +117,46 @@ def test_bad_options_are_refused(
     with pytest.raises(ExportError, match=words):
         export_bundle(tiny_checkpoint, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--block-size", "32"], "--block-size is for int8 and int4, not for fp32; leave it out"),
+        (["--asymmetric"], "--asymmetric is for int8 and int4, not for fp32; leave it out"),
+        (["--trt", "auto"], "--trt is for --format trt, not for --format onnx; leave it out"),
+        (["--compute-capability", "8.9"], "--compute-capability is for --format trt, not"),
+        (["--max-batch", "4"], "--max-batch is for --format trt, not for --format onnx"),
+        (["--max-seq", "9", "--refit"], "--max-seq and --refit are for --format trt, not for"),
+    ],
+)
+def test_option_without_effect_is_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "bundle"
+    result = CliRunner().invoke(app, ["export", str(tiny_checkpoint), str(out), *arguments])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
+    assert result.stderr.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_plans_reach_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+
+    def export(checkpoint: Path, out: Path, **options: Any) -> None:
+        given.update(options)
+        raise ExportError("far enough")
+
+    monkeypatch.setattr("export.bundle.export_bundle", export)
+    plain = ["export", "checkpoint", str(tmp_path / "bundle"), "--format", "trt"]
+    CliRunner().invoke(app, plain)
+    assert given["trt"] == TrtOptions()
+    options = ["--trt", "rtx", "--compute-capability", "8.6, 8.9", "--max-batch", "2"]
+    CliRunner().invoke(app, [*plain, *options, "--max-seq", "64", "--refit"])
+    assert given["trt"] == TrtOptions("rtx", ("8.6", "8.9"), max_batch=2, max_seq=64, refit=True)
+    CliRunner().invoke(app, [*plain, "--compute-capability", " "])
+    with pytest.raises(ExportError, match=r"--compute-capability .* is not one such as"):
+        check_options(given["trt"], 512)  # a blank is not taken for the default
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

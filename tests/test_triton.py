@@ -17,6 +17,7 @@ from cli.app import app
 from export.bundle import ExportReport
 from export.errors import ExportError
 from export.triton import write_triton
+from export.triton_folder import publish_model
 from export.trt_builder import GraphFacts, build_plans
 from export.trt_options import TrtOptions
 from runtime.bundle import open_bundle, write_manifest
@@ -179,9 +180,11 @@ def test_bundle_with_a_plan_keeps_a_scalar_and_triton_gets_a_vector(
     builder = stand_in_for_builder(monkeypatch, CENTRE)
     out, models = tmp_path / "bundle", tmp_path / "models"
     arguments = ["export", str(tiny_checkpoint), str(out), "--format", "trt", "--max-depth", "1"]
+    arguments.append("--explain")
     result = CliRunner().invoke(app, [*arguments, "--triton", str(models)])
     assert result.exit_code == 0, result.output
     assert "MB for Triton, backend tensorrt\n" in result.stdout
+    assert "\n  vector_depth           1  depth is [1], " in result.stdout
     assert (models / "ouroboros" / "1" / "model.plan").read_bytes() == FakeBuilder.PLAN
     config = parse(models)
     (depth,) = [io for io in config.input if io.is_shape_tensor]
@@ -217,6 +220,7 @@ def test_command_line_serves_what_was_exported(
     arguments = ["export", "checkpoint", str(tmp_path / "bundle"), "--format", format]
     result = CliRunner().invoke(app, [*arguments, "--triton", str(models)])
     assert result.exit_code == 0, result.output
+    assert f"wrote {models / 'ouroboros'}: " in result.stdout
     assert f"MB for Triton, backend {backend}\n" in result.stdout
     assert parse(models).backend == backend
     assert (models / "ouroboros" / "1" / file).is_file()
@@ -259,11 +263,163 @@ def test_bad_options_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_bundle_is_not_overwritten(tiny_bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    with pytest.raises(ExportError, match="is the bundle itself"):
-        write_triton(tmp_path / "bundle", tmp_path / "bundle")
-    open_bundle(tmp_path / "bundle")
+def write_foreign(models: Path, name: str, config: str) -> None:
+    """A model of somebody else's."""
+    (models / name / "1").mkdir(parents=True)
+    (models / name / "1" / "model.py").write_text("theirs")
+    (models / name / "config.pbtxt").write_text(config)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_only_the_models_own_folder_is_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_foreign(models, "bert", 'name: "bert"\nbackend: "python"\n')
+    (models / "README").write_text("theirs")
+    theirs = snapshot(models)
+    (models / "ouroboros").mkdir()  # empty: nothing to lose
+    write_triton(tiny_bundle, models)
+    first = snapshot(models)
+    assert first.items() > theirs.items()
+    (models / "ouroboros" / "1" / "old").write_text("of the model before")
+    write_triton(tiny_bundle, models)
+    assert snapshot(models) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        'name: "ouroboros"\nbackend: "python"\n',
+        'name: "ouroboros"\n# key: "ouroboros.checkpoint_sha256"\n',
+        None,
+    ],
+)
+def test_folder_of_somebody_else_is_left_alone(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None
+) -> None:
+    models = tmp_path / "models"
+    write_foreign(models, "ouroboros", config or "")
+    if config is None:
+        (models / "ouroboros" / "config.pbtxt").unlink()
+    before = snapshot(tmp_path)
+    with pytest.raises(ExportError, match=r"models/ouroboros is not of Ouroboros .* left alone"):
+        write_triton(tiny_bundle, models)
+    assert refuse_at_once(monkeypatch, tmp_path / "bundle", models).startswith(
+        f"error: {models / 'ouroboros'} is not of Ouroboros (no ouroboros.checkpoint_sha256 in "
+    )
+    assert snapshot(tmp_path) == before
+
+
+def refuse_at_once(patch: pytest.MonkeyPatch, out: Path, models: Path) -> str:
+    """The one line that `ouro export --triton` says before it exports anything."""
+
+    def export(*_: Any, **__: Any) -> None:
+        raise AssertionError("exported what could not be written")
+
+    patch.setattr("export.bundle.export_bundle", export)
+    arguments = ["export", "checkpoint", str(out), "--triton", str(models)]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
+    return result.stderr
+
+
+@pytest.mark.parametrize("name", ["models", "models/ouroboros"])
+def test_file_in_the_way_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ExportError, match=f"{name} is "):
+        write_triton(tiny_bundle, tmp_path / "models")
+    said = refuse_at_once(monkeypatch, tmp_path / "bundle", tmp_path / "models")
+    assert said.startswith(f"error: {tmp_path / name} is ")
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("bundle", "models", "words"),
+    [
+        ("bundle", "bundle", "bundle is the bundle itself"),
+        ("models/bundle", "models", "models holds the bundle"),
+        ("bundle", "bundle/triton/models", "models lies in the bundle"),
+        ("bundle", "link", "link is the bundle itself"),
+        ("bundle", "link/models", "models lies in the bundle"),
+        ("linked/bundle", "linked", "linked holds the bundle"),
+        ("bundle", "other", "other/ouroboros is the bundle itself"),
+    ],
+)
+def test_repository_and_bundle_lie_apart(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: str,
+    models: str,
+    words: str,
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "bundle")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "ouroboros").symlink_to(tmp_path / "bundle")
+    said = refuse_at_once(monkeypatch, tmp_path / bundle, tmp_path / models)
+    assert words in said
+    assert said.endswith("give --triton a directory apart from it\n")
+    assert not (tmp_path / "bundle").exists()  # nothing was written to find that out
+    shutil.copytree(tiny_bundle, tmp_path / bundle)
+    with pytest.raises(ExportError, match=words):
+        write_triton(tmp_path / bundle, tmp_path / models)
+    open_bundle(tmp_path / bundle)
+
+
+def test_running_server_sees_no_model_that_is_half_written(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_foreign(models, "bert", "")
+    with publish_model(models / "ouroboros") as staging:
+        (staging / "config.pbtxt").write_text("")
+        assert [path.name for path in models.iterdir()] == ["bert"]
+    assert sorted(path.name for path in models.iterdir()) == ["bert", "ouroboros"]
+
+
+def test_repository_without_room_beside_it_is_written_from_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.triton_folder.os.access", lambda *_: False)
+    models = tmp_path / "models"
+    with publish_model(models / "ouroboros") as staging:
+        (staging / "config.pbtxt").write_text("")
+        (hidden,) = models.iterdir()
+        # What Triton would need to load anything from it: a config.pbtxt or a version.
+        assert not (hidden / "config.pbtxt").exists()
+        assert not any(path.name.isdigit() for path in hidden.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    assert [path.name for path in models.iterdir()] == ["ouroboros"]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_model_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    def fail(models: Path) -> None:
+        with publish_model(models / "ouroboros") as staging:
+            (staging / "config.pbtxt").write_text("half")
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr("export.triton_folder.os.access", lambda *_: room)
+    with pytest.raises(OSError, match="full"):
+        fail(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    write_foreign(tmp_path / "old", "ouroboros", "before")
+    with pytest.raises(OSError, match="full"):
+        fail(tmp_path / "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert {*snapshot(tmp_path / "old")} == {"ouroboros/1/model.py", "ouroboros/config.pbtxt"}
 
 
 def test_damaged_bundle_leaves_the_old_repository(tiny_bundle: Path, tmp_path: Path) -> None:
