@@ -64,6 +64,7 @@ class CpuBackend:
     """`runtime.memory.Backend` on the CPU."""
 
     name = "cpu"
+    max_batch: int | None = None
 
     def __init__(self, session: Any, manifest: Manifest) -> None:
         """Takes an onnxruntime.InferenceSession, from `open_session`."""

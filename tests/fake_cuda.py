@@ -139,7 +139,7 @@ class FakeContext:
         self._inputs = {one.name: one for one in self._session.get_inputs()}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.sets = 0
+        self.sets, self.runs = 0, 0
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         return True
@@ -154,6 +154,7 @@ class FakeContext:
         return name == "depth" or address % 256 == 0
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.runs += 1
         binding = self._session.io_binding()
         for name, one in self._inputs.items():
             kind = np.int64 if one.type == "tensor(int64)" else np.float32

@@ -188,7 +188,7 @@ def test_plan_entry_is_plain_json(plan: tuple[EngineSpec, Path]) -> None:
     ]
     assert {one["name"]: one["max"] for one in again["profiles"][1]["shapes"]}["input_ids"] == [
         3,
-        100,
+        128,
     ]
 
 
@@ -331,8 +331,8 @@ def wait_until(done: Callable[[], bool]) -> None:
         ({"flavour": "cuda"}, "--trt cuda is not known; allowed: auto, trt, rtx"),
         ({"compute_capabilities": ("sm89",)}, "--compute-capability sm89 is not one such as 8.9"),
         ({"max_batch": 0}, "--max-batch 0 is outside 1..1024"),
-        ({"max_seq": 513}, "--max-seq 513 is outside 1..512"),
-        ({"max_seq": 0}, "--max-seq 0 is outside 1..512"),
+        ({"max_seq": 513}, "--max-seq 513 is outside 28..512"),
+        ({"max_seq": 27}, "--max-seq 27 is outside 28..512: the recorded cases that `ouro check`"),
         ({"workspace_mb": 0}, "workspace of 0 MiB"),
         ({"timing_cache": Path("nowhere")}, "nowhere: no such timing cache"),
     ],
@@ -343,6 +343,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -
 
 
 def test_max_seq_defaults_to_what_the_model_has() -> None:
+    assert check_options(TrtOptions(), 20) == 20
     assert check_options(TrtOptions(), 512) == 512
     assert check_options(TrtOptions(), 32768) == 2048
 
@@ -379,16 +380,18 @@ def test_profiles_serve_decoding_and_prefill(tiny_bundle: Path) -> None:
     assert ranges["row_depth"] == ((1,), (1,), (8,))
     assert "depth" not in ranges
     ranges = {one.name: (one.min, one.opt, one.max) for one in prefill.shapes}
-    assert ranges["input_ids"] == ((1, 1), (1, 32), (8, 200))
+    assert ranges["input_ids"] == ((1, 1), (1, 32), (8, 256))
     assert ranges["logit_index"] == ((1, 1), (1, 1), (8, 128))
-    assert ranges["attention_mask"][2] == (8, 456)
+    assert ranges["attention_mask"][2] == (8, 512)
 
 
 def test_prefill_is_in_chunks_unless_the_prompt_must_come_whole(tiny_bundle: Path) -> None:
     inputs = read_manifest(tiny_bundle).graphs.onnx.inputs
-    for whole, most in ((False, 512), (True, 2048)):
+    for whole, most, logits in ((False, 512, 128), (True, 2048, 2048)):
         prefill = make_profiles(inputs, TrtOptions(), 2048, MAX_DEPTH, 3, whole)[1]
-        assert next(o for o in prefill.shapes if o.name == "input_ids").max == (4, most)
+        ranges = {one.name: one.max for one in prefill.shapes}
+        assert ranges["input_ids"] == (4, most)
+        assert ranges["logit_index"] == (4, logits)
 
 
 def test_dimension_that_no_profile_knows_is_named() -> None:
