@@ -54,6 +54,13 @@ def export(
     refit: Annotated[
         bool, typer.Option("--refit", help="keep a plan's weights replaceable")
     ] = False,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="keep the kernels that TensorRT times in this file, and start the next build "
+            "from it; not for rtx"
+        ),
+    ] = None,
     triton: Annotated[
         Path | None,
         typer.Option(
@@ -87,6 +94,7 @@ def export(
         max_batch=max_batch,
         max_seq=max_seq,
         refit=refit,
+        timing_cache=timing_cache,
     )
     if triton is not None and format == "trt":
         require_servable(options)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from export.errors import ExportError
+from export.trt_child import TIMING_CACHE
 from export.trt_messages import describe_crash
 from export.trt_options import (
     TrtOptions,
@@ -37,8 +38,6 @@ from runtime.trt_flavours import RTX, Installed, check_libraries, choose_flavour
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-TIMING_CACHE = "timing.cache"
 
 
 @dataclass(frozen=True)
@@ -122,13 +121,14 @@ def build_plans(
                     "profiles": [asdict(profile) for profile in profiles],
                     "refit": options.refit,
                     "workspace_mb": options.workspace_mb,
-                    "timing_cache": _timing_cache(installed, options, Path(staging)),
+                    "timing_cache": _absolute(options.timing_cache),
                 },
                 flavour.title,
                 Path(staging),
             )
-            for file in sorted(Path(staging).iterdir()):
-                os.replace(file, out_dir / file.name)
+            os.replace(Path(staging, name), out_dir / name)
+            if options.timing_cache is not None:
+                _keep_timing_cache(Path(staging, TIMING_CACHE), options.timing_cache)
     except BaseException:
         if not existed:
             shutil.rmtree(out_dir, ignore_errors=True)
@@ -241,7 +241,8 @@ def choose_builder(options: TrtOptions, gpu: Gpu | None) -> Installed:
         gpu: of this machine.
 
     Raises:
-        ExportError: none that fits is installed, or not as a whole.
+        ExportError: none that fits is installed, or not as a whole, or it does not do what the
+            options ask for.
     """
     try:
         chosen = choose_flavour(
@@ -250,16 +251,32 @@ def choose_builder(options: TrtOptions, gpu: Gpu | None) -> Installed:
         check_libraries(chosen)
     except EngineError as error:
         raise ExportError(str(error)) from error
+    # Its functions are there, but do nothing since version 1.2 (its guide, "Timing Cache").
+    if options.timing_cache is not None and chosen.flavour == RTX:
+        raise ExportError(
+            f"--timing-cache: {RTX.title} times no kernels while it builds and keeps no such file; "
+            "leave the option out, or take --trt trt"
+        )
     return chosen
 
 
-def _timing_cache(installed: Installed, options: TrtOptions, staging: Path) -> str | None:
-    if installed.flavour == RTX:
-        return None  # its timing cache is deprecated and does nothing
-    cache = staging / TIMING_CACHE
-    if options.timing_cache is not None:
-        shutil.copyfile(options.timing_cache, cache)
-    return TIMING_CACHE
+def _absolute(file: Path | None) -> str | None:
+    return None if file is None else str(file.absolute())
+
+
+def _keep_timing_cache(written: Path, target: Path) -> None:
+    """Puts a timing cache where the user wants it, perhaps on another disk, whole or not at all."""
+    target = target.resolve()
+    staged = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(written, staged)
+        os.replace(staged, target)
+    except OSError as error:
+        raise ExportError(
+            f"--timing-cache {target} can't be written: {error.strerror or error}; it is as it was"
+        ) from error
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _read_graph(onnx_file: Path) -> tuple[ir.Model, list[Path]]:

@@ -18,13 +18,15 @@ from export.trt_messages import clean, describe_builder_error, describe_parser_e
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 _PARSING = "Parsing node: "
+TIMING_CACHE = "timing.cache"  # beside the plan
 
 
 def main() -> None:
     """Builds one plan.
 
-    Request: module, title, onnx, capabilities, profiles, refit, workspace_mb, timing_cache, plan
-    (a file to write). Events: {"at": layer}, {"failed": line, "log": lines},
+    Request: module, title, onnx, capabilities, profiles, refit, workspace_mb, timing_cache (a file
+    to start from where it is there; what it becomes is written to TIMING_CACHE), plan (a file to
+    write). Events: {"at": layer}, {"failed": line, "log": lines},
     {"errno": n, "strerror": s}, {"done": {version, bytes, layers, refittable, inputs}}, where
     inputs are the shapes of the network's inputs as TensorRT reads them, by name, -1 what varies.
     """
@@ -86,6 +88,14 @@ def _build(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
         return {"failed": line, "log": logger.errors}
     config = builder.create_builder_config()
     _configure(trt, config, request, known)
+    timed = not known  # TensorRT-RTX times nothing: its cache functions do nothing
+    kept = request["timing_cache"] if timed else None
+    if timed and not _set_timing_cache(config, kept) and kept is not None:
+        line = (
+            f"--timing-cache {kept} is not of {title} {trt.__version__} and this GPU; give a file "
+            "that is not there yet"
+        )
+        return {"failed": line, "log": logger.errors}
     monitor = _make_monitor(trt, events)  # the name keeps it alive while TensorRT uses it
     config.progress_monitor = monitor
     for number, profile in enumerate(request["profiles"]):
@@ -100,6 +110,9 @@ def _build(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
     if not written:
         line = describe_builder_error(title, logger.errors, "")
         return {"failed": line, "log": logger.errors}
+    if kept is not None:
+        with open(TIMING_CACHE, "wb") as file:
+            file.write(config.get_timing_cache().serialize())
     done = {
         "version": str(trt.__version__),
         "bytes": written,
@@ -148,9 +161,16 @@ def _configure(trt: Any, config: Any, request: dict[str, Any], known: list[str])
         for index, one in enumerate(request["capabilities"]):
             name = f"SM{one.replace('.', '')}"
             config.set_compute_capability(trt.ComputeCapability.__members__[name], index)
-    elif request["timing_cache"] is not None:  # TensorRT-RTX measures nothing, and has none
-        with contextlib.suppress(FileNotFoundError), open(request["timing_cache"], "rb") as file:
-            config.set_timing_cache(config.create_timing_cache(file.read()), False)
+
+
+def _set_timing_cache(config: Any, start: str | None) -> bool:
+    """Gives the builder a file's timing cache, or an empty one; false where it refuses the file."""
+    held = b""
+    if start is not None:
+        with contextlib.suppress(FileNotFoundError), open(start, "rb") as file:
+            held = file.read()
+    cache = config.create_timing_cache(held)
+    return cache is not None and bool(config.set_timing_cache(cache, False))
 
 
 def _make_profile(builder: Any, spec: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class TrtOptions:
         opt_new: new tokens that are served best in prefill.
         refit: keep the weights replaceable.
         workspace_mb: scratch memory that TensorRT may use, in MiB; None: its own default.
-        timing_cache: a file of measured kernels to start from; TensorRT only.
+        timing_cache: a file of measured kernels: read where it is there, written after the build;
+            TensorRT only.
     """
 
     flavour: str = "auto"
@@ -87,9 +89,19 @@ def check_options(options: TrtOptions, max_positions: int) -> int:
         )
     if options.workspace_mb is not None and options.workspace_mb < 1:
         raise ExportError(f"workspace of {options.workspace_mb} MiB; allowed: 1 or more")
-    if options.timing_cache is not None and not options.timing_cache.is_file():
-        raise ExportError(f"{options.timing_cache}: no such timing cache; leave it out")
+    if options.timing_cache is not None:
+        _check_writable(options.timing_cache)
     return max_seq
+
+
+def _check_writable(file: Path) -> None:
+    """Refuses a file that could not be written once a build of minutes is done."""
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ExportError(
+            f"--timing-cache {file} is a directory, or its directory is not there; give a file"
+        )
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise ExportError(f"--timing-cache {file} may not be written; give another file")
 
 
 def _recorded_tokens() -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from runtime.gpu import Gpu
-from runtime.trt_flavours import Installed
+from runtime.trt_flavours import TENSORRT, Installed
 
 
 class Status(enum.IntEnum):
@@ -199,6 +199,15 @@ class FakeBuilder:
             "refittable": 0,
             "inputs": self.shapes,
         }
+
+
+def stand_in_for_tensorrt(patch: pytest.MonkeyPatch) -> None:
+    """Lets export.trt_builder build with tests/fake_tensorrt.py, on a machine with a Hopper GPU."""
+    installed = Installed(TENSORRT, "fake_tensorrt", "10.14.1", "10.14.1", "13")
+    gpu = Gpu("NVIDIA H100", "9.0", 80 << 30, "13.0")
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    patch.setattr("export.trt_builder.find_flavours", lambda: (installed,))
+    patch.setattr("export.trt_builder.describe_gpu", lambda: gpu)
 
 
 def stand_in_for_builder(patch: pytest.MonkeyPatch, *installed: Installed) -> FakeBuilder:

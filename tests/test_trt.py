@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import stand_in_for_builder
+from fake_cuda import stand_in_for_builder, stand_in_for_tensorrt
 from tiny import MAX_DEPTH
 
 from export import export_bundle
@@ -157,6 +157,44 @@ def test_exported_bundle_holds_a_plan_that_takes_a_vector(
     assert [profile.values[0].max for profile in spec.profiles] == [(2,), (2,)]
     assert next(one for one in manifest.graphs.onnx.inputs if one.name == "depth").shape == ()
     assert [file.name for file in (tmp_path / "out" / ENGINES).iterdir()] == ["rtx-sm89.plan"]
+
+
+def test_timing_cache_is_made_by_the_first_build_and_grows_with_the_next(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_tensorrt(monkeypatch)
+    cache, sizes = tmp_path / "kernels.cache", []
+    for number in range(2):
+        out = tmp_path / f"engines{number}"
+        build_plans(tiny_bundle / "model.onnx", out, TrtOptions(timing_cache=cache), FACTS)
+        assert [file.name for file in out.iterdir()] == ["trt-sm90.plan"]
+        sizes.append(cache.read_bytes().count(b"one build"))
+    assert sizes == [1, 2]
+    assert {file.name for file in tmp_path.iterdir()} == {"kernels.cache", "engines0", "engines1"}
+
+
+def test_timing_cache_of_another_tensorrt_is_refused_and_kept(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_tensorrt(monkeypatch)
+    cache = tmp_path / "kernels.cache"
+    cache.write_bytes(b"something else")
+    with pytest.raises(
+        ExportError, match=r"kernels\.cache is not of TensorRT 10\.14\.1 and this GPU"
+    ):
+        build_plans(
+            tiny_bundle / "model.onnx", tmp_path / ENGINES, TrtOptions(timing_cache=cache), FACTS
+        )
+    assert cache.read_bytes() == b"something else"
+    assert [file.name for file in tmp_path.iterdir()] == ["kernels.cache"]
+
+
+def test_flavour_without_a_timing_cache_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_builder(monkeypatch, HERE)
+    with pytest.raises(ExportError, match=r"--timing-cache: TensorRT for RTX times no kernels"):
+        build(tmp_path / "x.onnx", tmp_path / ENGINES, timing_cache=tmp_path / "cache")
 
 
 def test_graph_without_a_depth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +372,8 @@ def wait_until(done: Callable[[], bool]) -> None:
         ({"max_seq": 513}, "--max-seq 513 is outside 28..512"),
         ({"max_seq": 27}, "--max-seq 27 is outside 28..512: the recorded cases that `ouro check`"),
         ({"workspace_mb": 0}, "workspace of 0 MiB"),
-        ({"timing_cache": Path("nowhere")}, "nowhere: no such timing cache"),
+        ({"timing_cache": Path("tests")}, "--timing-cache tests is a directory, or its"),
+        ({"timing_cache": Path("no/cache")}, "--timing-cache no/cache is a directory, or its"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
