@@ -54,6 +54,13 @@ def export(
     refit: Annotated[
         bool, typer.Option("--refit", help="keep a plan's weights replaceable")
     ] = False,
+    refit_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="a bundle with a plan built with --refit: takes that plan, with this checkpoint's "
+            "weights, in place of a build"
+        ),
+    ] = None,
     timing_cache: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +86,8 @@ def export(
       ouro export trained bundle --format onnx --max-depth 16
       ouro export trained small --precision int4 --calibration text.jsonl
       ouro export trained plans --format trt --precision fp16 --compute-capability 8.9,12.0
+      ouro export trained plans --format trt --refit
+      ouro export retrained newer --format trt --refit-from plans
     """
     from cli.errors import require_replaceable
 
@@ -94,6 +103,7 @@ def export(
         max_batch=max_batch,
         max_seq=max_seq,
         refit=refit,
+        refit_from=refit_from,
         timing_cache=timing_cache,
     )
     if triton is not None and format == "trt":

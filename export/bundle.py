@@ -26,6 +26,7 @@ from export.storage import save_graph
 from export.trace import OPSET
 from export.trt_builder import GraphFacts, build_plans
 from export.trt_options import TrtOptions, check_options
+from export.trt_refit import find_refittable, refit_plans
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.configuration import OuroborosConfig
@@ -99,6 +100,8 @@ def export_bundle(
     say = report or (lambda line: None)
     if format not in FORMATS:
         raise ExportError(f"--format {format} is not known; allowed: {', '.join(FORMATS)}")
+    if format != "trt" and trt is not None and (trt.refit_from or trt.timing_cache):
+        raise ExportError("--refit-from and --timing-cache are for plans; add --format trt")
     check_opset(opset)
     chosen = find_precision(precision)
     symmetric = format == "trt" if symmetric is None else symmetric
@@ -187,6 +190,7 @@ def plan_builder(
     Raises:
         ExportError: an option is not allowed.
     """
+    source = options.refit_from
     check_options(options, config.max_position_embeddings)
     facts = GraphFacts(
         max_depth=max_depth,
@@ -195,6 +199,11 @@ def plan_builder(
         precision=precision,
         whole_prompt=config.pooling == "mean",
     )
+    if source is not None:
+        find_refittable(source, options, facts)
+        return lambda folder: refit_plans(
+            folder / GRAPH_NAME, folder / ENGINES, source, options, facts, say
+        )
     return lambda folder: build_plans(folder / GRAPH_NAME, folder / ENGINES, options, facts, say)
 
 

@@ -15,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -97,12 +98,45 @@ def build_plans(
             f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
             "here; build on the GPU's machine or leave --refit out"
         )
-    graph, files = _read_graph(onnx_file)
+    graph, files = read_graph(onnx_file)
     profiles = make_profiles(
         _inputs(graph), options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
     )
     name = f"{flavour.option}-{'-'.join('sm' + c.replace('.', '') for c in capabilities)}.plan"
     say(f"building {name} with {flavour.title} {installed.version}")
+    with plan_folders(out_dir) as (copy, staging):
+        given = write_plan_graph(graph, copy)
+        done = build_in_child(
+            {
+                "module": installed.module,
+                "title": flavour.title,
+                "onnx": str(given.resolve()),
+                "plan": name,
+                "capabilities": capabilities,
+                "profiles": [asdict(profile) for profile in profiles],
+                "refit": options.refit,
+                "workspace_mb": options.workspace_mb,
+                "timing_cache": _absolute(options.timing_cache),
+            },
+            flavour.title,
+            staging,
+        )
+        os.replace(staging / name, out_dir / name)
+        if options.timing_cache is not None:
+            _keep_timing_cache(staging / TIMING_CACHE, options.timing_cache)
+    spec = _describe(f"{out_dir.name}/{name}", installed, capabilities, profiles, gpu, facts, done)
+    hashes = {file.name: hash_file(file) for file in files}
+    return [_with_graph(spec, hashes)]
+
+
+@contextmanager
+def plan_folders(out_dir: Path) -> Iterator[tuple[Path, Path]]:
+    """Two folders that are there for the block only: for the graph, and for what is made from it.
+
+    Args:
+        out_dir: the folder of the plans, which they lie in; it is made, and removed again where
+            it was not there before and the block fails.
+    """
     existed = out_dir.is_dir()
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -110,32 +144,11 @@ def build_plans(
             tempfile.TemporaryDirectory(prefix=".graph-", dir=out_dir) as copy,
             tempfile.TemporaryDirectory(prefix=".building-", dir=out_dir) as staging,
         ):
-            given = write_plan_graph(graph, Path(copy))
-            done = build_in_child(
-                {
-                    "module": installed.module,
-                    "title": flavour.title,
-                    "onnx": str(given.resolve()),
-                    "plan": name,
-                    "capabilities": capabilities,
-                    "profiles": [asdict(profile) for profile in profiles],
-                    "refit": options.refit,
-                    "workspace_mb": options.workspace_mb,
-                    "timing_cache": _absolute(options.timing_cache),
-                },
-                flavour.title,
-                Path(staging),
-            )
-            os.replace(Path(staging, name), out_dir / name)
-            if options.timing_cache is not None:
-                _keep_timing_cache(Path(staging, TIMING_CACHE), options.timing_cache)
+            yield Path(copy), Path(staging)
     except BaseException:
         if not existed:
             shutil.rmtree(out_dir, ignore_errors=True)
         raise
-    spec = _describe(f"{out_dir.name}/{name}", installed, capabilities, profiles, gpu, facts, done)
-    hashes = {file.name: hash_file(file) for file in files}
-    return [_with_graph(spec, hashes)]
 
 
 def write_plan_graph(graph: ir.Model, folder: Path) -> Path:
@@ -279,8 +292,12 @@ def _keep_timing_cache(written: Path, target: Path) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _read_graph(onnx_file: Path) -> tuple[ir.Model, list[Path]]:
-    """The graph, and every file that it consists of."""
+def read_graph(onnx_file: Path) -> tuple[ir.Model, list[Path]]:
+    """The graph, and every file that it consists of.
+
+    Raises:
+        ExportError: it is not an ONNX graph.
+    """
     import onnx_ir as ir
 
     try:

@@ -38,6 +38,7 @@ class TrtOptions:
         opt_past: tokens in the cache that are served best.
         opt_new: new tokens that are served best in prefill.
         refit: keep the weights replaceable.
+        refit_from: a bundle whose plan, built with `refit`, gets the new weights; nothing is built.
         workspace_mb: scratch memory that TensorRT may use, in MiB; None: its own default.
         timing_cache: a file of measured kernels: read where it is there, written after the build;
             TensorRT only.
@@ -51,6 +52,7 @@ class TrtOptions:
     opt_past: int = 256
     opt_new: int = 64
     refit: bool = False
+    refit_from: Path | None = None
     workspace_mb: int | None = None
     timing_cache: Path | None = None
 
@@ -90,6 +92,8 @@ def check_options(options: TrtOptions, max_positions: int) -> int:
     if options.workspace_mb is not None and options.workspace_mb < 1:
         raise ExportError(f"workspace of {options.workspace_mb} MiB; allowed: 1 or more")
     if options.timing_cache is not None:
+        if options.refit_from is not None:
+            raise ExportError("--timing-cache: --refit-from builds nothing; leave one of them out")
         _check_writable(options.timing_cache)
     return max_seq
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.engines import Machine
 from runtime.gpu import Gpu
 from runtime.trt_flavours import TENSORRT, Installed
 
@@ -107,7 +108,7 @@ class FakeCuda:
 
 
 class FakeTensorRT:
-    """A tensorrt module whose plans are names of ONNX files, run by ONNX Runtime on the CPU."""
+    """A tensorrt module whose plans are ONNX graphs or their names; ONNX Runtime runs them."""
 
     class ILogger:
         Severity = types.SimpleNamespace(ERROR=1)
@@ -123,7 +124,7 @@ class FakeTensorRT:
             return None
 
         def create() -> FakeContext:
-            self.contexts.append(FakeContext(Path(plan.decode())))
+            self.contexts.append(FakeContext(plan.decode() if plan.startswith(b"/") else plan))
             return self.contexts[-1]
 
         return types.SimpleNamespace(create_execution_context=create)
@@ -132,10 +133,10 @@ class FakeTensorRT:
 class FakeContext:
     """An IExecutionContext. Refuses addresses that are not aligned, as TensorRT does."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, graph: str | bytes) -> None:
         import onnxruntime
 
-        self._session = onnxruntime.InferenceSession(str(file))
+        self._session = onnxruntime.InferenceSession(graph)
         self._inputs = {one.name: one for one in self._session.get_inputs()}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -208,6 +209,7 @@ def stand_in_for_tensorrt(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("PYTHONPATH", str(Path(__file__).parent))
     patch.setattr("export.trt_builder.find_flavours", lambda: (installed,))
     patch.setattr("export.trt_builder.describe_gpu", lambda: gpu)
+    patch.setattr("export.trt_refit.describe_machine", lambda: Machine(gpu, (installed,)))
 
 
 def stand_in_for_builder(patch: pytest.MonkeyPatch, *installed: Installed) -> FakeBuilder:
