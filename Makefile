@@ -41,7 +41,8 @@ test-slow: $(STAMP) ## tests that take longer
 $(GPU_STAMP): $(STAMP)
 	@# Two packages bring the module onnxruntime; only one may be installed.
 	$(PIP) uninstall --quiet --yes onnxruntime onnxruntime-gpu
-	$(PIP) install --quiet -c $(CONSTRAINTS) "onnxruntime-gpu[cuda,cudnn]" cuda-bindings
+	@# TensorRT beside its RTX flavour, which knows no data-centre GPU.
+	$(PIP) install --quiet -c $(CONSTRAINTS) "onnxruntime-gpu[cuda,cudnn]" cuda-bindings tensorrt-cu13
 	@touch $@
 
 gpu-test: $(GPU_STAMP) ## tests that need an NVIDIA GPU: CUDA and TensorRT, every precision

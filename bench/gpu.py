@@ -79,12 +79,14 @@ def bench_gpu(
     speeds: list[SpeedRow] = []
     pytorch = {} if torch_device is None else make_pytorch(checkpoint, torch_device)
     for precision in precisions:
-        bundle = make_bundle(checkpoint, work, precision, "trt" in backends, shapes, tokens, report)
-        if isinstance(bundle, str):
-            parity += [ParityRow(precision, one, "ERROR", None, bundle) for one in backends]
-            continue
+        bundle, refused = make_bundle(
+            checkpoint, work, precision, "trt" in backends, shapes, tokens, report
+        )
         engines: dict[str, Engine] = {}
         for backend in backends:
+            if bundle is None or (backend == "trt" and refused):
+                parity.append(ParityRow(precision, backend, "ERROR", None, refused))
+                continue
             report(f"{precision}: parity on {backend}")
             try:
                 found = check_bundle(bundle, backend)
@@ -125,7 +127,7 @@ def make_bundle(
     shapes: Sequence[Shape],
     tokens: int,
     report: Callable[[str], None],
-) -> Path | str:
+) -> tuple[Path | None, str]:
     """Exports a checkpoint for the shapes to be measured.
 
     Args:
@@ -138,7 +140,7 @@ def make_bundle(
         report: called with a line of progress now and then.
 
     Returns:
-        The bundle, or why there is none.
+        The bundle, None where there is none; and why it has no plan, or why there is none.
     """
     from export import TrtOptions, export_bundle
     from export.errors import ExportError
@@ -161,8 +163,8 @@ def make_bundle(
             refused = str(error)
             report(f"{precision}: {refused}")
         else:
-            return out
-    return refused
+            return out, refused
+    return None, refused
 
 
 def time_shapes(

@@ -50,6 +50,7 @@ def doctor() -> None:
         find_onnxruntime(machine),
         find_gpu(machine),
         *find_tensorrts(machine),
+        find_bindings(machine),
     ]
     colors = {GOOD: "green", MISSING: "yellow", WRONG: "bold red"}
     table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
@@ -135,6 +136,8 @@ def find_onnxruntime(machine: Machine) -> Finding:
     Args:
         machine: from `describe_machine`.
     """
+    from runtime.gpu import INSTALL_CUDA
+
     try:
         import onnxruntime
     except ImportError as error:
@@ -143,8 +146,7 @@ def find_onnxruntime(machine: Machine) -> Finding:
     providers = [one.removesuffix("ExecutionProvider") for one in _providers(onnxruntime)]
     found = f"{onnxruntime.__version__}: {', '.join(providers)}"
     if machine.gpu is not None and "CUDA" not in providers:
-        cure = "there is a GPU: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-        return Finding("onnxruntime", WRONG, found, cure)
+        return Finding("onnxruntime", WRONG, found, f"there is a GPU: {INSTALL_CUDA}")
     return Finding("onnxruntime", GOOD, found)
 
 
@@ -167,22 +169,33 @@ def find_gpu(machine: Machine) -> Finding:
 
 
 def find_tensorrts(machine: Machine) -> list[Finding]:
-    """Both TensorRTs, whether their parts fit each other and the machine, and CUDA for Python.
+    """Both TensorRTs, whether their parts fit each other and the machine.
+
+    Args:
+        machine: from `describe_machine`.
+    """
+    from runtime.trt_flavours import FLAVOURS
+
+    return [find_tensorrt(machine, flavour) for flavour in FLAVOURS.values()]
+
+
+def find_bindings(machine: Machine) -> Finding:
+    """The CUDA runtime for Python, which the backends cuda and trt need.
 
     Args:
         machine: from `describe_machine`.
     """
     from importlib.metadata import PackageNotFoundError, version
 
-    from runtime.trt_flavours import FLAVOURS
+    from runtime.gpu import INSTALL_BINDINGS
 
-    findings = [find_tensorrt(machine, flavour) for flavour in FLAVOURS.values()]
+    if not machine.cuda_bindings:
+        cure = f"to run on a GPU, with the backends cuda and trt: {INSTALL_BINDINGS}"
+        return Finding("cuda-bindings", MISSING, "the CUDA runtime for Python", cure)
     try:
-        findings.append(Finding("cuda-bindings", GOOD, version("cuda-bindings")))
+        return Finding("cuda-bindings", GOOD, version("cuda-bindings"))
     except PackageNotFoundError:
-        cure = "to run TensorRT plans: pip install cuda-bindings"
-        findings.append(Finding("cuda-bindings", MISSING, "", cure))
-    return findings
+        return Finding("cuda-bindings", GOOD, "unknown version")
 
 
 def find_tensorrt(machine: Machine, flavour: Flavour) -> Finding:
@@ -243,13 +256,14 @@ def list_runs(findings: list[Finding], machine: Machine) -> list[str]:
 
     states = {one.thing: one for one in findings}
     runtime = states.get("onnxruntime")
+    has_gpu = machine.gpu is not None and machine.cuda_bindings
     backends = []
     if runtime is not None and runtime.state != MISSING:
         backends.append("cpu")
-        if machine.gpu is not None and "CUDA" in runtime.found:
+        if has_gpu and "CUDA" in runtime.found:
             backends.append("cuda")
     plans = any(states[f.title].state == GOOD for f in FLAVOURS.values() if f.title in states)
-    if machine.gpu is not None and plans and states["cuda-bindings"].state == GOOD:
+    if has_gpu and plans:
         backends.append("trt")
     return backends
 

@@ -63,6 +63,20 @@ def export(
     refit: Annotated[
         bool, typer.Option("--refit", help="keep a plan's weights replaceable")
     ] = False,
+    refit_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="a bundle with a plan built with --refit: takes that plan, with this checkpoint's "
+            "weights, in place of a build"
+        ),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="keep the kernels that TensorRT times in this file, and start the next build "
+            "from it; not for rtx"
+        ),
+    ] = None,
     triton: Annotated[
         Path | None,
         typer.Option(
@@ -81,6 +95,8 @@ def export(
       ouro export trained bundle --format onnx --max-depth 16
       ouro export trained small --precision int4 --calibration text.jsonl
       ouro export trained plans --format trt --precision fp16 --compute-capability 8.9,12.0
+      ouro export trained plans --format trt --refit
+      ouro export retrained newer --format trt --refit-from plans
     """
     from cli.errors import require_replaceable
 
@@ -91,7 +107,18 @@ def export(
 
     if triton is not None:
         check_folder(triton, out)
-    options = _trt_options(format, trt, compute_capability, max_batch, max_seq, refit)
+    options = _trt_options(
+        format,
+        {
+            "flavour": trt,
+            "compute_capabilities": compute_capability,
+            "max_batch": max_batch,
+            "max_seq": max_seq,
+            "refit": refit or None,
+            "refit_from": refit_from,
+            "timing_cache": timing_cache,
+        },
+    )
     if triton is not None and options is not None:
         require_servable(options)
     report = export_bundle(
@@ -124,31 +151,21 @@ def export(
     typer.echo(f'next: ouro check {out}, then ouro run {out} "prompt"')
 
 
-def _trt_options(
-    format: str,
-    flavour: str | None,
-    capabilities: str | None,
-    max_batch: int | None,
-    max_seq: int | None,
-    refit: bool,
-) -> TrtOptions | None:
+_NAMES = {"flavour": "--trt", "compute_capabilities": "--compute-capability"}
+
+
+def _trt_options(format: str, values: dict[str, Any]) -> TrtOptions | None:
     """The options of the plans; None where none are built, and none of them may be given then."""
     from export import TrtOptions
     from export.errors import refuse_unused
 
     if format != "trt":
-        options = {
-            "--trt": flavour,
-            "--compute-capability": capabilities,
-            "--max-batch": max_batch,
-            "--max-seq": max_seq,
-            "--refit": refit or None,
-        }
-        refuse_unused(options, "--format trt", f"--format {format}")
+        names = {_NAMES.get(key, f"--{key.replace('_', '-')}"): one for key, one in values.items()}
+        refuse_unused(names, "--format trt", f"--format {format}")
         return None
-    given: dict[str, Any] = {"flavour": flavour, "max_batch": max_batch, "max_seq": max_seq}
-    if capabilities is not None:
+    given = {name: one for name, one in values.items() if one is not None}
+    if (capabilities := given.get("compute_capabilities")) is not None:
         # Blank is no list of capabilities, and not the default either: it is refused as it stands.
         listed = capabilities.replace(",", " ").split() or [capabilities]
         given["compute_capabilities"] = tuple(listed)
-    return TrtOptions(refit=refit, **{name: one for name, one in given.items() if one is not None})
+    return TrtOptions(**given)

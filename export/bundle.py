@@ -27,6 +27,7 @@ from export.trace import OPSET
 from export.trt_builder import GraphFacts, build_plans
 from export.trt_check import require_buildable
 from export.trt_options import TrtOptions, check_options
+from export.trt_refit import find_refittable, refit_plans
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.configuration import OuroborosConfig
@@ -194,8 +195,8 @@ def plan_builder(
     Raises:
         ExportError: an option is not allowed, or nothing here can build such plans.
     """
+    source = options.refit_from
     check_options(options, config.max_position_embeddings)
-    require_buildable(options)
     facts = GraphFacts(
         max_depth=max_depth,
         default_depth=min(config.depth, max_depth),
@@ -203,6 +204,12 @@ def plan_builder(
         precision=precision,
         whole_prompt=config.pooling == "mean",
     )
+    if source is not None:
+        find_refittable(source, options, facts)
+        return lambda folder: refit_plans(
+            folder / GRAPH_NAME, folder / ENGINES, source, options, facts, say
+        )
+    require_buildable(options)
     return lambda folder: build_plans(
         folder / GRAPH_NAME, folder / ENGINES, options, facts, say, explain
     )

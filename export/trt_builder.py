@@ -15,12 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from export.errors import ExportError
+from export.trt_child import TIMING_CACHE
 from export.trt_messages import describe_crash
 from export.trt_options import (
     TrtOptions,
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from export.passes.result import PassResult
-
-TIMING_CACHE = "timing.cache"
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,45 @@ def build_plans(
     target = choose_target(options)
     installed, capabilities, gpu = target.installed, target.capabilities, target.gpu
     flavour = installed.flavour
-    graph, files = _read_graph(onnx_file)
+    graph, files = read_graph(onnx_file)
     profiles = make_profiles(
         _inputs(graph), options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
     )
     name = f"{flavour.option}-{'-'.join('sm' + c.replace('.', '') for c in capabilities)}.plan"
     say(f"building {name} with {flavour.title} {installed.version}")
+    with plan_folders(out_dir) as (copy, staging):
+        given = write_plan_graph(graph, copy, explain)
+        done = build_in_child(
+            {
+                "module": installed.module,
+                "title": flavour.title,
+                "onnx": str(given.resolve()),
+                "plan": name,
+                "capabilities": capabilities,
+                "profiles": [asdict(profile) for profile in profiles],
+                "refit": options.refit,
+                "workspace_mb": options.workspace_mb,
+                "timing_cache": _absolute(options.timing_cache),
+            },
+            flavour.title,
+            staging,
+        )
+        os.replace(staging / name, out_dir / name)
+        if options.timing_cache is not None:
+            _keep_timing_cache(staging / TIMING_CACHE, options.timing_cache)
+    spec = _describe(f"{out_dir.name}/{name}", installed, capabilities, profiles, gpu, facts, done)
+    hashes = {file.name: hash_file(file) for file in files}
+    return [_with_graph(spec, hashes)]
+
+
+@contextmanager
+def plan_folders(out_dir: Path) -> Iterator[tuple[Path, Path]]:
+    """Two folders that are there for the block only: for the graph, and for what is made from it.
+
+    Args:
+        out_dir: the folder of the plans, which they lie in; it is made, and removed again where
+            it was not there before and the block fails.
+    """
     existed = out_dir.is_dir()
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -145,31 +178,11 @@ def build_plans(
             tempfile.TemporaryDirectory(prefix=".graph-", dir=out_dir) as copy,
             tempfile.TemporaryDirectory(prefix=".building-", dir=out_dir) as staging,
         ):
-            given = write_plan_graph(graph, Path(copy), explain)
-            done = build_in_child(
-                {
-                    "module": installed.module,
-                    "title": flavour.title,
-                    "onnx": str(given.resolve()),
-                    "plan": name,
-                    "capabilities": capabilities,
-                    "profiles": [asdict(profile) for profile in profiles],
-                    "refit": options.refit,
-                    "workspace_mb": options.workspace_mb,
-                    "timing_cache": _timing_cache(installed, options, Path(staging)),
-                },
-                flavour.title,
-                Path(staging),
-            )
-            for file in sorted(Path(staging).iterdir()):
-                os.replace(file, out_dir / file.name)
+            yield Path(copy), Path(staging)
     except BaseException:
         if not existed:
             shutil.rmtree(out_dir, ignore_errors=True)
         raise
-    spec = _describe(f"{out_dir.name}/{name}", installed, capabilities, profiles, gpu, facts, done)
-    hashes = {file.name: hash_file(file) for file in files}
-    return [_with_graph(spec, hashes)]
 
 
 def write_plan_graph(
@@ -284,7 +297,8 @@ def choose_builder(options: TrtOptions, gpu: Gpu | None) -> Installed:
         gpu: of this machine.
 
     Raises:
-        ExportError: none that fits is installed, or not as a whole.
+        ExportError: none that fits is installed, or not as a whole, or it does not do what the
+            options ask for.
     """
     try:
         chosen = choose_flavour(
@@ -293,20 +307,40 @@ def choose_builder(options: TrtOptions, gpu: Gpu | None) -> Installed:
         check_libraries(chosen)
     except EngineError as error:
         raise ExportError(str(error)) from error
+    # Its functions are there, but do nothing since version 1.2 (its guide, "Timing Cache").
+    if options.timing_cache is not None and chosen.flavour == RTX:
+        raise ExportError(
+            f"--timing-cache: {RTX.title} times no kernels while it builds and keeps no such file; "
+            "leave the option out, or take --trt trt"
+        )
     return chosen
 
 
-def _timing_cache(installed: Installed, options: TrtOptions, staging: Path) -> str | None:
-    if installed.flavour == RTX:
-        return None  # its timing cache is deprecated and does nothing
-    cache = staging / TIMING_CACHE
-    if options.timing_cache is not None:
-        shutil.copyfile(options.timing_cache, cache)
-    return TIMING_CACHE
+def _absolute(file: Path | None) -> str | None:
+    return None if file is None else str(file.absolute())
 
 
-def _read_graph(onnx_file: Path) -> tuple[ir.Model, list[Path]]:
-    """The graph, and every file that it consists of."""
+def _keep_timing_cache(written: Path, target: Path) -> None:
+    """Puts a timing cache where the user wants it, perhaps on another disk, whole or not at all."""
+    target = target.resolve()
+    staged = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(written, staged)
+        os.replace(staged, target)
+    except OSError as error:
+        raise ExportError(
+            f"--timing-cache {target} can't be written: {error.strerror or error}; it is as it was"
+        ) from error
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def read_graph(onnx_file: Path) -> tuple[ir.Model, list[Path]]:
+    """The graph, and every file that it consists of.
+
+    Raises:
+        ExportError: it is not an ONNX graph.
+    """
     import onnx_ir as ir
 
     try:

@@ -18,15 +18,20 @@ from export.trt_messages import clean, describe_builder_error, describe_parser_e
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 _PARSING = "Parsing node: "
+TIMING_CACHE = "timing.cache"  # beside the plan
 
 
 def main() -> None:
-    """Builds one plan.
+    """Builds one plan, or puts new weights into one.
 
-    Request: module, title, onnx, capabilities, profiles, refit, workspace_mb, timing_cache, plan
-    (a file to write). Events: {"at": layer}, {"failed": line, "log": lines},
-    {"errno": n, "strerror": s}, {"done": {version, bytes, layers, refittable, inputs}}, where
-    inputs are the shapes of the network's inputs as TensorRT reads them, by name, -1 what varies.
+    Request to build: module, title, onnx, capabilities, profiles, refit, workspace_mb, timing_cache
+    (a file to start from where it is there; what it becomes is written to TIMING_CACHE), plan (a
+    file to write). To refit: module, title, onnx, refit_from (a plan), sha256 (its hash), changed
+    (names of the weights that differ from the plan's), plan.
+
+    Events: {"at": layer}, {"failed": line, "log": lines}, {"errno": n, "strerror": s},
+    {"done": {version, bytes, layers, refittable, inputs}}, where inputs are the shapes of the
+    network's inputs as TensorRT reads them, by name, -1 what varies; {"done": {}} of a refit.
     """
     _end_with_parent()
     request = json.loads(sys.stdin.buffer.readline())
@@ -35,7 +40,7 @@ def main() -> None:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     try:
-        _emit(events, _build(request, events))
+        _emit(events, _answer(request, events))
     except OSError as error:
         _emit(events, {"errno": error.errno or 0, "strerror": error.strerror or str(error)})
 
@@ -53,14 +58,35 @@ def _emit(events: IO[str], event: dict[str, Any]) -> None:
     events.write(json.dumps(event) + "\n")
 
 
-def _build(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
+def _answer(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
     from importlib import import_module
 
-    title = request["title"]
     try:
         trt = import_module(request["module"])
     except (ImportError, OSError) as error:
-        return {"failed": f"{title} can't be loaded: {clean(str(error))}", "log": []}
+        return {"failed": f"{request['title']} can't be loaded: {clean(str(error))}", "log": []}
+    return _refit(trt, request) if "refit_from" in request else _build(trt, request, events)
+
+
+def _refit(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
+    from pathlib import Path
+
+    from runtime.engines import read_plan
+    from runtime.errors import RuntimeFault
+    from runtime.trt_refit import refit_plan
+
+    source = Path(request["refit_from"])
+    try:
+        plan = read_plan(source, request["sha256"])
+        refitted = refit_plan(plan, source.name, Path(request["onnx"]), request["changed"], trt)
+    except RuntimeFault as error:
+        return {"failed": str(error), "log": []}
+    Path(request["plan"]).write_bytes(refitted)
+    return {"done": {}}
+
+
+def _build(trt: Any, request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
+    title = request["title"]
     known = known_capabilities(trt)
     refused = [one for one in request["capabilities"] if known and one not in known]
     if refused:
@@ -86,6 +112,14 @@ def _build(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
         return {"failed": line, "log": logger.errors}
     config = builder.create_builder_config()
     _configure(trt, config, request, known)
+    timed = not known  # TensorRT-RTX times nothing: its cache functions do nothing
+    kept = request["timing_cache"] if timed else None
+    if timed and not _set_timing_cache(config, kept) and kept is not None:
+        line = (
+            f"--timing-cache {kept} is not of {title} {trt.__version__} and this GPU; give a file "
+            "that is not there yet"
+        )
+        return {"failed": line, "log": logger.errors}
     monitor = _make_monitor(trt, events)  # the name keeps it alive while TensorRT uses it
     config.progress_monitor = monitor
     for number, profile in enumerate(request["profiles"]):
@@ -93,6 +127,9 @@ def _build(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
             line = describe_builder_error(title, logger.errors, f"profile {profile['name']}")
             return {"failed": line, "log": logger.errors}
     refittable = _mark_refittable(trt, network) if request["refit"] else 0
+    if request["refit"] and not refittable:
+        line = f"--refit: {title} keeps no weight of this graph replaceable; leave --refit out"
+        return {"failed": line, "log": logger.errors}
     layers = network.num_layers
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {one.name: list(one.shape) for one in inputs}
@@ -100,6 +137,9 @@ def _build(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
     if not written:
         line = describe_builder_error(title, logger.errors, "")
         return {"failed": line, "log": logger.errors}
+    if kept is not None:
+        with open(TIMING_CACHE, "wb") as file:
+            file.write(config.get_timing_cache().serialize())
     done = {
         "version": str(trt.__version__),
         "bytes": written,
@@ -148,9 +188,16 @@ def _configure(trt: Any, config: Any, request: dict[str, Any], known: list[str])
         for index, one in enumerate(request["capabilities"]):
             name = f"SM{one.replace('.', '')}"
             config.set_compute_capability(trt.ComputeCapability.__members__[name], index)
-    elif request["timing_cache"] is not None:  # TensorRT-RTX measures nothing, and has none
-        with contextlib.suppress(FileNotFoundError), open(request["timing_cache"], "rb") as file:
-            config.set_timing_cache(config.create_timing_cache(file.read()), False)
+
+
+def _set_timing_cache(config: Any, start: str | None) -> bool:
+    """Gives the builder a file's timing cache, or an empty one; false where it refuses the file."""
+    held = b""
+    if start is not None:
+        with contextlib.suppress(FileNotFoundError), open(start, "rb") as file:
+            held = file.read()
+    cache = config.create_timing_cache(held)
+    return cache is not None and bool(config.set_timing_cache(cache, False))
 
 
 def _make_profile(builder: Any, spec: dict[str, Any]) -> Any:

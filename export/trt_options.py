@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import ExportError
+from runtime.decoder import PREFILL_CHUNK, SCORE_CHUNK
 from runtime.engines import ProfileSpec, RangeSpec
 from runtime.gpu import Gpu
+from runtime.kv_cache import BUCKET
 from runtime.manifest import TensorSpec
 from runtime.trt_flavours import CHOICES, RTX, Flavour
 
 DEFAULT_MAX_SEQ = 2048
 # Built for where TensorRT-RTX has no GPU to look at: GeForce 30, 40 and 50.
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
-BUCKET = 64  # an engine's cache grows by multiples of it
-MAX_BATCH, MAX_CHUNK, MAX_LOGITS = 1024, 512, 128
+MAX_BATCH = 1024
 
 Range = tuple[int, int, int]  # least, best served, most
 
@@ -36,8 +38,10 @@ class TrtOptions:
         opt_past: tokens in the cache that are served best.
         opt_new: new tokens that are served best in prefill.
         refit: keep the weights replaceable.
+        refit_from: a bundle whose plan, built with `refit`, gets the new weights; nothing is built.
         workspace_mb: scratch memory that TensorRT may use, in MiB; None: its own default.
-        timing_cache: a file of measured kernels to start from; TensorRT only.
+        timing_cache: a file of measured kernels: read where it is there, written after the build;
+            TensorRT only.
     """
 
     flavour: str = "auto"
@@ -48,6 +52,7 @@ class TrtOptions:
     opt_past: int = 256
     opt_new: int = 64
     refit: bool = False
+    refit_from: Path | None = None
     workspace_mb: int | None = None
     timing_cache: Path | None = None
 
@@ -78,15 +83,36 @@ def check_options(options: TrtOptions, max_positions: int) -> int:
     max_seq = options.max_seq
     if max_seq is None:
         max_seq = min(DEFAULT_MAX_SEQ, max_positions)
-    if not 1 <= max_seq <= max_positions:
+    least = min(_recorded_tokens(), max_positions)
+    if not least <= max_seq <= max_positions:
         raise ExportError(
-            f"--max-seq {max_seq} is outside 1..{max_positions}, the positions that the model has"
+            f"--max-seq {max_seq} is outside {least}..{max_positions}: the recorded cases that "
+            f"`ouro check` replays have {least} tokens, the model has {max_positions} positions"
         )
     if options.workspace_mb is not None and options.workspace_mb < 1:
         raise ExportError(f"workspace of {options.workspace_mb} MiB; allowed: 1 or more")
-    if options.timing_cache is not None and not options.timing_cache.is_file():
-        raise ExportError(f"{options.timing_cache}: no such timing cache; leave it out")
+    if options.timing_cache is not None:
+        if options.refit_from is not None:
+            raise ExportError("--timing-cache: --refit-from builds nothing; leave one of them out")
+        _check_writable(options.timing_cache)
     return max_seq
+
+
+def _check_writable(file: Path) -> None:
+    """Refuses a file that could not be written once a build of minutes is done."""
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ExportError(
+            f"--timing-cache {file} is a directory, or its directory is not there; give a file"
+        )
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise ExportError(f"--timing-cache {file} may not be written; give another file")
+
+
+def _recorded_tokens() -> int:
+    """Tokens of the longest recorded case."""
+    from export.cases import DECODE, GREEDY, PREFILL  # imports torch
+
+    return PREFILL + max(DECODE, GREEDY)
 
 
 def choose_capabilities(options: TrtOptions, flavour: Flavour, gpu: Gpu | None) -> tuple[str, ...]:
@@ -125,7 +151,7 @@ def make_profiles(
     Args:
         inputs: of the graph; a dimension is a number, a name, or a sum of names.
         options: which values are served best, and the most rows.
-        max_seq: most tokens of a sequence.
+        max_seq: most tokens of a sequence; rounded up to the buckets of an engine's cache.
         max_depth: most recurrences.
         default_depth: recurrences that are served best.
         whole_prompt: a prompt always comes in one call (`mean` pooling), not in chunks.
@@ -133,8 +159,11 @@ def make_profiles(
     Raises:
         ExportError: an input has a dimension that no profile knows.
     """
+    # Whole buckets, for prompts too: as many tokens fit as the cache has slots.
     past = -(-max_seq // BUCKET) * BUCKET
-    chunk = max_seq if whole_prompt else min(max_seq, MAX_CHUNK)
+    chunk = past if whole_prompt else min(past, PREFILL_CHUNK)
+    # A text that comes whole is scored in one call, all its logits at once.
+    logits = chunk if whole_prompt else min(chunk, SCORE_CHUNK)
     common: dict[str, Range] = {
         "batch": (1, min(options.opt_batch, options.max_batch), options.max_batch),
         "past_sequence": (0, min(options.opt_past, past), past),
@@ -144,7 +173,7 @@ def make_profiles(
         "decode": {"sequence": (1, 1, 1), "logits": (1, 1, 1)},
         "prefill": {
             "sequence": (1, min(options.opt_new, chunk), chunk),
-            "logits": (1, 1, min(chunk, MAX_LOGITS)),
+            "logits": (1, 1, logits),
         },
     }
     depth = (1, default_depth, max_depth)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from runtime.bundle import Bundle
 from runtime.engines import EngineSpec, Machine, check_engine_fits, describe_machine
 from runtime.errors import BundleError, EngineError
+from runtime.gpu import INSTALL_BINDINGS, INSTALL_CUDA
 from runtime.manifest import ACCURACY_LEVELS, Manifest
 from runtime.memory import Backend
 from runtime.ort import open_cpu
@@ -83,7 +84,7 @@ def choose_backend(
             choose_plan(manifest.engines, machine)
         except (EngineError, BundleError):
             has_cuda = machine.gpu is not None and PROVIDER in providers
-            return "cuda" if has_cuda else "cpu"
+            return "cuda" if has_cuda and machine.cuda_bindings else "cpu"
         return "trt"
     return backend
 
@@ -92,13 +93,14 @@ def choose_plan(engines: Sequence[EngineSpec], machine: Machine) -> EngineSpec:
     """The first plan that fits a machine.
 
     Raises:
-        EngineError: there is none; says why the first does not fit.
+        EngineError: there is none, or nothing to run it with; says why the first does not fit.
         BundleError: likewise, where this version does not know its flavour.
     """
     refused: EngineError | BundleError | None = None
     for engine in engines:
         try:
             check_engine_fits(engine, machine)
+            _check_bindings("trt", machine)
         except (EngineError, BundleError) as error:
             refused = refused or error
         else:
@@ -115,11 +117,19 @@ def _check_cuda(machine: Machine, providers: Sequence[str]) -> None:
     if PROVIDER not in providers:
         raise EngineError(
             f"backend 'cuda' needs ONNX Runtime's CUDA provider, here are "
-            f"{', '.join(providers)}; pip uninstall onnxruntime, then pip install "
-            "onnxruntime-gpu[cuda,cudnn], or take backend cpu"
+            f"{', '.join(providers)}; {INSTALL_CUDA}, or take backend cpu"
         )
     if machine.gpu is None:
         raise EngineError(
             "backend 'cuda' needs an NVIDIA GPU, and CUDA shows none here; check nvidia-smi, or "
             "take backend cpu"
+        )
+    _check_bindings("cuda", machine)
+
+
+def _check_bindings(backend: str, machine: Machine) -> None:
+    if not machine.cuda_bindings:
+        raise EngineError(
+            f"backend '{backend}' needs the CUDA runtime for Python, which is not installed; "
+            f"{INSTALL_BINDINGS}, or take backend cpu"
         )

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import EngineError
+from runtime.gpu import INSTALL_BINDINGS
 from runtime.manifest import GraphSpec, TensorSpec
 from runtime.memory import Backend
 
@@ -36,8 +37,8 @@ def load_cuda() -> Any:
         from cuda.bindings import runtime
     except ImportError as error:
         raise EngineError(
-            "the backends cuda and trt need the CUDA runtime for Python: pip install "
-            "cuda-bindings, or take backend cpu"
+            "the backends cuda and trt need the CUDA runtime for Python: "
+            f"{INSTALL_BINDINGS}, or take backend cpu"
         ) from error
     return runtime
 

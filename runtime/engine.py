@@ -152,9 +152,7 @@ class Engine:
         rows, batch = self._encode(prompt, chat)
         depths = request.check_depths(depth, len(rows), self.manifest.depth)
         for ids in rows:
-            request.check_length(
-                len(ids), request.check_max_new_tokens(max_new_tokens), self.manifest
-            )
+            self.check_length(len(ids), request.check_max_new_tokens(max_new_tokens))
         states = self.new_rows(len(rows), max_new_tokens, temperature, top_k, top_p, seed, stop)
         cancelled = request.make_cancelled(cancel)
         decoder = self.new_decoder(depths)
@@ -204,7 +202,7 @@ class Engine:
         """
         rows, batch = self._encode(ids, False)
         for row in rows:
-            request.check_length(len(row), 0, self.manifest)
+            self.check_length(len(row), 0)
         depths = request.check_depths(depth, len(rows), self.manifest.depth)
         decoder = self.new_decoder(depths)
         size = self.manifest.model.vocab_size
@@ -248,13 +246,30 @@ class Engine:
             row_depth: the depth of each row, checked.
 
         Raises:
-            EngineError: the engine is closed.
+            EngineError: the engine is closed, or its plan takes fewer rows.
         """
-        backend = self._backend
-        if backend is None:
-            raise EngineError("the engine is closed; open it again with Engine.open")
+        backend = self._require_open()
+        request.check_batch(len(row_depth), backend)
         self._warn_untrained(row_depth)
         return Decoder(backend, self.manifest, row_depth)
+
+    def check_length(self, prompt: int, new: int) -> None:
+        """Refuses a sequence that does not fit, before anything runs.
+
+        Args:
+            prompt: tokens before generation starts.
+            new: tokens to generate, 0 for none.
+
+        Raises:
+            EngineError: it passes the model's positions or what the plan holds, or the engine is
+                closed.
+        """
+        request.check_length(prompt, new, self.manifest, self._require_open())
+
+    @property
+    def max_batch(self) -> int | None:
+        """The most sequences at once; None where there is no limit."""
+        return self._require_open().max_batch
 
     def new_rows(
         self,
@@ -275,6 +290,11 @@ class Engine:
             Row(self.codec, sampling, make_generator(row_seed), stops, eos, most)
             for row_seed in request.check_seeds(seed, count)
         ]
+
+    def _require_open(self) -> Backend:
+        if self._backend is None:
+            raise EngineError("the engine is closed; open it again with Engine.open")
+        return self._backend
 
     def _encode(self, prompt: Any, chat: bool) -> tuple[list[list[int]], bool]:
         """Token ids of every prompt, and whether the prompt was a batch."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.errors import BundleError, EngineError
-from runtime.gpu import Gpu, describe_gpu
+from runtime.gpu import Gpu, describe_gpu, has_cuda_bindings
 from runtime.trt_flavours import FLAVOURS, Installed, find_flavours
 
 
@@ -73,15 +73,22 @@ class EngineSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a plan meets: the GPU, if there is one, and the TensorRTs installed."""
+    """What a bundle meets.
+
+    Attributes:
+        gpu: the GPU, if there is one.
+        installed: the TensorRTs.
+        cuda_bindings: the CUDA runtime for Python is installed.
+    """
 
     gpu: Gpu | None
     installed: tuple[Installed, ...]
+    cuda_bindings: bool = True
 
 
 def describe_machine() -> Machine:
     """This machine."""
-    return Machine(describe_gpu(), find_flavours())
+    return Machine(describe_gpu(), find_flavours(), has_cuda_bindings())
 
 
 def hash_graph(file_hashes: Mapping[str, str]) -> str:

@@ -1,14 +1,22 @@
-"""The NVIDIA GPU of this machine, asked of the CUDA driver itself: no package is needed."""
+"""The NVIDIA GPU of this machine, asked of the CUDA driver itself, and the packages that use it."""
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _NAME_BYTES = 256
+INSTALL_BINDINGS = "pip install cuda-bindings"
+# Two packages bring the module onnxruntime, each overwrites the other's files, and removing one
+# breaks the other: both go first.
+INSTALL_CUDA = (
+    "pip uninstall -y onnxruntime onnxruntime-gpu && "
+    'pip install "onnxruntime-gpu[cuda,cudnn]" cuda-bindings'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,14 @@ class Gpu:
     compute_capability: str
     memory_bytes: int
     cuda: str
+
+
+def has_cuda_bindings() -> bool:
+    """Whether the CUDA runtime's Python package is installed; the backends cuda and trt need it."""
+    try:
+        return find_spec("cuda.bindings") is not None
+    except ModuleNotFoundError:  # nothing of the name cuda
+        return False
 
 
 def load_driver() -> Any:

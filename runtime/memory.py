@@ -81,10 +81,12 @@ class Backend(Protocol):
     Attributes:
         name: "cpu", "cuda" or "trt".
         max_slots: the most slots a cache can have here; a model's positions, or a plan's limit.
+        max_batch: the most rows of a call; None where there is no limit.
     """
 
     name: str
     max_slots: int
+    max_batch: int | None
 
     def new_memory(self) -> Memory:
         """Memory for one batch."""

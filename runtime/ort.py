@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, EngineError
+from runtime.gpu import INSTALL_CUDA
 from runtime.manifest import Manifest
 from runtime.memory import HostMemory, Memory
 
@@ -64,6 +65,7 @@ class CpuBackend:
     """`runtime.memory.Backend` on the CPU."""
 
     name = "cpu"
+    max_batch: int | None = None
 
     def __init__(self, session: Any, manifest: Manifest) -> None:
         """Takes an onnxruntime.InferenceSession, from `open_session`."""
@@ -133,7 +135,7 @@ def open_session(
     if provider not in session.get_providers():  # ONNX Runtime goes on without it
         raise EngineError(
             f"ONNX Runtime could not load its {provider}: its libraries are missing or of another "
-            "version; pip install onnxruntime-gpu[cuda,cudnn], or take backend cpu"
+            f"version; {INSTALL_CUDA}, or take backend cpu"
         )
     _check_tensors(session, manifest)
     return session

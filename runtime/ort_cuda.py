@@ -39,6 +39,7 @@ class CudaBackend:
     """`runtime.memory.Backend` on the first GPU, through ONNX Runtime's CUDA provider."""
 
     name = "cuda"
+    max_batch: int | None = None
 
     def __init__(self, session: Any, manifest: Manifest, cuda: Any, device: str = "cuda") -> None:
         """Takes an open session.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def replay(backend: Backend, manifest: Manifest, cases: list[Case]) -> list[Meas
             if case.kind == "greedy":
                 measurements.append(_greedy(backend, manifest, case))
                 continue
-            outputs = backend.run(_inputs(case, manifest, kept))
+            outputs = run_in_groups(backend, _inputs(case, manifest, kept))
         except (EngineError, KeyError, ValueError, IndexError) as error:
             measurements.append(_unmeasured(case, "logits", _line(error)))
             continue
@@ -77,6 +78,37 @@ def replay(backend: Backend, manifest: Manifest, cases: list[Case]) -> list[Meas
             kept[case.name] = outputs
         measurements.extend(_measure(case, name, outputs) for name in COMPARED)
     return measurements
+
+
+def run_in_groups(backend: Backend, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Runs the graph on a batch, in several calls where the backend takes fewer rows.
+
+    A row's outputs depend on no other row. `depth` stays the whole batch's, so that every call
+    has as many depth slots.
+
+    Args:
+        backend: what runs it.
+        inputs: by the graph's names; all but `depth` have the batch first.
+
+    Returns:
+        Every output by name, the rows in order.
+
+    Raises:
+        EngineError: a run failed.
+        KeyError: the inputs hold no row_depth.
+    """
+    rows, most = len(inputs["row_depth"]), backend.max_batch
+    if most is None or rows <= most:
+        return backend.run(inputs)
+    groups = []
+    for first in range(0, rows, most):
+        part = slice(first, first + most)
+        groups.append(
+            backend.run(
+                {name: one if name == "depth" else one[part] for name, one in inputs.items()}
+            )
+        )
+    return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
 
 
 def _inputs(case: Case, manifest: Manifest, kept: dict[str, dict[str, Array]]) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from runtime.errors import EngineError
 from runtime.manifest import DepthSpec, Manifest
+from runtime.memory import Backend
 from runtime.text import Codec
 
 Prompt = str | Sequence[int] | np.ndarray[Any, Any]
@@ -82,26 +83,47 @@ def check_ids(ids: object, manifest: Manifest) -> list[int]:
     return [int(token) for token in ids if _check_id(token, manifest)]
 
 
-def check_length(prompt: int, new: int, manifest: Manifest) -> None:
-    """Refuses what does not fit in the model's positions.
+def check_length(prompt: int, new: int, manifest: Manifest, backend: Backend) -> None:
+    """Refuses what does not fit in the model's positions or in the backend's cache.
 
     Args:
         prompt: tokens before generation starts.
         new: tokens to generate, 0 for none.
-        manifest: knows the limit.
+        manifest: knows the model's limit.
+        backend: knows its own, which a TensorRT plan sets when it is built.
 
     Raises:
         EngineError: naming both numbers and the limit.
     """
-    most = manifest.model.max_position_embeddings
+    positions = manifest.model.max_position_embeddings
+    most = min(positions, backend.max_slots)
+    whose, cure = f"the model's {positions} positions", ""
+    if most < positions:
+        whose = f"the {most} that this bundle's plan holds (the model has {positions} positions)"
+        cure = ", or export again with a larger --max-seq"
     if prompt > most:
-        raise EngineError(
-            f"a prompt of {prompt} tokens is longer than the model's {most} positions; shorten it"
-        )
+        raise EngineError(f"a prompt of {prompt} tokens is longer than {whose}; shorten it{cure}")
     if prompt + new > most:
         raise EngineError(
-            f"{prompt} tokens and max_new_tokens={new} pass the model's {most} positions; "
-            f"allowed here: max_new_tokens up to {most - prompt}"
+            f"{prompt} tokens and max_new_tokens={new} pass {whose}; "
+            f"allowed here: max_new_tokens up to {most - prompt}{cure}"
+        )
+
+
+def check_batch(rows: int, backend: Backend) -> None:
+    """Refuses more sequences at once than the backend takes.
+
+    Args:
+        rows: of the batch.
+        backend: knows the most, which a TensorRT plan sets when it is built.
+
+    Raises:
+        EngineError: naming both.
+    """
+    if backend.max_batch is not None and rows > backend.max_batch:
+        raise EngineError(
+            f"{rows} sequences at once, this bundle's plan takes up to {backend.max_batch}; give "
+            f"fewer at a time, or export again with --max-batch {rows}"
         )
 
 

@@ -33,7 +33,7 @@ def score_windows(
         prefix: predictions skipped at the start of each window. A model with `mean` pooling sees
             the whole prefix at once and keeps its mean for what follows, so that nothing it
             predicts was in the mean; it needs a prefix of at least 1.
-        batch: windows fed together.
+        batch: windows fed together, at most; fewer where the engine takes fewer.
         progress: called with the number of windows done after each batch.
 
     Raises:
@@ -51,7 +51,8 @@ def score_windows(
         raise EngineError(
             f"a token id is outside the vocabulary 0..{manifest.model.vocab_size - 1}"
         )
-    request.check_length(length, 0, manifest)
+    engine.check_length(length, 0)
+    batch = min(batch, engine.max_batch or batch)
     depths = request.check_depths(depth, 1, manifest.depth)
     total = 0.0
     for first in range(0, len(windows), batch):

@@ -181,7 +181,7 @@ class Session:
                 prompt, engine.codec, engine.manifest, first=not self.tokens
             )
         before = 0 if restart else len(self.tokens)
-        request.check_length(before + len(ids), most, engine.manifest)
+        engine.check_length(before + len(ids), most)
         return _Turn(ids, messages, text, restart)
 
     def _continue_chat(self, text: str) -> tuple[list[int], bool]:

@@ -36,6 +36,7 @@ class TrtSession:
         spec: the plan's entry in the manifest.
         graph: the tensors of the graph it was built from.
         max_slots: the longest past that every profile takes.
+        max_batch: the most rows that every profile takes; None where none has rows.
     """
 
     name = "trt"
@@ -51,6 +52,7 @@ class TrtSession:
         self.spec = spec
         self.graph = graph
         self.max_slots = min(_longest_past(profile) for profile in spec.profiles)
+        self.max_batch = _most_rows(spec.profiles)
         self._cuda = cuda
         self._memory = self.new_memory()
         self._lock = threading.Lock()
@@ -235,6 +237,12 @@ def _longest_past(profile: ProfileSpec) -> int:
     """The most slots of a cache: dimension -2 of a layer's keys."""
     past = [one.max[-2] for one in profile.shapes if one.name.startswith("past_key_values.")]
     return min(past, default=0)
+
+
+def _most_rows(profiles: Sequence[ProfileSpec]) -> int | None:
+    """The most rows of a batch: dimension 0 of the token ids."""
+    shapes = (one for profile in profiles for one in profile.shapes)
+    return min((one.max[0] for one in shapes if one.name == "input_ids"), default=None)
 
 
 def _outside(profile: ProfileSpec, inputs: Mapping[str, Array]) -> str | None:

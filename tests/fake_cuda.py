@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.engines import Machine
 from runtime.gpu import Gpu
-from runtime.trt_flavours import Installed
+from runtime.trt_flavours import TENSORRT, Installed
 
 
 class Status(enum.IntEnum):
@@ -107,7 +108,7 @@ class FakeCuda:
 
 
 class FakeTensorRT:
-    """A tensorrt module whose plans are names of ONNX files, run by ONNX Runtime on the CPU."""
+    """A tensorrt module whose plans are ONNX graphs or their names; ONNX Runtime runs them."""
 
     class ILogger:
         Severity = types.SimpleNamespace(ERROR=1)
@@ -123,7 +124,7 @@ class FakeTensorRT:
             return None
 
         def create() -> FakeContext:
-            self.contexts.append(FakeContext(Path(plan.decode())))
+            self.contexts.append(FakeContext(plan.decode() if plan.startswith(b"/") else plan))
             return self.contexts[-1]
 
         return types.SimpleNamespace(create_execution_context=create)
@@ -132,14 +133,14 @@ class FakeTensorRT:
 class FakeContext:
     """An IExecutionContext. Refuses addresses that are not aligned, as TensorRT does."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, graph: str | bytes) -> None:
         import onnxruntime
 
-        self._session = onnxruntime.InferenceSession(str(file))
+        self._session = onnxruntime.InferenceSession(graph)
         self._inputs = {one.name: one for one in self._session.get_inputs()}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.sets = 0
+        self.sets, self.runs = 0, 0
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         return True
@@ -154,6 +155,7 @@ class FakeContext:
         return name == "depth" or address % 256 == 0
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.runs += 1
         binding = self._session.io_binding()
         for name, one in self._inputs.items():
             kind = np.int64 if one.type == "tensor(int64)" else np.float32
@@ -198,6 +200,16 @@ class FakeBuilder:
             "refittable": 0,
             "inputs": self.shapes,
         }
+
+
+def stand_in_for_tensorrt(patch: pytest.MonkeyPatch) -> None:
+    """Lets export.trt_builder build with tests/fake_tensorrt.py, on a machine with a Hopper GPU."""
+    installed = Installed(TENSORRT, "fake_tensorrt", "10.14.1", "10.14.1", "13")
+    gpu = Gpu("NVIDIA H100", "9.0", 80 << 30, "13.0")
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    patch.setattr("export.trt_builder.find_flavours", lambda: (installed,))
+    patch.setattr("export.trt_builder.describe_gpu", lambda: gpu)
+    patch.setattr("export.trt_refit.describe_machine", lambda: Machine(gpu, (installed,)))
 
 
 def stand_in_for_builder(patch: pytest.MonkeyPatch, *installed: Installed) -> FakeBuilder:

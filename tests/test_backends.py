@@ -21,6 +21,7 @@ from runtime.trt_flavours import TENSORRT, Installed
 GPU = Gpu("NVIDIA L4", "8.9", 24 << 30, "13.0")
 INSTALLED = Installed(TENSORRT, "tensorrt", "10.14.1", "10.14.1", "13")
 BARE, WITH_GPU, WITH_TRT = Machine(None, ()), Machine(GPU, ()), Machine(GPU, (INSTALLED,))
+UNBOUND = Machine(GPU, (INSTALLED,), cuda_bindings=False)
 CPU = ["CPUExecutionProvider"]
 CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -51,12 +52,20 @@ def test_named_backend_is_never_replaced(manifest: Manifest) -> None:
     assert choose_backend(manifest, "cpu", WITH_TRT, CUDA) == "cpu"
     assert choose_backend(manifest, "cuda", WITH_TRT, CUDA) == "cuda"
     for machine, providers, words in (
-        (WITH_GPU, CPU, r"here are CPUExecutionProvider; pip uninstall onnxruntime, then pip"),
+        (WITH_GPU, CPU, r"here are CPUExecutionProvider; pip uninstall -y onnxruntime"),
+        (UNBOUND, CUDA, r"CUDA runtime for Python, which is not installed; pip install cuda-bind"),
         (BARE, CUDA, r"needs an NVIDIA GPU, and CUDA shows none here; check nvidia-smi"),
     ):
         with pytest.raises(EngineError, match=words) as caught:
             choose_backend(manifest, "cuda", machine, providers)
         assert "\n" not in str(caught.value)
+
+
+def test_without_cuda_bindings_auto_takes_the_cpu(manifest: Manifest) -> None:
+    planned = dataclasses.replace(manifest, engines=(plan(),))
+    assert choose_backend(planned, "auto", UNBOUND, CUDA) == "cpu"
+    with pytest.raises(EngineError, match=r"backend 'trt' needs the CUDA runtime for Python"):
+        choose_backend(planned, "trt", UNBOUND, CUDA)
 
 
 def test_trt_says_why_no_plan_fits(manifest: Manifest) -> None:

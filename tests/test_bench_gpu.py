@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import gpu
 from bench.gpu_report import describe_device, result_name
 from bench.measure import time_torch
+from export.errors import ExportError
 from ouroboros import load_checkpoint
 from runtime.bench import DecodeTiming
 
@@ -53,6 +56,27 @@ def test_what_cannot_run_is_a_row_with_its_reason(
     gpu.main([str(tiny_checkpoint), *SMALL, *folder])
     printed = capsys.readouterr().out
     assert "fp32  cpu      ERROR      --max-depth 99 is outside 1..8" in printed
+
+
+def test_plan_that_was_refused_is_a_row_with_its_reason(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(checkpoint: Path, out: Path, *, format: str, **options: Any) -> None:
+        if format == "trt":
+            raise ExportError("9.0 is not one of TensorRT for RTX")
+        shutil.copytree(tiny_bundle, out)
+
+    monkeypatch.setattr("export.export_bundle", export, raising=False)
+    shapes = [gpu.Shape(depth=1, batch=1, context=8)]
+    backends, said = ["cpu", "trt"], list[str]()
+    parity, speeds = gpu.bench_gpu(
+        tmp_path, tmp_path / "work", ["fp32"], backends, shapes, 1, 3, None, said.append
+    )
+    assert [(row.backend, row.verdict, row.reason) for row in parity] == [
+        ("cpu", "PASS", ""),
+        ("trt", "ERROR", "9.0 is not one of TensorRT for RTX"),
+    ]
+    assert [row.subject for row in speeds] == ["cpu"]
 
 
 def test_medians_are_over_all_turns() -> None:

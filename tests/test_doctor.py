@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cli.doctor import (
     WRONG,
     Finding,
     doctor,
+    find_bindings,
     find_gpu,
     find_onnxruntime,
     find_packages,
@@ -23,7 +25,7 @@ from cli.doctor import (
     order,
 )
 from runtime.engines import Machine
-from runtime.gpu import Gpu
+from runtime.gpu import INSTALL_CUDA, Gpu, has_cuda_bindings
 from runtime.trt_flavours import RTX, TENSORRT, Installed
 
 GPU = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, "13.0")
@@ -73,8 +75,24 @@ def test_versions_compare_by_number() -> None:
 def test_gpu_without_cuda_provider_is_wrong() -> None:
     found = find_onnxruntime(Machine(GPU, ()))
     assert found.state == WRONG
-    assert "pip install onnxruntime-gpu" in found.cure
+    assert found.cure.endswith(INSTALL_CUDA)
     assert find_onnxruntime(Machine(None, ())).state == GOOD
+
+
+def test_missing_cuda_bindings_have_their_cure() -> None:
+    found = find_bindings(Machine(GPU, (), cuda_bindings=False))
+    assert (found.thing, found.state) == ("cuda-bindings", MISSING)
+    assert "backends cuda and trt: pip install cuda-bindings" in found.cure
+    assert find_bindings(Machine(GPU, ())).state == GOOD
+
+
+def test_cuda_bindings_are_found_without_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = any(one.metadata["Name"] == "cuda-bindings" for one in distributions())
+    assert has_cuda_bindings() == listed
+    for name in [one for one in sys.modules if one.partition(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("sys.path", [])
+    assert not has_cuda_bindings()
 
 
 def test_gpu_is_described() -> None:
@@ -117,4 +135,5 @@ def test_what_builds_and_runs_follows_from_the_findings() -> None:
     assert list_builds(found) == ["onnx", "trt (TensorRT for RTX)"]
     assert list_runs(found, Machine(GPU, (HERE,))) == ["cpu", "cuda", "trt"]
     assert list_runs(found, Machine(None, (HERE,))) == ["cpu"]
+    assert list_runs(found, Machine(GPU, (HERE,), cuda_bindings=False)) == ["cpu"]
     assert list_builds(found[1:]) == []

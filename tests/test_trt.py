@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import stand_in_for_builder
+from fake_cuda import stand_in_for_builder, stand_in_for_tensorrt
 from tiny import MAX_DEPTH
 
 from export import export_bundle
@@ -159,6 +159,44 @@ def test_exported_bundle_holds_a_plan_that_takes_a_vector(
     assert [file.name for file in (tmp_path / "out" / ENGINES).iterdir()] == ["rtx-sm89.plan"]
 
 
+def test_timing_cache_is_made_by_the_first_build_and_grows_with_the_next(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_tensorrt(monkeypatch)
+    cache, sizes = tmp_path / "kernels.cache", []
+    for number in range(2):
+        out = tmp_path / f"engines{number}"
+        build_plans(tiny_bundle / "model.onnx", out, TrtOptions(timing_cache=cache), FACTS)
+        assert [file.name for file in out.iterdir()] == ["trt-sm90.plan"]
+        sizes.append(cache.read_bytes().count(b"one build"))
+    assert sizes == [1, 2]
+    assert {file.name for file in tmp_path.iterdir()} == {"kernels.cache", "engines0", "engines1"}
+
+
+def test_timing_cache_of_another_tensorrt_is_refused_and_kept(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_tensorrt(monkeypatch)
+    cache = tmp_path / "kernels.cache"
+    cache.write_bytes(b"something else")
+    with pytest.raises(
+        ExportError, match=r"kernels\.cache is not of TensorRT 10\.14\.1 and this GPU"
+    ):
+        build_plans(
+            tiny_bundle / "model.onnx", tmp_path / ENGINES, TrtOptions(timing_cache=cache), FACTS
+        )
+    assert cache.read_bytes() == b"something else"
+    assert [file.name for file in tmp_path.iterdir()] == ["kernels.cache"]
+
+
+def test_flavour_without_a_timing_cache_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_builder(monkeypatch, HERE)
+    with pytest.raises(ExportError, match=r"--timing-cache: TensorRT for RTX times no kernels"):
+        build(tmp_path / "x.onnx", tmp_path / ENGINES, timing_cache=tmp_path / "cache")
+
+
 def test_graph_without_a_depth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in_for_builder(monkeypatch, CENTRE)
     file = write_graph(tmp_path / "tanh.onnx", "Tanh")
@@ -188,7 +226,7 @@ def test_plan_entry_is_plain_json(plan: tuple[EngineSpec, Path]) -> None:
     ]
     assert {one["name"]: one["max"] for one in again["profiles"][1]["shapes"]}["input_ids"] == [
         3,
-        100,
+        128,
     ]
 
 
@@ -331,10 +369,11 @@ def wait_until(done: Callable[[], bool]) -> None:
         ({"flavour": "cuda"}, "--trt cuda is not known; allowed: auto, trt, rtx"),
         ({"compute_capabilities": ("sm89",)}, "--compute-capability sm89 is not one such as 8.9"),
         ({"max_batch": 0}, "--max-batch 0 is outside 1..1024"),
-        ({"max_seq": 513}, "--max-seq 513 is outside 1..512"),
-        ({"max_seq": 0}, "--max-seq 0 is outside 1..512"),
+        ({"max_seq": 513}, "--max-seq 513 is outside 28..512"),
+        ({"max_seq": 27}, "--max-seq 27 is outside 28..512: the recorded cases that `ouro check`"),
         ({"workspace_mb": 0}, "workspace of 0 MiB"),
-        ({"timing_cache": Path("nowhere")}, "nowhere: no such timing cache"),
+        ({"timing_cache": Path("tests")}, "--timing-cache tests is a directory, or its"),
+        ({"timing_cache": Path("no/cache")}, "--timing-cache no/cache is a directory, or its"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
@@ -343,6 +382,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -
 
 
 def test_max_seq_defaults_to_what_the_model_has() -> None:
+    assert check_options(TrtOptions(), 20) == 20
     assert check_options(TrtOptions(), 512) == 512
     assert check_options(TrtOptions(), 32768) == 2048
 
@@ -379,16 +419,18 @@ def test_profiles_serve_decoding_and_prefill(tiny_bundle: Path) -> None:
     assert ranges["row_depth"] == ((1,), (1,), (8,))
     assert "depth" not in ranges
     ranges = {one.name: (one.min, one.opt, one.max) for one in prefill.shapes}
-    assert ranges["input_ids"] == ((1, 1), (1, 32), (8, 200))
+    assert ranges["input_ids"] == ((1, 1), (1, 32), (8, 256))
     assert ranges["logit_index"] == ((1, 1), (1, 1), (8, 128))
-    assert ranges["attention_mask"][2] == (8, 456)
+    assert ranges["attention_mask"][2] == (8, 512)
 
 
 def test_prefill_is_in_chunks_unless_the_prompt_must_come_whole(tiny_bundle: Path) -> None:
     inputs = read_manifest(tiny_bundle).graphs.onnx.inputs
-    for whole, most in ((False, 512), (True, 2048)):
+    for whole, most, logits in ((False, 512, 128), (True, 2048, 2048)):
         prefill = make_profiles(inputs, TrtOptions(), 2048, MAX_DEPTH, 3, whole)[1]
-        assert next(o for o in prefill.shapes if o.name == "input_ids").max == (4, most)
+        ranges = {one.name: one.max for one in prefill.shapes}
+        assert ranges["input_ids"] == (4, most)
+        assert ranges["logit_index"] == (4, logits)
 
 
 def test_dimension_that_no_profile_knows_is_named() -> None:
