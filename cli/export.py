@@ -17,7 +17,12 @@ def export(
     format: Annotated[
         str, typer.Option(help="onnx, or trt for TensorRT plans beside the graph")
     ] = "onnx",
-    max_depth: Annotated[int, typer.Option(help="the largest depth the bundle will run")] = 16,
+    max_depth: Annotated[
+        int | None,
+        typer.Option(
+            help="the largest depth the bundle will run; default: 16, or all the checkpoint has"
+        ),
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="fp32, fp16, bf16 (GPUs only), int8 or int4")
     ] = "fp32",
@@ -141,13 +146,13 @@ def export(
     for engine in report.engines:
         capabilities = ", ".join(engine.compute_capabilities)
         typer.echo(f"  {engine.file}: {engine.flavour} {engine.version}, GPUs {capabilities}")
+    typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     if triton is not None:
         plan = report.engines[0].file if report.engines else None
         backend = "onnxruntime" if plan is None else "tensorrt"
         written = write_triton(out, triton, backend=backend, plan=plan)
         size, folder = written.bytes / 1e6, triton / written.name
         typer.echo(f"wrote {folder}: {size:,.0f} MB for Triton, backend {backend}")
-    typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     typer.echo(f'next: ouro check {out}, then ouro run {out} "prompt"')
 
 

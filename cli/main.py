@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 
 def main() -> None:
-    """Runs `ouro` with the arguments of this process."""
+    """Runs `ouro` with the arguments of this process.
+
+    A signal that asks it to end lets it clear up what it was writing.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):
+            _end_by(number)
     try:
         from cli.app import app
 
@@ -14,3 +23,12 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def _end_by(number: signal.Signals) -> None:
+    def end(received: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + received)
+
+    # One that is ignored, as under nohup, stays ignored; a command's own handler comes later.
+    if signal.getsignal(number) == signal.SIG_DFL:
+        signal.signal(number, end)

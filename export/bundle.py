@@ -28,12 +28,13 @@ from export.trt_builder import GraphFacts, build_plans
 from export.trt_check import require_buildable
 from export.trt_options import TrtOptions, check_options
 from export.trt_refit import find_refittable, refit_plans
-from ouroboros.atomic import publish
+from ouroboros.atomic import find_obstacle, publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.configuration import OuroborosConfig
 from runtime.bundle import write_manifest
 from runtime.engines import EngineSpec
 
+DEPTH = 16
 FORMATS = ("onnx", "trt")
 ENGINES = "engines"
 GRAPH_NAME = "model.onnx"
@@ -62,7 +63,7 @@ def export_bundle(
     checkpoint: str | Path,
     out: str | Path,
     *,
-    max_depth: int = 16,
+    max_depth: int | None = None,
     precision: str = "fp32",
     format: str = "onnx",
     opset: int = OPSET,
@@ -78,7 +79,8 @@ def export_bundle(
     Args:
         checkpoint: an Ouroboros checkpoint.
         out: the bundle to write.
-        max_depth: largest depth the bundle will run; at most the checkpoint's own.
+        max_depth: largest depth the bundle will run, at most the checkpoint's own; None for 16, or
+            the checkpoint's own where that is less.
         precision: `fp32`, `fp16`, `bf16`, `int8` or `int4`.
         format: `onnx`, or `trt` for TensorRT plans beside the graph.
         opset: of the graph, 21 or 24.
@@ -110,13 +112,15 @@ def export_bundle(
         chosen, block_size, symmetric, calibration, accuracy_level, tensorrt=format == "trt"
     )
     checkpoint, out = Path(checkpoint), Path(out)
+    _require_place(out, checkpoint)
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
     limit = model.config.max_depth
+    max_depth = min(DEPTH, limit) if max_depth is None else max_depth
     if not 1 <= max_depth <= limit:
         raise ExportError(
             f"--max-depth {max_depth} is outside 1..{limit}, what the checkpoint has step norms "
-            "for; convert with a larger --max-depth for more"
+            "for; the --max-depth of `ouro convert` sets it"
         )
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no tokenizer.json; a bundle needs one to run text")
@@ -169,6 +173,17 @@ def export_bundle(
         ) from error
     seconds = time.perf_counter() - started
     return ExportReport(seconds, size, nodes, (*passes, *plan_passes), tuple(engines))
+
+
+def _require_place(out: Path, checkpoint: Path) -> None:
+    """Refuses a destination that can't be made, or whose replacement takes the checkpoint along."""
+    if checkpoint.resolve().is_relative_to(out.resolve()):
+        raise ExportError(
+            f"the checkpoint {checkpoint} lies in {out}, which an export replaces as a whole; "
+            "give another destination"
+        )
+    if obstacle := find_obstacle(out):
+        raise ExportError(f"{out} can't be written: {obstacle}; give another destination")
 
 
 def plan_builder(

@@ -31,10 +31,11 @@ from runtime.manifest import QuantizationSpec
 DAMPING = 1.0
 ROWS = 8192  # rounded at a time: an embedding's rows are many
 LM_HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-# Values and what leaves the MLP go straight into the residual stream. Queries and keys share the
-# values' product. The first layer, the last and the looped one are kept whole: nothing comes after
-# the last to even its errors out, and the looped one repeats its own.
-SENSITIVE = ("q_proj", "k_proj", "v_proj", "down_proj")
+# What leaves attention and MLP goes straight into the residual stream, and queries and keys share
+# the values' product. The first layer, the last ones and the looped one are kept whole: nothing
+# comes after the last to even their errors out, and the looped one repeats its own.
+SENSITIVE = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
+LAST = 3  # layers before the LM head that are kept whole
 COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest
 
 
@@ -43,14 +44,14 @@ class Quantization:
     """How weights are turned into integers.
 
     Attributes:
-        bits: 4 or 8, of the matrices that `sensitive_bits` is not for: with 4, the output, gate and
-            up projections of all layers but three.
+        bits: 4 or 8, of the matrices that `sensitive_bits` is not for: the MLP's gate and up
+            projections of most layers.
         block: inputs that share a scale.
         symmetric: no zero points; the only form TensorRT takes.
         depth: depth at which calibration text is run.
-        sensitive_bits: of embedding, LM head, recurrence gate, first, looped and last layer, and of
-            the query, key, value and down projections of all. Rounded to 4 bits, embedding and
-            head alone cost SmolLM2 9 % of perplexity, the looped layer's values 4 %.
+        sensitive_bits: of embedding, LM head, recurrence gate, the first, the looped and the last
+            three layers, and of the attention and down projections of all. Rounded to 4 bits,
+            embedding and head alone cost SmolLM2 9 % of perplexity, the looped layer's values 4 %.
         accuracy_level: of ONNX Runtime's MatMulNBits as the bundle ships: 1 float32, 4 8-bit
             activations.
     """
@@ -129,7 +130,7 @@ def quantize_model(
         ("recurrent", model.recurrent),
         *((f"coda.{i}", layer) for i, layer in enumerate(model.coda)),
     ]
-    whole = [block for _, block in (blocks[0], blocks[-1])] + [model.recurrent]
+    whole = [block for _, block in (blocks[0], *blocks[-LAST:])] + [model.recurrent]
     for number, (prefix, block) in enumerate(blocks, 1):
         linears = dict(_linears(block, prefix))
         moments = {} if text is None else text.second_moments(block, linears)

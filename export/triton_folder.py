@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from export.errors import ExportError
-from ouroboros.atomic import publish
+from ouroboros.atomic import find_obstacle, publish
 
 CONFIG = "config.pbtxt"
 DEFAULT_NAME = "ouroboros"
@@ -37,8 +37,8 @@ def check_folder(repository: Path, bundle: Path, name: str = DEFAULT_NAME) -> Pa
     folder = repository / name
     for place in (repository, folder):
         _check_apart(place, bundle)
-    if repository.exists() and not repository.is_dir():
-        raise ExportError(f"{repository} is a file; give --triton a directory")
+    if obstacle := find_obstacle(repository):
+        raise ExportError(f"{repository} can't be written: {obstacle}; give --triton a directory")
     if folder.exists() and not _is_replaceable(folder):
         raise ExportError(
             f"{folder} is not of Ouroboros (no {SIGN} in its {CONFIG}), so it is left alone; move "

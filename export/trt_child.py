@@ -233,7 +233,9 @@ def _write_plan(trt: Any, builder: Any, network: Any, config: Any, file: str) ->
         def write(self, data: Any) -> int:
             # An exception must not cross TensorRT's frames: it is kept and raised behind them.
             try:
-                self.opened.write(data)
+                rest = memoryview(data).cast("B")
+                while rest:  # one write ends early on a full disk, and after 2 GB
+                    rest = rest[self.opened.write(rest) :]
             except OSError as error:
                 self.error = error
                 return 0

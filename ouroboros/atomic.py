@@ -65,6 +65,15 @@ def _prefix(out: Path) -> str:
     return f".{out.name}.staging-"
 
 
+def find_obstacle(out: Path) -> str | None:
+    """Returns why the directory `out` can't be written, found before any work; None if it can."""
+    place = out if out.exists() else next(one for one in out.absolute().parents if one.exists())
+    if not place.is_dir():
+        return f"{place} is a file"
+    above = place.parent if place == out else place
+    return None if os.access(above, os.W_OK | os.X_OK) else f"{above} is not writable"
+
+
 def _lock(folder: Path) -> int | None:
     """Returns a descriptor that holds the lock of `folder`, or None where it can't be had.
 

@@ -64,12 +64,18 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: The file is missing, empty, binary or not UTF-8.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+    _require_file(path)
     text = _decode(path.read_bytes(), path, offset=0)
     if not text.strip():
         raise DataError(f"{path}: the file is empty; give a file with text in it")
     return text
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path")
 
 
 def read_documents(path: Path) -> Iterator[str]:
@@ -310,8 +316,7 @@ def _decode(raw: bytes, path: Path, offset: int) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+    _require_file(path)
     offset = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -344,8 +349,7 @@ def _read_parquet(path: Path) -> Iterator[str]:
     import pyarrow
     from pyarrow import parquet
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+    _require_file(path)
     try:
         table = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

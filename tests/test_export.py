@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_bundle_opens_and_names_its_source(tiny_bundle: Path) -> None:
     ("options", "words"),
     [
         ({"max_depth": 0}, r"--max-depth 0 is outside 1\.\.8"),
-        ({"max_depth": 9}, "convert with a larger --max-depth"),
+        ({"max_depth": 9}, "the --max-depth of `ouro convert` sets it"),
         ({"precision": "int3"}, "--precision int3 .* allowed: fp32"),
         ({"format": "tf"}, "--format tf .* allowed: onnx, trt"),
         ({"block_size": 32}, "^--block-size is for int8 and int4, not for fp32; leave it out$"),
@@ -210,3 +211,20 @@ def test_checkpoint_without_tokenizer_is_refused(tiny_checkpoint: Path, tmp_path
     save_checkpoint(model, None, tmp_path / "mute")
     with pytest.raises(ExportError, match=r"no tokenizer\.json"):
         export_bundle(tmp_path / "mute", tmp_path / "out", max_depth=4)
+
+
+def test_checkpoint_inside_the_destination_is_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "out" / "checkpoint")
+    with pytest.raises(ExportError, match="lies in"):
+        export_bundle(tmp_path / "out" / "checkpoint", tmp_path / "out")
+    assert (tmp_path / "out" / "checkpoint" / "config.json").is_file()
+
+
+def test_destination_that_cannot_be_made_is_refused_first(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    lines: list[str] = []
+    with pytest.raises(ExportError, match="file is a file"):
+        export_bundle(tiny_checkpoint, tmp_path / "file" / "out", report=lines.append)
+    assert lines == []

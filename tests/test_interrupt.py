@@ -64,6 +64,18 @@ def test_export_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, line: str)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_end_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start_ouro("export", tiny_checkpoint, tmp_path / "out", "--max-depth", 8)
+    wait_for_line(process, "recording")
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_export_keeps_the_old_bundle(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
