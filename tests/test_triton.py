@@ -339,7 +339,7 @@ def test_file_in_the_way_is_refused(
     with pytest.raises(ExportError, match=f"{name} is "):
         write_triton(tiny_bundle, tmp_path / "models")
     said = refuse_at_once(monkeypatch, tmp_path / "bundle", tmp_path / "models")
-    assert said.startswith(f"error: {tmp_path / name} is ")
+    assert f"{tmp_path / name} is " in said
     assert (tmp_path / name).read_text() == "mine"
 
 
