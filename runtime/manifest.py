@@ -19,6 +19,15 @@ from typing import Any, TypeVar
 
 from runtime.engines import EngineSpec, check_engine_graph
 from runtime.errors import BundleError
+from runtime.manifest_checks import ACCURACY_LEVELS as ACCURACY_LEVELS
+from runtime.manifest_checks import (
+    check_depth,
+    check_engine,
+    check_model,
+    check_quantization,
+    check_tensors,
+    is_sha256,
+)
 
 FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
@@ -111,9 +120,6 @@ class SamplingSpec:
     temperature: float
     top_k: int
     top_p: float
-
-
-ACCURACY_LEVELS = (1, 4)  # ONNX Runtime's for MatMulNBits: float32, 8-bit activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,29 +370,21 @@ def _require(condition: bool, message: str) -> None:
 
 def _check(manifest: Manifest) -> None:
     """Refuses values that contradict each other."""
-    model, depth = manifest.model, manifest.depth
-    for field in dataclasses.fields(model):
-        value = getattr(model, field.name)
-        if isinstance(value, int):
-            least = 0 if field.name in ("prelude", "coda", "num_layers") else 1
-            _require(value >= least, f"model.{field.name} is {value}, allowed: {least} or more")
+    model = manifest.model
+    check_model(model)
     _require(
         model.num_layers == model.prelude + model.coda,
         f"model.num_layers is {model.num_layers}, not prelude + coda = {model.prelude}"
         f" + {model.coda}",
     )
     _require(model.pooling in POOLINGS, f"model.pooling is {model.pooling!r}, allowed: {POOLINGS}")
-    _require(
-        depth.min == 1 and depth.min <= depth.default <= depth.max,
-        f"depth range {depth.min}..{depth.max} with default {depth.default} is not 1 <= default"
-        " <= max",
-    )
-    _require(all(value >= 1 for value in depth.trained), "depth.trained holds a depth below 1")
+    check_depth(manifest.depth)
     for name, file in manifest.files.items():
         check_file_name(name)
         _require(name != MANIFEST_NAME, f"files lists {MANIFEST_NAME} itself")
-        hexadecimal = len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
-        _require(hexadecimal, f"files.{name}.sha256 is not 64 lower-case hexadecimal digits")
+        _require(
+            is_sha256(file.sha256), f"files.{name}.sha256 is not 64 lower-case hexadecimal digits"
+        )
         _require(file.bytes >= 0, f"files.{name}.bytes is {file.bytes}")
     used = [manifest.graphs.onnx.file, *manifest.graphs.onnx.data, manifest.tokenizer.file]
     if manifest.tokenizer.chat_template is not None:
@@ -420,15 +418,14 @@ def _check(manifest: Manifest) -> None:
         )
         graph_files = (onnx.file, *onnx.data)
         check_engine_graph(engine, {name: manifest.files[name].sha256 for name in graph_files})
+        check_engine(engine, manifest)
     if quantization is not None:
-        _require(
-            quantization.accuracy_level in ACCURACY_LEVELS,
-            "quantization.accuracy_level is not 1 or 4",
-        )
+        check_quantization(quantization)
     _require(
         any(tensor.name.startswith("past_key_values.") for tensor in manifest.graphs.onnx.inputs),
         "the graph has no past_key_values among its inputs",
     )
+    check_tensors(manifest)
     identifiers = [*manifest.tokenizer.eos_token_ids]
     identifiers += [
         i

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, EngineError
+from runtime.external_data import external_files
 from runtime.gpu import INSTALL_CUDA
 from runtime.manifest import Manifest
 from runtime.memory import HostMemory, Memory
@@ -22,8 +22,6 @@ DTYPES = {
     "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64",
 }
-# In a serialised StringStringEntryProto: field 1, "location"; field 2, its length, then the name.
-LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 
 Array = NDArray[Any]
 
@@ -115,6 +113,8 @@ def open_session(
     manifest = bundle.manifest
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Whatever the file's name: `_check_data` looked at an ONNX file.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -175,21 +175,6 @@ def _shared(name: str, array: Array) -> Array:
     if not array.flags.c_contiguous:
         raise EngineError(f"the buffer of {name} is not contiguous; this is a bug in the runtime")
     return array
-
-
-def external_files(graph: Path) -> set[str]:
-    """Names of the files that hold a graph's external tensors, as the graph writes them.
-
-    Args:
-        graph: an ONNX file.
-
-    Source: onnx.proto, TensorProto.external_data; found in the bytes, with no need of onnx.
-    """
-    content = graph.read_bytes()
-    return {
-        content[found.end() : found.end() + found[1][0]].decode(errors="replace")
-        for found in LOCATION.finditer(content)
-    }
 
 
 def _check_data(file: Path, manifest: Manifest) -> None:

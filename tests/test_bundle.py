@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runtime.bundle import hash_file, open_bundle, read_manifest, write_manifest
-from runtime.engines import EngineSpec, hash_graph
+from runtime.engines import EngineSpec, ProfileSpec, RangeSpec, hash_graph
 from runtime.errors import BundleError
 from runtime.manifest import MANIFEST_NAME, check_file_name, parse_manifest, parse_manifest_text
 
@@ -66,6 +66,18 @@ FIELDS: dict[str, Any] = {
     "engines": [],
     "checkpoint": {"sha256": "0" * 64, "name": "tiny"},
     "tools": {"ouroboros": "0.1.0"},
+}
+
+
+LOGITS = [{"name": "logits", "dtype": "float32", "shape": ["batch", "logits", 33]}]
+QUANTIZATION: dict[str, Any] = {
+    "bits": 4,
+    "sensitive_bits": 8,
+    "block": 32,
+    "symmetric": True,
+    "method": "rtn",
+    "calibration": None,
+    "accuracy_level": 1,
 }
 
 
@@ -289,7 +301,20 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (("model", "hidden_size"), 0, "1 or more"),
         (("model", "num_layers"), 5, "prelude"),
         (("model", "pooling"), "max", "allowed"),
+        *(
+            (("model", name), 10**30, rf"model\.{name} is 10+, allowed: at most")
+            for name, value in FIELDS["model"].items()
+            if isinstance(value, int)
+        ),
+        (("model", "vocab_size"), 10**100, r"vocab_size is 10{56}\.\.\., allowed"),
+        (("model", "head_dim"), 16, "head_dim is 16, the graph's past_key_values.0.key has 8"),
+        (("model", "num_key_value_heads"), 2, "heads is 2, the graph's past_.* has 1"),
+        (("graphs", "onnx", "outputs"), LOGITS, "vocab_size is 32, the graph's logits has 33"),
+        (("precision",), "fp16", "fp16 keeps .* in float16, the graph's past_.* is 'float32'"),
+        (("precision",), "bf16", "bf16 keeps .* in bfloat16"),
         (("depth", "max"), 1, "depth range"),
+        (("depth", "max"), 4097, "depth.max is 4097, allowed: at most 4096"),
+        (("depth", "trained"), [10**30], "above 4096"),
         (("sampling", "temperature"), float("inf"), "finite temperature"),
         (("graphs", "onnx", "data"), ["w.bin"], "not listed"),
         (("graphs", "onnx", "data"), ["../w.bin"], "outside the bundle"),
@@ -310,6 +335,29 @@ def test_manifest_wrong_value_is_named(
 ) -> None:
     with pytest.raises(BundleError, match=words):
         parse_manifest(changed(bundle, *keys, value=value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sensitive_bits": 16}, "sensitive_bits is 16, allowed: 4, 8"),
+        ({"block": 0}, "block is 0, allowed: 32, 64, 128"),
+        ({"method": "awq"}, "method is 'awq', allowed: rtn, gptq"),
+        ({"accuracy_level": 2}, "accuracy_level is 2, allowed: 1, 4"),
+        ({"calibration": "0" * 64}, "method rtn has none"),
+        ({"method": "gptq"}, "64 lower-case hexadecimal"),
+        ({"method": "gptq", "calibration": "F" * 64}, "64 lower-case hexadecimal"),
+    ],
+)
+def test_quantization_that_export_does_not_make_is_refused(
+    bundle: Path, changes: dict[str, Any], words: str
+) -> None:
+    fields = {**copy.deepcopy(FIELDS), "precision": "int4"}
+    gptq = {"method": "gptq", "calibration": "0" * 64}
+    for allowed in (QUANTIZATION, QUANTIZATION | gptq):
+        write_manifest(bundle, **{**fields, "quantization": allowed})
+    with pytest.raises(BundleError, match=words):
+        write_manifest(bundle, **{**fields, "quantization": QUANTIZATION | changes})
 
 
 @pytest.mark.parametrize(
@@ -355,10 +403,20 @@ def add_plan(bundle: Path, **changes: Any) -> None:
     """Lists a plan, with what is changed; the value None leaves a key out."""
     hashes = {name: hash_file(bundle / name) for name in ("model.onnx", "model.onnx.data")}
     (bundle / "a.plan").write_bytes(b"plan")
-    names = ("a.plan", "tensorrt", "10.0", "13", ("8.9",), "fp32", False, hash_graph(hashes), ())
+    ranges = RangeSpec("past_key_values.0.key", (1, 1, 0, 8), (1, 1, 16, 8), (2, 1, 64, 8))
+    profiles = (ProfileSpec("decode", (ranges,), ()),)
+    graph = hash_graph(hashes)
+    names = ("a.plan", "tensorrt", "10.0", "13", ("8.9",), "fp32", False, graph, profiles)
     entry = dataclasses.asdict(EngineSpec(*names, depth_shape=(1,))) | changes
     entry = {key: value for key, value in entry.items() if value is not None}
     write_manifest(bundle, **{**copy.deepcopy(FIELDS), "engines": [entry]})
+
+
+def profile(**changes: Any) -> dict[str, Any]:
+    """The profiles of a plan, with what is changed of its one range."""
+    one = {"name": "past_key_values.0.key", "min": [1, 1, 0, 8], "opt": [1, 1, 16, 8]}
+    one |= {"max": [2, 1, 64, 8], **changes}
+    return {"profiles": [{"name": "decode", "shapes": [one], "values": []}]}
 
 
 def test_plan_entry_round_trip(bundle: Path) -> None:
@@ -373,6 +431,16 @@ def test_plan_entry_round_trip(bundle: Path) -> None:
         ({"depth_shape": None}, r"lacks the key engines\[0\]\.depth_shape"),
         ({"depth_shape": [2]}, r"a\.plan takes depth as \[2\], known are \[\] and \[1\]"),
         ({"depth_shape": 1}, r"engines\[0\]\.depth_shape is 1, not a list"),
+        ({"profiles": []}, r"a\.plan has no profile"),
+        ({"precision": "fp16"}, r"precision 'fp16', the bundle 'fp32'"),
+        ({"file": "model.onnx"}, r"'model\.onnx' is another file"),
+        ({"file": "tokenizer.json"}, r"'tokenizer\.json' is another file"),
+        (profile(name="other"), r"no input 'other'"),
+        (profile(min=[1, 1, 0]), r"differ in length"),
+        (profile(min=[1, 1, -1, 8]), r"0 <= min <= opt <= max"),
+        (profile(opt=[1, 1, 65, 8]), r"0 <= min <= opt <= max"),
+        (profile(max=[2, 1, 10**30, 8]), r"0 <= min <= opt <= max"),
+        (profile(min=[], opt=[], max=[]), r"has 0 dimensions, the graph's has 4"),
         ({"rank": 1}, r"unknown key engines\[0\]\.rank"),
     ],
 )
