@@ -70,16 +70,21 @@ def record_live(bundle: Path, checkpoint: Path, seed: int) -> list[Case]:
         seed: of the random inputs.
 
     Raises:
-        CommandError: the bundle's weights were calibrated: the checkpoint does not tell them.
+        CommandError: the seed is below 0, or the bundle's weights were calibrated: the checkpoint
+            does not tell them.
     """
+    from rich import get_console
+
     from cli.errors import CommandError
     from export import record_cases
     from export.precision import find_precision
     from export.quantize import Quantization, quantize_model
-    from ouroboros.checkpoint import load_checkpoint
+    from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
     from runtime.bundle import read_manifest
     from runtime.cases import make_cases
 
+    if seed < 0:
+        raise CommandError(f"--seed {seed} is not allowed; it must be 0 or more")
     manifest = read_manifest(bundle)
     depth, spec = manifest.depth, manifest.quantization
     if spec is not None and spec.calibration is not None:
@@ -88,6 +93,13 @@ def record_live(bundle: Path, checkpoint: Path, seed: int) -> list[Case]:
             "out --live to compare with the outputs that were recorded from them"
         )
     model, tokenizer = load_checkpoint(checkpoint)
+    if manifest.checkpoint.sha256 not in ("", checkpoint_sha256(checkpoint)):
+        get_console().print(
+            f"{checkpoint} is not the checkpoint that {bundle} was made from; "
+            "comparing all the same",
+            markup=False,
+            soft_wrap=True,
+        )
     if spec is not None:
         quantize_model(model, Quantization.from_spec(spec))
     depths = range(depth.min, depth.max + 1)

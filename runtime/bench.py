@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime import request
 from runtime.engine import Engine
+from runtime.errors import EngineError
 from runtime.sampling import Sampling, sample
 from runtime.text import TextStream
 
@@ -89,9 +90,11 @@ def bench_engine(
         progress: called with a line about each run.
 
     Raises:
-        EngineError: a depth or a length outside what the bundle allows.
+        EngineError: a depth or a length outside what the bundle allows, or no repeat.
     """
     manifest = engine.manifest
+    if repeats < 1:
+        raise EngineError(f"repeats={repeats} is not allowed; a whole number of 1 or more")
     request.check_max_new_tokens(tokens)
     pairs = [(depth, context) for depth in depths for context in contexts]
     for depth, context in pairs:
@@ -100,7 +103,7 @@ def bench_engine(
     rate = measure_read_rate(threads)
     time_decode(engine, depths[0], min(contexts), 4)  # the first run pays for page faults
     runs: dict[tuple[int, int], list[DecodeTiming]] = {pair: [] for pair in pairs}
-    for repeat in range(max(1, repeats)):
+    for repeat in range(repeats):
         for depth, context in pairs:
             if progress is not None:
                 progress(f"depth {depth}, context {context}, run {repeat + 1} of {repeats}")

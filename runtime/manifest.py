@@ -14,6 +14,7 @@ import hashlib
 import json
 import types
 import typing
+import unicodedata
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -33,6 +34,8 @@ FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 POOLINGS = ("causal", "mean", "token")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+
+SPECIAL_TOKENS = ("tokenizer.bos_token", "tokenizer.eos_token")  # may be a line break
 
 T = TypeVar("T")
 
@@ -287,6 +290,11 @@ def check_file_name(name: str) -> None:
         raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, outside the bundle")
 
 
+def _is_plain(text: str) -> bool:
+    """No control characters, which steer a terminal, and no half of a surrogate pair."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
@@ -323,11 +331,16 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise _wrong(where, value, "an object")
+        for key in value:
+            if not _is_plain(key):
+                raise _wrong(f"a key of {where}", key, "text without control characters")
         return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         raise _wrong(where, value, _type_name(kind))
+    if kind is str and where not in SPECIAL_TOKENS and not _is_plain(value):
+        raise _wrong(where, value, "text without control characters")
     return value
 
 
@@ -338,7 +351,7 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in hints:
-            raise BundleError(f"{MANIFEST_NAME} has the unknown key {prefix}{key}")
+            raise BundleError(f"{MANIFEST_NAME} has the unknown key {prefix}{repr(key)[1:-1]}")
     for field in dataclasses.fields(kind):
         if field.name not in value:
             raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{field.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,9 @@ DTYPES = {
     "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64",
 }
+
+# Where in ONNX Runtime's own source an error arose: file, line, function with its arguments.
+SOURCE_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ [^()]*\(.*?\)(?: const)? ")
 
 Array = NDArray[Any]
 
@@ -112,7 +116,7 @@ def open_session(
 
     manifest = bundle.manifest
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is said once, by our error
     # Whatever the file's name: `_check_data` looked at an ONNX file.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -245,4 +249,5 @@ def run_error(error: Exception) -> EngineError:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = SOURCE_PLACE.sub("", " ".join(str(error).split()))
+    return text[:300] or type(error).__name__

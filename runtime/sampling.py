@@ -78,7 +78,8 @@ def sample(logits: Array, sampling: Sampling, generator: np.random.Generator) ->
         raise EngineError("the model's logits are not finite; run `ouro check` on the bundle")
     if sampling.temperature == 0 or sampling.top_k == 1:
         return best
-    weights = (logits.astype(np.float64) - float(logits[best])) / sampling.temperature
+    with np.errstate(over="ignore"):  # by a tiny temperature: minus infinity, so weight 0
+        weights = (logits.astype(np.float64) - float(logits[best])) / sampling.temperature
     np.exp(weights, out=weights)
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         return _draw(weights, generator)

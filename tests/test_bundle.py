@@ -337,6 +337,18 @@ def test_manifest_wrong_value_is_named(
         parse_manifest(changed(bundle, *keys, value=value))
 
 
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\x9b2J", "\x00", "\ud800"])
+def test_manifest_text_that_steers_a_terminal_is_refused(bundle: Path, text: str) -> None:
+    for keys in (("model", "source"), ("checkpoint", "name"), ("tools", "torch")):
+        with pytest.raises(BundleError, match=rf"{keys[-1]} is '.*\\.*control") as caught:
+            parse_manifest(changed(bundle, *keys, value=text))
+        assert text not in str(caught.value)
+    for keys in (("tools", text), ("files", text), (text,)):
+        with pytest.raises(BundleError) as caught:
+            parse_manifest(changed(bundle, *keys, value="1"))
+        assert text not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -368,7 +380,7 @@ def test_bundle_path_traversal_is_refused(bundle: Path, name: str) -> None:
         check_file_name(name)
     data = read(bundle)
     data["files"][name] = data["files"]["model.onnx"]
-    with pytest.raises(BundleError, match="outside the bundle"):
+    with pytest.raises(BundleError, match=r"outside the bundle|control characters"):
         parse_manifest(data)
 
 

@@ -18,6 +18,7 @@ from cli.inspect import inspect
 from cli.run import run
 from ouroboros.errors import CheckpointError, ConfigError
 from runtime import Engine, EngineError
+from runtime.bench import bench_engine
 from runtime.errors import BundleError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
@@ -182,6 +183,28 @@ def test_check_passes_and_writes_its_files(tiny_bundle: Path, tmp_path: Path) ->
 def test_check_live_compares_with_the_checkpoint(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     result = ouro("check", tiny_bundle, "--live", tiny_checkpoint, "--seed", 5)
     assert result.exit_code == 0, result.output
+
+
+def test_check_live_refuses_a_seed_below_zero(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    result = ouro("check", tiny_bundle, "--live", tiny_checkpoint, "--seed", -1)
+    assert isinstance(result.exception, CommandError)
+    assert str(result.exception) == "--seed -1 is not allowed; it must be 0 or more"
+
+
+def test_check_live_says_that_the_checkpoint_is_another(
+    tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "is not the checkpoint that"
+    assert said not in ouro("check", tiny_bundle, "--live", tiny_checkpoint).output
+    monkeypatch.setattr("ouroboros.checkpoint.checkpoint_sha256", lambda path: "f" * 64)
+    result = ouro("check", tiny_bundle, "--live", tiny_checkpoint)
+    assert result.output.count(said) == 1
+    assert result.exit_code == 0
+
+
+def test_bench_without_a_repeat_is_refused(engine: Engine) -> None:
+    with pytest.raises(EngineError, match="repeats=0 is not allowed"):
+        bench_engine(engine, [1], [8], 4, repeats=0)
 
 
 def test_inspect_bundle_and_damage(tiny_bundle: Path, tmp_path: Path) -> None:

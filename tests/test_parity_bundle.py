@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from runtime.bundle import hash_file, read_manifest, write_manifest
 from runtime.cases import load_cases
 from runtime.errors import BundleError
+from runtime.ort import run_error
 from runtime.parity import FAIL, PASS, ParityReport, check_bundle
 
 Edit = Callable[[onnx.ModelProto], None]
@@ -264,9 +265,9 @@ def test_graph_unlike_its_manifest_is_refused(copy: Path) -> None:
 def test_tensor_shape_unlike_the_manifest_is_refused(copy: Path, side: str) -> None:
     fields = read_manifest(copy).to_json()
     tensor = fields["graphs"]["onnx"][side][-1]
-    tensor["shape"] = [*tensor["shape"][:-1], 7]
+    tensor["shape"] = [7, *tensor["shape"][1:]]
     write_manifest(copy, **fields)
-    with pytest.raises(BundleError, match=rf"{tensor['name']} is float32 \[batch, .* says .*7\]"):
+    with pytest.raises(BundleError, match=rf"{tensor['name']} is float32 \[batch, .* says .*\[7, "):
         verdict_of(copy)
 
 
@@ -281,6 +282,31 @@ def test_data_file_that_the_manifest_does_not_list_is_refused(copy: Path) -> Non
     write_manifest(copy, **fields)
     with pytest.raises(BundleError, match=r"data file 'tokenizer.json' is in the graph: False"):
         verdict_of(copy)
+
+
+def test_graph_that_does_not_load_is_said_once(
+    copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(model: onnx.ModelProto) -> None:
+        model.graph.node[0].op_type = "Nope"
+
+    edit(copy, unknown)
+    with pytest.raises(BundleError, match=r"cannot load .*Nope"):
+        verdict_of(copy)
+    assert capfd.readouterr().err == ""  # ONNX Runtime's own log
+
+
+def test_place_in_the_source_of_onnx_runtime_is_left_out() -> None:
+    message = (  # ONNX Runtime 1.32's, of a model it knows no version of
+        "[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:/onnxruntime_src/onnxruntime"
+        "/core/graph/model.cc:182 onnxruntime::Model::Model(onnx::ModelProto&&, const onnxruntime::"
+        "PathString&, const onnxruntime::IOnnxRuntimeOpSchemaRegistryList*, const onnxruntime::"
+        "logging::Logger&, const onnxruntime::ModelOptions&) Unsupported model IR version: 99"
+    )
+    assert str(run_error(RuntimeError(message))) == (
+        "ONNX Runtime failed: [ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:"
+        "Unsupported model IR version: 99"
+    )
 
 
 def test_graph_that_is_rubbish_is_refused_in_one_line(copy: Path) -> None:

@@ -24,6 +24,13 @@ def test_sample_greedy_takes_the_best_and_the_first_of_equals() -> None:
     assert sample(LOGITS, Sampling(5.0, top_k=1), generator) == 1
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308])
+def test_sample_tiny_temperature_is_greedy_without_a_warning(temperature: float) -> None:
+    generator = make_generator(0)  # warnings are errors here
+    for sampling in (Sampling(temperature), Sampling(temperature, 3, 0.9)):
+        assert sample(LOGITS, sampling, generator) == 1
+
+
 def test_sample_temperature_matches_the_softmax() -> None:
     # three standard errors of 4,000 draws at p = 0.5 are 0.024
     np.testing.assert_allclose(shares(LOGITS, Sampling(1.0)), np.exp(LOGITS), atol=0.024)
