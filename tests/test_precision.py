@@ -94,6 +94,7 @@ def test_half_caches_are_half_and_islands_are_not(half_bundle: Path) -> None:
         assert len(engine.generate("Hello", depth=2, max_new_tokens=5).tokens) >= 1
 
 
+@pytest.mark.slow
 def test_activations_beyond_float16_give_no_nan(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A layer scaled so that products, scores and the residual leave float16's range."""
     model, tokenizer = load_checkpoint(tiny_checkpoint)
