@@ -6,7 +6,6 @@ python -m bench.decode BUNDLE CHECKPOINT     measures another
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 from bench.measure import (
     describe_machine,
+    make_parser,
     measure_in_turn,
     measure_memory,
     time_startup,
@@ -127,13 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints; with `--json` writes the figures too."""
     from runtime.bench import available_cores
 
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.decode",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("bench.decode", __doc__)
     parser.add_argument("bundle", type=Path, nargs="?", default=DEMO / "bundle")
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO / "trained")
     parser.add_argument("--depth", type=int, default=8)

@@ -10,7 +10,6 @@ Every export is a process of its own.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from bench.decode import DEMO
 from bench.large import OURO, Stage, run_stage
+from bench.measure import describe_machine, make_parser
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from export.precision import PRECISIONS
@@ -123,15 +123,7 @@ def print_exports(rows: Sequence[Exported]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints; with `--json` writes the figures too."""
-    from bench.measure import describe_machine
-
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.export",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("bench.export", __doc__)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO / "trained")
     parser.add_argument("--precision", action="append", choices=PRECISIONS, help="else all")
     parser.add_argument("--max-depth", type=int, default=16)

@@ -27,7 +27,7 @@ from bench.gpu_report import (
     result_name,
     to_json,
 )
-from bench.measure import time_torch
+from bench.measure import make_parser, time_torch
 from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
 from runtime.bench import DecodeTiming
@@ -305,13 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; None takes this process's."""
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("bench.gpu", __doc__)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO / "trained")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--backends", nargs="+", choices=("cuda", "trt", "cpu"))

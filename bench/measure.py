@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -15,6 +16,22 @@ from typing import Any
 import numpy as np
 
 from runtime.bench import DecodeTiming
+
+
+def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A script's parser: its docstring's first line says what it does, the rest how to call it.
+
+    Args:
+        module: as `python -m` takes it.
+        doc: the module's docstring.
+    """
+    summary, _, details = (doc or "").partition("\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def measure_in_turn(

@@ -7,7 +7,6 @@ A quantised bundle has a row at each accuracy level. The first row is the checkp
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.measure import describe_machine
+from bench.measure import describe_machine, make_parser
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from runtime import Engine
@@ -117,13 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ouroboros.checkpoint import load_checkpoint
     from ouroboros.data import load_eval_windows
 
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.quality",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("bench.quality", __doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--text", type=Path, nargs="+", required=True)

@@ -28,6 +28,7 @@ from runtime.manifest_checks import (
     check_quantization,
     check_tensors,
     is_sha256,
+    shorten,
 )
 
 FORMAT_VERSION = 3
@@ -364,9 +365,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _wrong(where: str, value: object, wanted: str) -> BundleError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return BundleError(f"{MANIFEST_NAME}: {where} is {shown}, not {wanted}")
+    return BundleError(f"{MANIFEST_NAME}: {where} is {shorten(value)}, not {wanted}")
 
 
 def _changed() -> BundleError:

@@ -50,9 +50,9 @@ def check_model(model: ModelSpec) -> None:
     for name, (least, most) in MODEL_BOUNDS.items():
         value = getattr(model, name)
         if value < least:
-            _refuse(f"model.{name} is {_short(value)}, allowed: {least} or more")
+            _refuse(f"model.{name} is {shorten(value)}, allowed: {least} or more")
         if value > most:
-            _refuse(f"model.{name} is {_short(value)}, allowed: at most {most}")
+            _refuse(f"model.{name} is {shorten(value)}, allowed: at most {most}")
 
 
 def check_depth(depth: DepthSpec) -> None:
@@ -63,11 +63,11 @@ def check_depth(depth: DepthSpec) -> None:
     """
     if not (depth.min == 1 and depth.min <= depth.default <= depth.max):
         _refuse(
-            f"depth range {_short(depth.min)}..{_short(depth.max)} with default "
-            f"{_short(depth.default)} is not 1 <= default <= max"
+            f"depth range {shorten(depth.min)}..{shorten(depth.max)} with default "
+            f"{shorten(depth.default)} is not 1 <= default <= max"
         )
     if depth.max > MAX_DEPTH:
-        _refuse(f"depth.max is {_short(depth.max)}, allowed: at most {MAX_DEPTH}")
+        _refuse(f"depth.max is {shorten(depth.max)}, allowed: at most {MAX_DEPTH}")
     for value in depth.trained:
         if not 1 <= value <= MAX_DEPTH:
             side = "below 1" if value < 1 else f"above {MAX_DEPTH}"
@@ -91,7 +91,7 @@ def check_quantization(spec: QuantizationSpec) -> None:
         value = getattr(spec, name)
         if value not in values:
             listed = ", ".join(map(str, values))
-            _refuse(f"quantization.{name} is {_short(value)}, allowed: {listed}")
+            _refuse(f"quantization.{name} is {shorten(value)}, allowed: {listed}")
     if spec.method == "rtn" and spec.calibration is not None:
         _refuse("quantization.calibration is given, method rtn has none")
     if spec.method == "gptq" and not is_sha256(spec.calibration or ""):
@@ -124,7 +124,7 @@ def check_tensors(manifest: Manifest) -> None:
                 _refuse(f"the graph's {tensor.name} has only {len(tensor.shape)} dimensions")
             size, value = tensor.shape[place], getattr(model, name)
             if isinstance(size, int) and size != value:
-                _refuse(f"model.{name} is {value}, the graph's {tensor.name} has {_short(size)}")
+                _refuse(f"model.{name} is {value}, the graph's {tensor.name} has {shorten(size)}")
 
 
 def check_engine(engine: EngineSpec, manifest: Manifest) -> None:
@@ -166,8 +166,8 @@ def _check_range(one: RangeSpec, where: str) -> None:
     for low, best, high in zip(one.min, one.opt, one.max, strict=True):
         if not 0 <= low <= best <= high <= INT64:
             _refuse(
-                f"{where}: {one.name} goes from {_short(low)} by {_short(best)} to {_short(high)}, "
-                "not 0 <= min <= opt <= max"
+                f"{where}: {one.name} goes from {shorten(low)} by {shorten(best)} to "
+                f"{shorten(high)}, not 0 <= min <= opt <= max"
             )
 
 
@@ -176,7 +176,8 @@ def is_sha256(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
-def _short(value: object) -> str:
+def shorten(value: object) -> str:
+    """A value as Python writes it, cut to 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
