@@ -23,6 +23,7 @@ from export.passes.result import PassResult
 from export.precision import find_precision
 from export.quantize import quantize_model
 from export.storage import save_graph
+from export.text_files import TEMPLATE, TOKENIZER, check_chat_template, describe_tokens
 from export.trace import OPSET
 from export.trt_builder import GraphFacts, build_plans
 from export.trt_check import require_buildable
@@ -123,7 +124,9 @@ def export_bundle(
             "for; the --max-depth of `ouro convert` sets it"
         )
     if tokenizer is None:
-        raise ExportError(f"{checkpoint} has no tokenizer.json; a bundle needs one to run text")
+        raise ExportError(f"{checkpoint} has no {TOKENIZER}; a bundle needs one to run text")
+    tokens = describe_tokens(checkpoint, model, tokenizer)
+    check_chat_template(checkpoint)
     build, plan_passes = None, list[PassResult]()
     if format == "trt":
         build = plan_builder(
@@ -153,7 +156,7 @@ def export_bundle(
             engines = build(staging) if build else []
             fields = describe_bundle(
                 model,
-                tokenizer,
+                tokens,
                 graph,
                 staging / GRAPH_NAME,
                 max_depth=max_depth,
@@ -250,7 +253,7 @@ def _write_graph(graph: ir.Model, path: Path) -> int:
 
 
 def _copy_papers(checkpoint: Path, folder: Path) -> None:
-    shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
-    for name in ("tokenizer_config.json", "chat_template.jinja", "LICENSE", "ATTRIBUTION"):
+    shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
+    for name in ("tokenizer_config.json", TEMPLATE, "LICENSE", "ATTRIBUTION"):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from export.errors import ExportError, refuse_unused
@@ -12,6 +13,7 @@ from export.precision import Precision
 from export.quantize import Quantization
 from export.quantized import BLOCKS
 from ouroboros.data import eval_windows, read_documents
+from ouroboros.errors import DataError
 from runtime.manifest import ACCURACY_LEVELS
 
 WINDOWS, SEQ_LEN, LEAST_WINDOWS = 32, 256, 4
@@ -75,11 +77,13 @@ def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:
         ExportError: it holds fewer than 4 windows.
     """
     text = "\n\n".join(read_documents(path))
-    ids = tokenizer(text[: 16 * WINDOWS * SEQ_LEN], add_special_tokens=False, verbose=False)
-    found = len(ids["input_ids"])
-    if found < LEAST_WINDOWS * SEQ_LEN:
+    try:
+        windows = eval_windows(text, tokenizer, SEQ_LEN, WINDOWS)
+    except DataError:  # not one window
+        windows = np.empty((0, SEQ_LEN), dtype=np.int64)
+    if len(windows) < LEAST_WINDOWS:
         raise ExportError(
-            f"{path}: {found} tokens are too few to calibrate on; give a text of at least "
-            f"{LEAST_WINDOWS * SEQ_LEN}"
+            f"{path}: too short to calibrate on, fewer than {(len(windows) + 1) * SEQ_LEN} tokens; "
+            f"give a text of at least {LEAST_WINDOWS * SEQ_LEN}"
         )
-    return torch.from_numpy(eval_windows(text, tokenizer, SEQ_LEN, WINDOWS))
+    return torch.from_numpy(windows)

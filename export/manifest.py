@@ -11,6 +11,7 @@ import onnx_ir as ir
 from export.errors import ExportError
 from export.passes.weight_only import graphs_of
 from export.storage import DATA_SUFFIX
+from export.text_files import TEMPLATE, TOKENIZER
 from ouroboros.modeling import OuroborosForCausalLM
 from runtime.manifest import QuantizationSpec
 from runtime.parity import FAST_KL, RELATIVE_L2
@@ -20,7 +21,7 @@ _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 def describe_bundle(
     model: OuroborosForCausalLM,
-    tokenizer: Any,
+    tokens: dict[str, Any],
     graph: ir.Model,
     graph_file: Path,
     *,
@@ -32,7 +33,7 @@ def describe_bundle(
 
     Args:
         model: the PyTorch model.
-        tokenizer: its tokenizer.
+        tokens: special tokens, of `describe_tokens`.
         graph: the graph as it was written.
         graph_file: where it was written, in the bundle.
         max_depth: largest depth the bundle will run.
@@ -40,7 +41,7 @@ def describe_bundle(
         quantization: how integer weights were made, None where there are none.
     """
     config = model.config
-    folder, template = graph_file.parent, "chat_template.jinja"
+    folder = graph_file.parent
     data = graph_file.name + DATA_SUFFIX
     return {
         "model": {
@@ -68,9 +69,9 @@ def describe_bundle(
             }
         },
         "tokenizer": {
-            "file": "tokenizer.json",
-            "chat_template": template if (folder / template).is_file() else None,
-            **_special_tokens(model, tokenizer),
+            "file": TOKENIZER,
+            "chat_template": TEMPLATE if (folder / TEMPLATE).is_file() else None,
+            **tokens,
         },
         "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0},
         "parity": {
@@ -115,24 +116,6 @@ def _read_bytes(graph: ir.Graph) -> int:
         if value.const_value is not None
         and not all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
     )
-
-
-def _special_tokens(model: OuroborosForCausalLM, tokenizer: Any) -> dict[str, Any]:
-    eos = model.generation_config.eos_token_id
-    eos = model.config.eos_token_id if eos is None else eos
-    ids = [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
-        ids.append(tokenizer.eos_token_id)
-    plain = tokenizer("a", add_special_tokens=True)["input_ids"]
-    bos = tokenizer.bos_token_id
-    return {
-        "bos_token": tokenizer.bos_token,
-        "eos_token": tokenizer.eos_token,
-        "bos_token_id": bos,
-        "eos_token_ids": ids,
-        "pad_token_id": tokenizer.pad_token_id,
-        "add_bos": bos is not None and len(plain) > 1 and plain[0] == bos,
-    }
 
 
 _DTYPES = {

@@ -253,11 +253,6 @@ def _plan_inputs(inputs: Sequence[TensorSpec], engine: EngineSpec) -> list[Tenso
 
     Source: tensorrt_backend, CompareShapeDimsSupported.
     """
-    if len(engine.depth_shape) != 1:
-        raise ExportError(
-            f"{engine.file} takes depth as a scalar, which Triton's TensorRT backend can't be "
-            "told; export the bundle again with --format trt"
-        )
     return [replace(o, shape=engine.depth_shape) if o.name == "depth" else o for o in inputs]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ouroboros.atomic import publish
 from ouroboros.configuration import MIRRORED, OuroborosConfig
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.modeling import OuroborosForCausalLM
-from ouroboros.sources import one_line, quiet_transformers, require_finite
+from ouroboros.sources import FLOATS, one_line, quiet_transformers, require_finite
 
 INDEX = "model.safetensors.index.json"
 
@@ -44,6 +44,7 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # named below, all of them
             )
         except OuroborosError:
             raise
@@ -119,12 +120,18 @@ def check_weight_files(path: Path) -> None:
     """Opens every safetensors header, so that a damaged file is named before anything loads.
 
     Raises:
-        CheckpointError: a file is missing, truncated or no safetensors file.
+        CheckpointError: a file is missing, truncated or no safetensors file, or holds integers.
     """
     for file in weight_files(path):
         try:
             with safe_open(file, framework="pt") as tensors:
-                tensors.keys()
+                for name in tensors.keys():  # noqa: SIM118 (no dict)
+                    kind = tensors.get_slice(name).get_dtype()
+                    if kind not in FLOATS:
+                        raise CheckpointError(
+                            f"{file}: {name} is {kind}, allowed: {', '.join(FLOATS)}; "
+                            "convert or train again"
+                        )
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{file}: truncated or not a safetensors file ({one_line(error)}); copy it again"
@@ -135,12 +142,16 @@ def _require_complete(path: Path, config: OuroborosConfig, info: dict[str, Any])
     # A tied head is the embedding and never in the file.
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = [key if isinstance(key, str) else key[0] for key in info.get(kind) or []]
-        if keys := sorted(key for key in keys if kind != "missing_keys" or key not in tied):
+        found = [key if isinstance(key, str) else _mismatch(*key) for key in info.get(kind) or []]
+        if keys := sorted(key for key in found if kind != "missing_keys" or key not in tied):
             raise CheckpointError(
                 f"{path}: {len(keys)} {kind.removesuffix('_keys')} weights, {keys[0]} first; "
                 "config.json and model.safetensors are not of one checkpoint"
             )
+
+
+def _mismatch(name: str, held: Sequence[int], wanted: Sequence[int]) -> str:
+    return f"{name}: {list(held)} instead of {list(wanted)},"
 
 
 def _load_tokenizer(path: Path) -> Any:

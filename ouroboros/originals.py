@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from ouroboros.attribution import Papers
 from ouroboros.errors import CheckpointError
 from ouroboros.sources import (
+    FLOATS,
     Location,
     hash_weights,
     load_source,
@@ -32,7 +33,6 @@ from ouroboros.sources import (
 )
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _open_tensors(place: Location) -> TensorFiles | None:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no dict)
                     part = file.get_slice(name)
-                    if part.get_dtype() not in _FLOATS:
+                    if part.get_dtype() not in FLOATS:
                         return None
                     files[name], shapes[name] = path, part.get_shape()
     except (SafetensorError, OSError) as error:

@@ -22,6 +22,7 @@ from ouroboros.base_config import check_architecture
 from ouroboros.errors import CheckpointError, ConfigError
 
 _PIECE = 1 << 24
+FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors calls them
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 

@@ -55,8 +55,8 @@ class EngineSpec:
         refittable: its weights can be replaced.
         graph_sha256: of the ONNX files it was built from, see `hash_graph`.
         profiles: in the plan's own order.
-        depth_shape: of the plan's input `depth`: (1,), and () in plans from before it was
-            recorded. The bundle's graph has a scalar; the engine takes either.
+        depth_shape: of the plan's input `depth`, (1,) as Triton wants it; the bundle's graph has a
+            scalar.
     """
 
     file: str
@@ -68,7 +68,7 @@ class EngineSpec:
     refittable: bool
     graph_sha256: str
     profiles: tuple[ProfileSpec, ...]
-    depth_shape: tuple[int, ...] = ()
+    depth_shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -276,7 +276,8 @@ def check_file_name(name: str) -> None:
     """Refuses a file name that could lead out of the bundle.
 
     Raises:
-        BundleError: absolute, with `..`, a backslash, a drive, or not in its simplest form.
+        BundleError: absolute, with `..`, a backslash, a drive or `*` (which ONNX Runtime reads as
+            an address in memory), or not in its simplest form.
     """
     path = PurePosixPath(name)
     unsafe = (
@@ -284,7 +285,7 @@ def check_file_name(name: str) -> None:
         or path.is_absolute()
         or str(path) != name
         or any(part in ("..", ".") for part in path.parts)
-        or any(character in name for character in "\\:")
+        or any(character in name for character in "\\:*")
         or any(ord(character) < 32 for character in name)
     )
     if unsafe:
@@ -419,14 +420,18 @@ def _check(manifest: Manifest) -> None:
         {"int8": 8, "int4": 4}.get(precision) == bits,
         f"precision {precision} with quantization of {bits} bits",
     )
+    _require(
+        is_sha256(manifest.checkpoint.sha256),
+        "checkpoint.sha256 is not 64 lower-case hexadecimal digits",
+    )
     onnx = manifest.graphs.onnx
     for engine in manifest.engines:
         _require(
             engine.file in manifest.files, f"{engine.file!r} is used but not listed under files"
         )
         _require(
-            engine.depth_shape in ((), (1,)),
-            f"{engine.file} takes depth as {list(engine.depth_shape)}, known are [] and [1]",
+            engine.depth_shape == (1,),
+            f"{engine.file} takes depth as {list(engine.depth_shape)}, not as [1]",
         )
         graph_files = (onnx.file, *onnx.data)
         check_engine_graph(engine, {name: manifest.files[name].sha256 for name in graph_files})

@@ -27,7 +27,7 @@ CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 def plan(flavour: str = "tensorrt", version: str = "10.14.1") -> EngineSpec:
-    return EngineSpec("e.plan", flavour, version, "13", ("8.9",), "fp32", False, "", ())
+    return EngineSpec("e.plan", flavour, version, "13", ("8.9",), "fp32", False, "", (), (1,))
 
 
 @pytest.fixture

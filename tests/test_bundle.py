@@ -318,6 +318,8 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (("sampling", "temperature"), float("inf"), "finite temperature"),
         (("graphs", "onnx", "data"), ["w.bin"], "not listed"),
         (("graphs", "onnx", "data"), ["../w.bin"], "outside the bundle"),
+        (("graphs", "onnx", "data"), ["*/_ORT_MEM_ADDR_/*"], "outside the bundle"),
+        (("checkpoint", "sha256"), "0" * 63, r"checkpoint\.sha256 is not 64"),
         (("depth", "trained"), [0], "below 1"),
         (("depth", "trained"), 3, "not a list"),
         (("depth", "trained"), [1.5], r"depth\.trained\[0\]"),
@@ -441,7 +443,7 @@ def test_plan_entry_round_trip(bundle: Path) -> None:
     ("changes", "words"),
     [
         ({"depth_shape": None}, r"lacks the key engines\[0\]\.depth_shape"),
-        ({"depth_shape": [2]}, r"a\.plan takes depth as \[2\], known are \[\] and \[1\]"),
+        ({"depth_shape": [2]}, r"a\.plan takes depth as \[2\], not as \[1\]"),
         ({"depth_shape": 1}, r"engines\[0\]\.depth_shape is 1, not a list"),
         ({"profiles": []}, r"a\.plan has no profile"),
         ({"precision": "fp16"}, r"precision 'fp16', the bundle 'fp32'"),

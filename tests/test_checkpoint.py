@@ -101,7 +101,11 @@ def edit_config(path: Path, **changes: Any) -> None:
         ({"model_type": "llama"}, CheckpointError, "not an Ouroboros checkpoint"),
         ({"depth": 99}, ConfigError, "depth=99"),
         ({"rank": "x"}, OuroborosError, "."),
-        ({"max_depth": 9}, CheckpointError, "mismatched"),
+        (
+            {"max_depth": 9},
+            CheckpointError,
+            r"mismatched weights, recurrent.*: \[\d.*\] instead of \[",
+        ),
         ({"prelude": 1}, CheckpointError, "unexpected|missing|mismatched"),
     ],
 )
@@ -129,6 +133,10 @@ def test_damaged_weights_are_refused(copy: Path) -> None:
     tensors["norm.weight"][0] = float("inf")
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"norm\.weight holds NaN or infinity"):
+        load_checkpoint(copy)
+    tensors["norm.weight"] = tensors["norm.weight"].nan_to_num().int()
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"norm\.weight is I32, allowed: F64, F32"):
         load_checkpoint(copy)
     del tensors["norm.weight"]
     save_file(tensors, file, metadata={"format": "pt"})

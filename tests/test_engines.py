@@ -45,6 +45,7 @@ def spec() -> EngineSpec:
         refittable=False,
         graph_sha256="0" * 64,
         profiles=(),
+        depth_shape=(1,),
     )
 
 

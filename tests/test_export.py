@@ -213,6 +213,25 @@ def test_checkpoint_without_tokenizer_is_refused(tiny_checkpoint: Path, tmp_path
         export_bundle(tmp_path / "mute", tmp_path / "out", max_depth=4)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("chat_template.jinja", "{% for %}", r"chat_template\.jinja: .* not valid"),
+        ("generation_config.json", '{"eos_token_id": 259}', "eos_token_id 259 .* 0..258"),
+    ],
+)
+def test_broken_text_files_are_refused_before_the_work(
+    tiny_checkpoint: Path, tmp_path: Path, file: str, text: str, words: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    (broken / file).write_text(text)
+    lines: list[str] = []
+    with pytest.raises(ExportError, match=words):
+        export_bundle(broken, tmp_path / "out", max_depth=2, report=lines.append)
+    assert lines == [f"loading {broken}"]
+
+
 def test_checkpoint_inside_the_destination_is_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "out" / "checkpoint")
     with pytest.raises(ExportError, match="lies in"):

@@ -155,7 +155,6 @@ def test_instances_may_use_every_profile_of_the_plan(planned: Planned, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"depth_shape": ()}, "takes depth as a scalar, .*; export the bundle again"),
         ({"flavour": "tensorrt_rtx"}, "Triton loads plans of TensorRT, not of TensorRT for RTX"),
     ],
 )

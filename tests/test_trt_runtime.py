@@ -76,18 +76,6 @@ def test_decoding_equals_the_cpu(session: TrtSession, engine: Engine) -> None:
     )
 
 
-def test_plan_with_a_scalar_depth_still_runs(
-    engine: Engine, tiny_bundle: Path, cuda: FakeCuda
-) -> None:
-    # As plans were before theirs was a vector.
-    spec = dataclasses.replace(make_spec(engine), depth_shape=())
-    older = str(tiny_bundle / "model.onnx").encode()
-    session = TrtSession(spec, engine.manifest.graphs.onnx, older, FakeTensorRT(), cuda)
-    found = decode(Decoder(session, engine.manifest, [3]), [[5, 6, 7]], 2)
-    expected = decode(engine.new_decoder([3]), [[5, 6, 7]], 2)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_two_decoders_take_turns_on_one_context(session: TrtSession, engine: Engine) -> None:
     rows = [[5, 6, 7], [9, 8, 7, 6]]
     decoders = [Decoder(session, engine.manifest, [2]) for _ in rows]
