@@ -35,7 +35,7 @@ def compile_graph(
         model: float32, eval mode; where quantised, holding the dequantised weights.
         precision: of the graph.
         max_depth: most steps the graph will be run at.
-        quantized: from `quantize_model`; for int8 and int4.
+        quantized: from `quantize_model`; for int8 and int4. Its weights are used up.
         opset: of the graph.
 
     Raises:
@@ -51,10 +51,10 @@ def compile_graph(
 
 def _quantizing(model: OuroborosForCausalLM, quantized: QuantizedModel) -> list[Pass]:
     weights = quantized.weights
-    per_word = WORD // weights["lm_head.weight"].bits
-    head = weights["lm_head.weight"].padded(per_word)
+    head, table = weights.pop("lm_head.weight"), weights.pop("embed_tokens.weight")
+    per_word = WORD // head.bits
+    head, table = head.padded(per_word), table.padded(per_word)
     joined = chain(joined_weights(model, weights), [(HEAD, head)])
-    table = weights["embed_tokens.weight"].padded(per_word)
     passes: list[Pass] = [
         partial(quantize_weights, weights=joined),
         partial(pack_embedding, table=TABLE, weight=table, factor=quantized.embedding_factor),

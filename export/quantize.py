@@ -138,7 +138,7 @@ def quantize_model(
             sensitive = block in whole or name.endswith(SENSITIVE)
             bits = how.sensitive_bits if sensitive else how.bits
             weight = choose_integers(linear.weight, replace(how, bits=bits), moments.get(name))
-            linear.weight.copy_(_floats(weight))
+            _dequantize(weight, linear.weight)
             weights[f"{name}.weight"] = weight
         if text is not None:
             text.advance(block)
@@ -146,20 +146,23 @@ def quantize_model(
     # Rounded, never calibrated: tied to the embedding, a head can't make up for errors of its own.
     rounding = replace(how, bits=how.sensitive_bits)
     head = weights[LM_HEAD] = choose_integers(model.lm_head.weight, rounding, None)
-    model.lm_head.weight.copy_(_floats(head))
     weights[EMBEDDING] = (
         head if tied else choose_integers(model.embed_tokens.weight, rounding, None)
     )
+    _dequantize(head, model.lm_head.weight)
+    _dequantize(weights[EMBEDDING], model.embed_tokens.weight)
     factor = None if sizes is None else 1.0 / sizes
-    model.embed_tokens.weight.copy_(
-        _floats(weights[EMBEDDING]) * (1.0 if factor is None else factor)
-    )
+    if factor is not None:
+        model.embed_tokens.weight.mul_(factor)
     _round_floats(model)
     return QuantizedModel(weights, None if factor is None else factor.numpy())
 
 
-def _floats(weight: QuantizedWeight) -> torch.Tensor:
-    return torch.from_numpy(weight.dequantized().T)
+def _dequantize(weight: QuantizedWeight, parameter: torch.Tensor) -> None:
+    """Writes what integers stand for into a parameter `[out, in]`, some rows at a time."""
+    for start in range(0, len(parameter), ROWS):
+        rows = parameter[start : start + ROWS]
+        rows.copy_(torch.from_numpy(weight.columns(start, start + ROWS).dequantized().T))
 
 
 def _linears(block: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:

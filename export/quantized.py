@@ -45,6 +45,12 @@ class QuantizedWeight:
         whole *= self.scales[:, None]
         return whole.reshape(self.values.shape)
 
+    def columns(self, start: int, stop: int) -> QuantizedWeight:
+        """The outputs from `start` up to `stop`."""
+        zeros = None if self.zeros is None else self.zeros[:, start:stop]
+        values, scales = self.values[:, start:stop], self.scales[:, start:stop]
+        return QuantizedWeight(values, scales, zeros, self.bits)
+
     def scaled(self, factor: float) -> QuantizedWeight:
         """The same integers, every weight times `factor`."""
         scales = self.scales * np.float32(factor)
@@ -94,13 +100,16 @@ def join(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
 def pack(values: Array, bits: int) -> Array:
     """Packs integers along the last axis as ONNX does, low bits first: uint8 `[..., n * bits / 8]`.
 
+    Args:
+        values: int8 or uint8 `[..., n]`; those of 8 bits are not copied.
+        bits: 4 or 8.
+
     Source: ONNX, TensorProto.INT4: two elements a byte, the first in the low half.
     """
-    raw = values.astype(np.uint8)
+    raw = values.view(np.uint8)
     if bits == 8:
         return raw
-    raw &= 15
-    return np.ascontiguousarray(raw[..., 0::2] | (raw[..., 1::2] << 4))
+    return np.ascontiguousarray((raw[..., 0::2] & 15) | (raw[..., 1::2] << 4))
 
 
 def check_block(block: int, inputs: Sequence[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from export.layers import attention_scale
@@ -24,23 +24,24 @@ STORED_HALF = (
 
 
 def joined_weights(
-    model: OuroborosForCausalLM, chosen: Mapping[str, QuantizedWeight]
+    model: OuroborosForCausalLM, chosen: dict[str, QuantizedWeight]
 ) -> Iterator[tuple[str, QuantizedWeight]]:
     """Yields the graph's quantised weights by name, joined and scaled as the graph has them.
 
     Args:
         model: for its layers.
-        chosen: integers by the parameter's name in `model`.
+        chosen: integers by the parameter's name in `model`; what was joined is taken out, so that
+            a large model's are not held twice.
     """
     for graph_prefix, prefix, layer in _layers(model):
         scale = attention_scale(layer)
         for group, parts in GROUPS.items():
-            weights = [chosen[f"{prefix}.{part}.weight"] for part in parts]
+            weights = [chosen.pop(f"{prefix}.{part}.weight") for part in parts]
             if group == "qkv":
                 weights[0] = weights[0].scaled(scale)
             yield f"{graph_prefix}.{group}.weight", join(weights)
     if model.recurrent.gate is not None:
-        yield "step.gate_weight", chosen["recurrent.gate.proj.weight"]
+        yield "step.gate_weight", chosen.pop("recurrent.gate.proj.weight")
 
 
 def _layers(model: OuroborosForCausalLM) -> Iterator[tuple[str, str, Any]]:

@@ -72,8 +72,8 @@ def test_quantised_model_holds_the_dequantised_weights(tiny_checkpoint: Path) ->
 
 def test_packing_puts_the_first_of_two_in_the_low_half() -> None:
     """ONNX, TensorProto.INT4."""
-    assert pack(np.array([[1, -2, 7, -8]]), 4).tolist() == [[0xE1, 0x87]]
-    assert pack(np.array([[1, -2]]), 8).tolist() == [[0x01, 0xFE]]
+    assert pack(np.array([[1, -2, 7, -8]], np.int8), 4).tolist() == [[0xE1, 0x87]]
+    assert pack(np.array([[1, -2]], np.int8), 8).tolist() == [[0x01, 0xFE]]
 
 
 def test_joining_and_padding_keep_every_weight() -> None:

@@ -119,7 +119,7 @@ def _add_packed(
         packed = pack(values, 4).reshape(-1)
         tensor = ir.PackedTensor(packed, dtype, shape=ir.Shape(values.shape), name=name)
     else:
-        tensor = ir.tensor(values.astype(numpy_type), name=name)
+        tensor = ir.tensor(values.astype(numpy_type, copy=False), name=name)
     return _add(graph, name, tensor, values.shape)
 
 
