@@ -19,7 +19,7 @@ import torch
 from export.errors import ExportError
 from export.passes.result import PassResult
 from export.precision import PRECISIONS, Precision
-from export.trace import plain_weights, trace_parts
+from export.trace import LAYER, plain_weights, trace_parts
 from ouroboros.configuration import OuroborosConfig
 from ouroboros.modeling import OuroborosForCausalLM
 
@@ -85,13 +85,12 @@ def build_graph(
     for slot, layer in enumerate(model.coda, start=config.prelude):
         hidden = run_layer(slot, layer, hidden)
     embedding = opening.initializers["opening.table"]
-    head_weight = model.lm_head.weight.detach().to(precision.compute)
-    if precision.quantized:
-        head = _initializer("closing.head", head_weight.T)
-    elif config.tie_word_embeddings:
-        head = embedding
-    else:
-        head = _initializer("closing.head", head_weight)
+    head = embedding
+    if precision.quantized or not config.tie_word_embeddings:
+        head_weight = model.lm_head.weight.detach()
+        head = _initializer(
+            "closing.head", head_weight.T if precision.quantized else head_weight, precision.compute
+        )
     _feed(closing, [hidden, picked, head])
     (logits,) = _take_outputs(closing)
     graphs.append(closing)
@@ -200,7 +199,7 @@ def _batch_first(scan: ir.Value, rank: int) -> ir.Node:
 def _prefix_names(graph: ir.Graph, prefix: str) -> None:
     for name, value in list(graph.initializers.items()):
         del graph.initializers[name]
-        value.name = f"{prefix}.{name.removeprefix('layer.')}"
+        value.name = f"{prefix}.{name.removeprefix(LAYER)}"
         graph.initializers[value.name] = value
     for node in graph:
         node.name = f"{prefix}.{node.name}"
@@ -241,7 +240,7 @@ def _copy_layer(
         raise ExportError("the model keeps layers but none was traced")
     graph = template.graph.clone()
     for name, value in graph.initializers.items():
-        if name.startswith("layer.") and (old := value.const_value) is not None:
+        if name.startswith(LAYER) and (old := value.const_value) is not None:
             value.const_value = ir.LazyTensor(
                 partial(_read_tensor, read, name), old.dtype, ir.Shape(old.shape.numpy()), name=name
             )
@@ -260,13 +259,11 @@ def _tensor(name: str, weight: torch.Tensor) -> ir.TensorProtocol:
     return ir.tensor(weight.numpy(), name=name)
 
 
-def _initializer(name: str, weight: torch.Tensor) -> ir.Value:
-    return ir.Value(
-        name=name,
-        type=ir.TensorType(DTYPES[weight.dtype]),
-        shape=ir.Shape(list(weight.shape)),
-        const_value=_tensor(name, weight),
-    )
+def _initializer(name: str, weight: torch.Tensor, dtype: torch.dtype) -> ir.Value:
+    """A weight that is cast and laid out when it is written; integers may take its place before."""
+    kind, shape = DTYPES[dtype], ir.Shape(list(weight.shape))
+    tensor = ir.LazyTensor(lambda: _tensor(name, weight.to(dtype)), kind, shape, name=name)
+    return ir.Value(name=name, type=ir.TensorType(kind), shape=shape, const_value=tensor)
 
 
 def _forget_traces(model: ir.Model) -> None:

@@ -139,7 +139,10 @@ class Projection(nn.Module):
         """
         super().__init__()
         scales = scales or [1.0] * len(linears)
-        weights = [lin.weight.T * scale for lin, scale in zip(linears, scales, strict=True)]
+        weights = [
+            lin.weight.T if scale == 1.0 else lin.weight.T * scale
+            for lin, scale in zip(linears, scales, strict=True)
+        ]
         self.width = sum(lin.out_features for lin in linears)
         modulated = [lin for lin in linears if isinstance(lin, ModulatedLinear)]
         self.low_rank = LowRank(modulated, scales, precision.compute) if modulated else None

@@ -189,25 +189,20 @@ def choose_integers(
     weight = weight.detach().float()
     # The narrowest type: a large model's integers are all held at once.
     narrow = torch.int8 if how.symmetric else torch.uint8
+    integers = torch.empty(weight.T.shape, dtype=narrow)
     if moments is None:
-        pieces = zip(*(_nearest(piece, how, narrow) for piece in weight.split(ROWS)), strict=True)
-        values, scales, zeros = (torch.cat(piece) for piece in pieces)
+        scales, zeros = _span(weight, how, 1.0)
+        for start in range(0, len(weight), ROWS):
+            rows = slice(start, start + ROWS)
+            blocks = _blocks(weight[rows], how)
+            values = _round(blocks, scales[rows, :, None], zeros[rows, :, None], how)
+            integers[:, rows] = values.reshape(len(blocks), -1).T
     else:
         moments = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
         scales, zeros = _search(weight, how, moments.diagonal())
-        values = _gptq(weight, how, moments, scales, zeros).to(narrow)
-    integers = values.T.contiguous().numpy()
+        integers.copy_(_gptq(weight, how, moments, scales, zeros).T)
     zero_points = None if how.symmetric else zeros.to(narrow).T.contiguous().numpy()
-    return QuantizedWeight(integers, scales.T.contiguous().numpy(), zero_points, how.bits)
-
-
-def _nearest(
-    rows: torch.Tensor, how: Quantization, narrow: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Integers, scales and zeros of some rows, rounded to the nearest."""
-    scales, zeros = _span(rows, how, 1.0)
-    values = _round(_blocks(rows, how), scales[..., None], zeros[..., None], how)
-    return values.reshape(rows.shape).to(narrow), scales, zeros
+    return QuantizedWeight(integers.numpy(), scales.T.contiguous().numpy(), zero_points, how.bits)
 
 
 def _blocks(weight: torch.Tensor, how: Quantization) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -22,6 +24,7 @@ from export.precision import Precision
 from ouroboros.modeling import OuroborosForCausalLM
 
 OPSET = 24
+LAYER = "layer."  # what the names of a kept layer's weights begin with
 
 # Example sizes, all different and none 0 or 1, which the tracer would take for constants.
 _BATCH, _NEW, _PAST, _PICKED, _SLOTS = 2, 5, 11, 3, 7
@@ -33,7 +36,7 @@ class Parts:
 
     Attributes:
         opening: embedding and what is computed once a call.
-        layer: one kept layer, its weights meaningless: `plain_weights` has each layer's own.
+        layer: one kept layer without its weights: `plain_weights` has each layer's own.
         step: one recurrence.
         closing: final norm and LM head.
         passes: what was changed in them.
@@ -75,6 +78,7 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     layer = None
     if kept := [*model.prelude, *model.coda]:
         layer = _trace(_template(kept[0], precision), (h, shared, (cache, cache)))
+        _forget_weights(layer)
     inputs = (step, h, shared, pool, (steps, steps), picked, rows)
     opening = _trace(Opening(model, precision), (ids, ids, mask, index))
     body = _trace(Step(model, precision, max_depth), inputs)
@@ -86,8 +90,35 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
 
 
 def plain_weights(layer: nn.Module, precision: Precision) -> dict[str, torch.Tensor]:
-    """Returns the weights of a kept layer under the names the traced layer gives them."""
+    """Returns the weights of a kept layer under the names the traced layer gives them.
+
+    Matrices to be quantised are without content: their integers are stored instead.
+    """
+    if precision.quantized:
+        layer = _without_matrices(layer)
     return {name: value.detach() for name, value in Plain(layer, precision).named_parameters()}
+
+
+def _without_matrices(layer: nn.Module) -> nn.Module:
+    """Returns a layer that shares norms and biases with this one."""
+    kept: dict[int, Any] = {id(buffer): buffer for buffer in layer.buffers()}
+    for value in layer.parameters():
+        whole = value.ndim < 2
+        kept[id(value)] = value if whole else nn.Parameter(value.to("meta"), requires_grad=False)
+    return copy.deepcopy(layer, kept)
+
+
+def _forget_weights(model: ir.Model) -> None:
+    """Keeps type and shape of a traced layer's random weights, not their content."""
+    for name, value in model.graph.initializers.items():
+        if name.startswith(LAYER) and (old := value.const_value) is not None:
+            value.const_value = ir.LazyTensor(
+                partial(_refuse, name), old.dtype, ir.Shape(old.shape.numpy()), name=name
+            )
+
+
+def _refuse(name: str) -> ir.TensorProtocol:
+    raise ExportError(f"the traced layer's {name} is no weight of the model; this is a bug")
 
 
 def _template(layer: nn.Module, precision: Precision) -> Plain:
@@ -109,7 +140,8 @@ class _Example:
     dtype: torch.dtype = torch.float32
 
     def tensor(self) -> torch.Tensor:
-        return torch.ones(self.shape, dtype=self.dtype)
+        # The tracer looks at shapes only: of an LM head's gigabyte no page is touched.
+        return torch.empty(self.shape, dtype=self.dtype)
 
     def dynamic(self) -> dict[int, Any]:
         return dict.fromkeys(self.axes, torch.export.Dim.AUTO)
