@@ -45,6 +45,19 @@ def test_joined_weights_are_made_once_and_when_they_are_written(
     assert np.array_equal(written.const_value.numpy(), expected)
 
 
+def test_matrices_stored_as_integers_are_not_joined_as_floats(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    layer = model.prelude[0]
+    weights = plain_weights(layer, PRECISIONS["int4"])
+    content = {name for name, value in weights.items() if not value.is_meta}
+    assert content == {name for name, value in weights.items() if value.ndim == 1}
+    norm = weights["layer.norm_1.weight"]
+    assert norm.data_ptr() == layer.input_layernorm.weight.data_ptr()
+    assert not any(value.is_meta for value in layer.parameters())
+    whole = plain_weights(layer, PRECISIONS["fp32"])
+    assert {n: v.shape for n, v in weights.items()} == {n: v.shape for n, v in whole.items()}
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.uint8])
 def test_content_is_the_tensors_own_memory(dtype: type) -> None:
     array = np.arange(12).reshape(3, 4).astype(dtype)
