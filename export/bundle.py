@@ -125,6 +125,7 @@ def export_bundle(
         )
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no {TOKENIZER}; a bundle needs one to run text")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = describe_tokens(checkpoint, model, tokenizer)
     check_chat_template(checkpoint)
     build, plan_passes = None, list[PassResult]()
@@ -159,6 +160,7 @@ def export_bundle(
                 tokens,
                 graph,
                 staging / GRAPH_NAME,
+                parameters=parameters,
                 max_depth=max_depth,
                 precision=precision,
                 quantization=spec,

@@ -25,6 +25,7 @@ def describe_bundle(
     graph: ir.Model,
     graph_file: Path,
     *,
+    parameters: int,
     max_depth: int,
     precision: str,
     quantization: QuantizationSpec | None,
@@ -36,6 +37,7 @@ def describe_bundle(
         tokens: special tokens, of `describe_tokens`.
         graph: the graph as it was written.
         graph_file: where it was written, in the bundle.
+        parameters: of the checkpoint; calibration unties what it tied.
         max_depth: largest depth the bundle will run.
         precision: name of the bundle's precision.
         quantization: how integer weights were made, None where there are none.
@@ -48,7 +50,7 @@ def describe_bundle(
             "source": str(config.source.get("name", "")),
             "model_type": str(config.base_config["model_type"]),
             **{name: getattr(config, name) for name in _DIMENSIONS},
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": parameters,
             **_count_bytes(graph),
         },
         "depth": {

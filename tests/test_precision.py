@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from export import export_bundle
 from export.cases import record_cases
 from export.compile import compile_graph
 from export.errors import ExportError
+from export.graph_view import describe_graph
 from export.precision import PRECISIONS
 from export.quantize import Quantization, quantize_model
 from export.storage import save_graph
@@ -212,6 +214,20 @@ def test_tied_embedding_and_head_share_their_bytes(int4_bundle: Path) -> None:
     assert ranges["closing.head_values"] == ranges["opening.table_words"]
     assert kinds["closing.head_values"] == onnx.TensorProto.UINT8
     assert kinds["opening.table_words"] == onnx.TensorProto.INT32
+
+
+def test_integers_are_read_where_they_are_used(int4_bundle: Path) -> None:
+    tree = "\n".join(describe_graph(int4_bundle / "model.onnx"))
+    prelude, _, rest = tree.partition("├─ loop: ")
+    coda = rest.partition("├─ coda: ")[2]
+    assert re.search(r"prelude: 2 layers.*layers 0\.\.1: .* gate_up ", prelude, re.DOTALL)
+    assert re.search(r"^2 layers.*layers 2\.\.3: .* gate_up .* head_values ", coda, re.DOTALL)
+
+
+def test_parameters_are_the_checkpoints(int4_bundle: Path, tiny_bundle: Path) -> None:
+    # Calibration unties embedding and head, which still share their bytes.
+    found, expected = (open_bundle(path).manifest.model for path in (int4_bundle, tiny_bundle))
+    assert found.parameters == expected.parameters
 
 
 def test_calibration_is_recorded(int4_bundle: Path) -> None:

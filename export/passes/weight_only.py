@@ -55,8 +55,7 @@ def quantize_weights(model: ir.Model, weights: Iterable[tuple[str, QuantizedWeig
         )
         node.outputs[0].name = f"{name}_dequantized"
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        old.replace_all_uses_with(node.outputs[0])
-        graph.insert_before(graph[0], node)
+        _put_before_uses(graph, old, node)
         del graph.initializers[name]
         bits.append(weight.bits)
     kinds = ", ".join(f"{number} bits" for number in sorted(set(bits)))
@@ -77,11 +76,19 @@ def store_half(model: ir.Model, names: Collection[str]) -> PassResult:
             node.name = f"{name}_cast"
             node.outputs[0].name = f"{name}_float"
             node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-            old.replace_all_uses_with(node.outputs[0])
+            _put_before_uses(graph, old, node)
             del graph.initializers[name]
-            graph.insert_before(graph[0], node)
             changed += 1
     return PassResult("store_half", changed, "Controller and low-rank bases stored as float16")
+
+
+def _put_before_uses(graph: ir.Graph, old: ir.Value, node: ir.Node) -> None:
+    """Reads `node` in place of a weight; it stands beside its first reader."""
+    readers = {use.node for use in old.uses()}
+    if not readers:
+        raise ExportError(f"the graph does not read the weight {old.name}; this is a bug")
+    graph.insert_before(next(one for one in graph if one in readers), node)
+    old.replace_all_uses_with(node.outputs[0])
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
