@@ -139,13 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cut = load_eval_windows(given.text, tokenizer, given.seq_len, given.windows)
     windows = np.concatenate(list(cut.values()))
     print(f"{len(windows)} windows of {given.seq_len} tokens from {', '.join(cut)}")
-    print(f"{'subject':<24} depth    loss  perplexity     change        KL  same token")
+    print(f"{'subject':<32} depth    loss  perplexity     change        KL  same token")
     base: dict[int, float] = {}
 
     def report(row: Quality) -> None:
         change = row.perplexity / base.setdefault(row.depth, row.perplexity) - 1
         print(
-            f"{row.subject:<24} {row.depth:5} {row.loss:7.4f} {row.perplexity:11.3f} "
+            f"{row.subject:<32} {row.depth:5} {row.loss:7.4f} {row.perplexity:11.3f} "
             f"{change:+9.2%} {row.kl:9.2e} {row.agreement:10.1%}",
             flush=True,
         )
