@@ -19,7 +19,7 @@ import torch
 from export.errors import ExportError
 from export.passes.result import PassResult
 from export.precision import PRECISIONS, Precision
-from export.trace import LAYER, plain_weights, trace_parts
+from export.trace import LAYER, plain_weights, read_later, trace_parts
 from ouroboros.configuration import OuroborosConfig
 from ouroboros.modeling import OuroborosForCausalLM
 
@@ -240,10 +240,8 @@ def _copy_layer(
         raise ExportError("the model keeps layers but none was traced")
     graph = template.graph.clone()
     for name, value in graph.initializers.items():
-        if name.startswith(LAYER) and (old := value.const_value) is not None:
-            value.const_value = ir.LazyTensor(
-                partial(_read_tensor, read, name), old.dtype, ir.Shape(old.shape.numpy()), name=name
-            )
+        if name.startswith(LAYER):
+            read_later(value, partial(_read_tensor, read, name))
     _prefix_names(graph, prefix)
     return graph
 

@@ -150,7 +150,8 @@ def quantize_model(
         head if tied else choose_integers(model.embed_tokens.weight, rounding, None)
     )
     _dequantize(head, model.lm_head.weight)
-    _dequantize(weights[EMBEDDING], model.embed_tokens.weight)
+    if model.embed_tokens.weight is not model.lm_head.weight:
+        _dequantize(weights[EMBEDDING], model.embed_tokens.weight)
     factor = None if sizes is None else 1.0 / sizes
     if factor is not None:
         model.embed_tokens.weight.mul_(factor)

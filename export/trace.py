@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -111,10 +111,16 @@ def _without_matrices(layer: nn.Module) -> nn.Module:
 def _forget_weights(model: ir.Model) -> None:
     """Keeps type and shape of a traced layer's random weights, not their content."""
     for name, value in model.graph.initializers.items():
-        if name.startswith(LAYER) and (old := value.const_value) is not None:
-            value.const_value = ir.LazyTensor(
-                partial(_refuse, name), old.dtype, ir.Shape(old.shape.numpy()), name=name
-            )
+        if name.startswith(LAYER):
+            read_later(value, partial(_refuse, name))
+
+
+def read_later(value: ir.Value, read: Callable[[], ir.TensorProtocol]) -> None:
+    """Gives an initializer content that is read when it is written; type and shape stay."""
+    if (old := value.const_value) is not None:
+        value.const_value = ir.LazyTensor(
+            read, old.dtype, ir.Shape(old.shape.numpy()), name=str(value.name)
+        )
 
 
 def _refuse(name: str) -> ir.TensorProtocol:
