@@ -22,7 +22,9 @@ def check(
         Path | None,
         typer.Option(help="a checkpoint: compare with PyTorch on fresh random inputs instead"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the inputs for --live")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="of the inputs for --live; default: another every time")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="write the whole report to this file")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the errors to this image file")] = None,
     threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
@@ -61,18 +63,22 @@ def check(
         raise typer.Exit(1)
 
 
-def record_live(bundle: Path, checkpoint: Path, seed: int) -> list[Case]:
+def record_live(bundle: Path, checkpoint: Path, seed: int | None) -> list[Case]:
     """Fresh cases from PyTorch, over every depth of the bundle.
+
+    No seed gives the inputs that a bundle's own recording has.
 
     Args:
         bundle: names depths and precision.
         checkpoint: the PyTorch model; rounded as the bundle is.
-        seed: of the random inputs.
+        seed: of the random inputs; None draws one and prints it.
 
     Raises:
         CommandError: the seed is below 0, or the bundle's weights were calibrated: the checkpoint
             does not tell them.
     """
+    import secrets
+
     from rich import get_console
 
     from cli.errors import CommandError
@@ -83,6 +89,9 @@ def record_live(bundle: Path, checkpoint: Path, seed: int) -> list[Case]:
     from runtime.bundle import read_manifest
     from runtime.cases import make_cases
 
+    if seed is None:
+        seed = secrets.randbelow(1 << 31)
+        get_console().print(f"fresh inputs of --seed {seed}", highlight=False)
     if seed < 0:
         raise CommandError(f"--seed {seed} is not allowed; it must be 0 or more")
     manifest = read_manifest(bundle)
@@ -104,7 +113,9 @@ def record_live(bundle: Path, checkpoint: Path, seed: int) -> list[Case]:
         quantize_model(model, Quantization.from_spec(spec))
     depths = range(depth.min, depth.max + 1)
     half = find_precision(manifest.precision).half
-    tensors, entries = record_cases(model, tokenizer, depths=depths, seed=seed, half=half)
+    # A pair, since a bundle's own inputs come of a single number.
+    live = (seed, 1)
+    tensors, entries = record_cases(model, tokenizer, depths=depths, seed=live, half=half)
     return make_cases(tensors, entries)
 
 
@@ -131,7 +142,7 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
         console.print(f"[bold red]FAIL[/] {where}: {row.reason}", soft_wrap=True)
     if len(failed) > 10:
         console.print(f"... and {len(failed) - 10} more; --all or --json shows them")
-    unbounded = sum(row.measurement.own == float("inf") for row in report.rows)
+    unbounded = sum(row.measurement.reference_error == float("inf") for row in report.rows)
     if unbounded:
         console.print(
             f"[yellow]no bound[/] for {unbounded} comparisons: PyTorch itself overflows there at "
@@ -139,7 +150,7 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
             soft_wrap=True,
         )
     console.print(
-        f"{len(report.rows)} comparisons, {report.ambiguous} tied tokens, bound {report.bound:.0e}"
+        f"{len(report.rows)} comparisons with PyTorch in float64, {report.ambiguous} tied tokens"
     )
     if report.fast is not None:
         fast = report.fast
@@ -150,8 +161,10 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
             soft_wrap=True,
         )
     console.print(
-        f"{coloured(report.verdict)} worst relative L2 of the logits "
-        f"{report.worst_relative_l2:.1e}, depths {min(report.depths)}..{max(report.depths)}"
+        f"{coloured(report.verdict)} the logits err by {report.worst_relative_l2:.2e} at most "
+        f"(PyTorch itself by {report.reference_error:.2e}, allowed {report.allowed:.2e}), depths "
+        f"{min(report.depths)}..{max(report.depths)}",
+        soft_wrap=True,
     )
 
 

@@ -1,10 +1,14 @@
-"""Records reference cases: inputs of the graph and what PyTorch makes of them."""
+"""Records reference cases: inputs of the graph and what PyTorch makes of them.
+
+The recorded outputs are those of a float64 run, so that an engine's error can be held against the
+error that PyTorch itself makes in the bundle's own precision, which is recorded beside them.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +16,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.case_run import Parts, empty_past, run_case, take_apart
 from export.errors import ExportError
+from export.exact import exact_twin
 from ouroboros.cache import OuroborosCache
 from ouroboros.modeling import OuroborosForCausalLM
-from runtime.metrics import compare, compare_logits
+from runtime.decoder import PREFILL_CHUNK
+from runtime.kv_cache import BUCKET
+from runtime.metrics import output_error
 
 PREFILL, DECODE, PADDED, GREEDY = 12, 3, 8, 16
 PICKED = 3
 GREEDY_DEPTHS = (1, 4, 8, 16)
+LONG_DEPTH = 2  # more than one step, and cheap: it runs over hundreds of tokens
+# Lengths of prompts and where the tokens after them end: a short one for small plans, one where the
+# cache grows, three around the chunk in which an engine feeds a prompt.
+LONG_SPANS = (
+    (4, 8),
+    (BUCKET - 3, BUCKET + 5),
+    *((PREFILL_CHUNK + more, PREFILL_CHUNK + 7) for more in (-1, 0, 1)),
+)
 
 Array = NDArray[Any]
 
@@ -38,14 +54,7 @@ class Recording:
     entries: list[dict[str, Any]] = field(default_factory=list)
     finite: bool = True
 
-    def add(
-        self,
-        name: str,
-        kind: str,
-        depth: int,
-        parts: dict[str, dict[str, Array]],
-        **extra: Any,
-    ) -> None:
+    def add(self, name: str, kind: str, depth: int, parts: Parts, **extra: Any) -> None:
         """Adds a case; `parts` holds its tensors under `in`, `out` and `valid`.
 
         Raises:
@@ -63,60 +72,100 @@ class Recording:
         self.entries.append({"name": name, "kind": kind, "depth": depth, **extra})
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """The token ids that are recorded.
+
+    Attributes:
+        prompt: int64 `[1, PREFILL + DECODE]`.
+        batch: int64 `[3, PADDED]`.
+        long: int64 `[1, length]`, as long as LONG_SPANS where the model has the positions.
+        greedy: by depth, PyTorch's greedy continuation of the prompt, int64 `[GREEDY]`.
+    """
+
+    prompt: Array
+    batch: Array
+    long: Array
+    greedy: dict[int, Array]
+
+
 @torch.no_grad()
 def record_cases(
     model: OuroborosForCausalLM,
     tokenizer: Any,
     depths: Sequence[int],
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     half: torch.dtype | None = None,
 ) -> tuple[dict[str, Array], list[dict[str, Any]]]:
-    """Records prefill, decode and a padded batch at every depth, mixed rows and greedy tokens.
+    """Records prefill, decode, padded and mixed batches, greedy tokens, long and far positions.
 
     Args:
         model: the PyTorch model, float32, eval mode.
         tokenizer: unused but for its vocabulary's special tokens; may be None.
         depths: the depths to record.
         seed: of the random token ids.
-        half: also record how far PyTorch itself is off in this type, as `own` of every case;
-            None where it overflows, which the graph does not.
+        half: the 16-bit type whose own error in PyTorch bounds the engine's; None for float32.
 
     Returns:
-        tensors by name, and the list of cases (see the bundle's format).
+        tensors by name, and the list of cases (see the bundle's format). `reference_error` of a
+        case is the error of PyTorch at that precision against float64, by output; None where it
+        overflows, which the graph does not.
 
     Raises:
         ExportError: PyTorch's own logits are not finite.
     """
+    inputs = _draw_inputs(model, tokenizer, depths, seed)
     recording = Recording()
-    _record(recording, model, tokenizer, depths, seed)
-    if half is not None:
-        narrow = Recording(finite=False)
-        _record(narrow, _narrowed(model, half), tokenizer, depths, seed)
-        _add_own_errors(recording, narrow.tensors)
+    _record(recording, exact_twin(model), inputs, depths)
+    own = Recording(finite=False)
+    _record(own, model if half is None else _narrowed(model, half), inputs, depths)
+    _add_reference_errors(recording, own.tensors)
     return recording.tensors, recording.entries
 
 
-def _record(
-    recording: Recording,
-    model: OuroborosForCausalLM,
-    tokenizer: Any,
-    depths: Sequence[int],
-    seed: int,
-) -> None:
+def _draw_inputs(
+    model: OuroborosForCausalLM, tokenizer: Any, depths: Sequence[int], seed: int | Sequence[int]
+) -> _Inputs:
     generator = np.random.default_rng(seed)
     special = set(getattr(tokenizer, "all_special_ids", None) or [])
     ordinary = np.array([i for i in range(model.config.vocab_size) if i not in special])
     prompt = generator.choice(ordinary, (1, PREFILL + DECODE))
     batch = generator.choice(ordinary, (3, PADDED))
-    for depth in depths:
-        _record_decode(recording, model, prompt, depth)
-        _record_batch(recording, model, batch, "padded", f"padded-d{depth:02}", [depth] * 3)
-    top = max(depths)
-    rows = [top, max(1, top // 2), 1]
-    _record_batch(recording, model, batch, "mixed", f"mixed-d{top:02}", rows)
-    wanted = sorted({depth for depth in GREEDY_DEPTHS if depth in depths} | {top})
-    for depth in wanted:
-        _record_greedy(recording, model, prompt[:, :PREFILL], depth)
+    length = min(LONG_SPANS[-1][1], model.config.max_position_embeddings)
+    long = generator.choice(ordinary, (1, length))
+    wanted = sorted({depth for depth in GREEDY_DEPTHS if depth in depths} | {max(depths)})
+    greedy = _continue_greedily(model, prompt[:, :PREFILL], wanted)
+    return _Inputs(prompt, batch, long, dict(zip(wanted, greedy, strict=True)))
+
+
+def _continue_greedily(
+    model: OuroborosForCausalLM, prompt: Array, depths: Sequence[int]
+) -> Sequence[Array]:
+    """PyTorch's greedy continuation of one prompt, int64 `[GREEDY]` a depth."""
+    cache = OuroborosCache(model.config.num_layers)
+    ids = torch.from_numpy(np.repeat(prompt, len(depths), axis=0))
+    tokens = []
+    for _ in range(GREEDY):
+        logits = model(
+            input_ids=ids, depth=list(depths), past_key_values=cache, use_cache=True
+        ).logits
+        ids = logits[:, -1].argmax(-1, keepdim=True)
+        tokens.append(ids)
+    return list(torch.cat(tokens, dim=1).numpy())
+
+
+def _record(
+    recording: Recording, model: OuroborosForCausalLM, inputs: _Inputs, depths: Sequence[int]
+) -> None:
+    _record_decode(recording, model, inputs.prompt, depths)
+    for depth, parts in _run_batch(model, inputs.batch, [[depth] * 3 for depth in depths]):
+        recording.add(f"padded-d{depth:02}", "padded", depth, parts, positions=[PADDED - 1])
+    top, some = max(depths), min(depths, key=lambda depth: abs(depth - LONG_DEPTH))
+    for _, parts in _run_batch(model, inputs.batch, [[top, max(1, top // 2), 1]]):
+        recording.add(f"mixed-d{top:02}", "mixed", top, parts, positions=[PADDED - 1])
+    _record_greedy(recording, model, inputs.prompt[:, :PREFILL], inputs.greedy)
+    _record_far(recording, model, inputs.prompt[:, :PREFILL], some)
+    _record_long(recording, model, inputs.long, some)
 
 
 def _narrowed(model: OuroborosForCausalLM, half: torch.dtype) -> OuroborosForCausalLM:
@@ -129,197 +178,134 @@ def _narrowed(model: OuroborosForCausalLM, half: torch.dtype) -> OuroborosForCau
     return copy.deepcopy(model, copies)
 
 
-def _add_own_errors(recording: Recording, narrow: dict[str, Array]) -> None:
-    """Adds to every case the relative L2 of PyTorch's own half-precision outputs."""
+def _add_reference_errors(recording: Recording, own: dict[str, Array]) -> None:
+    """Adds to every case the errors of PyTorch's own outputs, those of `own`."""
     by_depth: dict[int, float] = {}
     for entry in recording.entries:
-        name, errors = entry["name"], {}
-        for output in (name for name in _OUTPUTS if f"{entry['name']}.out.{name}" in narrow):
+        name, depth = entry["name"], entry["depth"]
+        errors = {}
+        for output in (one for one in _OUTPUTS if f"{name}.out.{one}" in own):
             key = f"{name}.out.{output}"
-            expected, found = recording.tensors[key], narrow[key]
-            if not np.isfinite(found).all():
-                errors[output] = math.inf
-            elif output == "logits":
-                rows = compare_logits(
-                    expected.reshape(-1, expected.shape[-1]), found.reshape(-1, found.shape[-1])
-                )
-                errors[output] = float(rows.relative_l2.max())
-            else:
-                valid = recording.tensors.get(f"{name}.valid.{output}")
-                errors[output] = compare(expected, found, valid).relative_l2
-        by_depth[entry["depth"]] = max(by_depth.get(entry["depth"], 0.0), errors.get("logits", 0.0))
-        # A greedy text of another precision may go elsewhere: its logits err as the others do.
-        errors = errors or {"tokens": by_depth[entry["depth"]]}
+            valid = recording.tensors.get(f"{name}.valid.{output}")
+            errors[output] = output_error(output, recording.tensors[key], own[key], valid)
+        by_depth[depth] = max(by_depth.get(depth, 0.0), errors.get("logits", 0.0))
+        # Of a greedy text two logits a token are kept: they err as the other cases' do.
+        errors = errors or {"tokens": by_depth[depth]}
         # JSON knows no infinity.
-        entry["own"] = {key: None if math.isinf(own) else own for key, own in errors.items()}
+        entry["reference_error"] = {
+            key: None if math.isinf(error) else error for key, error in errors.items()
+        }
 
 
 _OUTPUTS = ("logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value")
 
 
 def _record_decode(
-    recording: Recording, model: OuroborosForCausalLM, prompt: Array, depth: int
+    recording: Recording, model: OuroborosForCausalLM, prompt: Array, depths: Sequence[int]
 ) -> None:
-    """Records a prompt in one call, then three tokens on its cache."""
-    ids, rest = prompt[:, :PREFILL], prompt[:, PREFILL:]
-    cache = OuroborosCache(model.config.num_layers)
-    names = [f"prefill-d{depth:02}", f"decode-d{depth:02}"]
-    index = _last(PREFILL, 1)
-    parts = _run(model, ids, np.ones_like(ids), [depth], cache, index)
-    parts["in"].update(_empty_past(model, 1, depth))
-    recording.add(names[0], "prefill", depth, parts, positions=index[0].tolist())
-    mask = np.ones((1, PREFILL + DECODE), dtype=np.int64)
-    index = _last(DECODE, 1)
-    parts = _run(model, rest, mask, [depth], cache, index)
-    positions = (index[0] + PREFILL).tolist()
-    recording.add(names[1], "decode", depth, parts, positions=positions, after=names[0])
+    """Records a prompt in one call, then three tokens on its cache; every depth is a row."""
+    whole = np.repeat(prompt, len(depths), axis=0)
+    rows = [[depth] for depth in depths]
+    mask, cache = np.ones_like(whole), OuroborosCache(model.config.num_layers)
+    first = _last(PREFILL, len(depths))
+    parts = run_case(model, whole[:, :PREFILL], mask[:, :PREFILL], rows, cache, first)
+    for depth, part in take_apart(parts, rows):
+        part["in"].update(empty_past(model, 1, depth))
+        positions = first[0].tolist()
+        recording.add(f"prefill-d{depth:02}", "prefill", depth, part, positions=positions)
+    index = _last(DECODE, len(depths))
+    parts = run_case(model, whole[:, PREFILL:], mask, rows, cache, index)
+    for depth, part in take_apart(parts, rows):
+        positions, after = (index[0] + PREFILL).tolist(), f"prefill-d{depth:02}"
+        name = f"decode-d{depth:02}"
+        recording.add(name, "decode", depth, part, positions=positions, after=after)
 
 
-def _record_batch(
-    recording: Recording,
-    model: OuroborosForCausalLM,
-    ids: Array,
-    kind: str,
-    name: str,
-    rows: list[int],
-) -> None:
-    """Records three rows: whole, padded on the left, padded on the right."""
+def _run_batch(
+    model: OuroborosForCausalLM, ids: Array, rows: list[list[int]]
+) -> Iterator[tuple[int, Parts]]:
+    """Runs three rows, whole, padded on the left, padded on the right, once for each of `rows`."""
     mask = np.ones_like(ids)
     mask[1, :3], mask[2, -2:] = 0, 0
     index = np.array([[PADDED - 1], [PADDED - 1], [PADDED - 3]])
     cache = OuroborosCache(model.config.num_layers)
-    depth = max(rows)
-    parts = _run(model, ids, mask, rows, cache, index)
-    parts["in"].update(_empty_past(model, len(rows), depth))
-    # What padding and steps past a row's depth leave in the caches is never read.
-    steps = np.arange(depth)[None] < np.array(rows)[:, None]
-    valid = steps[:, :, None, None, None] & (mask != 0)[:, None, None, :, None]
-    parts["valid"] = {
-        "new_key_values.recurrent.key": valid,
-        "new_key_values.recurrent.value": valid,
-        "pool_sum": steps[:, :, None, None],
-    }
-    recording.add(name, kind, depth, parts, positions=[PADDED - 1])
+    many = [np.tile(one, (len(rows), 1)) for one in (ids, mask, index)]
+    parts = run_case(model, many[0], many[1], rows, cache, many[2])
+    for (depth, part), depths in zip(take_apart(parts, rows), rows, strict=True):
+        part["in"].update(empty_past(model, len(depths), depth))
+        # What padding and steps past a row's depth leave in the caches is never read.
+        steps = np.arange(depth)[None] < np.array(depths)[:, None]
+        valid = steps[:, :, None, None, None] & (mask != 0)[:, None, None, :, None]
+        part["valid"] = {
+            "new_key_values.recurrent.key": valid,
+            "new_key_values.recurrent.value": valid,
+            "pool_sum": steps[:, :, None, None],
+        }
+        yield depth, part
 
 
 def _record_greedy(
-    recording: Recording, model: OuroborosForCausalLM, prompt: Array, depth: int
+    recording: Recording, model: OuroborosForCausalLM, prompt: Array, greedy: dict[int, Array]
 ) -> None:
-    """Records PyTorch's greedy continuation and its two best logits at every token."""
+    """Records, at every token of a greedy text, its logit and the best of the others."""
     cache = OuroborosCache(model.config.num_layers)
-    ids = torch.from_numpy(prompt)
-    tokens, best = [], []
-    for _ in range(GREEDY):
-        logits = model(input_ids=ids, depth=depth, past_key_values=cache, use_cache=True).logits
-        top = logits[0, -1].topk(2)
-        tokens.append(int(top.indices[0]))
-        best.append(top.values.float().numpy())
-        ids = top.indices[:1][None]
+    depths = list(greedy)
+    tokens = np.stack([greedy[depth] for depth in depths])
+    logits: list[torch.Tensor] = []
+    for ids in (np.repeat(prompt, len(depths), axis=0), tokens[:, :-1]):
+        found = model(
+            input_ids=torch.from_numpy(ids), depth=depths, past_key_values=cache, use_cache=True
+        ).logits
+        logits.append(found[:, -1:] if not logits else found)
+    joined = torch.cat(logits, dim=1)
+    index = torch.from_numpy(tokens)[..., None]
+    others = joined.scatter(-1, index, -math.inf).amax(-1, keepdim=True)
+    best = torch.cat([joined.gather(-1, index), others], dim=-1).float().numpy()
+    for row, depth in enumerate(depths):
+        parts = {
+            "in": {"prompt": prompt[0]},
+            "out": {"tokens": tokens[row], "top2": best[row]},
+        }
+        recording.add(f"greedy-d{depth:02}", "greedy", depth, parts)
+
+
+def _record_far(recording: Recording, model: OuroborosForCausalLM, ids: Array, depth: int) -> None:
+    """Records a prompt that ends at the model's last position."""
+    count = min(ids.shape[1], model.config.max_position_embeddings)
+    ids = ids[:, :count]
+    last = model.config.max_position_embeddings - count
+    cache = OuroborosCache(model.config.num_layers)
+    index = np.arange(max(0, count - PICKED), count)[None]
+    parts = run_case(model, ids, np.ones_like(ids), [[depth]], cache, index, first_position=last)
+    (((_, part)),) = take_apart(parts, [[depth]])
+    part["in"].update(empty_past(model, 1, depth))
+    positions = (index[0] + last).tolist()
+    recording.add(f"far-d{depth:02}", "far", depth, part, positions=positions)
+
+
+def _record_long(recording: Recording, model: OuroborosForCausalLM, ids: Array, depth: int) -> None:
+    """Records a text to be fed from prompts of several lengths, each up to the end of its span."""
+    length = ids.shape[1]
+    spans = [(start, min(end, length)) for start, end in LONG_SPANS if start < length]
+    if model.config.pooling == "mean":  # frozen on the prompt: another prompt is another text
+        spans = spans[1:2] or spans[:1]
+        ids = ids[:, : spans[0][1]]
+    places = sorted({place for start, end in spans for place in range(start - 1, end)})
+    cache, mask = OuroborosCache(model.config.num_layers), np.ones_like(ids)
+    first = spans[0][0] if model.config.pooling == "mean" else ids.shape[1]
+    logits = []
+    for start, end in ((0, first), (first, ids.shape[1])):
+        picked = [place - start for place in places if start <= place < end]
+        if picked:
+            part, seen = ids[:, start:end], mask[:, :end]
+            found = run_case(model, part, seen, [[depth]], cache, np.array([picked]))
+            logits.append(found["out"]["logits"])
     parts = {
-        "in": {"prompt": prompt[0]},
-        "out": {"tokens": np.array(tokens, dtype=np.int64), "top2": np.stack(best)},
+        "in": {"tokens": ids[0], "spans": np.array(spans, dtype=np.int64)},
+        "out": {"logits": np.concatenate(logits, axis=1)},
     }
-    recording.add(f"greedy-d{depth:02}", "greedy", depth, parts)
+    recording.add(f"long-d{depth:02}", "long", depth, parts, positions=places)
 
 
 def _last(length: int, rows: int) -> Array:
     return np.tile(np.arange(length - PICKED, length), (rows, 1))
-
-
-def _run(
-    model: OuroborosForCausalLM,
-    ids: Array,
-    mask: Array,
-    rows: list[int],
-    cache: OuroborosCache,
-    index: Array,
-) -> dict[str, dict[str, Array]]:
-    """Runs PyTorch on `ids` `[B, S]` and returns the graph's inputs and outputs."""
-    depth, new, past = max(rows), ids.shape[1], cache.get_seq_length()
-    positions = np.maximum(mask.cumsum(1) - 1, 0)[:, past:]
-    sums = _pool_sums(model, ids, mask, rows, cache, index)
-    logits, pools = sums
-    keys, values = [], []
-    for step in range(depth):
-        layer = cache.layers[model.config.num_layers + step]
-        keys.append(layer.keys[:, :, -new:])
-        values.append(layer.values[:, :, -new:])
-    return {
-        "in": {
-            "input_ids": ids,
-            "position_ids": positions,
-            "attention_mask": mask,
-            "depth": np.array(depth, dtype=np.int64),
-            "row_depth": np.array(rows, dtype=np.int64),
-            "logit_index": index,
-        },
-        "out": {
-            "logits": logits,
-            "pool_sum": pools,
-            "new_key_values.recurrent.key": torch.stack(keys, 1).float().numpy(),
-            "new_key_values.recurrent.value": torch.stack(values, 1).float().numpy(),
-        },
-    }
-
-
-def _pool_sums(
-    model: OuroborosForCausalLM,
-    ids: Array,
-    mask: Array,
-    rows: list[int],
-    cache: OuroborosCache,
-    index: Array,
-) -> tuple[Array, Array]:
-    """Runs the model; returns logits `[B, K, V]` and pooled sums `[B, depth, K, d]`.
-
-    The cache keeps the sum at the last position only, so h before each step is recorded and
-    summed here, apart from the model's own code.
-    """
-    past = {step: pool.clone() for step, pool in cache.pool.items()}
-    hidden: list[torch.Tensor] = []
-    handle = model.recurrent.register_forward_pre_hook(
-        lambda module, inputs: hidden.append(inputs[0].float())
-    )
-    try:
-        logits = model(
-            input_ids=torch.from_numpy(ids),
-            attention_mask=torch.from_numpy(mask),
-            depth=rows,
-            past_key_values=cache,
-            use_cache=True,
-            logit_index=torch.from_numpy(index),
-        ).logits
-    finally:
-        handle.remove()
-    new = ids.shape[1]
-    valid = torch.from_numpy(mask[:, -new:, None]).float()
-    pools = []
-    for step, h in enumerate(hidden):
-        match model.config.pooling:
-            case "causal":
-                sums = (h * valid).cumsum(1) + past.get(step, 0.0)
-            case "mean":
-                sums = cache.pool[step].expand(-1, new, -1)
-            case _:
-                sums = h
-        picked = torch.from_numpy(index)[..., None].expand(-1, -1, h.shape[-1])
-        pools.append(sums.gather(1, picked))
-    return logits.float().numpy(), torch.stack(pools, 1).numpy()
-
-
-def _empty_past(model: OuroborosForCausalLM, batch: int, depth: int) -> dict[str, Array]:
-    config = model.config
-    kv, size = config.num_key_value_heads, config.head_dim
-
-    def zeros(*shape: int) -> Array:
-        return np.zeros(shape, dtype=np.float32)
-
-    past = {
-        f"past_key_values.{slot}.{kind}": zeros(batch, kv, 0, size)
-        for slot in range(config.num_layers)
-        for kind in ("key", "value")
-    }
-    for kind in ("key", "value"):
-        past[f"past_key_values.recurrent.{kind}"] = zeros(batch, depth, kv, 0, size)
-    past["past_pool_sum"] = zeros(batch, depth, config.hidden_size)
-    return past

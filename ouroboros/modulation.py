@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ouroboros.configuration import PROJECTIONS, STEP_NORM_EPS, OuroborosConfig
+from ouroboros.pooling import widen
 
 GATE_BIAS = -2.0
 """Where the gate's bias starts: sigmoid(-2) = 0.12, so 88 % of h is kept."""
@@ -143,9 +144,9 @@ class StepNorm(nn.Module):
 
     def forward(self, hidden: torch.Tensor, step: int) -> torch.Tensor:
         """Normalises `[batch, seq, hidden]` with the weight of `step`."""
-        x = hidden.float()
+        x = widen(hidden)
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + STEP_NORM_EPS)
-        return (x * self.weight[step].float()).to(hidden.dtype)
+        return (x * widen(self.weight[step])).to(hidden.dtype)
 
 
 class Gate(nn.Module):

@@ -1,6 +1,6 @@
 """What the Controller reads at each position, and the masks that keep documents apart.
 
-Everything here runs in float32 whatever the weights' type.
+Everything here runs in float32 whatever the weights' type; in float64 where the model does.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ class Sequences:
         return mask.masked_fill(~self.allowed, torch.finfo(dtype).min)[:, None]
 
 
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """Returns `x` in float32, or in float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def describe_sequences(
     batch: int,
     new: int,
@@ -70,12 +75,12 @@ def pool_causal(
     hidden: torch.Tensor, sequences: Sequences, cache: OuroborosCache | None, step: int
 ) -> torch.Tensor:
     """Averages h over the valid prefix of each position: `[B, S, d]`, exact with a cache."""
-    h = hidden.float()
+    h = widen(hidden)
     if sequences.documents is not None:
-        weights = sequences.allowed.float()
+        weights = sequences.allowed.to(h.dtype)
         pooled: torch.Tensor = weights @ h / weights.sum(-1, keepdim=True).clamp(min=1)
         return pooled
-    valid = sequences.valid.float()
+    valid = sequences.valid.to(h.dtype)
     sums = (h * valid[..., None]).cumsum(1)
     if cache is not None:
         if step in cache.pool:
@@ -95,11 +100,11 @@ def pool_mean(
     """
     if cache is not None and step in cache.pool:
         return cache.pool[step]
-    h = hidden.float()
-    valid = sequences.valid.float()
+    h = widen(hidden)
+    valid = sequences.valid.to(h.dtype)
     if sequences.documents is not None:
         same = sequences.documents[:, :, None] == sequences.documents[:, None, :]
-        weights = same.float() * valid[:, None, :]
+        weights = same.to(h.dtype) * valid[:, None, :]
         documents: torch.Tensor = weights @ h / weights.sum(-1, keepdim=True).clamp(min=1)
         return documents
     total = (h * valid[..., None]).sum(1, keepdim=True)
@@ -113,7 +118,7 @@ def pool_token(
     hidden: torch.Tensor, sequences: Sequences, cache: OuroborosCache | None, step: int
 ) -> torch.Tensor:
     """Returns h itself in float32: the Controller reads each token alone."""
-    return hidden.float()
+    return widen(hidden)
 
 
 POOLING = {"causal": pool_causal, "mean": pool_mean, "token": pool_token}

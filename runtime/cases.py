@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from runtime.errors import BundleError
 
-KINDS = ("prefill", "decode", "padded", "mixed", "greedy")
+KINDS = ("prefill", "decode", "padded", "mixed", "greedy", "far", "long")
 EVERY_DEPTH = ("prefill", "decode", "padded")  # kinds that every depth needs
-REQUIRED = (*EVERY_DEPTH, "mixed", "greedy")  # kinds that a recording needs
+REQUIRED = (*EVERY_DEPTH, "mixed", "greedy", "far", "long")  # kinds that a recording needs
 
 Array = NDArray[Any]
 
@@ -31,10 +31,10 @@ class Case:
         positions: place in the sequence of each position asked for; may be empty.
         after: the case whose new keys and values are this one's past, or None.
         inputs: by the graph's names.
-        outputs: PyTorch's, by the graph's names.
+        outputs: PyTorch's in float64, rounded to float32, by the graph's names.
         valid: boolean masks of the entries to compare, by output; missing where all are.
-        own: relative L2 error, by output, that PyTorch makes at the bundle's half precision;
-            infinite where it overflows.
+        reference_error: by output, the error against `outputs` that PyTorch itself makes in the
+            bundle's precision (`runtime.metrics.output_error`); infinite where it overflows.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Case:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     valid: Mapping[str, Array]
-    own: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    reference_error: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def load_cases(file: Path) -> list[Case]:
@@ -101,11 +101,11 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
         after = entry.get("after")
         if after is not None and after not in {case.name for case in cases}:
             raise BundleError(f"the recorded case {name} follows {after!r}, which is not before it")
-        errors = entry.get("own") or {}
+        errors = entry.get("reference_error") or {}
         if not isinstance(errors, Mapping) or not all(
-            e is None or type(e) is float for e in errors.values()
+            e is None or (type(e) is float and 0 <= e < math.inf) for e in errors.values()
         ):
-            raise BundleError(f"the recorded case {name} has errors that are no numbers")
+            raise BundleError(f"the recorded case {name} has errors that are no numbers above 0")
         parts_of = (own["in"], own["out"], own["valid"])
         known = {output: math.inf if e is None else e for output, e in errors.items()}
         cases.append(Case(name, kind, depth, tuple(positions), after, *parts_of, known))

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+_FLOOR = 0.01  # of the median channel's norm
+_SMALLEST = 1e-6  # of the mean channel's energy, where most channels are zero
+
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -93,6 +96,58 @@ def compare_logits(reference: Array, actual: Array) -> LogitDifference:
         agrees=expected.argmax(axis=1) == found.argmax(axis=1),
         margin=best[:, 1] - best[:, 0],
     )
+
+
+def output_error(name: str, reference: Array, actual: Array, valid: Array | None = None) -> float:
+    """The figure of one output of the graph that is judged; infinite where a number is not finite.
+
+    Args:
+        name: of the output.
+        reference: what PyTorch gave.
+        actual: float, of the same shape.
+        valid: as for `compare`.
+
+    Returns:
+        For logits the relative L2 of the worst position, for every other output `channel_error`.
+    """
+    if not (np.isfinite(_chosen(reference, valid)).all() and np.isfinite(actual).all()):
+        return float("inf")
+    if name != "logits":
+        return channel_error(reference, actual, valid)
+    rows = np.broadcast_to(True if valid is None else valid, reference.shape).any(axis=-1)
+    return float(compare_logits(reference[rows], actual[rows]).relative_l2.max(initial=0.0))
+
+
+def channel_error(reference: Array, actual: Array, valid: Array | None = None) -> float:
+    """The root mean square, over channels, of each channel's relative L2 error.
+
+    A few channels of real models are a thousand times as large as the others (massive activations,
+    key biases). In the norm of a whole tensor they are all that counts: an error in the rest would
+    not be seen. A channel below a hundredth of the median one is measured by that.
+
+    Args:
+        reference: pooled sums `[B, D, K, d]`, a channel each of d; or keys or values
+            `[B, D, kv, S, hd]`, a channel each of kv x hd.
+        actual: float, of the same shape.
+        valid: as for `compare`.
+    """
+    expected, error = reference.astype(np.float64), actual.astype(np.float64)
+    error -= expected
+    if valid is not None:
+        chosen = np.broadcast_to(valid, expected.shape)
+        expected, error = np.where(chosen, expected, 0.0), np.where(chosen, error, 0.0)
+    others = (0, 1, 3) if expected.ndim == 5 else tuple(range(expected.ndim - 1))
+    scale, distance = np.square(expected).sum(axis=others), np.square(error).sum(axis=others)
+    if not distance.any():
+        return 0.0
+    floor = max(float(np.median(scale)), float(scale.mean()) * _SMALLEST) * _FLOOR**2
+    if not floor:
+        return float("inf")
+    return float(np.sqrt((distance / np.maximum(scale, floor)).mean()))
+
+
+def _chosen(values: Array, valid: Array | None) -> Array:
+    return values if valid is None else values[np.broadcast_to(valid, values.shape)]
 
 
 def log_softmax(logits: Array) -> Array:

@@ -7,6 +7,7 @@ from pathlib import Path
 from runtime.errors import EngineError
 from runtime.parity import ParityReport
 
+LINEAR_POSITIONS = 32
 FLOOR = 1e-12  # an error of zero has no place on a logarithmic axis
 
 
@@ -42,6 +43,7 @@ def draw_parity(report: ParityReport, file: Path) -> None:
     """
     check_picture(file)
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     by_depth: dict[str, dict[int, float]] = {}
     by_position: dict[int, dict[int, float]] = {}
@@ -58,20 +60,39 @@ def draw_parity(report: ParityReport, file: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     for kind, points in sorted(by_depth.items()):
         depths = sorted(points)
-        left.plot(depths, [points[d] for d in depths], marker="o", markersize=4, label=kind)
+        # A kind of one depth is a mark above the lines, so that none hides it.
+        style = {"marker": "D", "linestyle": "", "zorder": 3} if len(depths) == 1 else {}
+        style = {"marker": "o", "markersize": 4, **style}
+        left.plot(depths, [points[d] for d in depths], label=kind, **style)
+    ends = (min(by_position, default=0), max(by_position, default=0))
     for depth, points in sorted(by_position.items()):
         places = sorted(points)
-        color = _color(depth, max(by_position))
-        label = f"depth {depth}" if depth in (min(by_position), max(by_position)) else None
+        label = f"depth {depth}" if depth in ends else None
+        color = _color(depth, ends[1])
         right.plot(places, [points[p] for p in places], ".", color=color, label=label)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    farthest = max((place for points in by_position.values() for place in points), default=0)
+    if farthest >= LINEAR_POSITIONS:  # from here on each step of the axis doubles the position
+        right.set_xscale("symlog", base=2, linthresh=LINEAR_POSITIONS)
+        doubled = range(LINEAR_POSITIONS.bit_length() - 1, farthest.bit_length() + 1)
+        ticks = [0, *(2**power for power in doubled)]
+        right.set_xticks(ticks, [str(tick) for tick in ticks], fontsize="small", rotation=45)
+        right.xaxis.set_minor_locator(NullLocator())
     for axes, name in ((left, "depth"), (right, "position in the sequence")):
-        axes.axhline(report.bound, color="red", linestyle="--", label=f"bound {report.bound:.0e}")
+        own = report.reference_error
+        if 0 < own < float("inf"):
+            axes.axhline(own, color="0.5", linestyle=":", label=f"PyTorch's own {own:.1e}")
+        if 0 < report.allowed < float("inf"):
+            label = f"allowed {report.allowed:.1e}"
+            axes.axhline(report.allowed, color="red", linestyle="--", label=label)
         axes.set_yscale("log")
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
     left.set_ylabel("worst relative L2 error of the logits")
-    figure.suptitle(f"Engine against PyTorch: {report.verdict}")
+    figure.suptitle(f"Engine against PyTorch in float64: {report.verdict}")
     figure.savefig(file, dpi=120)
 
 

@@ -14,7 +14,7 @@ from runtime.decoder import Decoder
 from runtime.errors import EngineError
 from runtime.manifest import Manifest
 from runtime.memory import Backend
-from runtime.metrics import INFINITE, Difference, compare, compare_logits
+from runtime.metrics import INFINITE, Difference, channel_error, compare, compare_logits
 
 COMPARED = ("logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value")
 
@@ -31,13 +31,14 @@ class Measurement:
         depth: steps the loop ran.
         output: the output's name.
         difference: errors over all compared entries.
-        worst_relative_l2: of the worst position for logits, else of the whole tensor.
+        worst_relative_l2: of the worst position for logits; of caches and pooled sums that of
+            all channels (`runtime.metrics.channel_error`).
         kl: of the worst position, in nats; None but for logits.
         mean_kl: over the positions, likewise.
         argmax_agreement: share of positions whose best token is PyTorch's; None but for logits.
         divergences: (index, margin of PyTorch's two best logits) of every other position.
         position_errors: relative L2 by place in the sequence.
-        own: the same error of PyTorch itself at the bundle's half precision; 0 for others.
+        reference_error: the same error of PyTorch itself in the bundle's precision.
         note: why nothing could be measured; empty where it could.
     """
 
@@ -52,7 +53,7 @@ class Measurement:
     argmax_agreement: float | None = None
     divergences: tuple[tuple[int, float], ...] = ()
     position_errors: tuple[tuple[int, float], ...] = ()
-    own: float = 0.0
+    reference_error: float = 0.0
     note: str = ""
 
 
@@ -67,8 +68,9 @@ def replay(backend: Backend, manifest: Manifest, cases: list[Case]) -> list[Meas
     measurements: list[Measurement] = []
     for case in cases:
         try:
-            if case.kind == "greedy":
-                measurements.append(_greedy(backend, manifest, case))
+            if case.kind in ("greedy", "long"):
+                feed = _greedy if case.kind == "greedy" else _long
+                measurements.append(feed(backend, manifest, case))
                 continue
             outputs = run_in_groups(backend, _inputs(case, manifest, kept))
         except (EngineError, KeyError, ValueError, IndexError) as error:
@@ -147,9 +149,9 @@ def _measure(case: Case, output: str, outputs: dict[str, Array]) -> Measurement:
     if not chosen.any():
         return _unmeasured(case, output, "no entry is compared")
     difference = compare(reference, actual, chosen)
-    relative_l2 = difference.relative_l2
     if output != "logits" or not difference.finite:
         note = "" if difference.finite else "NaN or infinity"
+        relative_l2 = float("inf") if note else channel_error(reference, actual, chosen)
         return Measurement(
             case.name,
             case.kind,
@@ -157,12 +159,20 @@ def _measure(case: Case, output: str, outputs: dict[str, Array]) -> Measurement:
             output,
             difference,
             relative_l2,
-            own=case.own.get(output, 0.0),
+            reference_error=case.reference_error.get(output, 0.0),
             note=note,
         )
     rows = chosen.any(axis=-1)
-    details = compare_logits(reference[rows], actual[rows])
     asked = np.broadcast_to(_positions(case, rows.shape[1]), rows.shape)[rows]
+    return _measure_logits(case, difference, reference[rows], actual[rows], asked)
+
+
+def _measure_logits(
+    case: Case, difference: Difference, reference: Array, actual: Array, places: Array
+) -> Measurement:
+    """Measures finite logits `[n, V]` at `places` `[n]` of the sequence."""
+    output = "logits"
+    details = compare_logits(reference, actual)
     divergences = [
         (int(index), float(details.margin[index])) for index in np.flatnonzero(~details.agrees)
     ]
@@ -178,9 +188,9 @@ def _measure(case: Case, output: str, outputs: dict[str, Array]) -> Measurement:
         argmax_agreement=float(details.agrees.mean()),
         divergences=tuple(divergences),
         position_errors=tuple(
-            zip(asked.tolist(), details.relative_l2.tolist(), strict=True),
+            zip(places.tolist(), details.relative_l2.tolist(), strict=True),
         ),
-        own=case.own.get(output, 0.0),
+        reference_error=case.reference_error.get(output, 0.0),
     )
 
 
@@ -226,8 +236,41 @@ def _greedy(backend: Backend, manifest: Manifest, case: Case) -> Measurement:
         argmax_agreement=1 - len(divergences) / len(tokens),
         divergences=tuple(divergences),
         position_errors=tuple((len(prompt) - 1 + i, float(e)) for i, e in enumerate(errors)),
-        own=case.own.get("tokens", 0.0),
+        reference_error=case.reference_error.get("tokens", 0.0),
     )
+
+
+def _long(backend: Backend, manifest: Manifest, case: Case) -> Measurement:
+    """A long text, fed through the engine's own cache from prompts of several lengths.
+
+    Some end near the chunk in which prompts are fed, some near where the cache grows; the tokens
+    after a prompt come one by one. Prompts that a plan can't hold are left out.
+    """
+    tokens, spans = case.inputs["tokens"].reshape(-1), case.inputs["spans"]
+    reference, places = case.outputs["logits"], np.array(case.positions)
+    if reference.ndim != 3 or reference.shape[:2] != (1, places.size) or spans.shape[1:] != (2,):
+        raise ValueError("its recorded tokens and logits do not fit together")
+    size = manifest.model.vocab_size
+    if tokens.min() < 0 or tokens.max() >= size or reference.shape[2] != size:
+        raise ValueError("its recorded tokens are outside the vocabulary")
+    row_of = {place: row for row, place in enumerate(places.tolist())}
+    asked: list[int] = []
+    found: list[Array] = []
+    for prompt, end in spans.tolist():
+        if end > backend.max_slots:
+            continue
+        decoder = Decoder(backend, manifest, [case.depth])
+        found.append(decoder.prefill([tokens[:prompt]])[0])
+        for place in range(prompt, end):
+            found.append(decoder.step(tokens[place : place + 1])[0].copy())
+        asked += range(prompt - 1, end)
+    if not asked:
+        raise ValueError(f"none of its prompts fits the {backend.max_slots} slots there are")
+    expected, actual = reference[0][[row_of[place] for place in asked]], np.stack(found)
+    difference = compare(expected, actual)
+    if not difference.finite:
+        return _unmeasured(case, "logits", "NaN or infinity")
+    return _measure_logits(case, difference, expected, actual, np.array(asked))
 
 
 def _unmeasured(case: Case, output: str, note: str) -> Measurement:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import build_bundle, build_checkpoint, build_original
+from tiny import build_bundle, build_checkpoint, build_massive, build_original
 
 from runtime import Engine
 
@@ -32,6 +32,23 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     """The bundle of the tiny checkpoint, depths 1..5; do not change it, copy it."""
     path = tmp_path_factory.mktemp("bundle") / "tiny"
     build_bundle(tiny_checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def massive_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 with massive activations, converted like the tiny checkpoint."""
+    path = tmp_path_factory.mktemp("massive")
+    build_massive(path / "original")
+    build_checkpoint(path / "original", path / "tiny", massive=True)
+    return path / "tiny"
+
+
+@pytest.fixture(scope="session")
+def massive_bundle(massive_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, depths 1..5; do not change it, copy it."""
+    path = tmp_path_factory.mktemp("massive-bundle") / "tiny"
+    build_bundle(massive_checkpoint, path)
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from runtime.cases import Case, load_cases, make_cases
 from runtime.errors import BundleError, EngineError
-from runtime.metrics import compare, compare_logits, log_softmax
+from runtime.metrics import channel_error, compare, compare_logits, log_softmax
 from runtime.parity import (
     AMBIGUOUS,
     FAIL,
@@ -22,10 +22,14 @@ from runtime.replay import Measurement, _measure
 
 
 def logits_case(
-    reference: np.ndarray, found: np.ndarray, valid: np.ndarray | None = None
+    reference: np.ndarray,
+    found: np.ndarray,
+    valid: np.ndarray | None = None,
+    reference_error: float = 0.0,
 ) -> Measurement:
     masks = {} if valid is None else {"logits": valid}
-    case = Case("prefill-d01", "prefill", 1, (), None, {}, {"logits": reference}, masks)
+    own = {"logits": reference_error}
+    case = Case("prefill-d01", "prefill", 1, (), None, {}, {"logits": reference}, masks, own)
     return _measure(case, "logits", {"logits": found})
 
 
@@ -71,6 +75,67 @@ def test_judge_one_bad_position_is_not_averaged_away() -> None:
     assert measured.difference.relative_l2 < 1e-5 < measured.worst_relative_l2
     assert judge([measured], 1e-5)[0][0].verdict == FAIL
     assert max(measured.position_errors, key=lambda p: p[1])[0] == 500
+
+
+def noisy(reference: np.ndarray, error: float) -> np.ndarray:
+    """`reference` with an error of that relative L2 at every position."""
+    noise = np.random.default_rng(1).normal(size=reference.shape)
+    scale, length = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (reference, noise))
+    found: np.ndarray = reference + error * scale * noise / length
+    return found
+
+
+def test_judge_allows_three_times_the_float32_error_of_pytorch(reference: np.ndarray) -> None:
+    """The bound of an output comes from the worst of its cases, whose BLAS sums in other orders."""
+    exact = reference.astype(np.float64)
+    lucky = logits_case(exact, noisy(exact, 2.9e-5), reference_error=1e-6)
+    other = logits_case(exact, exact, reference_error=1e-5)
+    for one, verdict in ((lucky, PASS), (logits_case(exact, noisy(exact, 3.1e-5)), FAIL)):
+        rows, _ = judge([one, other], 1e-5)
+        assert [row.verdict for row in rows] == [verdict, PASS]
+        assert rows[0].bound == pytest.approx(3e-5)
+    # No error of PyTorch's takes the bound below 1e-5, and one of another output is none of this.
+    assert judge([logits_case(exact, noisy(exact, 9e-6))], 1e-5)[0][0].verdict == PASS
+    key = Measurement("a", "prefill", 1, "pool_sum", lucky.difference, 0.0, reference_error=1.0)
+    assert [r.verdict for r in judge([lucky, key], 1e-5)[0]] == [FAIL, PASS]
+
+
+def test_judge_of_half_precision_holds_each_case_against_its_own(reference: np.ndarray) -> None:
+    exact = reference.astype(np.float64)
+    narrow = [logits_case(exact, noisy(exact, 3e-3), reference_error=own) for own in (1e-3, 2e-3)]
+    assert [row.verdict for row in judge(narrow, 1e-5, half=True)[0]] == [FAIL, PASS]
+
+
+def test_judge_an_overflow_of_pytorch_bounds_no_other_case(reference: np.ndarray) -> None:
+    exact = reference.astype(np.float64)
+    far = [logits_case(exact, noisy(exact, 1e-2), reference_error=own) for own in (np.inf, 1e-6)]
+    assert [row.verdict for row in judge(far, 1e-5)[0]] == [AMBIGUOUS, FAIL]
+
+
+def test_channel_error_sees_what_a_massive_channel_hides() -> None:
+    """One channel of 10,000 carries the norm; the others may be wrong by a percent unseen."""
+    reference = np.random.default_rng(0).normal(size=(2, 3, 4, 64))
+    reference[..., 5] += 1e4
+    found = reference.copy()
+    found[..., 6:] *= 1.01
+    assert compare(reference, found).relative_l2 < 1e-5
+    assert channel_error(reference, found) == pytest.approx(0.01 * np.sqrt(58 / 64))
+    assert channel_error(reference, reference) == 0
+    # A channel that is almost zero is no cause to fail: it is measured by a hundredth of the rest.
+    tiny = np.ones((2, 3, 4, 64))
+    tiny[..., 0] = 1e-9
+    assert channel_error(tiny, tiny + 1e-7) < 1e-5
+    assert channel_error(np.zeros((1, 1, 1, 4)), np.ones((1, 1, 1, 4))) == float("inf")
+
+
+def test_channel_error_counts_heads_apart_and_leaves_masked_entries_out() -> None:
+    reference = np.random.default_rng(0).normal(size=(2, 3, 2, 5, 4))
+    found = reference.copy()
+    found[:, :, 1, :, 2] *= 1.5
+    assert channel_error(reference, found) == pytest.approx(0.5 * np.sqrt(1 / 8))
+    found[1] = np.nan
+    valid = np.array([True, False])[:, None, None, None, None]
+    assert channel_error(reference, found, valid) == pytest.approx(0.5 * np.sqrt(1 / 8))
 
 
 def test_judge_nan_is_a_failure_on_either_side(reference: np.ndarray) -> None:
@@ -142,20 +207,32 @@ def test_missing_cases_are_named() -> None:
         *((kind, depth) for kind in ("prefill", "decode", "padded") for depth in (1, 2)),
         ("mixed", 2),
         ("greedy", 1),
+        ("far", 2),
+        ("long", 2),
     )
     assert missing_cases(full, [1, 2]) == []
     assert missing_cases(full, [1, 2, 3]) == [
         f"no {kind} case at depth 3" for kind in ("prefill", "decode", "padded")
     ]
-    assert len(missing_cases([], [1])) == 5
+    assert len(missing_cases([], [1])) == 7
 
 
 def test_make_cases_refuses_what_it_does_not_understand() -> None:
     tensors: dict[str, Any] = {"a.in.depth": np.array(1), "a.out.logits": np.zeros(1)}
     good: dict[str, Any] = {"name": "a", "kind": "prefill", "depth": 1, "positions": [0]}
     assert make_cases(tensors, [good])[0].inputs.keys() == {"depth"}
-    for bad in ({"kind": "other"}, {"depth": 1.0}, {"depth": None}, {"positions": ["x"]},
-                {"after": "b"}, {"name": None}, {"name": "b"}):  # fmt: skip
+    wrong: list[dict[str, Any]] = [
+        {"kind": "other"},
+        {"depth": 1.0},
+        {"depth": None},
+        {"positions": ["x"]},
+        {"after": "b"},
+        {"name": None},
+        {"name": "b"},
+        {"reference_error": {"logits": -1.0}},
+        {"reference_error": {"logits": np.nan}},
+    ]
+    for bad in wrong:
         with pytest.raises(BundleError):
             make_cases(tensors, [{**good, **bad}])
     with pytest.raises(BundleError, match="twice"):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 MAX_DEPTH = 5
+MASSIVE, MASSIVE_CHANNEL, MASSIVE_RMS = 500.0, 5, 500.0 / 64**0.5
 
 
-def build_original(path: Path) -> None:
-    """Writes a random Llama of 6 layers with a byte-level tokenizer and a chat template."""
-    import torch
+def build_tokenizer() -> Any:
+    """A byte-level tokenizer with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     letters = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -29,31 +30,90 @@ def build_original(path: Path) -> None:
         "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
+    return tokenizer
+
+
+def build_original(path: Path) -> None:
+    """Writes a random Llama of 6 layers with a byte-level tokenizer and a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    _save_random(path, LlamaConfig, LlamaForCausalLM, tie_word_embeddings=True)
+
+
+def build_massive(path: Path) -> None:
+    """Writes a random Qwen2 that has what real ones have and random ones lack.
+
+    One channel of the hidden state is 500 times the others, and biases of queries and keys, in
+    the rotary dimensions that hardly turn, make attention scores of about a thousand.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    def change(model: Any) -> None:
+        for name, weight in model.named_parameters():
+            if name.endswith("norm.weight"):
+                weight.fill_(MASSIVE_RMS)
+                weight[MASSIVE_CHANNEL] = 0.1
+            elif name.endswith(("q_proj.bias", "k_proj.bias")):
+                turning = weight.view(-1, 2, 8)  # heads, halves, frequencies
+                turning.zero_()
+                std = 100.0 if "k_proj" in name else 10.0
+                turning[..., 6:] = torch.randn(turning[..., 6:].shape) * std
+        model.model.embed_tokens.weight[:, MASSIVE_CHANNEL] = MASSIVE
+
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    _save_random(
+        path,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        change,
+        tie_word_embeddings=False,
+        rope_parameters=rope,
+    )
+
+
+def _save_random(
+    path: Path,
+    config_class: Any,
+    model_class: Any,
+    change: Callable[[Any], None] | None = None,
+    **more: Any,
+) -> None:
+    import torch
+
+    tokenizer = build_tokenizer()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(letters),
+    config = config_class(
+        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
+        **more,
     )
-    model = LlamaForCausalLM(config)
+    model = model_class(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:
                 weight.normal_(std=1.0 if "embed" in name else 0.4 * weight.shape[1] ** -0.5)
+        if change is not None:
+            change(model)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     (path / "LICENSE").write_text("The licence of the tiny model.\n")
 
 
-def build_checkpoint(original: Path, path: Path) -> None:
-    """Writes its conversion, 2 | 1 | 2, every trained part random, so that each one matters."""
+def build_checkpoint(original: Path, path: Path, massive: bool = False) -> None:
+    """Writes its conversion, 2 | 1 | 2, every trained part random, so that each one matters.
+
+    Those of a `massive` original are scaled as training would: no step is lost in one channel.
+    """
+    import torch
+
     from ouroboros import convert, load_checkpoint, save_checkpoint
 
     options: dict[str, Any] = {
@@ -66,6 +126,12 @@ def build_checkpoint(original: Path, path: Path) -> None:
     convert(str(original), path, prelude=2, coda=2, recurrent=3, **options)
     model, tokenizer = load_checkpoint(path)
     randomise(model)
+    if massive:
+        with torch.no_grad():
+            model.recurrent.norm.weight.mul_(MASSIVE_RMS)
+            model.recurrent.controller.style.weight[:, MASSIVE_CHANNEL].div_(MASSIVE)
+            for part in model.recurrent.gate.proj.weight.chunk(2, dim=-1):
+                part[:, MASSIVE_CHANNEL].div_(MASSIVE)
     model.config.trained_depths = [1, 2, 3, 4]
     save_checkpoint(model, tokenizer, path, keep=("LICENSE", "ATTRIBUTION"))
 

@@ -1,0 +1,139 @@
+"""Runs PyTorch on the graph's inputs and returns what the graph gives, apart from its code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ouroboros.cache import OuroborosCache
+from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.pooling import widen
+
+Array = NDArray[Any]
+Parts = dict[str, dict[str, Array]]
+"""Tensors of a case by part, `in`, `out` or `valid`, and name."""
+
+
+def take_apart(parts: Parts, rows: list[list[int]]) -> Iterator[tuple[int, Parts]]:
+    """Cuts a call of many rows into cases: each has as many steps as its deepest row."""
+    start = 0
+    for depths in rows:
+        part, depth = slice(start, start + len(depths)), max(depths)
+        start += len(depths)
+        yield (
+            depth,
+            {
+                "in": {name: value[part] for name, value in parts["in"].items()}
+                | {"depth": np.array(depth, dtype=np.int64)},
+                "out": {
+                    name: value[part] if name == "logits" else value[part, :depth]
+                    for name, value in parts["out"].items()
+                },
+            },
+        )
+
+
+def run_case(
+    model: OuroborosForCausalLM,
+    ids: Array,
+    mask: Array,
+    rows: list[list[int]],
+    cache: OuroborosCache,
+    index: Array,
+    first_position: int = 0,
+) -> Parts:
+    """Runs PyTorch on `ids` `[B, S]` and returns the graph's inputs, but `depth`, and outputs."""
+    flat = [depth for depths in rows for depth in depths]
+    new, past = ids.shape[1], cache.get_seq_length()
+    positions = np.maximum(mask.cumsum(1) - 1, 0)[:, past:] + first_position
+    logits, pools = _run_model(model, ids, mask, positions, flat, cache, index)
+    keys, values = [], []
+    for step in range(max(flat)):
+        layer = cache.layers[model.config.num_layers + step]
+        keys.append(layer.keys[:, :, -new:])
+        values.append(layer.values[:, :, -new:])
+    return {
+        "in": {
+            "input_ids": ids,
+            "position_ids": positions,
+            "attention_mask": mask,
+            "row_depth": np.array(flat, dtype=np.int64),
+            "logit_index": index,
+        },
+        "out": {
+            "logits": logits,
+            "pool_sum": pools,
+            "new_key_values.recurrent.key": torch.stack(keys, 1).float().numpy(),
+            "new_key_values.recurrent.value": torch.stack(values, 1).float().numpy(),
+        },
+    }
+
+
+def _run_model(
+    model: OuroborosForCausalLM,
+    ids: Array,
+    mask: Array,
+    positions: Array,
+    rows: list[int],
+    cache: OuroborosCache,
+    index: Array,
+) -> tuple[Array, Array]:
+    """Returns float32 logits `[B, K, V]` and pooled sums `[B, depth, K, d]`.
+
+    The cache keeps the sum at the last position only, so h before each step is recorded and
+    summed here, apart from the model's own code.
+    """
+    past = {step: pool.clone() for step, pool in cache.pool.items()}
+    hidden: list[torch.Tensor] = []
+    handle = model.recurrent.register_forward_pre_hook(
+        lambda module, inputs: hidden.append(widen(inputs[0]))
+    )
+    try:
+        logits = model(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            position_ids=torch.from_numpy(positions),
+            depth=rows,
+            past_key_values=cache,
+            use_cache=True,
+            logit_index=torch.from_numpy(index),
+        ).logits
+    finally:
+        handle.remove()
+    new = ids.shape[1]
+    pools = []
+    for step, h in enumerate(hidden):
+        match model.config.pooling:
+            case "causal":
+                valid = torch.from_numpy(mask[:, -new:, None]).to(h.dtype)
+                sums = (h * valid).cumsum(1) + past.get(step, 0.0)
+            case "mean":
+                sums = cache.pool[step].expand(-1, new, -1)
+            case _:
+                sums = h
+        picked = torch.from_numpy(index)[..., None].expand(-1, -1, h.shape[-1])
+        pools.append(sums.gather(1, picked))
+    return logits.float().numpy(), torch.stack(pools, 1).float().numpy()
+
+
+def empty_past(model: OuroborosForCausalLM, batch: int, depth: int) -> dict[str, Array]:
+    """Returns the graph's cache inputs before a first call: no slots, sums of zero."""
+    config = model.config
+    kv, size = config.num_key_value_heads, config.head_dim
+
+    def zeros(*shape: int) -> Array:
+        return np.zeros(shape, dtype=np.float32)
+
+    past = {
+        f"past_key_values.{slot}.{kind}": zeros(batch, kv, 0, size)
+        for slot in range(config.num_layers)
+        for kind in ("key", "value")
+    }
+    for kind in ("key", "value"):
+        past[f"past_key_values.recurrent.{kind}"] = zeros(batch, depth, kv, 0, size)
+    past["past_pool_sum"] = zeros(batch, depth, config.hidden_size)
+    return past
