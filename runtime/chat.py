@@ -49,6 +49,21 @@ class ChatTemplate:
         except Exception as error:
             raise BundleError(f"the chat template is not valid: {_line(error)}") from error
 
+    def prove(self) -> None:
+        """Renders a short conversation, which a template may refuse but must not run away with.
+
+        Raises:
+            BundleError: it calls itself without an end, or makes more than a template may.
+        """
+        from runtime.chat_sandbox import TooMuchError
+
+        try:
+            self.render([{"role": "user", "content": "Hi"}])
+        except EngineError as error:
+            cause = error.__cause__
+            if isinstance(cause, TooMuchError | RecursionError | MemoryError | OverflowError):
+                raise BundleError(f"the chat template can't be used: {_line(cause)}") from error
+
     def render(
         self,
         messages: Sequence[Message],

@@ -26,6 +26,10 @@ TURNS = "turns left"  # no name that a template could write
 PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
 
 
+class TooMuchError(TemplateError):
+    """A template does more than it may."""
+
+
 class Generation(Extension):
     """`{% generation %}`, which marks an answer for training: it renders what is in it."""
 
@@ -77,7 +81,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         tree = self.parse(source)
         for loop in [*tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))]:
             count = nodes.Filter(nodes.Const(0), TURNS, [], [], None, None)
-            loop.body.insert(0, nodes.ExprStmt(count).set_environment(self))
+            loop.body.insert(0, nodes.ExprStmt(count))
+            if isinstance(loop, nodes.For) and loop.test is not None:
+                yes = nodes.Filter(nodes.Const(True), TURNS, [], [], None, None)
+                loop.test = nodes.And(yes, loop.test)
         for joined in [*tree.find_all(nodes.Concat)]:
             inner = nodes.Concat(joined.nodes)
             joined.nodes = [nodes.Filter(inner, "bounded text", [], [], None, None)]
@@ -196,7 +203,7 @@ def _count_turn(context: Context, value: int) -> int:
     left = context.parent[TURNS]
     left[0] -= 1
     if left[0] < 0:
-        raise TemplateError(f"its loops and macros take more than {MOST_TURNS} turns")
+        raise TooMuchError(f"its loops and macros take more than {MOST_TURNS} turns")
     return value
 
 
@@ -231,7 +238,7 @@ def _size(value: Any) -> int:
 
 def _check_size(size: int) -> None:
     if size > MOST_CHARACTERS:
-        raise TemplateError(f"it makes more than {MOST_CHARACTERS} characters")
+        raise TooMuchError(f"it makes more than {MOST_CHARACTERS} characters")
 
 
 def _check_name(name: object) -> None:
