@@ -13,8 +13,9 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jinja2 import TemplateError, nodes, pass_context
+from jinja2 import TemplateError, nodes, pass_context, pass_eval_context
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_format, do_replace
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
@@ -62,6 +63,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = to_json
         for name in ("center", "indent"):
             self.filters[name] = _bounded(self.filters[name])
+        self.filters["format"] = _format
+        self.filters["replace"] = _replace
         self.filters[TURNS] = _count_turn
         self.filters["bounded text"] = _bound
         self.globals["raise_exception"] = _refuse
@@ -123,7 +126,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             args: as the template gives them.
             options: as the template gives them.
         """
-        owner, name = getattr(target, "__self__", None), getattr(target, "__name__", "")
+        inner = getattr(target, "__wrapped__", target)  # the sandbox wraps str.format
+        owner, name = getattr(inner, "__self__", None), getattr(inner, "__name__", "")
+        if name == "generate_lorem_ipsum":  # Jinja's `lipsum`
+            _check_size(1000 * max([0, *(v for v in (*args, *options.values()) if _is_int(v))]))
         if isinstance(owner, str):
             if name in PADDING:
                 _check_size(max([0, *(value for value in args if isinstance(value, int))]))
@@ -215,6 +221,23 @@ def _bounded(made: Callable[..., Any]) -> Callable[..., Any]:
         return made(value, *args, **options)
 
     return checked
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int)
+
+
+def _format(pattern: Any, *values: Any, **named: Any) -> str:
+    _check_format(str(pattern), (*values, *named.values()))
+    return str(do_format(pattern, *values, **named))
+
+
+@pass_eval_context
+def _replace(
+    context: nodes.EvalContext, text: Any, old: str, new: str, count: int | None = None
+) -> str:
+    _check_size((str(text).count(str(old)) + 1) * len(str(new)))
+    return str(do_replace(context, text, old, new, count))
 
 
 def _bound(text: Any) -> Any:
