@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jinja2 import TemplateError, nodes, pass_context, pass_eval_context
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import do_format, do_replace
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MOST_CHARACTERS = 2**24  # of a rendered chat, and of any text or list made on the way
@@ -84,7 +85,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         tree = self.parse(source)
         for loop in [*tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))]:
             count = nodes.Filter(nodes.Const(0), TURNS, [], [], None, None)
-            loop.body.insert(0, nodes.ExprStmt(count))
+            body: list[nodes.Node] = loop.body  # type: ignore[attr-defined]  # all three have one
+            body.insert(0, nodes.ExprStmt(count))
             if isinstance(loop, nodes.For) and loop.test is not None:
                 yes = nodes.Filter(nodes.Const(True), TURNS, [], [], None, None)
                 loop.test = nodes.And(yes, loop.test)
@@ -143,7 +145,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super().call(context, target, *args, **options)
 
     @staticmethod
-    def concat(parts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(parts: Iterable[str]) -> str:
         """Joins what a template writes.
 
         Args:
