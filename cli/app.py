@@ -95,9 +95,17 @@ def show_usage_error(error: Any) -> int:
     message = " ".join(error.format_message().split()).rstrip(".")
     if details := getattr(error.__cause__, "errors", None):
         message += f"; given: {details()[0]['input']!r}"
+    if kind == "NoSuchOption" and _takes_text(context):
+        message += "; put -- before a text that begins with a dash"
     typer.echo(f"error: {message}; see `{command} --help`", err=True)
     bad_value = isinstance(error, typer.BadParameter) and kind != "MissingParameter"
     return 1 if bad_value else 2
+
+
+def _takes_text(context: Any) -> bool:
+    """Whether the command of a context has an argument that is any text."""
+    parameters = context.command.params if context else []
+    return any(one.param_type_name == "argument" for one in parameters)
 
 
 def show_version(wanted: bool) -> None:

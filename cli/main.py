@@ -1,7 +1,11 @@
-"""The entry point of `ouro`: imports nothing before it can answer Ctrl-C in one line."""
+"""The entry point of `ouro`: imports nothing before it can answer Ctrl-C in one line.
+
+Whatever a command prints, a terminal or pipe with a narrow encoding shows what it can.
+"""
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -13,6 +17,7 @@ def main() -> None:
 
     A signal that asks it to end lets it clear up what it was writing.
     """
+    _replace_what_cannot_be_shown()
     for name in ("SIGTERM", "SIGHUP"):
         if number := getattr(signal, name, None):
             _end_by(number)
@@ -23,6 +28,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def _replace_what_cannot_be_shown() -> None:
+    # Strings with a lone surrogate can't be UTF-8 either, so that every stream needs it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
 
 
 def _end_by(number: signal.Signals) -> None:

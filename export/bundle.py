@@ -23,7 +23,13 @@ from export.passes.result import PassResult
 from export.precision import find_precision
 from export.quantize import quantize_model
 from export.storage import save_graph
-from export.text_files import TEMPLATE, TOKENIZER, check_chat_template, describe_tokens
+from export.text_files import (
+    TEMPLATE,
+    TOKENIZER,
+    check_chat_template,
+    describe_tokens,
+    name_unused_templates,
+)
 from export.trace import OPSET
 from export.trt_builder import GraphFacts, build_plans
 from export.trt_check import require_buildable
@@ -128,6 +134,8 @@ def export_bundle(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = describe_tokens(checkpoint, model, tokenizer)
     check_chat_template(checkpoint)
+    if others := name_unused_templates(checkpoint):
+        say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")
     build, plan_passes = None, list[PassResult]()
     if format == "trt":
         build = plan_builder(

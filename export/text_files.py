@@ -11,6 +11,7 @@ from runtime.chat import ChatTemplate
 from runtime.errors import BundleError
 
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
+OTHER_TEMPLATES = "additional_chat_templates"  # transformers' name for the folder
 
 
 def describe_tokens(
@@ -53,12 +54,18 @@ def check_chat_template(checkpoint: Path) -> None:
     """Refuses a chat template that the engine could not render.
 
     Raises:
-        ExportError: it is not UTF-8 or no Jinja template.
+        ExportError: it is not UTF-8, no Jinja template, or does more than a template may.
     """
     file = checkpoint / TEMPLATE
     if not file.is_file():
         return
     try:
-        ChatTemplate(file.read_text(encoding="utf-8"), {})
+        template = ChatTemplate(file.read_text(encoding="utf-8"), {})
+        template.prove()
     except (BundleError, UnicodeDecodeError, OSError) as error:
         raise ExportError(f"{file}: {error}; correct it or take it away") from error
+
+
+def name_unused_templates(checkpoint: Path) -> list[str]:
+    """Names of the chat templates beside the default one, which a bundle leaves out."""
+    return sorted(file.stem for file in (checkpoint / OTHER_TEMPLATES).glob("*.jinja"))

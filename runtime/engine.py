@@ -156,6 +156,8 @@ class Engine:
         states = self.new_rows(len(rows), max_new_tokens, temperature, top_k, top_p, seed, stop)
         cancelled = request.make_cancelled(cancel)
         decoder = self.new_decoder(depths)
+        for row, ids in zip(states, rows, strict=True):
+            row.begin(ids)
         for _ in decode(decoder, decoder.prefill(rows), states, cancelled):
             pass
         results = [row.result(len(ids)) for row, ids in zip(states, rows, strict=True)]

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from runtime.decoder import Decoder
 from runtime.sampling import Sampling, sample
-from runtime.text import Codec, StopScanner, TextStream
+from runtime.stop_strings import StopScanner, write_specials
+from runtime.text import Codec
+from runtime.text_stream import TextStream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Generation:
     """One finished sequence.
 
     Attributes:
-        text: the text of the new tokens, up to a stop string.
+        text: the text of the new tokens, up to a stop string: what `Engine.detokenize` gives for
+            prompt and new tokens, without what it gives for the prompt.
         tokens: the new tokens, an end-of-text token included.
         prompt_tokens: tokens fed before the first new one.
         finish_reason: "stop" (a stop string), "length", "eos" or "cancelled".
@@ -64,17 +67,30 @@ class Row:
         self.tokens: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None
+        self._codec = codec
+        self._full = ""  # the settled text of every token
+        self._specials: list[tuple[int, str]] = []  # place in it, and what stands there
         self._sampling, self._generator = sampling, generator
         self._stream, self._scanner = TextStream(codec), StopScanner(stops)
         self._eos, self._most = frozenset(eos), most
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Tells the tokens before the first new one, which the text of the new ones needs."""
+        self._stream = TextStream(self._codec, prompt)
+
+    @property
+    def spoken(self) -> str:
+        """The text of every token, special tokens and what follows a stop string included."""
+        return write_specials(self._full + self._stream.pending, self._specials)
 
     def take(self, logits: NDArray[Any]) -> Piece:
         """Chooses the next token from float32 [V] and returns it with its text."""
         token = sample(logits, self._sampling, self._generator)
         self.tokens.append(token)
+        special = self._codec.special(token)
         if token in self._eos:
-            return self._finish("eos", token, "")
-        shown = self._scanner.push(self._stream.push(token))
+            return self._finish("eos", token, "", special)
+        shown = self._scan(self._stream.push(token), special)
         if self._scanner.found:
             self.finish_reason = "stop"
         elif len(self.tokens) >= self._most:
@@ -90,9 +106,19 @@ class Row:
         """The sequence, once it has ended."""
         return Generation(self.text, self.tokens, prompt_tokens, self.finish_reason or "cancelled")
 
-    def _finish(self, reason: str, token: int | None, shown: str) -> Piece:
+    def _scan(self, piece: str, special: str | None) -> str:
+        """What may be shown after a piece of text and a special token, if there is one."""
+        self._full += piece
+        pending = self._stream.pending
+        if special is not None:
+            self._specials.append((len(self._full) + len(pending), special))
+        return self._scanner.push(piece, pending, special)
+
+    def _finish(
+        self, reason: str, token: int | None, shown: str, special: str | None = None
+    ) -> Piece:
         """Ends the sequence with the text still held back, which may complete a stop string."""
-        shown += self._scanner.push(self._stream.flush())
+        shown += self._scan(self._stream.flush(), special)
         if self._scanner.found:
             reason = "stop"
         else:

@@ -55,7 +55,7 @@ class Session:
         self.tokens: list[int] = []
         self._decoder: Decoder | None = None
         self._messages: list[dict[str, Any]] = []
-        self._text = ""  # of the chat so far, as rendered and answered
+        self._text = ""  # of the chat so far, as rendered and as answered, special tokens included
 
     def generate(
         self,
@@ -146,6 +146,7 @@ class Session:
         try:
             # The last token of an answer has not been fed: it comes first now.
             pending = self.tokens[decoder.cache.length :]
+            row.begin([*self.tokens, *turn.ids])
             self._messages, self._text = turn.messages, turn.text
             self.tokens.extend(turn.ids)
             logits = decoder.prefill([[*pending, *turn.ids]])
@@ -162,7 +163,7 @@ class Session:
         finally:
             if self._messages:
                 self._messages.append({"role": "assistant", "content": row.text})
-                self._text += row.text
+                self._text += row.spoken
 
     def _read(self, prompt: Any, most: int, chat: bool) -> _Turn:
         """What a prompt adds to the conversation as it is now.
@@ -177,32 +178,33 @@ class Session:
             ids, restart = self._continue_chat(text)
         else:
             messages, text, restart = [], "", False
-            ids = request.encode_prompt(
-                prompt, engine.codec, engine.manifest, first=not self.tokens
-            )
+            ids = self._continue(prompt)
         before = 0 if restart else len(self.tokens)
         engine.check_length(before + len(ids), most)
         return _Turn(ids, messages, text, restart)
 
+    def _continue(self, prompt: Any) -> list[int]:
+        """Tokens to feed for a prompt that is no chat."""
+        engine = self._engine
+        if self.tokens and isinstance(prompt, str) and prompt:
+            return self._checked(engine.codec.encode_after(self.tokens, prompt))
+        return request.encode_prompt(prompt, engine.codec, engine.manifest, first=not self.tokens)
+
     def _continue_chat(self, text: str) -> tuple[list[int], bool]:
         """Tokens to feed so that the cache holds a rendered chat, and whether to start over.
 
-        The cache is kept where the chat goes on exactly as it was answered. A template that
-        rewrites earlier turns, or an answer cut at a stop string, starts over.
+        The cache is kept where the chat goes on exactly as it was answered, also where the model
+        has put its answer into other tokens than the tokenizer would. A template that rewrites
+        earlier turns, or an answer cut inside a text that the chat does not repeat, starts over.
         """
-        engine = self._engine
-        encode = engine.codec.encode
-        kept = bool(self._text) and text.startswith(self._text)
-        if kept:
-            rest = text[len(self._text) :]
-            spoken = engine.codec.decode(self.tokens, skip_special_tokens=False)
-            end = engine.manifest.tokenizer.eos_token or ""
-            if end and spoken.endswith(end) and rest.startswith(end):
-                rest = rest[len(end) :]  # the model has said it
-                spoken = spoken[: -len(end)]
-            if spoken == self._text:
-                return self._checked(encode(rest, first=False)), False
-        return self._checked(encode(text, first=False)), bool(self.tokens)
+        codec, held = self._engine.codec, len(self.tokens)
+        whole = codec.encode(text, first=False)
+        if 0 < held < len(whole) and whole[:held] == self.tokens:
+            return self._checked(whole[held:]), False
+        said = self._text
+        if said and len(text) > len(said) and text.startswith(said):
+            return self._checked(codec.encode_after(self.tokens, text[len(said) :])), False
+        return self._checked(whole), bool(self.tokens)
 
     def _checked(self, ids: list[int]) -> list[int]:
         engine = self._engine

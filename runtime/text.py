@@ -1,16 +1,21 @@
-"""Text to tokens and back: a tokenizer, incremental detokenisation, and stop strings."""
+"""Text to tokens and back: the bundle's tokenizer."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, EngineError
+from runtime.stop_strings import StopScanner as StopScanner
+from runtime.text_stream import TextStream as TextStream
+from runtime.text_stream import Unsettled, find_unsettled
 
-UNKNOWN = "\ufffd"
-WINDOW = 16
-CONTEXT = 4
+# Text to put before a continuation: tokenizers join few things to at least one of these.
+ANCHORS = ("\n", "a", ".", "0")
+CONTINUED = 32  # tokens before a continuation that are encoded along
 
 
 class Codec:
@@ -50,71 +55,62 @@ class Codec:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [*self._first, *ids] if first else list(ids)
 
+    def encode_after(self, before: Sequence[int], text: str) -> list[int]:
+        """Token ids of a text that continues a sequence.
+
+        Where the sequence and the text, encoded as one, begin with the sequence's own tokens, the
+        rest of them; else the tokens that the text has in the middle of another, so that no space
+        or begin-of-word mark comes in between.
+
+        Args:
+            before: the sequence so far, not empty.
+            text: what goes on.
+
+        Raises:
+            EngineError: as `encode`.
+        """
+        plain = self.encode(text, first=False)
+        last = list(before[-CONTINUED:])
+        said = self.decode(last, skip_special_tokens=False)
+        known = self.encode(said, first=False)
+        whole = self.encode(said + text, first=False)
+        if known and known[-1] == last[-1] and whole[: len(known)] == known:
+            return whole[len(known) :]
+        found = []
+        for anchor in ANCHORS:
+            known = self.encode(anchor, first=False)
+            whole = self.encode(anchor + text, first=False)
+            if known and whole[: len(known)] == known:
+                shown = self.decode(known, skip_special_tokens=False)
+                if self.decode(whole, skip_special_tokens=False) == shown + text:
+                    return whole[len(known) :]
+                found.append(whole[len(known) :])
+        return [*found, plain][0]
+
+    @cached_property
+    def unsettled(self) -> Unsettled:
+        """What of a decoded text later tokens may still change."""
+        decoder = self._tokenizer.decoder
+        vocabulary = range(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        return find_unsettled(
+            None if decoder is None else json.loads(decoder.__getstate__()),
+            self._tokenizer.token_to_id,
+            next((token for token in vocabulary if not self.skips(token)), None),
+        )
+
+    def special(self, token: int) -> str | None:
+        """How a special token is written; None for any other token."""
+        return self._specials.get(token)
+
+    def skips(self, token: int) -> bool:
+        """Whether `decode` leaves a token out: a special one, or one the tokenizer lacks."""
+        return token in self._specials or self._tokenizer.id_to_token(token) is None
+
+    @cached_property
+    def _specials(self) -> dict[int, str]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {number: token.content for number, token in added.items() if token.special}
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
-
-
-class TextStream:
-    """Turns a growing list of tokens into pieces of text which never need to be taken back.
-
-    A character whose bytes are spread over several tokens comes out whole, with its last token.
-    """
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self._window: list[int] = []
-        self._emitted = 0
-
-    def push(self, token: int) -> str:
-        """Adds a token and returns the text that is complete with it, possibly empty."""
-        self._window.append(token)
-        text = self._codec.decode(self._window)
-        held = min(len(text) - len(text.rstrip(UNKNOWN)), 3)  # may become a character yet
-        piece = text[self._emitted : len(text) - held]
-        self._emitted += len(piece)
-        if held == 0 and len(self._window) >= WINDOW:
-            # The tokens before are decoded along, since a token's text can depend on its neighbour.
-            self._window = self._window[-CONTEXT:]
-            self._emitted = len(self._codec.decode(self._window))
-        return piece
-
-    def flush(self) -> str:
-        """The rest, where the tokens end in the middle of a character."""
-        text = self._codec.decode(self._window)
-        piece = text[self._emitted :]
-        self._emitted = len(text)
-        return piece
-
-
-class StopScanner:
-    """Finds stop strings in a stream of text, holding back what may be the start of one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found = False
-
-    def push(self, piece: str) -> str:
-        """Adds text and returns what is safe to show; `found` turns true at a stop string."""
-        if not self._stops:
-            return piece
-        text = self._held + piece
-        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
-        if starts:
-            self.found = True
-            self._held = ""
-            return text[: min(starts)]
-        longest = max(len(stop) for stop in self._stops) - 1
-        keep = 0
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(len(stop) > length and stop.startswith(text[-length:]) for stop in self._stops):
-                keep = length
-                break
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def flush(self) -> str:
-        """What was held back, once no more text comes."""
-        held, self._held = self._held, ""
-        return held
