@@ -71,6 +71,7 @@ class Row:
         self._full = ""  # the settled text of every token
         self._specials: list[tuple[int, str]] = []  # place in it, and what stands there
         self._sampling, self._generator = sampling, generator
+        self._stops = tuple(stops)
         self._stream, self._scanner = TextStream(codec), StopScanner(stops)
         self._eos, self._most = frozenset(eos), most
 
@@ -109,6 +110,8 @@ class Row:
     def _scan(self, piece: str, special: str | None) -> str:
         """What may be shown after a piece of text and a special token, if there is one."""
         self._full += piece
+        if special is None and not self._stops:
+            return piece  # what is pending may take decoding everything: only where it is needed
         pending = self._stream.pending
         if special is not None:
             self._specials.append((len(self._full) + len(pending), special))
