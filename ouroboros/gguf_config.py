@@ -86,7 +86,7 @@ def check_model(header: GgufHeader, architecture: str) -> dict[str, Any]:
 
 
 def _whole(header: GgufHeader, key: str, required: bool) -> int | None:
-    value = header.metadata.get(key)
+    value: Any = header.metadata.get(key)
     if value is None and not required:
         return None
     if not is_whole(value) or not 1 <= value < MAX_SIZE:
@@ -98,7 +98,7 @@ def _whole(header: GgufHeader, key: str, required: bool) -> int | None:
 
 
 def _positive(header: GgufHeader, key: str, default: float | None) -> float:
-    value = header.metadata.get(key, default)
+    value: Any = header.metadata.get(key, default)
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or value <= 0:
         said = "is missing" if value is None else f"is {value!r:.60}"

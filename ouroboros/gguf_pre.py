@@ -35,7 +35,7 @@ _GPT4O = (
     rf"|\p{{N}}{{1,3}}|{_SLASHED}"
 )
 _BAILING = (
-    rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}+|\p{{N}}"
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 _SEED = rf"{_SUFFIX}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
@@ -69,7 +69,6 @@ _CASED = (
 _DEEPSEEK_MARKS = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
 
 DIGIT = "digit"  # every digit by itself
-PUNCTUATION, DIGITS = "punctuation", "digits"  # runs of them
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Rule:
 
     Attributes:
         cuts: one after another, each on the pieces of the former: a regex whose matches become
-            pieces, or one of the words above.
+            pieces, or DIGIT.
         gpt2: whether GPT-2's own pattern follows.
         whole: whether a piece that is a token is taken without merges.
         bos: whether a begin-of-text token is put first where the file does not say.
@@ -99,10 +98,6 @@ class Rule:
         for cut in self.cuts:
             if cut == DIGIT:
                 made.append(pre_tokenizers.Digits(individual_digits=True))
-            elif cut == DIGITS:
-                made.append(pre_tokenizers.Digits(individual_digits=False))
-            elif cut == PUNCTUATION:
-                made.append(pre_tokenizers.Punctuation("contiguous"))
             else:
                 made.append(pre_tokenizers.Split(Regex(cut), "isolated"))
         last = pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=self.gpt2)
@@ -132,7 +127,7 @@ _BY_RULE: tuple[tuple[Rule, str], ...] = (
     ),
     (Rule(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, DIGIT)), "deepseek-coder"),
     (_DEEPSEEK_V3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
-    (Rule((PUNCTUATION, _GPT2, DIGITS, "[0-9][0-9][0-9]")), "falcon"),
+    (Rule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")), "falcon"),
     (
         _DIGIT_GPT2,
         "starcoder refact smollm codeshell exaone minerva minerva-7b mellum2",
@@ -140,9 +135,9 @@ _BY_RULE: tuple[tuple[Rule, str], ...] = (
     (Rule((DIGIT,), gpt2=True, nfc=True), "command-r"),
     (
         _PLAIN_GPT2,
-        "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert "
-        "jais trillion granite-docling exaone4",
+        "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum exaone4",
     ),
+    (_PLAIN_GPT2, "modern-bert jais trillion granite-docling"),
     (Rule(gpt2=True, nfc=True), "mpt olmo"),
     (Rule((_QWEN2,), nfc=True), "qwen2 f2llmv2"),
     (

@@ -196,7 +196,8 @@ class _Reader:
             )
         if not isinstance(name, str) or name not in RULES:
             raise ConfigError(
-                f"{self.path}: the pre-tokenizer tokenizer.ggml.pre={name!r:.60} is unknown; {_CURE}"
+                f"{self.path}: the pre-tokenizer tokenizer.ggml.pre={name!r:.60} is unknown; "
+                f"{_CURE}"
             )
         return RULES[name]
 
@@ -220,7 +221,8 @@ class _Reader:
             if name == "added_tokens" or name.endswith("_token_id"):
                 continue
             raise ConfigError(
-                f"{self.path}: {key:.80} is not read from a .gguf file and may change tokens; {_CURE}"
+                f"{self.path}: {key:.80} is not read from a .gguf file and may change "
+                f"tokens; {_CURE}"
             )
 
     def _stated_merges(self) -> list[tuple[str, str]]:
