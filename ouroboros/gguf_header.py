@@ -69,7 +69,7 @@ class GgufHeader:
     tensors: dict[str, GgufTensor]
 
 
-class _Bad(Exception):
+class _BadHeaderError(Exception):
     """What is wrong with a header; the caller adds the file and what to do."""
 
 
@@ -86,7 +86,9 @@ class _Cursor:
 
     def take(self, size: int, what: str) -> bytes:
         if size > self.left():
-            raise _Bad(f"{what} at byte {self.at} is {size} bytes long, {self.left()} are left")
+            raise _BadHeaderError(
+                f"{what} at byte {self.at} is {size} bytes long, {self.left()} are left"
+            )
         piece = self.data[self.at : self.at + size]
         self.at += size
         return piece
@@ -99,7 +101,7 @@ class _Cursor:
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError:
-            raise _Bad(f"{what} is no UTF-8") from None
+            raise _BadHeaderError(f"{what} is no UTF-8") from None
 
     def value(self, kind: int, key: str) -> Any:
         if kind in _SCALARS:
@@ -107,14 +109,14 @@ class _Cursor:
         if kind == _STRING:
             return self.text(key)
         if kind != _ARRAY:
-            raise _Bad(f"{key:.80} has the unknown value type {kind}")
+            raise _BadHeaderError(f"{key:.80} has the unknown value type {kind}")
         item, count = self.number("I", key), self.number("Q", key)
         width = struct.calcsize("<" + _SCALARS[item]) if item in _SCALARS else 8
         if item not in _SCALARS and item != _STRING:
-            raise _Bad(f"{key:.80} is an array of type {item}")
+            raise _BadHeaderError(f"{key:.80} is an array of type {item}")
         self.items += count
         if count * width > self.left() or self.items > MAX_ITEMS:
-            raise _Bad(f"{key:.80} is an array of {count} values")
+            raise _BadHeaderError(f"{key:.80} is an array of {count} values")
         if item == _STRING:
             return [self.text(key) for _ in range(count)]
         return list(struct.unpack(f"<{count}{_SCALARS[item]}", self.take(count * width, key)))
@@ -130,10 +132,10 @@ def read_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file:
             if not path.stat().st_size:
-                raise _Bad("it is empty")
+                raise _BadHeaderError("it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(path, _Cursor(data))
-    except _Bad as error:
+    except _BadHeaderError as error:
         raise CheckpointError(
             f"{path}: truncated or not a GGUF file ({' '.join(str(error).split())}); "
             "download it again"
@@ -144,21 +146,21 @@ def read_header(path: Path) -> GgufHeader:
 
 def _parse(path: Path, cursor: _Cursor) -> GgufHeader:
     if cursor.take(4, "the mark") != b"GGUF":
-        raise _Bad("it does not begin with GGUF")
+        raise _BadHeaderError("it does not begin with GGUF")
     _check_version(path, cursor.number("I", "the version"))
     tensors, entries = cursor.number("Q", "a count"), cursor.number("Q", "a count")
     for count, name in ((tensors, "tensors"), (entries, "keys")):
         if count > min(MAX_ENTRIES, cursor.left() // 13):
-            raise _Bad(f"it announces {count} {name}")
+            raise _BadHeaderError(f"it announces {count} {name}")
     metadata: dict[str, Any] = {}
     for _ in range(entries):
         key = cursor.text("a key")
         if key in metadata:
-            raise _Bad(f"the key {key!r:.80} stands twice")
+            raise _BadHeaderError(f"the key {key!r:.80} stands twice")
         metadata[key] = cursor.value(cursor.number("I", key), key)
     alignment = metadata.get("general.alignment", _ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise _Bad(f"general.alignment={alignment!r:.80} is no power of two")
+        raise _BadHeaderError(f"general.alignment={alignment!r:.80} is no power of two")
     found = _read_tensors(cursor, tensors, alignment)
     _check_places(list(found.values()), -(-cursor.at // alignment) * alignment, len(cursor.data))
     if metadata.get("split.count", 1) not in (0, 1):
@@ -183,7 +185,7 @@ def _check_version(path: Path, version: int) -> None:
             "model's Hugging Face directory or hub id"
         )
     if version != 1:
-        raise _Bad(f"its version is {version}, known are 2 and 3")
+        raise _BadHeaderError(f"its version is {version}, known are 2 and 3")
     raise ConfigError(
         f"{path}: GGUF version 1; allowed are 2 and 3: write it anew with a current llama.cpp"
     )
@@ -197,21 +199,21 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Gguf
     for _ in range(count):
         name = cursor.text("a tensor's name")
         if name in found:
-            raise _Bad(f"the tensor {name!r:.80} stands twice")
+            raise _BadHeaderError(f"the tensor {name!r:.80} stands twice")
         dims = cursor.number("I", name)
         if not 1 <= dims <= MAX_DIMS:
-            raise _Bad(f"{name:.80} has {dims} dimensions")
+            raise _BadHeaderError(f"{name:.80} has {dims} dimensions")
         shape = [cursor.number("Q", name) for _ in range(dims)]
         kind, start = cursor.number("I", name), cursor.number("Q", name)
         numbers = 1
         for length in shape:
             numbers *= length
         if not 0 < numbers < 1 << 63:
-            raise _Bad(f"{name:.80} has the shape {shape}")
+            raise _BadHeaderError(f"{name:.80} has the shape {shape}")
         try:
             per_block, bytes_per_block = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
-            raise _Bad(f"{name:.80} has the unknown type {kind}") from None
+            raise _BadHeaderError(f"{name:.80} has the unknown type {kind}") from None
         if kind not in readable:
             try:
                 dequantize(
@@ -225,7 +227,9 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Gguf
                 ) from None
             readable.add(kind)
         if shape[0] % per_block or start % alignment:
-            raise _Bad(f"{name:.80} of shape {shape} at {start} does not fit its type's blocks")
+            raise _BadHeaderError(
+                f"{name:.80} of shape {shape} at {start} does not fit its type's blocks"
+            )
         size = numbers // per_block * bytes_per_block
         found[name] = GgufTensor(name, tuple(reversed(shape)), kind, start, size)
     return found
@@ -235,7 +239,9 @@ def _check_places(tensors: list[GgufTensor], data: int, size: int) -> None:
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.start):
         if tensor.start < end:
-            raise _Bad(f"{tensor.name:.80} overlaps the tensor before it")
+            raise _BadHeaderError(f"{tensor.name:.80} overlaps the tensor before it")
         end = tensor.start + tensor.size
         if data + end > size:
-            raise _Bad(f"{tensor.name:.80} ends at byte {data + end}, the file at {size}")
+            raise _BadHeaderError(
+                f"{tensor.name:.80} ends at byte {data + end}, the file at {size}"
+            )
