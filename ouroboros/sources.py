@@ -20,6 +20,9 @@ from transformers.utils import logging as transformers_logging
 from ouroboros.attribution import Papers, papers_of_folder, papers_of_hub
 from ouroboros.base_config import check_architecture
 from ouroboros.errors import CheckpointError, ConfigError
+from ouroboros.gguf_config import check_model
+from ouroboros.gguf_header import GgufHeader, read_header
+from ouroboros.gguf_tokenizer import build_tokenizer, check_tokenizer, special_ids
 
 _PIECE = 1 << 24
 FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors calls them
@@ -87,7 +90,8 @@ def locate(source: str) -> Location:
         ConfigError: its architecture does not convert.
     """
     path = _local_path(source)
-    gguf = _read_gguf(path) if path is not None and path.is_file() else {}
+    header = _read_gguf(path) if path is not None and path.is_file() else None
+    gguf = _without_vocabulary(header.metadata) if header else {}
     where, extra = _arguments(source, path)
     with quiet_transformers():
         try:
@@ -98,6 +102,9 @@ def locate(source: str) -> Location:
                 f"{source}: can't read the model's config: {one_line(error)}"
             ) from error
         _require_architecture(source, model_type)
+        if header:
+            values |= check_model(header, header.metadata["general.architecture"])
+            values |= special_ids(header)
         try:
             config = CONFIG_MAPPING[model_type].from_dict(values)
         except Exception as error:
@@ -109,12 +116,17 @@ def locate(source: str) -> Location:
 def _local_path(source: str) -> Path | None:
     """Returns the directory or .gguf file that `source` names, None where it is a hub id."""
     path = Path(source)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
         if not path.is_file():
             raise CheckpointError(f"{source}: no such file; check the path of the .gguf")
         return path
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if found := sorted(p for p in path.iterdir() if p.suffix.lower() == ".gguf"):
+                raise CheckpointError(
+                    f"{source}: no config.json in this directory but a .gguf file; give the file: "
+                    f"{found[0]}"
+                )
             raise CheckpointError(
                 f"{source}: no config.json in this directory; give a Hugging Face model "
                 "directory, a .gguf file or a hub id"
@@ -136,6 +148,14 @@ def _arguments(source: str, path: Path | None) -> tuple[str, dict[str, Any]]:
     return source, {"local_files_only": True}
 
 
+def _without_vocabulary(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in metadata.items()
+        if not name.startswith("tokenizer.") or name == "tokenizer.ggml.model"
+    }
+
+
 def _require_architecture(source: str, model_type: Any) -> None:
     try:
         check_architecture(model_type)
@@ -143,36 +163,19 @@ def _require_architecture(source: str, model_type: Any) -> None:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def _read_gguf(path: Path) -> dict[str, Any]:
-    """Returns the metadata of a .gguf file, without its vocabulary.
+def _read_gguf(path: Path) -> GgufHeader:
+    """Returns the checked header of a .gguf file.
 
     Raises:
-        CheckpointError: it is truncated or no such file.
+        CheckpointError: it is truncated, damaged or incomplete.
         ConfigError: its architecture does not convert, or not from a .gguf file.
     """
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(path)
-        metadata = {
-            name: part.contents()
-            for name, part in reader.fields.items()
-            if not name.startswith("tokenizer.") or name == "tokenizer.ggml.model"
-        }
-        tensors = {tensor.name for tensor in reader.tensors}
-    except Exception as error:  # the reader runs into a damaged file wherever it happens to
-        raise CheckpointError(
-            f"{path}: truncated or not a GGUF file ({one_line(error)}); download it again"
-        ) from error
-    architecture = metadata.get("general.architecture")
+    header = read_header(path)
+    architecture = header.metadata.get("general.architecture")
     _require_architecture(str(path), architecture)
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none" or "rope_freqs.weight" in tensors:
-        raise ConfigError(
-            f"{path}: its RoPE scaling is not read from a .gguf file by transformers, so the "
-            "positions would be wrong; convert the model's Hugging Face directory or hub id"
-        )
-    return metadata
+    check_model(header, str(architecture))
+    check_tokenizer(header)
+    return header
 
 
 def load_source(source: str | Location) -> Source:
@@ -228,6 +231,8 @@ def load_tokenizer(place: Location) -> Any:
     """
     if place.gguf and place.gguf.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
         return None
+    if place.gguf and place.path is not None:
+        return build_tokenizer(read_header(place.path))
     if place.path is not None and place.path.is_dir() and not _tokenizer_files(place):
         return None
     where, extra = _arguments(place.source, place.path)

@@ -57,6 +57,7 @@ def write_gguf(original: Path, file: Path, *, arch: str = "llama", **strings: st
     # transformers wants at least one merge: the last, rarest letter makes room for its result.
     tokens = [*sorted(vocabulary, key=vocabulary.__getitem__)[:-1], "He"]
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3, *[1] * (len(tokens) - 3)])
     writer.add_token_merges(["H e"])
