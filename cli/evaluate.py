@@ -216,5 +216,7 @@ class _BundleTokenizer:
     def __init__(self, engine: Engine) -> None:
         self._codec = engine.codec
 
-    def __call__(self, texts: Sequence[str], **_: object) -> dict[str, list[list[int]]]:
-        return {"input_ids": [self._codec.encode(text, first=False) for text in texts]}
+    def __call__(
+        self, texts: Sequence[str], add_special_tokens: bool = True, **_: object
+    ) -> dict[str, list[list[int]]]:
+        return {"input_ids": [self._codec.encode(text, add_special_tokens) for text in texts]}
