@@ -116,21 +116,22 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
         console: where to.
         every: one row a case and output, not one a depth.
     """
-    from rich.console import Console
+    from cli.screen import print_table
 
     if every:
-        wide = Console(width=max(console.width, 150))
-        wide.print(full_table(report))
+        print_table(full_table(report), console)
     else:
-        console.print(depth_table(report))
+        print_table(depth_table(report), console)
     for problem in report.problems:
-        console.print(f"[bold red]missing:[/] {problem}")
+        console.print(f"[bold red]missing:[/] {problem}", soft_wrap=True)
     failed = [row for row in report.rows if row.verdict == "FAIL"]
     for row in failed[:10]:
         where = f"{row.measurement.case}, {row.measurement.output}"
         console.print(f"[bold red]FAIL[/] {where}: {row.reason}", soft_wrap=True)
     if len(failed) > 10:
-        console.print(f"... and {len(failed) - 10} more; --all or --json shows them")
+        console.print(
+            f"... and {len(failed) - 10} more; --all or --json shows them", soft_wrap=True
+        )
     unbounded = sum(row.measurement.own == float("inf") for row in report.rows)
     if unbounded:
         console.print(
@@ -139,7 +140,8 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
             soft_wrap=True,
         )
     console.print(
-        f"{len(report.rows)} comparisons, {report.ambiguous} tied tokens, bound {report.bound:.0e}"
+        f"{len(report.rows)} comparisons, {report.ambiguous} tied tokens, bound {report.bound:.0e}",
+        soft_wrap=True,
     )
     if report.fast is not None:
         fast = report.fast
@@ -151,7 +153,8 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
         )
     console.print(
         f"{coloured(report.verdict)} worst relative L2 of the logits "
-        f"{report.worst_relative_l2:.1e}, depths {min(report.depths)}..{max(report.depths)}"
+        f"{report.worst_relative_l2:.1e}, depths {min(report.depths)}..{max(report.depths)}",
+        soft_wrap=True,
     )
 
 
@@ -164,11 +167,9 @@ def depth_table(report: ParityReport) -> Table:
     Args:
         report: from `check_bundle`.
     """
-    from rich.box import SIMPLE
-    from rich.table import Table
+    from cli.screen import new_table
 
-    title = "engine against PyTorch, the worst case of each depth"
-    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table = new_table("engine against PyTorch, the worst case of each depth")
     names = ("depth", "cases", "max abs", "rel. L2", "KL", "best", "caches", "greedy")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

@@ -131,6 +131,7 @@ def convert(
     OuroborosConfig(base_config=place.config, **settings)
     original = open_original(place)
     config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
+    say(f"taking over {config.num_layers} of {config.original_layers} layers")
     model = _transplant(original, config)
     candidates: list[Candidate] = []
     if layer is None or norm_init == "matched":
@@ -141,9 +142,10 @@ def convert(
             config.recurrent = candidates[0].layer
             model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
         if norm_init == "matched":
+            say(f"matching the norms of {depth} steps on {windows.numel():,} tokens")
             match_step_norms(model, windows, depth)
-    say("computing the low-rank bases")
     projections = model.recurrent.projections()
+    say(f"computing the low-rank bases of {len(projections)} projections")
     fill_bases(projections, original.projection, config.removed_layers(), config.recurrent)
     say(f"writing {out}")
     papers: dict[str, Path | bytes] = {
@@ -245,7 +247,8 @@ def _calibration_windows(original: Original, path: Path | None) -> torch.Tensor:
         windows = eval_windows(text, original.tokenizer, seq, CALIBRATION_WINDOWS)
     except DataError as error:
         raise DataError(
-            f"{path or 'the calibration text'}: {str(error).partition(';')[0]}; give a longer text"
+            f"{path or 'the calibration text'}: {str(error).partition(';')[0].replace('sequence', 'window')}; give a "
+            "longer text"
         ) from error
     return torch.from_numpy(windows)
 

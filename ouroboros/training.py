@@ -86,7 +86,7 @@ def train(
     """
     from rich.console import Console as RichConsole
 
-    console = console or RichConsole(quiet=True)
+    shown = console = console or RichConsole(quiet=True)
     began = time.perf_counter()
     state_dir = out / "state"
     _check_out(checkpoint, out, resume)
@@ -97,7 +97,7 @@ def train(
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
 
     def say(line: str) -> None:
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        shown.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     windows = load_windows(options.data, tokenizer, options.seq_len, say)
     heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows, say)
@@ -132,6 +132,7 @@ def train(
             fingerprint,
             [display, *(_tensorboard(out / "logs", found) if main else [])],
             arguments,
+            display.scoring,
         )
         state.clear_staging(state_dir)
         try:
