@@ -155,8 +155,7 @@ def export(
         size, folder = written.bytes / 1e6, triton / written.name
         typer.echo(f"wrote {folder}: {size:,.0f} MB for Triton, backend {backend}")
     name = quote(str(out))
-    typer.echo(f"next: ouro check {name}")
-    typer.echo(f'then: ouro run {name} "prompt"')
+    typer.echo(f'next: ouro check {name}, then ouro run {name} "prompt"')
 
 
 _NAMES = {"flavour": "--trt", "compute_capabilities": "--compute-capability"}

@@ -246,9 +246,9 @@ def _calibration_windows(original: Original, path: Path | None) -> torch.Tensor:
     try:
         windows = eval_windows(text, original.tokenizer, seq, CALIBRATION_WINDOWS)
     except DataError as error:
+        reason = str(error).partition(";")[0].replace("sequence", "window")
         raise DataError(
-            f"{path or 'the calibration text'}: {str(error).partition(';')[0].replace('sequence', 'window')}; give a "
-            "longer text"
+            f"{path or 'the calibration text'}: {reason}; give a longer text"
         ) from error
     return torch.from_numpy(windows)
 

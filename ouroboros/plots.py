@@ -91,7 +91,9 @@ def _to_png(figure: Figure, axes: Axes) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     axes.grid(alpha=0.3)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half a step
+    axes.xaxis.set_major_locator(
+        MaxNLocator(integer=True, min_n_ticks=1)
+    )  # there is no half a step
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     buffer = io.BytesIO()
