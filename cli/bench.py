@@ -29,10 +29,10 @@ def bench(
       ouro bench bundle --depth 1,4,8,16 --context 64,1024 --json bench.json
     """
     from rich.console import Console
-    from rich.table import Table
 
     from cli.notices import plain_warnings
     from cli.output import require_writable, write_json
+    from cli.screen import new_table, print_table
     from runtime import Engine
     from runtime.bench import bench_engine
 
@@ -45,10 +45,16 @@ def bench(
             report = bench_engine(
                 engine, depths, contexts, tokens, repeats, threads, progress=status.update
             )
-    table = Table(title=f"{bundle}: batch 1, medians of {repeats} x {tokens} tokens")
-    names = ["depth", "context", "ms/token", "tokens/s", "prefill tokens/s", "overhead"]
-    for name in [*names, "weights MB/token", "of memory speed"]:
-        table.add_column(name, justify="right")
+    console.print(
+        f"{bundle}: batch 1, medians of {repeats} x {tokens} tokens",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = new_table()
+    names = ["depth", "context", "ms/token", "tokens/s", "prefill\ntokens/s", "overhead"]
+    for name in [*names, "weights\nMB/token", "of memory\nspeed"]:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
             str(row.depth),
@@ -60,12 +66,13 @@ def bench(
             f"{row.weight_bytes / 1e6:.0f}",
             f"{row.memory_share:.0%}",
         )
-    console.print(table)
+    print_table(table, console)
     machine = report.machine
     console.print(
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; memory reads "
         f"{report.read_bytes_per_s / 1e9:.1f} GB/s; Python {machine['python']}, "
-        + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+        + ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
+        soft_wrap=True,
     )
     if json is not None:
         write_json(json, report.to_json())

@@ -127,21 +127,22 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
         console: where to.
         every: one row a case and output, not one a depth.
     """
-    from rich.console import Console
+    from cli.screen import print_table
 
     if every:
-        wide = Console(width=max(console.width, 150))
-        wide.print(full_table(report))
+        print_table(full_table(report), console)
     else:
-        console.print(depth_table(report))
+        print_table(depth_table(report), console)
     for problem in report.problems:
-        console.print(f"[bold red]missing:[/] {problem}")
+        console.print(f"[bold red]missing:[/] {problem}", soft_wrap=True)
     failed = [row for row in report.rows if row.verdict == "FAIL"]
     for row in failed[:10]:
         where = f"{row.measurement.case}, {row.measurement.output}"
         console.print(f"[bold red]FAIL[/] {where}: {row.reason}", soft_wrap=True)
     if len(failed) > 10:
-        console.print(f"... and {len(failed) - 10} more; --all or --json shows them")
+        console.print(
+            f"... and {len(failed) - 10} more; --all or --json shows them", soft_wrap=True
+        )
     unbounded = sum(row.measurement.reference_error == float("inf") for row in report.rows)
     if unbounded:
         console.print(
@@ -150,7 +151,8 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
             soft_wrap=True,
         )
     console.print(
-        f"{len(report.rows)} comparisons with PyTorch in float64, {report.ambiguous} tied tokens"
+        f"{len(report.rows)} comparisons with PyTorch in float64, {report.ambiguous} tied tokens",
+        soft_wrap=True,
     )
     if report.fast is not None:
         fast = report.fast
@@ -177,11 +179,9 @@ def depth_table(report: ParityReport) -> Table:
     Args:
         report: from `check_bundle`.
     """
-    from rich.box import SIMPLE
-    from rich.table import Table
+    from cli.screen import new_table
 
-    title = "engine against PyTorch, the worst case of each depth"
-    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table = new_table("engine against PyTorch, the worst case of each depth")
     names = ("depth", "cases", "max abs", "rel. L2", "KL", "best", "caches", "greedy")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -51,27 +52,30 @@ def convert(
       ouro convert ./SmolLM2-135M converted --prelude 6 --coda 6 --recurrent auto
     """
     from cli.errors import require_replaceable
+    from cli.screen import working
 
     require_replaceable(out, "checkpoint")
     from ouroboros.conversion import convert as convert_model
 
-    report = convert_model(
-        source,
-        out,
-        prelude=prelude,
-        coda=coda,
-        recurrent=recurrent,
-        rank=rank,
-        alpha=alpha,
-        max_depth=max_depth,
-        pooling=pooling,
-        norm_init=norm_init,
-        bases=bases,
-        depth=depth,
-        modulation=modulation,
-        gate=gate,
-        calibration=calibration,
-        report=typer.echo,
-    )
+    with working("loading") as say:
+        report = convert_model(
+            source,
+            out,
+            prelude=prelude,
+            coda=coda,
+            recurrent=recurrent,
+            rank=rank,
+            alpha=alpha,
+            max_depth=max_depth,
+            pooling=pooling,
+            norm_init=norm_init,
+            bases=bases,
+            depth=depth,
+            modulation=modulation,
+            gate=gate,
+            calibration=calibration,
+            report=say,
+        )
     typer.echo(report.text)
-    typer.echo(f"wrote {out}; next: ouro train {out} OUT --data FILE --eval FILE")
+    typer.echo(f"wrote {out}")
+    typer.echo(f"next: ouro train {quote(str(out))} OUT --data FILE --eval FILE")

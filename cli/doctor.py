@@ -37,11 +37,10 @@ def doctor() -> None:
     Examples:
       ouro doctor
     """
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
+    from cli.screen import new_table, print_table
     from runtime.engines import describe_machine
 
     machine = describe_machine()
@@ -53,18 +52,18 @@ def doctor() -> None:
         find_bindings(machine),
     ]
     colors = {GOOD: "green", MISSING: "yellow", WRONG: "bold red"}
-    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table = new_table()
     for name in ("", "state", "found"):
         table.add_column(name)
     for one in findings:
         table.add_row(one.thing, Text(one.state, colors[one.state]), Text(one.found))
     console = Console()
-    console.print(table)
+    print_table(table, console)
     for one in findings:
         if one.cure:
             console.print(f"{one.thing}: {one.cure}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"builds: {', '.join(list_builds(findings)) or 'nothing'}")
-    console.print(f"runs: {', '.join(list_runs(findings, machine)) or 'nothing'}")
+    console.print(f"builds: {', '.join(list_builds(findings)) or 'nothing'}", soft_wrap=True)
+    console.print(f"runs: {', '.join(list_runs(findings, machine)) or 'nothing'}", soft_wrap=True)
 
 
 def find_packages() -> list[Finding]:

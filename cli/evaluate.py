@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.table import Table
 
     from ouroboros.evaluation import Row
     from runtime.engine import Engine
@@ -53,6 +54,7 @@ def evaluate(
     from cli.bench import parse_numbers
     from cli.notices import plain_warnings
     from cli.output import require_writable, write_json
+    from cli.screen import counting_bar
     from ouroboros.data import load_eval_windows
     from ouroboros.errors import DataError
     from ouroboros.evaluation import Evaluation, evaluate_original, evaluate_scorer, scoring_prefix
@@ -69,25 +71,31 @@ def evaluate(
             main.check_depth(one)
         depths = depths or [one for one in DEPTHS if one <= main.max_depth]
         check_seq_len(seq_len, main.config.max_position_embeddings)
-        cut = load_eval_windows(text, main.tokenizer, seq_len, windows)
+        cut = load_eval_windows(
+            text, main.tokenizer, seq_len, windows, lambda line: typer.echo(line, err=True)
+        )
         for name, array in cut.items():
             check_ids(name, array, main.config.vocab_size)
         prefix = scoring_prefix(main.pooling, seq_len)
-        with console.status("scoring"):
-            rows: list[Row] = []
+        other, usable = None, []
+        if converted is not None:
+            other = open_model(converted)
+            require_same_split(other, main)
+            usable = [one for one in depths if one <= other.max_depth]
+        count = len(depths) + len(usable) + (0 if original is None else 2)
+        a_row = sum(len(array) for array in cut.values())
+        rows: list[Row] = []
+        with counting_bar("scoring windows", count * a_row) as advance:
             if original is not None:
-                rows += evaluate_original(original, main.config, cut, prefix)
-            if converted is not None:
-                other = open_model(converted)
-                require_same_split(other, main)
-                usable = [one for one in depths if one <= other.max_depth]
-                rows += evaluate_scorer("converted", other.scorer(prefix), cut, usable)
-            rows += evaluate_scorer(main.name, main.scorer(prefix), cut, depths)
+                rows += evaluate_original(original, main.config, cut, prefix, advance=advance)
+            if other is not None:
+                rows += evaluate_scorer("converted", other.scorer(prefix, advance), cut, usable)
+            rows += evaluate_scorer(main.name, main.scorer(prefix, advance), cut, depths)
     counts = {name: len(array) for name, array in cut.items()}
     evaluation = Evaluation(tuple(rows), seq_len, counts, prefix)
     print_rows(rows, console)
     scored = f"windows of {seq_len} tokens, " + ", ".join(f"{n} {c}" for c, n in counts.items())
-    console.print(scored, style="dim", highlight=False)
+    console.print(scored, style="dim", highlight=False, markup=False, soft_wrap=True)
     if json is not None:
         write_json(json, evaluation.to_json())
 
@@ -103,7 +111,8 @@ class Scored:
         max_depth: the largest depth it runs.
         tokenizer: called as transformers' are.
         check_depth: raises for a depth it does not run.
-        scorer: gives, for a prefix, the loss of windows at a depth.
+        scorer: gives, for a prefix, the loss of windows at a depth; what it is given besides is
+            called with the number of windows done since.
     """
 
     name: str
@@ -112,7 +121,7 @@ class Scored:
     max_depth: int
     tokenizer: Any
     check_depth: Callable[[int], object]
-    scorer: Callable[[int], Callable[[np.ndarray, int | None], float]]
+    scorer: Callable[[int, Callable[[int], None]], Callable[[np.ndarray, int | None], float]]
 
 
 def open_model(path: Path) -> Scored:
@@ -156,16 +165,37 @@ def print_rows(rows: Sequence[Row], console: Any) -> None:
         rows: the scores.
         console: a rich Console.
     """
-    from rich.table import Table
+    from functools import partial
 
-    table = Table("model", "depth", title="held-out next-token loss (nats per token)")
-    for name in ("mean", "perplexity", *rows[0].texts):
-        table.add_column(name, justify="right")
-    for row in rows:
-        losses = [f"{loss:.3f}" for loss in row.texts.values()]
-        depth = "–" if row.depth is None else str(row.depth)
-        table.add_row(row.model, depth, f"{row.mean:.3f}", f"{row.perplexity:,.1f}", *losses)
-    console.print(table)
+    from rich.text import Text
+
+    from cli.screen import new_table, print_table, split_columns
+
+    def make(columns: Sequence[Column]) -> Table:
+        table = new_table("held-out next-token loss (nats per token)")
+        table.add_column("model", no_wrap=True)
+        for name in ("depth", *(heading for heading, _ in columns)):
+            table.add_column(Text(name), justify="right", no_wrap=True)
+        for row in rows:
+            depth = "–" if row.depth is None else str(row.depth)
+            table.add_row(row.model, depth, *(cell(row) for _, cell in columns))
+        return table
+
+    means: list[Column] = [
+        ("mean", lambda row: f"{row.mean:.3f}"),
+        ("perplexity", lambda row: f"{row.perplexity:,.1f}"),
+    ]
+    texts: list[Column] = [(name, partial(_loss_of, name)) for name in rows[0].texts]
+    for table in split_columns(means, texts, make, console):
+        print_table(table, console)
+
+
+# A heading and what stands under it.
+Column = tuple[str, Callable[["Row"], str]]
+
+
+def _loss_of(text: str, row: Row) -> str:
+    return f"{row.texts[text]:.3f}"
 
 
 def _open_checkpoint(path: Path) -> Scored:
@@ -186,19 +216,35 @@ def _open_checkpoint(path: Path) -> Scored:
         max_depth=config.max_depth,
         tokenizer=tokenizer,
         check_depth=config.check_depth,
-        scorer=lambda prefix: partial(score_windows, model, prefix=prefix),
+        scorer=lambda prefix, advance: partial(
+            score_windows, model, prefix=prefix, advance=advance
+        ),
     )
 
 
 def _open_bundle(path: Path) -> Scored:
-    from functools import partial
-
     from runtime.engine import Engine
     from runtime.request import check_depths
     from runtime.scoring import score_windows
 
     engine = Engine.open(path)
     manifest = engine.manifest
+
+    def scorer(
+        prefix: int, advance: Callable[[int], None]
+    ) -> Callable[[np.ndarray, int | None], float]:
+        def score(array: np.ndarray, depth: int | None) -> float:
+            done = 0
+
+            def progress(now: int) -> None:
+                nonlocal done
+                advance(now - done)
+                done = now
+
+            return score_windows(engine, array, depth, prefix, progress=progress)
+
+        return score
+
     return Scored(
         name="trained" if manifest.depth.trained else "converted",
         config=manifest.model,
@@ -206,7 +252,7 @@ def _open_bundle(path: Path) -> Scored:
         max_depth=manifest.depth.max,
         tokenizer=_BundleTokenizer(engine),
         check_depth=lambda depth: check_depths(depth, 1, manifest.depth),
-        scorer=lambda prefix: partial(score_windows, engine, prefix=prefix),
+        scorer=scorer,
     )
 
 
@@ -216,5 +262,7 @@ class _BundleTokenizer:
     def __init__(self, engine: Engine) -> None:
         self._codec = engine.codec
 
-    def __call__(self, texts: Sequence[str], **_: object) -> dict[str, list[list[int]]]:
-        return {"input_ids": [self._codec.encode(text, first=False) for text in texts]}
+    def __call__(
+        self, texts: Sequence[str], add_special_tokens: bool = True, **_: object
+    ) -> dict[str, list[list[int]]]:
+        return {"input_ids": [self._codec.encode(text, add_special_tokens) for text in texts]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -153,7 +154,8 @@ def export(
         written = write_triton(out, triton, backend=backend, plan=plan)
         size, folder = written.bytes / 1e6, triton / written.name
         typer.echo(f"wrote {folder}: {size:,.0f} MB for Triton, backend {backend}")
-    typer.echo(f'next: ouro check {out}, then ouro run {out} "prompt"')
+    name = quote(str(out))
+    typer.echo(f'next: ouro check {name}, then ouro run {name} "prompt"')
 
 
 _NAMES = {"flavour": "--trt", "compute_capabilities": "--compute-capability"}

@@ -65,6 +65,7 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
 
     from rich.table import Table
 
+    from cli.screen import print_table
     from runtime.bundle import read_manifest, verify_file
     from runtime.errors import BundleError
 
@@ -91,13 +92,13 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
             first_problem = first_problem or error
             state = "[bold red]damaged[/]"
         table.add_row(name, f"{spec.bytes:,}", spec.sha256[:12], state)
-    console.print(table)
+    print_table(table, console)
     if tensors:
         graph = manifest.graphs.onnx
         listing = Table("tensor", "type", "shape")
         for tensor in (*graph.inputs, *graph.outputs):
             listing.add_row(tensor.name, tensor.dtype, _escape(tensor.shape))
-        console.print(listing)
+        print_table(listing, console)
     if first_problem is not None:
         raise first_problem
 
@@ -121,6 +122,7 @@ def inspect_checkpoint(path: Path, console: Any, tensors: bool) -> None:
 
     from rich.table import Table
 
+    from cli.screen import print_table
     from cli.weights import TensorEntry, read_header, require_finite
     from ouroboros.errors import CheckpointError
 
@@ -148,9 +150,9 @@ def inspect_checkpoint(path: Path, console: Any, tensors: bool) -> None:
         for name, entry in entries.items():
             listing.add_row(name, entry.dtype, _escape(entry.shape))
             shapes[name] = entry.shape
-    console.print(files)
+    print_table(files, console)
     if tensors:
-        console.print(listing)
+        print_table(listing, console)
     if first_problem is not None:
         raise first_problem
     require_matching(path, shapes, console)
@@ -202,7 +204,9 @@ def require_matching(path: Path, shapes: dict[str, tuple[int, ...]], console: An
         from ouroboros.checkpoint import read_config, weight_files
         from ouroboros.modeling import OuroborosForCausalLM
     except ModuleNotFoundError as error:
-        console.print(f"{error.name} is not installed: the configuration was not looked into")
+        console.print(
+            f"{error.name} is not installed: the configuration was not looked into", soft_wrap=True
+        )
         return
     from ouroboros.errors import CheckpointError
 
@@ -225,11 +229,13 @@ def _print_facts(console: Any, facts: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from cli.screen import print_table
+
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         shown = f"{value:,}" if isinstance(value, int) and value >= 1000000 else str(value)
         table.add_row(f"[bold]{escape(name)}[/]", escape(shown))
-    console.print(table)
+    print_table(table, console)
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -123,4 +124,5 @@ def train(
     heldout = "".join(f", {loss:.3f} at depth {d}" for d, loss in report.heldout.items())
     typer.echo(f"{report.train_steps} train steps in {report.seconds:.0f} s{speed}")
     typer.echo(f"training loss {report.loss:.3f}{'; held-out' if heldout else ''}{heldout[1:]}")
-    typer.echo(f"wrote {out}; next: ouro export {out} BUNDLE")
+    typer.echo(f"wrote {out}")
+    typer.echo(f"next: ouro export {quote(str(out))} BUNDLE")

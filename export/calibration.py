@@ -12,7 +12,7 @@ from export.errors import ExportError, refuse_unused
 from export.precision import Precision
 from export.quantize import Quantization
 from export.quantized import BLOCKS
-from ouroboros.data import eval_windows, read_documents
+from ouroboros.data import eval_windows, read_whole
 from ouroboros.errors import DataError
 from runtime.manifest import ACCURACY_LEVELS
 
@@ -76,7 +76,7 @@ def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:
         DataError: the file can't be read.
         ExportError: it holds fewer than 4 windows.
     """
-    text = "\n\n".join(read_documents(path))
+    text = read_whole(path)
     try:
         windows = eval_windows(text, tokenizer, SEQ_LEN, WINDOWS)
     except DataError:  # not one window

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from ouroboros.boundaries import prefix_ids
 from ouroboros.modeling import OuroborosForCausalLM
 from runtime.chat import ChatTemplate
 from runtime.errors import BundleError
@@ -32,8 +33,14 @@ def describe_tokens(
     ids = [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
-    plain = tokenizer("a", add_special_tokens=True)["input_ids"]
-    bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+    begin = prefix_ids(tokenizer)
+    if len(begin) > 1:
+        raise ExportError(
+            f"{checkpoint}: its tokenizer puts {len(begin)} tokens, {begin}, before every text, a "
+            "bundle at most one; change the post-processor in tokenizer.json"
+        )
+    bos = begin[0] if begin else tokenizer.bos_token_id
+    pad = tokenizer.pad_token_id
     for name, token in [*(("eos", one) for one in ids), ("bos", bos), ("pad", pad)]:
         if token is not None and not 0 <= token < model.config.vocab_size:
             raise ExportError(
@@ -46,7 +53,7 @@ def describe_tokens(
         "bos_token_id": bos,
         "eos_token_ids": ids,
         "pad_token_id": pad,
-        "add_bos": bos is not None and len(plain) > 1 and plain[0] == bos,
+        "add_bos": bool(begin),
     }
 
 

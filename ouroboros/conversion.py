@@ -11,14 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from ouroboros.bases import fill_bases
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.configuration import OuroborosConfig
-from ouroboros.data import read_text
+from ouroboros.data import eval_windows, prefix_ids, read_whole
 from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.modeling import OuroborosForCausalLM
 from ouroboros.originals import Original, open_original
@@ -132,6 +131,7 @@ def convert(
     OuroborosConfig(base_config=place.config, **settings)
     original = open_original(place)
     config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
+    say(f"taking over {config.num_layers} of {config.original_layers} layers")
     model = _transplant(original, config)
     candidates: list[Candidate] = []
     if layer is None or norm_init == "matched":
@@ -142,9 +142,10 @@ def convert(
             config.recurrent = candidates[0].layer
             model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
         if norm_init == "matched":
+            say(f"matching the norms of {depth} steps on {windows.numel():,} tokens")
             match_step_norms(model, windows, depth)
-    say("computing the low-rank bases")
     projections = model.recurrent.projections()
+    say(f"computing the low-rank bases of {len(projections)} projections")
     fill_bases(projections, original.projection, config.removed_layers(), config.recurrent)
     say(f"writing {out}")
     papers: dict[str, Path | bytes] = {
@@ -234,21 +235,22 @@ def _calibration_windows(original: Original, path: Path | None) -> torch.Tensor:
     if path is None:
         text = resources.files("ouroboros").joinpath("calibration.txt").read_text("utf-8")
     else:
-        text = read_text(path)
+        text = read_whole(path)
     if original.tokenizer is None:
         raise CheckpointError(
             f"{original.name} has no tokenizer, so nothing can be measured on text; name the "
             "layer with --recurrent N and pass --norm-init ones"
         )
-    ids = original.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    seq = min(CALIBRATION_TOKENS, original.config.max_position_embeddings)
-    count = min(len(ids) // seq, CALIBRATION_WINDOWS)
-    if not count:
+    least = len(prefix_ids(original.tokenizer)) + 2
+    seq = max(least, min(CALIBRATION_TOKENS, original.config.max_position_embeddings))
+    try:
+        windows = eval_windows(text, original.tokenizer, seq, CALIBRATION_WINDOWS)
+    except DataError as error:
+        reason = str(error).partition(";")[0].replace("sequence", "window")
         raise DataError(
-            f"{path or 'the calibration text'}: {len(ids)} tokens are shorter than one window "
-            f"of {seq}; give a longer text"
-        )
-    return torch.from_numpy(np.array(ids[: count * seq], dtype=np.int64).reshape(count, seq))
+            f"{path or 'the calibration text'}: {reason}; give a longer text"
+        ) from error
+    return torch.from_numpy(windows)
 
 
 def _describe(

@@ -95,6 +95,7 @@ def score_windows(
     depth: int | None = None,
     prefix: int = 0,
     batch: int = BATCH,
+    advance: Callable[[int], None] | None = None,
 ) -> float:
     """Returns the mean next-token loss, nats a predicted token, computed in float32.
 
@@ -105,6 +106,7 @@ def score_windows(
         prefix: predictions left out at the start of each window: tokens prefix+1.. are scored.
             An Ouroboros model with `mean` pooling has the prefix's mean frozen in its cache.
         batch: windows fed together.
+        advance: called after each batch with the number of its windows.
 
     Raises:
         DataError: The windows or the prefix leave nothing to predict, or a model with `mean`
@@ -142,6 +144,8 @@ def score_windows(
                 logits = model(input_ids=ids, use_cache=False, **options).logits[:, prefix:-1]
             for row, target in zip(logits, ids[:, prefix + 1 :], strict=True):
                 total += float(cross_entropy(row.float(), target, reduction="sum"))
+            if advance is not None:
+                advance(len(ids))
     model.train(was_training)
     return total / (len(windows) * int(windows.shape[1] - 1 - prefix))
 
@@ -153,15 +157,18 @@ def evaluate_model(
     depths: Sequence[int | None],
     prefix: int = 0,
     report: Callable[[Row], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> list[Row]:
     """Scores a model on every text at every depth; `report` gets each row as it is done.
+
+    `advance` is told of windows done, as by `score_windows`.
 
     Raises:
         CheckpointError: A loss is not finite.
     """
 
     def score(array: np.ndarray, depth: int | None) -> float:
-        return score_windows(model, array, depth, prefix)
+        return score_windows(model, array, depth, prefix, advance=advance)
 
     return evaluate_scorer(name, score, windows, depths, report)
 
@@ -196,6 +203,7 @@ def evaluate_original(
     windows: Mapping[str, np.ndarray],
     prefix: int = 0,
     report: Callable[[Row], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> list[Row]:
     """Scores the model a checkpoint came from, whole and plainly shortened.
 
@@ -208,6 +216,7 @@ def evaluate_original(
         windows: int64 [windows, seq] by text.
         prefix: as for `score_windows`.
         report: gets each row as it is done.
+        advance: is told of windows done, as by `score_windows`.
 
     Raises:
         CheckpointError: The source can't be loaded.
@@ -222,6 +231,6 @@ def evaluate_original(
             f"{source} has {vocab_size} tokens, the checkpoint {config.vocab_size}: not the model "
             "it was converted from; give that one to --original"
         )
-    rows = evaluate_model("full", original.model, windows, [None], prefix, report)
+    rows = evaluate_model("full", original.model, windows, [None], prefix, report, advance)
     dropped = drop_middle(original.model, config.prelude, config.coda)
-    return rows + evaluate_model("dropped", dropped, windows, [None], prefix, report)
+    return rows + evaluate_model("dropped", dropped, windows, [None], prefix, report, advance)

@@ -43,9 +43,14 @@ def plot_training(history: History) -> bytes:
     steps, losses = series(history, "loss")
     if steps:
         width = max(1, len(steps) // 30)
-        axes.plot(steps, losses, color="0.8", linewidth=0.8, label="training, each step")
-        label = f"training, mean of {width} steps"
-        axes.plot(steps, smooth(losses, width), color="0.35", linewidth=1.5, label=label)
+        mean = width > 1  # else both lines would be one
+        mark = "o" if len(steps) == 1 else None
+        color, line = ("0.8", 0.8) if mean else ("0.35", 1.5)
+        label = "training, each step" if len(steps) > 1 else "training"
+        axes.plot(steps, losses, color=color, linewidth=line, marker=mark, label=label)
+        if mean:
+            label = f"training, mean of {width} steps"
+            axes.plot(steps, smooth(losses, width), color="0.35", linewidth=1.5, label=label)
     for depth, key in numbered_keys(history, EVAL_LOSS):
         axes.plot(*series(history, key), marker="o", markersize=3, label=f"held-out, depth {depth}")
     axes.set_title("Loss while training")
@@ -63,7 +68,8 @@ def plot_gates(history: History) -> bytes:
     for index in chosen:
         entry = scored[index]
         points = [(step, float(entry[key])) for step, key in keys if key in entry]
-        label = f"after {int(entry['step'])} train steps"
+        taken = int(entry["step"])
+        label = f"after {taken} train step{'' if taken == 1 else 's'}"
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
     axes.set_title("How much of each step's output is kept")
     axes.set_xlabel("step of the loop (1 is the first)")
@@ -82,7 +88,12 @@ def _new_figure() -> tuple[Figure, Axes]:
 
 
 def _to_png(figure: Figure, axes: Axes) -> bytes:
+    from matplotlib.ticker import MaxNLocator
+
     axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(
+        MaxNLocator(integer=True, min_n_ticks=1)
+    )  # there is no half a step
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     buffer = io.BytesIO()

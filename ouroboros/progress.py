@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 _LINES_A_RUN = 20
+TRAINING = "training"
 
 
 class ProgressDisplay(TrainerCallback):
@@ -45,15 +46,16 @@ class ProgressDisplay(TrainerCallback):
         if not (state.is_world_process_zero and self.console.is_terminal):
             return
         self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self.console,
+            expand=True,
         )
         self.task = self.bar.add_task(
-            "train", total=state.max_steps, completed=state.global_step, figures=""
+            TRAINING, total=state.max_steps, completed=state.global_step, figures=""
         )
         self.bar.start()
 
@@ -96,7 +98,7 @@ class ProgressDisplay(TrainerCallback):
         if not state.is_world_process_zero:
             return
         speed = self.tokens_per_s(state.global_step)
-        figures = f"loss {self.loss}  held-out {self.heldout}  {speed:,.0f} tokens/s"
+        figures = f"loss {self.loss} held-out {self.heldout} {speed:,.0f} tokens/s"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=state.global_step, figures=figures)
             return
@@ -110,6 +112,12 @@ class ProgressDisplay(TrainerCallback):
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def scoring(self, done: int, total: int) -> None:
+        """Shows that held-out text is being scored: `done` of `total` windows, at all depths."""
+        if self.bar is not None and self.task is not None:
+            what = f"scoring {done}/{total}" if done < total else TRAINING
+            self.bar.update(self.task, description=what)
 
     def close(self) -> None:
         """Takes the bar off the terminal, whatever ended the run."""

@@ -87,13 +87,13 @@ def select_recurrent(
     tried = []
     report("calibration loss of every candidate for the looped layer, nats per token")
     report(f"{'layer':>7}  {'at depth 1':>12}  {f'at depth {depth}':>12}")
-    for layer in candidates:
+    for number, layer in enumerate(candidates, start=1):
         model.recurrent.layer.load_state_dict(read(layer), strict=False)
         if model.config.norm_init == "matched":
             match_step_norms(model, windows, depth)
         losses = [calibration_loss(model, windows, d) for d in (1, depth)]
         tried.append(Candidate(layer, *losses))
-        report(f"{layer:>7}  {losses[0]:>12.3f}  {losses[1]:>12.3f}")
+        report(f"{layer:>7}  {losses[0]:>12.3f}  {losses[1]:>12.3f}  {number} of {len(candidates)}")
     ranked = sorted(tried, key=lambda c: (c.loss_at_depth, c.layer))
     report(f"looping layer {ranked[0].layer}, the best at depth {depth}")
     return ranked

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -88,10 +88,12 @@ class OuroborosTrainer(Trainer):
         fingerprint: Mapping[str, Any],
         callbacks: list[TrainerCallback],
         arguments: TrainingArguments,
+        scoring: Callable[[int, int], None] | None = None,
     ) -> None:
         """Prepares a run; `heldout` maps names to int64 [windows, seq] windows.
 
-        `arguments` come from `training_arguments` with the same options.
+        `arguments` come from `training_arguments` with the same options. `scoring` is told of
+        held-out windows scored so far and in all.
         """
         self.options = options
         self.heldout = dict(heldout)
@@ -99,6 +101,7 @@ class OuroborosTrainer(Trainer):
         self.state_dir = state_dir
         self.fingerprint = dict(fingerprint)
         self.staged: Path | None = None
+        self.scoring = scoring or (lambda done, total: None)
         super().__init__(
             model=model,
             args=arguments,
@@ -142,10 +145,20 @@ class OuroborosTrainer(Trainer):
             loss = model(**sample, depth=self.options.depth_range[1]).loss
         metrics = {"sample_loss": float(loss)}
         ids, depths = sample["input_ids"], self.options.scored_depths
+        total = sum(len(text) for text in self.heldout.values()) * len(depths)
+        done = 0
+
+        def advance(windows: int) -> None:
+            nonlocal done
+            done += windows
+            self.scoring(done, total)
+
         if self.heldout:
+            advance(0)
             for depth in depths:
                 losses = [
-                    score_windows(model, text, depth, prefix) for text in self.heldout.values()
+                    score_windows(model, text, depth, prefix, advance=advance)
+                    for text in self.heldout.values()
                 ]
                 metrics[EVAL_LOSS.format(depth=depth)] = sum(losses) / len(losses)
             scored = [metrics[EVAL_LOSS.format(depth=depth)] for depth in depths]

@@ -86,7 +86,7 @@ def train(
     """
     from rich.console import Console as RichConsole
 
-    console = console or RichConsole(quiet=True)
+    shown = console = console or RichConsole(quiet=True)
     began = time.perf_counter()
     state_dir = out / "state"
     _check_out(checkpoint, out, resume)
@@ -95,8 +95,12 @@ def train(
         raise CheckpointError(f"{checkpoint}: has no tokenizer.json; convert the model again")
     _check_depths(options, model.config.max_depth)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
-    windows = load_windows(options.data, tokenizer, options.seq_len)
-    heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows)
+
+    def say(line: str) -> None:
+        shown.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    windows = load_windows(options.data, tokenizer, options.seq_len, say)
+    heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows, say)
     check_ids("the training text", windows.input_ids, model.config.vocab_size)
     for name, array in heldout.items():
         check_ids(f"held-out text {name!r}", array, model.config.vocab_size)
@@ -128,6 +132,7 @@ def train(
             fingerprint,
             [display, *(_tensorboard(out / "logs", found) if main else [])],
             arguments,
+            display.scoring,
         )
         state.clear_staging(state_dir)
         try:

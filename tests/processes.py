@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,32 @@ def environment() -> dict[str, str]:
     plain = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
     plain.pop("OURO_DEBUG", None)
     return plain
+
+
+@contextmanager
+def answered_signals() -> Iterator[None]:
+    """Lets SIGINT, SIGTERM and SIGHUP come through, here and in a process started meanwhile.
+
+    Where they are ignored as this process starts, as under nohup or in a script's background job,
+    its children would ignore them too.
+    """
+    answers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, answer) for number, answer in answers.items()}
+    try:
+        yield
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer)
+
+
+def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Starts a process that answers signals; `options` are Popen's."""
+    with answered_signals():
+        return subprocess.Popen(command, **options)
 
 
 def run_ouro(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -33,7 +62,7 @@ def run_ouro(*arguments: object, **options: Any) -> subprocess.CompletedProcess[
 
 def start_ouro(*arguments: object, code: str = COMMAND[2]) -> subprocess.Popen[str]:
     """Starts a command and returns while it runs; `code` takes the place of ouro's own."""
-    return subprocess.Popen(
+    return start_process(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 from processes import run_ouro as ouro
+from processes import start_process
 from typer.testing import CliRunner
 
 from cli import errors
@@ -282,7 +283,7 @@ def test_ctrl_c_in_real_process(tmp_path: Path) -> None:
         "main()\n"
     )
     root = Path(__file__).resolve().parents[1]
-    process = subprocess.Popen(
+    process = start_process(
         [sys.executable, str(script), "wait"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

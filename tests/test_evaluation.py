@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from processes import answered_signals
 from test_training import (  # noqa: F401  fixtures
     checkpoint,
     corpus,
@@ -261,7 +262,8 @@ def test_train_command_says_how_to_go_on_after_ctrl_c(
 
     monkeypatch.setattr("ouroboros.trainer.OuroborosTrainer.compute_loss", interrupt)
     arguments = ["--data", corpus, "--seq-len", 16, "--depth", "2"]
-    result = ouro("train", checkpoint, tmp_path / "out", *arguments)
+    with answered_signals():
+        result = ouro("train", checkpoint, tmp_path / "out", *arguments)
     assert result.exit_code == 130
     assert "--resume" in result.output
     assert not (tmp_path / "out" / "config.json").exists()

@@ -17,6 +17,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
+from ouroboros import plots
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.configuration import OuroborosConfig
 from ouroboros.data import PackedWindows, collate, load_windows, pack_documents
@@ -470,3 +471,20 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
 def test_bad_option_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         TrainOptions(**{"data": (Path("x"),), **changes})
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 90])
+def test_picture_has_whole_train_steps_and_no_line_twice(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes: list[Any] = []
+    to_png = plots._to_png
+    monkeypatch.setattr(plots, "_to_png", lambda f, a: (axes.append(a), to_png(f, a))[1])
+    plots.plot_training([{"step": step, "loss": 1 / step} for step in range(1, count + 1)])
+    low, high = axes[0].get_xlim()
+    assert all(float(tick).is_integer() for tick in axes[0].get_xticks() if low <= tick <= high)
+    labels = [line.get_label() for line in axes[0].get_lines()]
+    assert len(labels) == (2 if count > 30 else 1)
+    assert not any("mean of 1 " in label for label in labels)
+    if count == 1:
+        assert axes[0].get_lines()[0].get_marker() == "o"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import stand_in_for_builder, stand_in_for_tensorrt
+from processes import start_process
 from tiny import MAX_DEPTH
 
 from export import export_bundle
@@ -341,7 +342,7 @@ def start_stopped_build(bundle: Path, out: Path) -> tuple[subprocess.Popen[bytes
         "build_plans(graph, out, options, facts)"
     )
     root = Path(__file__).resolve().parent.parent
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE)
+    process = start_process([sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE)
     wait_until(lambda: any(out.glob(".building-*/rtx-sm89.plan")))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGSTOP)

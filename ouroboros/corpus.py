@@ -1,0 +1,393 @@
+"""Files of text: finds them under folders and reads their documents, compressed ones too."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ouroboros.errors import DataError
+
+Report = Callable[[str], None]
+
+TEXT_SUFFIXES = (".txt", ".utf8")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+FIELD = "text"
+ALLOWED = f"{', '.join(SUFFIXES)}, all but the last also with {', '.join(COMPRESSIONS)} after it"
+# Files that come along with data and hold none, by their name without the ending, in lower case.
+COMPANIONS = (
+    "readme",
+    "license",
+    "licence",
+    "notice",
+    "attribution",
+    "dataset_info",
+    "dataset_infos",
+    "dataset_dict",
+    "state",
+    "_success",
+    "checksums",
+    "sha256sums",
+    "md5sums",
+    "desktop",
+    "thumbs",
+)
+COMPANION_SUFFIXES = (".sha256", ".md5", ".crc", ".lock", ".gitignore", ".gitattributes")
+_NAMES_A_KIND = 3
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def file_kind(path: Path) -> str:
+    """Returns the ending that tells how a file is read, in lower case; "" where it is not read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        inner = suffixes[-2] if len(suffixes) > 1 else ""
+        return inner if inner in (*TEXT_SUFFIXES, ".jsonl") else ""
+    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else ""
+
+
+def text_name(path: Path) -> str:
+    """Returns a file's name without its endings: `wiki` of wiki.jsonl.gz."""
+    return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
+
+
+def find_files(paths: Sequence[Path], report: Report | None = None) -> list[Path]:
+    """Lists the data files under `paths`: files as given, folders recursively in sorted order.
+
+    Links are followed, but none twice and none that leads back; hidden files are left out.
+
+    Args:
+        paths: files and folders.
+        report: gets a line about what a folder holds and is not read.
+
+    Raises:
+        DataError: A path does not exist, a folder holds no data file, or a file that was named
+            is of a kind that is not read.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside, others = _search(path)
+            if others and report is not None:
+                report(f"{path}: not read: {_count_kinds(others)}; read are {ALLOWED}")
+            if not inside:
+                raise DataError(
+                    f"{path}: the folder holds no {', '.join(SUFFIXES)} file"
+                    f"{f', but {_count_kinds(others)}' if others else ''}; give another --data"
+                )
+            found.extend(inside)
+        elif not path.exists():
+            raise DataError(f"{path}: no such file or folder; check the path")
+        elif not file_kind(path):
+            raise DataError(
+                f"{path}: files ending in {''.join(path.suffixes[-2:]) or 'nothing'!r} are not "
+                f"read; allowed are {ALLOWED}: rename or convert it"
+            )
+        else:
+            found.append(path)
+    if not found:
+        raise DataError(
+            f"no data given; name at least one {', '.join(SUFFIXES)} file or a folder of them"
+        )
+    return found
+
+
+def _search(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the data files in a folder and what else is there, both sorted."""
+    root = folder.resolve()
+    seen: set[Path] = set()
+    files: list[Path] = []
+    others: list[Path] = []
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: can't be listed ({error.strerror}); check its rights")
+
+    links = [folder]
+    while links:
+        for name, folders, names in os.walk(links.pop(0), onerror=fail):
+            seen.add(Path(name).resolve())
+            folders[:] = sorted(one for one in folders if not one.startswith("."))
+            for one in list(folders):
+                inner = Path(name, one)
+                if not inner.is_symlink():
+                    continue
+                # What lies in the tree is found there; what the tree lies in would lead back.
+                target = inner.resolve()
+                folders.remove(one)
+                if target in root.parents:
+                    others.append(inner)
+                elif target != root and root not in target.parents and target not in seen:
+                    seen.add(target)
+                    links.append(inner)
+            files.extend(Path(name, one) for one in names if not one.startswith("."))
+    unique: dict[Path, Path] = {}
+    for path in sorted(files, key=lambda one: (one.is_symlink(), one.parts)):
+        if path.is_file():
+            unique.setdefault(path.resolve(), path)
+        else:
+            others.append(path)
+    inside = sorted(path for path in unique.values() if file_kind(path))
+    others += [path for path in unique.values() if not file_kind(path) and not _is_companion(path)]
+    return inside, sorted(others)
+
+
+def _is_companion(path: Path) -> bool:
+    return path.stem.lower() in COMPANIONS or path.suffix.lower() in COMPANION_SUFFIXES
+
+
+def _count_kinds(paths: Iterable[Path]) -> str:
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        kind = "links that lead nowhere or back"
+        if path.is_file():
+            two = path.suffix.lower() in COMPRESSIONS
+            kind = "".join(path.suffixes[-2:] if two else path.suffixes[-1:]).lower()
+        kinds[kind or "without an ending"].append(path.name)
+    parts = []
+    for kind, names in kinds.items():
+        more = ", ..." if len(names) > _NAMES_A_KIND else ""
+        parts.append(f"{len(names)} {kind} ({', '.join(names[:_NAMES_A_KIND])}{more})")
+    return ", ".join(parts)
+
+
+def read_text(path: Path) -> str:
+    """Reads one file of plain text, whatever it is called.
+
+    Raises:
+        DataError: The file is missing, empty, binary or not UTF-8.
+    """
+    with _open(path) as file:
+        text = _decode(file.read(), path, offset=0)
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty; give a file with text in it")
+    return text
+
+
+def read_whole(path: Path, report: Report | None = None) -> str:
+    """Reads one file as one text: the documents of a .jsonl or .parquet file by blank lines.
+
+    Any other name is read as plain text.
+
+    Raises:
+        DataError: As `read_documents`.
+    """
+    if file_kind(path) in (".jsonl", ".parquet"):
+        return "\n\n".join(read_documents(path, report))
+    return read_text(path)
+
+
+def read_documents(path: Path, report: Report | None = None) -> Iterator[str]:
+    """Yields the documents of one data file, blank ones left out.
+
+    A .txt or .utf8 file is one document; a .jsonl file holds one a line and a .parquet file one a
+    row, in the field "text". Where that is null, the line or row is left out.
+
+    Args:
+        path: the file.
+        report: gets a line about how many were null.
+
+    Raises:
+        DataError: The file cannot be read as what its name says, or holds no document.
+    """
+    documents: Iterator[str | None]
+    match file_kind(path):
+        case ".jsonl":
+            documents = _read_jsonl(path)
+        case ".parquet":
+            documents = _read_parquet(path)
+        case _:
+            documents = iter((read_text(path),))
+    count = nulls = 0
+    for document in documents:
+        if document is None:
+            nulls += 1
+        elif document.strip():
+            count += 1
+            yield document
+    if not count:
+        null = f": all {nulls} texts are null" if nulls else ""
+        raise DataError(f"{path}: no documents in it{null}; give a file with text in it")
+    if nulls and report is not None:
+        report(f"{path}: {nulls} of its texts {'is' if nulls == 1 else 'are'} null and left out")
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file to read its bytes, decompressed where its name ends so."""
+    _require_file(path)
+    suffix = path.suffix.lower()
+    if suffix not in COMPRESSIONS:
+        with path.open("rb") as plain:
+            yield plain
+        return
+    try:
+        with _decompress(path, suffix) as stream:
+            yield stream
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(
+            f"{path}: damaged or no {suffix} file ({first_line(error)}); copy or compress it again"
+        ) from error
+
+
+def _decompress(path: Path, suffix: str) -> BinaryIO:
+    match suffix:
+        case ".gz":
+            return cast("BinaryIO", gzip.open(path))
+        case ".bz2":
+            return cast("BinaryIO", bz2.open(path))
+        case ".xz":
+            return cast("BinaryIO", lzma.open(path))
+    try:
+        import pyarrow
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{path}: pyarrow, which reads .zst, is not installed; decompress the file"
+        ) from error
+    stream = pyarrow.input_stream(str(path), compression="zstd")
+    return cast("BinaryIO", io.BufferedReader(stream))
+
+
+def _decode(raw: bytes, path: Path, offset: int) -> str:
+    if offset == 0 and raw.startswith(_UTF16):
+        raise DataError(f"{path}: is UTF-16; convert it with iconv -f UTF-16 -t UTF-8")
+    nul = raw.find(b"\0")
+    if nul >= 0:
+        raise DataError(
+            f"{path}: not a text file (a NUL byte at byte {offset + nul}); give UTF-8 text"
+        )
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 at byte {offset + error.start}; "
+            "convert it, for example with iconv -f LATIN1 -t UTF-8"
+        ) from error
+
+
+def _read_jsonl(path: Path) -> Iterator[str | None]:
+    offset = 0
+    with _open(path) as file:
+        for number, raw in enumerate(file, start=1):
+            line = _decode(raw, path, offset)
+            offset += len(raw)
+            if not line.strip():
+                continue
+            try:
+                record: Any = json.loads(line)
+            except (ValueError, RecursionError) as error:  # the latter: nested too deeply
+                raise DataError(
+                    f"{path}: line {number} is not JSON ({error}); write one object a line"
+                ) from error
+            yield _text_of(record, line, f"{path}: line {number}")
+
+
+def _text_of(record: Any, line: str, where: str) -> str | None:
+    """Returns the text of one line's record; None where it is null."""
+    cure = f'write objects like {{"{FIELD}": "..."}}'
+    if not isinstance(record, dict):
+        raise DataError(
+            f"{where} has no text in a field {FIELD!r}, it is {_json_kind(record)}; {cure}"
+        )
+    if FIELD not in record:
+        fields = ", ".join(map(repr, list(record)[:8])) or "none"
+        raise DataError(f"{where} has no text in a field {FIELD!r}, only {fields:.200}; {cure}")
+    text = record[FIELD]
+    if line.count(f'"{FIELD}"') > 1:
+        pairs: list[tuple[str, Any]] = json.loads(line, object_pairs_hook=list)
+        if sum(name == FIELD for name, _ in pairs) > 1:
+            raise DataError(f"{where} has the field {FIELD!r} more than once; leave one")
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise DataError(f"{where} has no text in a field {FIELD!r}, but {_json_kind(text)}; {cure}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} holds half a surrogate pair, which is no text; mend or drop the line"
+        ) from error
+    return text
+
+
+def _json_kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case list():
+            return "an array"
+        case dict():
+            return "an object"
+        case str():
+            return "a string"
+        case bool():
+            return "true or false"
+        case _:
+            return "a number"
+
+
+def _read_parquet(path: Path) -> Iterator[str | None]:
+    import pyarrow
+    from pyarrow import parquet
+
+    _require_file(path)
+    try:
+        table = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: not a readable parquet file ({first_line(error)}); write it again"
+        ) from error
+    with table:
+        _require_strings(path, table.schema_arrow)
+        try:
+            for batch in table.iter_batches(columns=[FIELD]):
+                yield from batch.column(0).to_pylist()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: column {FIELD!r} holds text that is not UTF-8 ({error.reason}); "
+                "mend or drop the row"
+            ) from error
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path}: damaged parquet file ({first_line(error)}); write it again"
+            ) from error
+
+
+def _require_strings(path: Path, schema: Any) -> None:
+    from pyarrow import types
+
+    if (count := schema.names.count(FIELD)) != 1:
+        what = f"{count} columns {FIELD!r}" if count else f"no column {FIELD!r} of strings"
+        raise DataError(
+            f"{path}: {what}, only {', '.join(schema.names):.200}; "
+            f"rename the column with the text to {FIELD!r}"
+        )
+    kind = schema.field(FIELD).type
+    plain = kind.value_type if types.is_dictionary(kind) else kind
+    kinds = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    if not any(is_kind(plain) for is_kind in kinds):
+        raise DataError(
+            f"{path}: the column {FIELD!r} holds {first_line(str(kind)):.80}, not strings; "
+            "write it as strings, one text a row"
+        )
+
+
+def first_line(error: object) -> str:
+    """Returns the first line of an error's message, its type's name where it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
