@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizer_kinds import byte_level, sentence_piece
 
 from runtime import Engine, EngineError
+from runtime.bundle import read_manifest, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 
@@ -128,3 +133,62 @@ def test_chat_accepts_messages_and_batches(engine: Engine) -> None:
     assert engine.generate(["Hi", "Hello"], chat=True, max_new_tokens=3)[0] == one
     with pytest.raises(EngineError, match="message"):
         engine.generate([1, 2], chat=True)
+
+
+CHATML = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '</s>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+SPEAKERS = {
+    "llama": sentence_piece("llama", fallback=False),
+    "metaspace first": sentence_piece("first", fallback=False),
+    "metaspace always": sentence_piece("always", fallback=False),
+    "metaspace never": sentence_piece("never", fallback=False),
+    "byte-level with a prefix": byte_level(prefix=True, merged=False),
+    "byte-level": byte_level(merged=False),
+}
+
+
+@pytest.fixture(params=SPEAKERS)
+def speaker(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -> Iterator[Engine]:
+    """An engine whose tokenizer is another; its vocabulary is at least as large as the model's."""
+    path = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, path)
+    core = SPEAKERS[request.param]()
+    size = read_manifest(path).model.vocab_size
+    core.add_tokens([f"[{number}]" for number in range(core.get_vocab_size(), size)])
+    core.save(str(path / "tokenizer.json"))
+    (path / "chat_template.jinja").write_text(CHATML)
+    fields = read_manifest(path).to_json()
+    fields["tokenizer"] |= {"bos_token": None, "eos_token": None, "bos_token_id": None}
+    fields["tokenizer"] |= {"eos_token_ids": [], "pad_token_id": None, "add_bos": False}
+    write_manifest(path, **fields)
+    with Engine.open(path, threads=1) as opened:
+        yield opened
+
+
+def test_a_chat_of_every_tokenizer_feeds_only_what_is_new(speaker: Engine) -> None:
+    """Where the model's answer is what the tokenizer would write, nothing is fed twice."""
+    session = speaker.session(2)
+    session.generate("the cat sat", max_new_tokens=4, chat=True)
+    decoder = session._decoder
+    assert decoder is not None
+    for turn in ("the cat", "sat at the cat", " the"):
+        held, slots = list(session.tokens), decoder.cache.length
+        answer = session.generate(turn, max_new_tokens=4, chat=True)
+        assert session._decoder is decoder, "the chat was fed again"
+        assert session.tokens[: len(held)] == held
+        fed = session.tokens[len(held) : -len(answer.tokens)]
+        assert decoder.cache.length == slots + 1 + len(fed) + len(answer.tokens) - 1
+        # What was fed says what the whole chat, encoded afresh, says, to the character.
+        said = speaker.codec.decode(session.tokens[: len(held) + len(fed)], False)
+        chat = speaker.chat_template().render(session._messages[:-1])
+        assert said == speaker.codec.decode(speaker.codec.encode(chat, first=False), False)
+
+
+def test_text_continued_by_a_session_is_one_text(speaker: Engine) -> None:
+    session = speaker.session(1)
+    answer = session.generate("the cat", max_new_tokens=3)
+    more = session.generate(" sat", max_new_tokens=3)
+    whole = speaker.detokenize(session.tokens)
+    assert whole == f"{speaker.detokenize(speaker.tokenize('the cat'))}{answer.text} sat{more.text}"

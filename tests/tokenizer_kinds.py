@@ -13,6 +13,7 @@ SPECIALS = ["<s>", "</s>", "<|im_end|>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 WORDS = ["▁", "▁the", "▁cat", "▁sat", "cat", "s", "▁▁", "a", "b", "c", "\ufffd", ".", " ."]
 LETTERS = ["t", "h", "e"]
+LETTERS_AND_MARKS = "abcdehilmnorstuw:"
 
 
 def word_level(words: list[str]) -> Any:
@@ -34,10 +35,11 @@ def with_decoder(decoder: Any, words: list[str]) -> Callable[[], Any]:
     return make
 
 
-def byte_level(decoder: Any = None, prefix: bool = False) -> Callable[[], Any]:
+def byte_level(decoder: Any = None, prefix: bool = False, merged: bool = True) -> Callable[[], Any]:
     def make() -> Any:
-        letters = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet()), "</w>", "ðŁ", "ĺĢ"]
-        merges = [("ð", "Ł"), ("ĺ", "Ģ")]
+        letters = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        letters += ["</w>", "ðŁ", "ĺĢ"] if merged else []
+        merges = [("ð", "Ł"), ("ĺ", "Ģ")] if merged else []
         core = Tokenizer(
             models.BPE(vocab={name: number for number, name in enumerate(letters)}, merges=merges)
         )
@@ -49,11 +51,12 @@ def byte_level(decoder: Any = None, prefix: bool = False) -> Callable[[], Any]:
     return make
 
 
-def sentence_piece(scheme: str) -> Callable[[], Any]:
+def sentence_piece(scheme: str, fallback: bool = True) -> Callable[[], Any]:
     """`llama`: normalizers put the mark; else a Metaspace pre-tokenizer with that scheme."""
 
     def make() -> Any:
-        names = ["<unk>", *SPECIALS, *BYTES, "▁", *"abcdehilmnorstuw", "▁t", "▁th", "▁the", "at"]
+        names = ["<unk>", *SPECIALS, *(BYTES if fallback else []), "▁", *LETTERS_AND_MARKS]
+        names += ["▁t", "▁th", "▁the", "at"]
         names += ["▁c", "▁cat", "▁s", "▁sat"]
         merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("a", "t"), ("▁", "c"), ("▁c", "at")]
         merges += [("▁", "s"), ("▁s", "at")]
@@ -63,7 +66,7 @@ def sentence_piece(scheme: str) -> Callable[[], Any]:
                 merges=merges,
                 unk_token="<unk>",
                 fuse_unk=True,
-                byte_fallback=True,
+                byte_fallback=fallback,
             )
         )
         if scheme == "llama":
