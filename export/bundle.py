@@ -35,9 +35,10 @@ from export.trt_builder import GraphFacts, build_plans
 from export.trt_check import require_buildable
 from export.trt_options import TrtOptions, check_options
 from export.trt_refit import find_refittable, refit_plans
-from ouroboros.atomic import find_obstacle, publish
+from ouroboros.atomic import check_place, publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.configuration import OuroborosConfig
+from ouroboros.places import BUNDLE
 from runtime.bundle import write_manifest
 from runtime.engines import EngineSpec
 
@@ -119,7 +120,9 @@ def export_bundle(
         chosen, block_size, symmetric, calibration, accuracy_level, tensorrt=format == "trt"
     )
     checkpoint, out = Path(checkpoint), Path(out)
-    _require_place(out, checkpoint)
+    read = [checkpoint, calibration, trt.refit_from if trt else None]
+    if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
+        raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
     limit = model.config.max_depth
@@ -151,7 +154,7 @@ def export_bundle(
     graph, passes = compile_graph(model, chosen, max_depth, quantized, opset)
     quantized = None  # the graph holds them now: at billions of weights a copy is gigabytes
     try:
-        with publish(out) as staging:
+        with publish(out, replaces=(BUNDLE,)) as staging:
             say("writing the graph")
             nodes = _write_graph(graph, staging / GRAPH_NAME)
             say(f"recording PyTorch's outputs at depths 1..{max_depth}")
@@ -186,17 +189,6 @@ def export_bundle(
         ) from error
     seconds = time.perf_counter() - started
     return ExportReport(seconds, size, nodes, (*passes, *plan_passes), tuple(engines))
-
-
-def _require_place(out: Path, checkpoint: Path) -> None:
-    """Refuses a destination that can't be made, or whose replacement takes the checkpoint along."""
-    if checkpoint.resolve().is_relative_to(out.resolve()):
-        raise ExportError(
-            f"the checkpoint {checkpoint} lies in {out}, which an export replaces as a whole; "
-            "give another destination"
-        )
-    if obstacle := find_obstacle(out):
-        raise ExportError(f"{out} can't be written: {obstacle}; give another destination")
 
 
 def plan_builder(

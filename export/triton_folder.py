@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from export.errors import ExportError
-from ouroboros.atomic import find_obstacle, publish
+from ouroboros.atomic import check_place, publish
+from ouroboros.places import TRITON, TRITON_SIGN
 
 CONFIG = "config.pbtxt"
 DEFAULT_NAME = "ouroboros"
-SIGN = "ouroboros.checkpoint_sha256"  # a parameter of every config.pbtxt that is written here
-_SIGNED = re.compile(rb"^[^#\n]*\bkey\s*:\s*[\"']" + re.escape(SIGN).encode() + rb"[\"']", re.M)
+SIGN = TRITON_SIGN
 _STAGING = ".staging"
 
 
@@ -37,13 +36,10 @@ def check_folder(repository: Path, bundle: Path, name: str = DEFAULT_NAME) -> Pa
     folder = repository / name
     for place in (repository, folder):
         _check_apart(place, bundle)
-    if obstacle := find_obstacle(repository):
-        raise ExportError(f"{repository} can't be written: {obstacle}; give --triton a directory")
-    if folder.exists() and not _is_replaceable(folder):
-        raise ExportError(
-            f"{folder} is not of Ouroboros (no {SIGN} in its {CONFIG}), so it is left alone; move "
-            "it away or give --triton another directory"
-        )
+    if repository.exists() and not repository.is_dir():
+        raise ExportError(f"{repository} is a file; give --triton a directory")
+    if obstacle := check_place(folder, (TRITON,)):
+        raise ExportError(f"{folder} {obstacle}")
     return folder
 
 
@@ -58,15 +54,6 @@ def _check_apart(place: Path, bundle: Path) -> None:
     else:
         return
     raise ExportError(f"{place} {reason}; give --triton a directory apart from it")
-
-
-def _is_replaceable(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    config = folder / CONFIG
-    if config.is_file():
-        return _SIGNED.search(config.read_bytes()) is not None
-    return not any(folder.iterdir())
 
 
 @contextmanager
@@ -97,7 +84,7 @@ def publish_model(folder: Path) -> Iterator[Path]:
         inside.mkdir(exist_ok=True)
     done = False
     try:
-        with publish(folder, staged_in=place) as staging:
+        with publish(folder, staged_in=place, replaces=(TRITON,)) as staging:
             yield staging
         done = True
     finally:

@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from ouroboros.atomic import publish
+from ouroboros.atomic import check_place, publish
 from ouroboros.configuration import MIRRORED, OuroborosConfig
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.places import CHECKPOINT, RUN
 from ouroboros.sources import FLOATS, one_line, quiet_transformers, require_finite
 
 INDEX = "model.safetensors.index.json"
@@ -170,7 +171,7 @@ def save_checkpoint(
     files: dict[str, Path | bytes] | None = None,
     keep: Collection[str] = (),
 ) -> None:
-    """Writes a checkpoint atomically, in the place of whatever `out` held.
+    """Writes a checkpoint atomically, in the place of one that `out` held.
 
     Args:
         model: the model; its config is saved with it.
@@ -180,11 +181,14 @@ def save_checkpoint(
         keep: names of entries of an existing `out` that stay (a training run's state and logs).
 
     Raises:
-        CheckpointError: the disk is full or `out` can't be written; `out` is then as it was.
+        CheckpointError: `out` holds anything but a checkpoint, the disk is full, or `out` can't be
+            written; it is then as it was.
     """
     out = Path(out)
+    if obstacle := check_place(out, (CHECKPOINT, RUN)):
+        raise CheckpointError(f"{out} {obstacle}")
     try:
-        with publish(out, keep) as staging, quiet_transformers():
+        with publish(out, keep, replaces=(CHECKPOINT, RUN)) as staging, quiet_transformers():
             model.save_pretrained(staging)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ouroboros.atomic import check_place
 from ouroboros.bases import fill_bases
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.configuration import OuroborosConfig
@@ -21,6 +22,7 @@ from ouroboros.data import eval_windows, prefix_ids, read_whole
 from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.modeling import OuroborosForCausalLM
 from ouroboros.originals import Original, open_original
+from ouroboros.places import CHECKPOINT
 from ouroboros.selection import Candidate, match_step_norms, select_recurrent
 from ouroboros.sources import locate
 
@@ -105,6 +107,10 @@ def convert(
     """
     say = report or (lambda line: None)
     layer = _layer_number(recurrent)
+    made_from = [Path(source), *([calibration] if calibration else [])]
+    existing = [path for path in made_from if path.exists()]
+    if obstacle := check_place(Path(out), (CHECKPOINT,), existing):
+        raise CheckpointError(f"{out} {obstacle}")
     say(f"loading {source}")
     place = locate(source)
     if layer is not None and layer < 0:

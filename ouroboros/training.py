@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,12 @@ import torch
 from transformers import TrainerCallback
 
 from ouroboros import state
-from ouroboros.checkpoint import (
-    checkpoint_sha256,
-    load_checkpoint,
-    read_config,
-    save_checkpoint,
-)
+from ouroboros.atomic import check_place
+from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
 from ouroboros.data import PackedWindows, load_eval_windows, load_windows
-from ouroboros.errors import CheckpointError, ConfigError, OuroborosError, TrainingError
+from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.limits import check_ids, check_seq_len
+from ouroboros.places import CHECKPOINT, RUN
 from ouroboros.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.progress import ProgressDisplay
 from ouroboros.sources import quiet_transformers
@@ -89,7 +86,7 @@ def train(
     shown = console = console or RichConsole(quiet=True)
     began = time.perf_counter()
     state_dir = out / "state"
-    _check_out(checkpoint, out, resume)
+    _check_out(checkpoint, out, resume, (*options.data, *options.eval))
     model, tokenizer = load_checkpoint(checkpoint)
     if tokenizer is None:
         raise CheckpointError(f"{checkpoint}: has no tokenizer.json; convert the model again")
@@ -166,37 +163,14 @@ def train(
     )
 
 
-def _check_out(checkpoint: Path, out: Path, resume: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise TrainingError(f"{out}: is a file; name a folder")
-    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
-        raise TrainingError(
-            f"{out}: is the checkpoint to start from; a run can only be resumed when that stays as "
-            "it is, so name another folder"
-        )
+def _check_out(checkpoint: Path, out: Path, resume: bool, data: Sequence[Path]) -> None:
+    if obstacle := check_place(out, (CHECKPOINT, RUN), (checkpoint, *data)):
+        raise TrainingError(f"{out} {obstacle}")
     if not resume and state.list_steps(out / "state"):
         raise TrainingError(
             f"{out} holds the state of an earlier run; go on with --resume, or start over in "
             f"another folder (or delete {out / 'state'})"
         )
-    if out.exists() and not _is_ours(out):
-        raise TrainingError(
-            f"{out}: holds something else than a checkpoint of Ouroboros, so it is left alone; "
-            "name a new folder"
-        )
-
-
-def _is_ours(out: Path) -> bool:
-    names = {path.name for path in out.iterdir()}
-    if names <= {"state", "logs"} or state.list_steps(out / "state"):
-        return True
-    if "manifest.json" in names:
-        return False
-    try:
-        read_config(out)
-    except OuroborosError:
-        return False
-    return True
 
 
 def _check_depths(options: TrainOptions, max_depth: int) -> None:

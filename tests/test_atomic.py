@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ouroboros.atomic import publish
+from ouroboros.places import FOREIGN
 
 
 def test_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
     (real / "a").write_text("old")
     link = tmp_path / "out"
     link.symlink_to(real)
-    with publish(link) as staging:
+    with publish(link, replaces=(FOREIGN,)) as staging:
         (staging / "b").write_text("new")
     assert link.is_symlink()
     assert [p.name for p in real.iterdir()] == ["b"]
@@ -62,7 +63,7 @@ def test_only_named_entries_are_carried_over(tmp_path: Path) -> None:
     (out / "state" / "deep" / "note").write_text("kept")
     for name in ("stale.json", "log"):
         (out / name).write_text("old")
-    with publish(out, keep=("state", "log", "none")) as staging:
+    with publish(out, keep=("state", "log", "none"), replaces=(FOREIGN,)) as staging:
         (staging / "log").write_text("new")
     assert sorted(p.name for p in out.iterdir()) == ["log", "state"]
     assert (out / "log").read_text() == "new"
@@ -86,7 +87,7 @@ def test_staged_elsewhere_touches_the_parent_only_to_replace(
         return done
 
     monkeypatch.setattr(Path, "rename", note)
-    with publish(out, staged_in=tmp_path) as staging:
+    with publish(out, staged_in=tmp_path, replaces=(FOREIGN,)) as staging:
         assert staging.parent == tmp_path
         (staging / "new").write_text("new")
         assert [path.name for path in shared.iterdir()] == ["out"]
@@ -113,7 +114,7 @@ def test_killed_run_is_swept_up_and_a_live_one_left_alone(tmp_path: Path) -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "staged\n"
-        with publish(out) as staging:
+        with publish(out, replaces=(FOREIGN,)) as staging:
             (staging / "a").write_text("one")
         left = [p.name for p in tmp_path.iterdir() if p.name != "out"]
         assert len(left) == 1
@@ -121,7 +122,7 @@ def test_killed_run_is_swept_up_and_a_live_one_left_alone(tmp_path: Path) -> Non
         (tmp_path / ".output.staging-other").mkdir()  # of another destination
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with publish(out) as staging:
+    with publish(out, replaces=(FOREIGN,)) as staging:
         (staging / "a").write_text("two")
     assert (out / "a").read_text() == "two"
     assert sorted(p.name for p in tmp_path.iterdir()) == [".output.staging-other", "out"]

@@ -304,7 +304,7 @@ def test_folder_of_somebody_else_is_left_alone(
     with pytest.raises(ExportError, match=r"models/ouroboros is not of Ouroboros .* left alone"):
         write_triton(tiny_bundle, models)
     assert refuse_at_once(monkeypatch, tmp_path / "bundle", models).startswith(
-        f"error: {models / 'ouroboros'} is not of Ouroboros (no ouroboros.checkpoint_sha256 in "
+        f"error: {models / 'ouroboros'} is not of Ouroboros, so it is left alone"
     )
     assert snapshot(tmp_path) == before
 

@@ -48,10 +48,6 @@ class OuroborosExportCommand(BaseOptimumCLICommand):
         from ouroboros.errors import OuroborosError
         from runtime.errors import BundleError
 
-        if self.args.output.exists() and not (self.args.output / "manifest.json").is_file():
-            sys.exit(
-                f"error: {self.args.output} exists and is not a bundle; give another directory"
-            )
         try:
             report = export_bundle(
                 self.args.model,

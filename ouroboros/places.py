@@ -1,0 +1,231 @@
+"""What stands at a path, and whether a directory may be written there.
+
+Everything that is written is written whole, in the place of what was there. So there is one rule
+for all of it: what may be replaced is a directory of the kind that is written, with nothing else
+in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+BUNDLE, CHECKPOINT, RUN, TRITON = "bundle", "checkpoint", "run", "triton"
+MISSING, EMPTY, FILE, MODEL, FOREIGN = "missing", "empty", "file", "model", "foreign"
+NAMES = {
+    BUNDLE: "a bundle",
+    CHECKPOINT: "a checkpoint of Ouroboros",
+    RUN: "a training run",
+    TRITON: "a model of Ouroboros for Triton",
+    MODEL: "a model of another kind",
+    FOREIGN: "not of Ouroboros",
+}
+
+STAGED, OLD = ".staging-", ".old-"  # in the names of what is being written
+TRITON_SIGN = "ouroboros.checkpoint_sha256"  # a parameter of every config.pbtxt written here
+_SIGNED = re.compile(
+    rb"^[^#\n]*\bkey\s*:\s*[\"']" + re.escape(TRITON_SIGN).encode() + rb"[\"']", re.M
+)
+_STEP = re.compile(r"step-\d+")
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__")
+# What save_pretrained of models and tokenizers writes, and what is put beside it.
+_CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+    "modeling_ouroboros.py",
+    "LICENSE",
+    "ATTRIBUTION",
+    "training.png",
+    "gate.png",
+)
+_RUN_FILES = (*_CHECKPOINT_FILES, "state", "logs")
+_TRITON_FILES = ("config.pbtxt", "[0-9]*", "LICENSE", "ATTRIBUTION")
+_CHECKED = (BUNDLE, CHECKPOINT, RUN, TRITON)
+_READ_AT_MOST = 16 << 20
+
+
+def kind_of(path: Path) -> str:
+    """Says what stands at a path, links followed.
+
+    Returns:
+        MISSING, FILE, EMPTY, or of a directory BUNDLE, CHECKPOINT, RUN (a checkpoint being trained,
+        or the state of one), TRITON, MODEL (Hugging Face's, of another type) or FOREIGN.
+
+    Raises:
+        OSError: a directory can't be read.
+    """
+    if not path.exists():
+        return MISSING
+    if not path.is_dir():
+        return FILE
+    names = {name for name in os.listdir(path) if not _is_ours_or_litter(name)}
+    if not names:
+        return EMPTY
+    if "format_version" in _read_object(path / "manifest.json"):
+        return BUNDLE
+    if "config.pbtxt" in names and _SIGNED.search(_read(path / "config.pbtxt")):
+        return TRITON
+    state = path / "state"
+    steps = os.listdir(state) if state.is_dir() else []
+    if any(_STEP.fullmatch(name) for name in steps) or names <= {"state", "logs"}:
+        return RUN
+    config = _read_object(path / "config.json")
+    if config.get("model_type") == "ouroboros":
+        return RUN if names & {"state", "logs"} else CHECKPOINT
+    return MODEL if "model_type" in config else FOREIGN
+
+
+def find_strangers(path: Path, kind: str) -> list[str]:
+    """Lists what a directory of a kind holds that no such directory is written with.
+
+    Args:
+        path: the directory.
+        kind: BUNDLE, CHECKPOINT, RUN or TRITON.
+
+    Raises:
+        OSError: a directory can't be read.
+    """
+    if kind == BUNDLE:
+        files = _read_object(path / "manifest.json").get("files")
+        listed = set(files) if isinstance(files, dict) else set()
+        known = {"manifest.json", *listed}
+        return [name for name in _walk(path) if name not in known]
+    patterns = {CHECKPOINT: _CHECKPOINT_FILES, RUN: _RUN_FILES, TRITON: _TRITON_FILES}[kind]
+    return [
+        name
+        for name in sorted(os.listdir(path))
+        if not _is_ours_or_litter(name) and not any(fnmatchcase(name, one) for one in patterns)
+    ]
+
+
+def find_obstacle(
+    out: Path, replaces: Collection[str] = (), apart: Sequence[Path] = ()
+) -> str | None:
+    """Says why a directory may not be written at `out`; None where it may. Nothing is changed.
+
+    Args:
+        out: the destination; links are followed.
+        replaces: the kinds that may stand there, beside nothing at all and an empty directory.
+        apart: what is read meanwhile, files or directories: it may not be in the way.
+
+    Returns:
+        A clause to put behind the name of `out`, with what was found and what to do.
+    """
+    try:
+        return _find_obstacle(out, replaces, apart)
+    except OSError as error:
+        return f"can't be read: {error.strerror or error}; give another directory"
+
+
+def _find_obstacle(out: Path, replaces: Collection[str], apart: Sequence[Path]) -> str | None:
+    real = Path(os.path.realpath(out))
+    kind = kind_of(real)
+    if kind == FILE:
+        return "is a file; give a directory"
+    for place, name in _lived_in():
+        if place == real or place.is_relative_to(real):
+            whole = "is" if place == real else "holds"
+            return f"{whole} {name}, which is not replaced; give a directory of its own"
+    for source in apart:
+        other = Path(os.path.realpath(source))
+        if other == real:
+            return "is what it is made from; give another directory"
+        if other.is_relative_to(real):
+            return f"holds {source}, which it is made from; give another directory"
+    if kind not in (MISSING, EMPTY, *replaces):
+        return f"is {NAMES[kind]}, so it is left alone; give a new directory"
+    if kind in _CHECKED and (strangers := find_strangers(real, kind)):
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        return (
+            f"is {NAMES[kind]} but also holds {strangers[0]}{more}, which would be lost; move "
+            "that away, or give a new directory"
+        )
+    return _find_lock(real)
+
+
+def _lived_in() -> Iterator[tuple[Path, str]]:
+    """Directories that a shell or a user stands in."""
+    with suppress(FileNotFoundError):  # it was removed
+        yield Path(os.path.realpath(Path.cwd())), "the current directory"
+    with suppress(RuntimeError):  # there is none
+        yield Path(os.path.realpath(Path.home())), "the home directory"
+
+
+def _find_lock(real: Path) -> str | None:
+    """Says why the system would not let `real` be written."""
+    place = real if real.exists() else next(one for one in real.parents if one.exists())
+    if not place.is_dir():
+        return f"can't be written: {place} is a file; give another directory"
+    above = place.parent if place == real and not keeps_its_place(real) else place
+    if os.access(above, os.W_OK | os.X_OK):
+        return None
+    return f"can't be written: {above} is not writable; give another directory"
+
+
+def keeps_its_place(directory: Path) -> bool:
+    """Says whether a directory can't be renamed: a mount point, or one in a closed directory."""
+    if not directory.is_dir():
+        return False
+    closed = not os.access(directory.parent, os.W_OK | os.X_OK)
+    return closed or os.path.ismount(directory) or str(directory) in _mount_points()
+
+
+def _mount_points() -> set[str]:
+    # A directory bound to another one of the same file system is not a mount to os.path.ismount.
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    fields = (line.split(" ") for line in lines.splitlines())
+    return {re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), one[4]) for one in fields}
+
+
+def _is_ours_or_litter(name: str) -> bool:
+    return name in _LITTER or (name.startswith(".") and (STAGED in name or OLD in name))
+
+
+def _walk(path: Path) -> Iterator[str]:
+    """Names of all files below a directory, and of links and empty directories; sorted."""
+    for folder, inner, files in os.walk(path):
+        inner[:] = sorted(name for name in inner if not _is_ours_or_litter(name))
+        here = Path(folder)
+        links = [name for name in inner if (here / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            if not _is_ours_or_litter(name):
+                yield (here / name).relative_to(path).as_posix()
+        if not inner and not files and here != path:
+            yield here.relative_to(path).as_posix()
+
+
+def _read(file: Path) -> bytes:
+    if not file.is_file() or file.stat().st_size > _READ_AT_MOST:
+        return b""
+    return file.read_bytes()
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_read(file))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
