@@ -295,7 +295,7 @@ def test_folder_of_something_else_is_left_alone(tmp_path: Path, corpus: Path, ki
         (out / name).write_text(content)
     (out / "state").mkdir()
     for resume in (False, True):
-        # Before anything is loaded: the checkpoint to start from is not even there.
+        # Before anything is loaded: is what it is made from is not even there.
         with pytest.raises(TrainingError, match=r"left alone; give a new directory|also holds"):
             train(tmp_path / "nowhere", out, options(corpus), resume=resume)
     assert {p.name: p.read_text() for p in out.iterdir() if p.is_file()} == files
@@ -340,7 +340,7 @@ def test_bad_runs_are_refused_before_anything_is_written(corpus: Path, checkpoin
         advice = f"max_depth 6; give --{flag} 1-6 or convert with a larger --max-depth"
         with pytest.raises(ConfigError, match=advice):
             train(checkpoint, out, options(corpus, **changes))
-    with pytest.raises(TrainingError, match="the checkpoint to start from"):
+    with pytest.raises(TrainingError, match="is what it is made from"):
         train(checkpoint, checkpoint, options(corpus))
     assert not out.exists()
 
