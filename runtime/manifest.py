@@ -413,6 +413,8 @@ def _check(manifest: Manifest) -> None:
         "sampling needs a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1",
     )
     _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
+    kl = manifest.parity.kl
+    _require(kl is None or 0 < kl < 1, f"parity.kl is {kl}, allowed: above 0 and below 1, or null")
     precision, quantization = manifest.precision, manifest.quantization
     _require(precision in PRECISIONS, f"precision is {precision!r}, allowed: {PRECISIONS}")
     bits = None if quantization is None else quantization.bits

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ACCURACY_LEVELS = (1, 4)  # ONNX Runtime's for MatMulNBits: float32, 8-bit activations
 MAX_DEPTH = 4096  # the most that a checkpoint's configuration allows
 INT32, INT64 = 2**31 - 1, 2**63 - 1
+MAX_OPSET = 1000  # ONNX is at 24; ONNX Runtime says which it takes
 # Least and most; far above any model there is, far below what overflows.
 MODEL_BOUNDS = {
     "hidden_size": (1, 2**20),
@@ -105,9 +106,14 @@ def check_tensors(manifest: Manifest) -> None:
         BundleError: they contradict each other.
     """
     model, graph = manifest.model, manifest.graphs.onnx
+    if not 1 <= graph.opset <= MAX_OPSET:
+        _refuse(f"graphs.onnx.opset is {shorten(graph.opset)}, allowed: 1..{MAX_OPSET}")
     wanted = CACHE_DTYPES[manifest.precision]
     for tensor in (*graph.inputs, *graph.outputs):
         said: dict[int, str] = {}  # dimensions, counted from the end
+        for size in tensor.shape:
+            if isinstance(size, int) and not 0 < size <= INT64:
+                _refuse(f"the graph's {tensor.name} has a dimension of {shorten(size)}")
         if tensor.name.startswith(("past_key_values.", "new_key_values.")):
             said = {-3: "num_key_value_heads", -1: "head_dim"}
             if tensor.dtype != wanted:

@@ -192,6 +192,20 @@ def _check_data(file: Path, manifest: Manifest) -> None:
             f"cannot load {file}: the data file {odd!r} is in the graph: {odd in named}, in the "
             f"manifest: {odd in spec.data}; export it again"
         )
+    for name in spec.data:
+        _check_single(file.parent.joinpath(PurePosixPath(name).relative_to(folder)))
+
+
+def _check_single(data: Path) -> None:
+    """ONNX Runtime opens no data file that is known by another name too, and does not say so."""
+    cure = f"put a copy in its place: cp {data} {data}.copy && mv {data}.copy {data}"
+    if data.is_symlink():
+        raise BundleError(f"{data} is a symbolic link, which ONNX Runtime does not open; {cure}")
+    if (links := data.stat().st_nlink) > 1:
+        raise BundleError(
+            f"{data} has {links} hard links (cp -al and some backups make them), and ONNX Runtime "
+            f"opens no weights that have another name; {cure}"
+        )
 
 
 def _check_tensors(session: Any, manifest: Manifest) -> None:

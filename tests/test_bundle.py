@@ -330,6 +330,26 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (("graphs", "onnx", "file"), "other.onnx", "not listed"),
         (("files", "model.onnx", "sha256"), "zz", "hexadecimal"),
         (("files", "model.onnx", "bytes"), -1, "bytes"),
+        *(
+            (("model", name), -1, rf"model\.{name} is -1, allowed")
+            for name, value in FIELDS["model"].items()
+            if isinstance(value, int)
+        ),
+        (("depth", "min"), -1, "depth range"),
+        (("depth", "default"), -(10**30), "depth range"),
+        (("depth", "trained"), [-1], "below 1"),
+        (("sampling", "top_k"), -1, "top_k"),
+        (("graphs", "onnx", "opset"), -1, "opset is -1, allowed"),
+        (("graphs", "onnx", "opset"), 10**30, "opset is 10"),
+        (("parity", "kl"), -1.0, "parity.kl is -1.0"),
+        (("tokenizer", "eos_token_ids"), [-1], "token id -1 is outside"),
+        (("tokenizer", "bos_token_id"), -1, "token id -1 is outside"),
+        (("tokenizer", "pad_token_id"), 32, "token id 32 is outside"),
+        (
+            ("graphs", "onnx", "inputs"),
+            [{"name": "past_key_values.0.key", "dtype": "float32", "shape": [-1, 1, 1, 8]}],
+            "has a dimension of -1",
+        ),
     ],
 )
 def test_manifest_wrong_value_is_named(

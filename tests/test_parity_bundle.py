@@ -6,6 +6,7 @@ Each tampered bundle gets a new manifest, so that its hashes match: only the che
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from runtime.bundle import hash_file, read_manifest, write_manifest
 from runtime.cases import load_cases
 from runtime.errors import BundleError
 from runtime.kv_cache import BUCKET, KVCache
+from runtime.manifest import hash_manifest, render_manifest
 from runtime.ort import run_error
 from runtime.parity import FAIL, PASS, ParityReport, check_bundle
 
@@ -383,3 +385,47 @@ def test_fresh_inputs_are_not_the_recorded_ones(tiny_bundle: Path, tiny_checkpoi
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, recorded)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("linked", ["hard", "inside", "parent"])
+def test_data_file_of_two_names_is_refused_with_the_cure(
+    tiny_bundle: Path, tmp_path: Path, linked: str
+) -> None:
+    """Hard links come of cp -al and of backups; a link to a directory could lead anywhere later."""
+    path = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, path)
+    data = path / "model.onnx.data"
+    if linked == "hard":
+        (tmp_path / "other").hardlink_to(data)
+        with pytest.raises(BundleError, match=r"has 2 hard links .* cp .* && mv ") as caught:
+            verdict_of(path)
+    elif linked == "inside":
+        data.rename(path / "weights")
+        data.symlink_to("weights")
+        with pytest.raises(BundleError, match=r"is a symbolic link, .* cp .* && mv ") as caught:
+            verdict_of(path)
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        data.rename(tmp_path / "elsewhere" / "model.onnx.data")
+        (path / "weights").symlink_to(tmp_path / "elsewhere")
+        edited = read_manifest(tiny_bundle).to_json()
+        edited["graphs"]["onnx"]["data"] = ["weights/model.onnx.data"]
+        edited["files"]["weights/model.onnx.data"] = edited["files"].pop("model.onnx.data")
+        edited["sha256"] = hash_manifest(edited)
+        (path / "manifest.json").write_text(render_manifest(edited))
+        with pytest.raises(BundleError, match="is a link out of the bundle") as caught:
+            verdict_of(path)
+    assert "\n" not in str(caught.value)
+    if linked != "parent":
+        cure = str(caught.value).partition("place: ")[2]
+        assert subprocess.run(["sh", "-c", cure], check=True).returncode == 0
+        assert verdict_of(path).verdict == PASS
+
+
+def test_bundle_reached_by_a_link_or_with_other_files_linked_is_fine(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "other").hardlink_to(tmp_path / "real" / "tokenizer.json")
+    assert verdict_of(tmp_path / "link").verdict == PASS
