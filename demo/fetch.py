@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.atomic import publish
-from ouroboros.places import FOREIGN
+from ouroboros.destinations import FOREIGN
 
 KINDS = ("wiki", "c4", "code", "technical")
 EVAL_PASSAGES = 100

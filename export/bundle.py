@@ -38,7 +38,7 @@ from export.trt_refit import find_refittable, refit_plans
 from ouroboros.atomic import check_place, publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.configuration import OuroborosConfig
-from ouroboros.places import BUNDLE
+from ouroboros.destinations import BUNDLE
 from runtime.bundle import write_manifest
 from runtime.engines import EngineSpec
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from export.errors import ExportError
 from ouroboros.atomic import check_place, publish
-from ouroboros.places import TRITON, TRITON_SIGN
+from ouroboros.destinations import TRITON, TRITON_SIGN
 
 CONFIG = "config.pbtxt"
 DEFAULT_NAME = "ouroboros"

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ouroboros.places import OLD, STAGED, find_obstacle, keeps_its_place
+from ouroboros.destinations import OLD, STAGED, find_obstacle, keeps_its_place
 
 _COMING = "coming.json"
 _AT_FDCWD = -100
@@ -45,7 +45,7 @@ def publish(
             content does not name them (a training run's state and logs); all others go.
         staged_in: an existing directory to stage in, on the file system of `out`; None for the
             parent of `out`.
-        replaces: the kinds of `ouroboros.places` that may stand there; by default nothing may.
+        replaces: the kinds of `ouroboros.destinations` that may stand there; by default nothing may.
 
     Raises:
         FileExistsError: something else stands at `out`, before the block runs or after it.
@@ -86,7 +86,7 @@ def publish(
 def check_place(
     out: Path, replaces: Collection[str] = (), apart: Sequence[Path] = ()
 ) -> str | None:
-    """Says, before any work, why `publish` would refuse `out`; see `places.find_obstacle`.
+    """Says, before any work, why `publish` would refuse `out`; see `destinations.find_obstacle`.
 
     What a killed run left half exchanged in a directory that keeps its place is put back first.
     """

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer
 
 from ouroboros.atomic import check_place, publish
 from ouroboros.configuration import MIRRORED, OuroborosConfig
+from ouroboros.destinations import CHECKPOINT, RUN
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.modeling import OuroborosForCausalLM
-from ouroboros.places import CHECKPOINT, RUN
 from ouroboros.sources import FLOATS, one_line, quiet_transformers, require_finite
 
 INDEX = "model.safetensors.index.json"

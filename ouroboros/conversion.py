@@ -19,10 +19,10 @@ from ouroboros.bases import fill_bases
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.configuration import OuroborosConfig
 from ouroboros.data import eval_windows, prefix_ids, read_whole
+from ouroboros.destinations import CHECKPOINT
 from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.modeling import OuroborosForCausalLM
 from ouroboros.originals import Original, open_original
-from ouroboros.places import CHECKPOINT
 from ouroboros.selection import Candidate, match_step_norms, select_recurrent
 from ouroboros.sources import locate
 

@@ -17,9 +17,9 @@ from ouroboros import state
 from ouroboros.atomic import check_place
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
 from ouroboros.data import PackedWindows, load_eval_windows, load_windows
+from ouroboros.destinations import CHECKPOINT, RUN
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.limits import check_ids, check_seq_len
-from ouroboros.places import CHECKPOINT, RUN
 from ouroboros.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.progress import ProgressDisplay
 from ouroboros.sources import quiet_transformers

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ouroboros.atomic import publish
-from ouroboros.places import FOREIGN
+from ouroboros.destinations import FOREIGN
 
 
 def test_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:

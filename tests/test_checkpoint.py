@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
+from ouroboros.destinations import FOREIGN
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 
 
@@ -75,14 +76,14 @@ def test_publish_interrupted_leaves_the_old_directory(tmp_path: Path) -> None:
     (out / "a").write_text("old")
 
     def interrupted() -> None:
-        with publish(out) as staging:
+        with publish(out, replaces=(FOREIGN,)) as staging:
             (staging / "a").write_text("new")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (out / "a").read_text() == "old"
-    with publish(out) as staging:
+    with publish(out, replaces=(FOREIGN,)) as staging:
         (staging / "b").write_text("new")
     assert [p.name for p in out.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

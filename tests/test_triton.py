@@ -17,7 +17,7 @@ from cli.app import app
 from export.bundle import ExportReport
 from export.errors import ExportError
 from export.triton import write_triton
-from export.triton_folder import publish_model
+from export.triton_folder import SIGN, publish_model
 from export.trt_builder import GraphFacts, build_plans
 from export.trt_options import TrtOptions
 from runtime.bundle import open_bundle, write_manifest
@@ -301,7 +301,7 @@ def test_folder_of_somebody_else_is_left_alone(
     if config is None:
         (models / "ouroboros" / "config.pbtxt").unlink()
     before = snapshot(tmp_path)
-    with pytest.raises(ExportError, match=r"models/ouroboros is not of Ouroboros .* left alone"):
+    with pytest.raises(ExportError, match="models/ouroboros is not of Ouroboros, so it is left"):
         write_triton(tiny_bundle, models)
     assert refuse_at_once(monkeypatch, tmp_path / "bundle", models).startswith(
         f"error: {models / 'ouroboros'} is not of Ouroboros, so it is left alone"
@@ -382,7 +382,7 @@ def test_running_server_sees_no_model_that_is_half_written(tmp_path: Path) -> No
 def test_repository_without_room_beside_it_is_written_from_within(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.triton_folder.os.access", lambda *_: False)
+    monkeypatch.setattr("export.triton_folder.os.access", lambda path, _: Path(path) != tmp_path)
     models = tmp_path / "models"
     with publish_model(models / "ouroboros") as staging:
         (staging / "config.pbtxt").write_text("")
@@ -403,11 +403,13 @@ def test_model_that_fails_leaves_nothing(
             (staging / "config.pbtxt").write_text("half")
             raise OSError("the disk is full")
 
-    monkeypatch.setattr("export.triton_folder.os.access", lambda *_: room)
+    monkeypatch.setattr(
+        "export.triton_folder.os.access", lambda path, _: room or Path(path) != tmp_path
+    )
     with pytest.raises(OSError, match="full"):
         fail(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
-    write_foreign(tmp_path / "old", "ouroboros", "before")
+    write_foreign(tmp_path / "old", "ouroboros", f'key: "{SIGN}"')
     with pytest.raises(OSError, match="full"):
         fail(tmp_path / "old")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

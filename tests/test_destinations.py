@@ -18,8 +18,7 @@ from export import TrtOptions, export_bundle, write_triton
 from export.errors import ExportError
 from ouroboros import atomic, convert, load_checkpoint, save_checkpoint
 from ouroboros.atomic import check_place, publish
-from ouroboros.errors import OuroborosError
-from ouroboros.places import (
+from ouroboros.destinations import (
     BUNDLE,
     CHECKPOINT,
     EMPTY,
@@ -32,6 +31,7 @@ from ouroboros.places import (
     find_strangers,
     kind_of,
 )
+from ouroboros.errors import OuroborosError
 from ouroboros.training import train
 from runtime.bundle import open_bundle
 
@@ -376,7 +376,7 @@ def test_real_mount_points(tmp_path: Path, how: list[str]) -> None:
         folder.mkdir()
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom ouroboros.atomic import publish\n"
-        "from ouroboros.places import FOREIGN, keeps_its_place\n"
+        "from ouroboros.destinations import FOREIGN, keeps_its_place\n"
         "out = Path(sys.argv[1])\nassert keeps_its_place(out)\n"
         "for text in ('one', 'two'):\n"
         "    with publish(out, replaces=(FOREIGN,)) as staging:\n"
