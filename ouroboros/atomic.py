@@ -45,7 +45,7 @@ def publish(
             content does not name them (a training run's state and logs); all others go.
         staged_in: an existing directory to stage in, on the file system of `out`; None for the
             parent of `out`.
-        replaces: the kinds of `ouroboros.destinations` that may stand there; by default nothing may.
+        replaces: kinds of `ouroboros.destinations` that may stand there; by default nothing may.
 
     Raises:
         FileExistsError: something else stands at `out`, before the block runs or after it.
