@@ -333,22 +333,3 @@ def test_papers_of_a_folder_read_its_card_and_notice(copy: Path) -> None:
     for content in ("---\nlicense: [\n---\n", "---\n- 1\n---\n", "no card", "\udcff"):
         (copy / "README.md").write_bytes(content.encode("utf-8", "surrogateescape"))
         assert attribution.papers_of_folder("tiny", copy).license == ""
-
-
-def test_papers_of_a_hub_id_are_fetched(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (copy / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-
-    def fetch(name: str, file: str) -> str:
-        if name != "Lab/Tiny" or not (copy / file).is_file():
-            raise OSError("404")
-        return str(copy / file)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-    papers = attribution.papers_of_hub("Lab/Tiny")
-    assert papers.organization == "Lab"
-    assert papers.license == "apache-2.0"
-    assert papers.license_file() == "The licence of the tiny model.\n"
-    assert attribution.papers_of_hub("Lab/Other").license_file() == (
-        "No licence file came with Lab/Other; the terms of its publisher apply: see "
-        "https://huggingface.co/Lab/Other.\n"
-    )
