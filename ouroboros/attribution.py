@@ -85,34 +85,25 @@ class Papers:
         return "\n".join(lines) + "\n"
 
 
-def papers_of_folder(name: str, folder: Path, gguf: Mapping[str, Any] | None = None) -> Papers:
+def papers_of_folder(
+    name: str,
+    folder: Path,
+    gguf: Mapping[str, Any] | None = None,
+    known: Mapping[str, str] | None = None,
+) -> Papers:
     """Returns the papers that lie in a folder: licence, notice, model card.
 
     Args:
         name: the model's name.
         folder: where it lies.
         gguf: the metadata of a .gguf file, which say more than a card beside it.
+        known: facts that are known from elsewhere, such as the hub's page.
     """
 
     def find(file: str) -> Path | None:
         return folder / file if (folder / file).is_file() else None
 
-    return _collect(name, find, _gguf_facts(gguf or {}))
-
-
-def papers_of_hub(name: str) -> Papers:
-    """Returns the papers of a model on the hub; what can't be fetched stays empty."""
-    from huggingface_hub import hf_hub_download
-
-    def find(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file))
-        except Exception:  # not in the repository, no connection, ...: not at hand either way
-            return None
-
-    owner = name.partition("/")[0] if "/" in name else ""
-    known = {"organization": owner, "url": f"https://huggingface.co/{name}"}
-    return _collect(name, find, known)
+    return _collect(name, find, {**(known or {}), **_gguf_facts(gguf or {})})
 
 
 def _collect(name: str, find: Callable[[str], Path | None], known: Mapping[str, str]) -> Papers:

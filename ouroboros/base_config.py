@@ -63,6 +63,31 @@ def check_architecture(model_type: Any) -> str:
     return str(model_type)
 
 
+def refuse_quantized(source: str, values: dict[str, Any]) -> None:
+    """Refuses the config of a model whose weights are quantised, by the method's name.
+
+    Args:
+        source: the model, for the message.
+        values: what its config.json holds.
+
+    Raises:
+        ConfigError: it has a `quantization_config`.
+    """
+    found = values.get("quantization_config") or values.get("compression_config")
+    if not found:
+        return
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if isinstance(found, dict) and not method:
+        bits = [name for name in ("load_in_4bit", "load_in_8bit") if found.get(name)]
+        method = "bitsandbytes" if bits else None
+    raise ConfigError(
+        f"{source}: its weights are quantised by {method or 'an unknown method'!s:.40} "
+        "(quantization_config in config.json), which does not convert; give the unquantised "
+        "original, or a .gguf file of it. Only where the weights are plain floats after all, take "
+        "quantization_config out"
+    )
+
+
 def check_base_config(values: dict[str, Any]) -> None:
     """Checks what transformers lets pass in the config of an original model.
 

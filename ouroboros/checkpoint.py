@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from ouroboros.atomic import check_place, publish
-from ouroboros.configuration import MIRRORED, OuroborosConfig
+from ouroboros.configuration import OuroborosConfig
 from ouroboros.destinations import CHECKPOINT, RUN
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.modeling import OuroborosForCausalLM
@@ -53,6 +53,7 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
             raise CheckpointError(f"{path}: can't load the weights: {one_line(error)}") from error
         tokenizer = _load_tokenizer(path)
     _require_complete(path, config, info)
+    _require_one_head(path, model)
     require_finite(model, str(path))
     return model.eval(), tokenizer
 
@@ -86,11 +87,6 @@ def read_config(path: Path) -> OuroborosConfig:
         raise ConfigError(f"{file}: {one_line(error)}") from error
     if not config.base_config:
         raise ConfigError(f"{file}: has no base_config; convert the model again")
-    for name in MIRRORED:
-        if name in fields and fields[name] != (expected := getattr(config, name)):
-            raise ConfigError(
-                f"{file}: {name}={fields[name]!r:.80} disagrees with base_config's {expected!r}"
-            )
     return config
 
 
@@ -149,6 +145,17 @@ def _require_complete(path: Path, config: OuroborosConfig, info: dict[str, Any])
                 f"{path}: {len(keys)} {kind.removesuffix('_keys')} weights, {keys[0]} first; "
                 "config.json and model.safetensors are not of one checkpoint"
             )
+
+
+def _require_one_head(path: Path, model: OuroborosForCausalLM) -> None:
+    # transformers leaves a head untied that differs from the embedding it should be tied to.
+    if model.config.tie_word_embeddings and not torch.equal(
+        model.lm_head.weight, model.embed_tokens.weight
+    ):
+        raise CheckpointError(
+            f"{path}: tie_word_embeddings is true, but lm_head.weight differs from the embedding; "
+            "set tie_word_embeddings to false, in base_config and beside it, to keep the head"
+        )
 
 
 def _mismatch(name: str, held: Sequence[int], wanted: Sequence[int]) -> str:

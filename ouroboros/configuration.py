@@ -41,7 +41,10 @@ MIRRORED = (
 )
 """Fields of the original config that stand on the top level too, always with the same value."""
 
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Mirrored too; where `base_config` says nothing of one, it takes what the top level says."""
+
+_TWICE = (*MIRRORED, *TOKEN_IDS, "head_dim")
 
 
 def _is_wholes(value: Any) -> bool:
@@ -50,6 +53,12 @@ def _is_wholes(value: Any) -> bool:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+def _is_source(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_texts(value.get("files", {})):
+        return False
+    return _is_texts({name: part for name, part in value.items() if name != "files"})
 
 
 _WHOLE = (is_whole, "a whole number")
@@ -68,7 +77,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "depth": _WHOLE,
     "gate": _BOOL,
     "trained_depths": (_is_wholes, "a list of whole numbers"),
-    "source": (_is_texts, "an object of texts"),
+    "source": (_is_source, "an object of texts"),
     "vocab_size": _WHOLE,
     "hidden_size": _WHOLE,
     "num_hidden_layers": _WHOLE,
@@ -107,7 +116,11 @@ class OuroborosConfig(PreTrainedConfig):
         modulation: `controller`, or `static`: one learned vector a step (the paper's ablation).
         gate: False drops the gate, h becomes h' (the paper's ablation).
         trained_depths: sorted depths the model was trained at; empty: untrained.
-        source: where the weights came from: name, sha256, licence.
+        source: where the weights came from: name, sha256, licence, commit; and `files`, the
+            sha256 of each file that was read.
+
+    What `base_config` and the top level both state is one fact: setting either name on the top
+    level sets both, and values that contradict each other are refused.
 
     Source: arXiv 2604.02051, sections 3 and 4.
     """
@@ -163,11 +176,60 @@ class OuroborosConfig(PreTrainedConfig):
         if self.base_config:
             self._refuse_unknown(kwargs)
             check_base_config(self.base_config)
-            self._mirror(self.base())
+            self.base_config = dict(self.base_config)
+            self._mirror()
             self.trained_depths = sorted(set(self.trained_depths))
             self.source = dict(self.source)
             self._validate()
         super().__post_init__(**kwargs)
+        self._one_fact = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a field; one that `base_config` states too is set there as well.
+
+        So `resize_token_embeddings` and an end-of-text id set by hand survive being saved.
+
+        Raises:
+            ConfigError: the value is not of the field's kind.
+        """
+        if name in _TWICE and self.base_config and self.__dict__.get("_one_fact"):
+            matches, words = _TYPES[name]
+            if not matches(value):
+                raise ConfigError(f"{name}={value!r:.80} must be {words}")
+            self.base_config[name] = value
+        super().__setattr__(name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain values."""
+        values: dict[str, Any] = super().to_dict()
+        values.pop("_one_fact", None)
+        return values
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Reads a config's fields, as transformers does.
+
+        Raises:
+            ConfigError: a value is refused, or differs from what `base_config` says.
+        """
+        found = super().from_dict(config_dict, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        if config.base_config:
+            # Written out a default is a statement like any other; unwritten it says nothing.
+            stated = {name: config_dict[name] for name in _TWICE if name in config_dict}
+            config._refuse_contradictions({k: v for k, v in stated.items() if k not in kwargs})
+        return found
+
+    def _refuse_contradictions(self, stated: dict[str, Any]) -> None:
+        # By the whole object, since base_config leaves its architecture's defaults out.
+        base = self.base()
+        for name, value in stated.items():
+            expected = self.head_dim if name == "head_dim" else getattr(base, name, None)
+            if value != expected:
+                raise ConfigError(
+                    f"{name}={value!r:.80} disagrees with base_config's {expected!r:.80}; make "
+                    "them the same"
+                )
 
     @staticmethod
     def _refuse_unknown(kwargs: dict[str, Any]) -> None:
@@ -209,12 +271,21 @@ class OuroborosConfig(PreTrainedConfig):
         )
         return config
 
-    def _mirror(self, base: PreTrainedConfig) -> None:
-        for name in (*MIRRORED, *_TOKEN_IDS):
+    def _mirror(self) -> None:
+        base = self.base()
+        for name in TOKEN_IDS:
+            if (value := getattr(self, name)) is not None and getattr(base, name, None) is None:
+                self.base_config[name] = value
+        base = self.base()
+        given = {name: getattr(self, name) for name in _TWICE}
+        for name in (*MIRRORED, *TOKEN_IDS):
             if (value := getattr(base, name, None)) is not None:
                 setattr(self, name, value)
         self.head_dim = getattr(base, "head_dim", None) or (
             base.hidden_size // base.num_attention_heads
+        )
+        self._refuse_contradictions(
+            {k: v for k, v in given.items() if v != type(self).__dataclass_fields__[k].default}
         )
         # transformers sizes caches by this name; the loop's cache is our own object.
         self.num_hidden_layers = self.prelude + self.coda + 1

@@ -136,6 +136,8 @@ def convert(
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
     original = open_original(place)
+    for note in original.notes:
+        say(note)
     config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
     say(f"taking over {config.num_layers} of {config.original_layers} layers")
     model = _transplant(original, config)
@@ -174,9 +176,15 @@ def _layer_number(recurrent: int | str) -> int | None:
         ) from None
 
 
-def _provenance(original: Original) -> dict[str, str]:
-    facts = {"name": original.name, "sha256": original.sha256}
-    return {**facts, "license": original.papers.license} if original.papers.license else facts
+def _provenance(original: Original) -> dict[str, Any]:
+    facts = {
+        "name": original.name,
+        "sha256": original.sha256,
+        "license": original.papers.license,
+        "url": original.papers.url,
+        "commit": original.commit,
+    }
+    return {**{name: text for name, text in facts.items() if text}, "files": original.files}
 
 
 def _changes(config: OuroborosConfig) -> str:

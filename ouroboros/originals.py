@@ -7,22 +7,32 @@ file, a pickled or a quantised model is loaded by transformers, whole.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
+from ouroboros.agreement import (
+    EMBEDDING,
+    HEAD,
+    check_names,
+    check_shapes,
+    find_silent,
+    require_one_head,
+)
 from ouroboros.attribution import Papers
 from ouroboros.errors import CheckpointError
+from ouroboros.generation import read_generation_config
 from ouroboros.sources import (
     FLOATS,
     Location,
+    drop_foreign_pad,
+    get_weights,
+    hash_read_files,
     hash_weights,
     load_source,
     load_tokenizer,
@@ -31,8 +41,10 @@ from ouroboros.sources import (
     read_papers,
     require_finite_tensor,
 )
+from ouroboros.weight_files import INDEX as INDEX
+from ouroboros.weight_files import WeightFiles
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_ROWS = 4096  # of a matrix, read at a time where two are compared
 
 
 @dataclass(frozen=True)
@@ -44,11 +56,14 @@ class Original:
         config: its Hugging Face config.
         generation_config: its sampling defaults, None where it has none.
         tokenizer: its tokenizer, or None where it has none.
-        sha256: of its weight files, or of the hub id where they are not local.
+        sha256: of its weight files.
+        files: the sha256 of each file that was read, by its name.
+        commit: of the hub that they are of, empty where they are not known to be.
         papers: its licence and whose weights these are.
         parameters: how many numbers it holds, a tied LM head counted once.
         names: of its weights; a tied LM head may be missing.
         read: returns the weight of a name, float32 and finite. Raises CheckpointError.
+        notes: what was found beside the model and is not used, a line each.
     """
 
     name: str
@@ -56,10 +71,13 @@ class Original:
     generation_config: Any
     tokenizer: Any
     sha256: str
+    files: dict[str, str]
+    commit: str
     papers: Papers
     parameters: int
     names: Collection[str]
     read: Callable[[str], torch.Tensor]
+    notes: tuple[str, ...] = ()
 
     def state(self, prefix: str) -> dict[str, torch.Tensor]:
         """Reads every weight whose name starts with `prefix`, which is cut off."""
@@ -87,34 +105,66 @@ def open_original(place: Location) -> Original:
         CheckpointError: it is missing, damaged or incomplete.
         ConfigError: its architecture does not convert.
     """
-    tensors = _open_tensors(place)
-    if tensors is None:
-        return _load_whole(place)
+    weights = get_weights(place)
+    tensors = _open_tensors(place, weights)
+    if tensors is None or EMBEDDING not in tensors.files:
+        # Perhaps names that transformers knows how to read; if not, it says what is missing.
+        return _load_whole(place, weights)
     with quiet_transformers():
         skeleton = _skeleton(place)
-        expected = skeleton.state_dict()
+        expected = {name: list(value.shape) for name, value in skeleton.state_dict().items()}
+        _check_tensors(place, tensors, expected)
+        if not {tensors.kinds[name] for name in expected if name in tensors.kinds} <= set(FLOATS):
+            return _load_whole(place, weights)
         if place.config.tie_word_embeddings:
-            expected.pop("lm_head.weight", None)
-        if not tensors.files.keys() >= expected.keys():
-            # Perhaps names that transformers knows how to read; if not, it says what is missing.
-            return _load_whole(place)
-        for name, value in expected.items():
-            if (found := tensors.shapes[name]) != list(value.shape):
-                raise CheckpointError(
-                    f"{place.source}: can't load the weights: {name} is {found}, by its config "
-                    f"{list(value.shape)}; config.json and the weights are not of one model"
-                )
+            expected.pop(HEAD, None)
+        generation, notes = read_generation_config(place.source, place.path, place.config)
+        files = hash_read_files(place, weights)
         return Original(
             place.name,
             place.config,
-            _generation_config(place),
+            generation,
             load_tokenizer(place),
-            hash_weights(place),
+            hash_weights(weights, files),
+            files,
+            place.place.commit,
             read_papers(place),
             sum(parameter.numel() for parameter in skeleton.parameters()),
             tuple(expected),
             tensors.read,
+            (*_name_unread(weights), *notes),
         )
+
+
+def _check_tensors(place: Location, tensors: TensorFiles, expected: dict[str, list[int]]) -> None:
+    """Refuses files that hold more or less than the config says, or something else."""
+    held = set(tensors.files)
+
+    def is_zero(name: str) -> bool:
+        return tensors.shapes[name] != [] and not bool(tensors.read(name).any())
+
+    held -= set(find_silent(place.config, held, expected, is_zero))
+    check_names(place.source, place.config, held, expected)
+    check_shapes(place.source, tensors.shapes, expected)
+    for name, shape in expected.items():
+        kind = tensors.kinds.get(name, FLOATS[0])
+        # Of a vector they are what they say; of a matrix they mean nothing without their scales.
+        if kind not in FLOATS and len(shape) > 1:
+            raise CheckpointError(
+                f"{place.source}: {name} is {kind}, allowed: {', '.join(FLOATS)}; the weights are "
+                "quantised, though config.json has no quantization_config; give the unquantised "
+                "original"
+            )
+    if place.config.tie_word_embeddings and HEAD in held:
+        require_one_head(place.source, tensors.rows(HEAD), tensors.rows(EMBEDDING))
+
+
+def _name_unread(weights: WeightFiles) -> tuple[str, ...]:
+    if not weights.unread:
+        return ()
+    first = weights.files[0].name
+    more = f" and {len(weights.files) - 1} more" if len(weights.files) > 1 else ""
+    return (f"reading {first}{more}; not read: {', '.join(weights.unread)}",)
 
 
 @dataclass(frozen=True)
@@ -127,11 +177,13 @@ class TensorFiles:
         source: what errors call the model.
         files: where each tensor is.
         shapes: of each tensor.
+        kinds: the type of each tensor, as safetensors calls it.
     """
 
     source: str
     files: dict[str, Path]
     shapes: dict[str, list[int]]
+    kinds: dict[str, str]
 
     def read(self, name: str) -> torch.Tensor:
         """Returns a tensor in float32.
@@ -147,92 +199,77 @@ class TensorFiles:
         require_finite_tensor(name, value, self.source)
         return value
 
+    def rows(self, name: str) -> Iterator[torch.Tensor]:
+        """Returns a matrix in float32, some rows at a time.
 
-def _open_tensors(place: Location) -> TensorFiles | None:
+        Raises:
+            CheckpointError: it can't be read.
+        """
+        for start in range(0, self.shapes[name][0], _ROWS):
+            try:
+                with safe_open(self.files[name], framework="pt") as file:
+                    piece = file.get_slice(name)[start : start + _ROWS].to(torch.float32)
+            except (SafetensorError, OSError) as error:
+                raise _unreadable(self.source, error) from error
+            yield piece
+
+
+def _open_tensors(place: Location, weights: WeightFiles) -> TensorFiles | None:
     """Reads the headers of safetensors files; None where the weights come in another form."""
-    if place.gguf or getattr(place.config, "quantization_config", None) is not None:
+    if place.gguf or weights.pickled:
         return None
     files: dict[str, Path] = {}
     shapes: dict[str, list[int]] = {}
+    kinds: dict[str, str] = {}
     try:
-        paths = _hub_files(place.source) if place.path is None else _local_files(place.path)
-        for path in paths:
+        for path in weights.files:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no dict)
+                    if name in files:
+                        raise CheckpointError(
+                            f"{place.source}: {name} is in {files[name].name} and in {path.name}; "
+                            "they may differ, so download it again"
+                        )
                     part = file.get_slice(name)
-                    if part.get_dtype() not in FLOATS:
-                        return None
-                    files[name], shapes[name] = path, part.get_shape()
+                    files[name], shapes[name] = path, list(part.get_shape())
+                    kinds[name] = part.get_dtype()
     except (SafetensorError, OSError) as error:
         raise _unreadable(place.source, error) from error
-    return TensorFiles(place.source, files, shapes) if paths else None
+    return TensorFiles(place.source, files, shapes, kinds)
 
 
 def _unreadable(source: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{source}: can't load the weights: {one_line(error)}")
 
 
-def _local_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        return [folder / name for name in _shards(folder / INDEX)]
-    return []
-
-
-def _hub_files(source: str) -> list[Path]:
-    """Returns the safetensors files of a hub id, fetched where they are not at hand."""
-    for name in (SINGLE, INDEX):
-        try:
-            found = Path(hf_hub_download(source, name))
-            if name == SINGLE:
-                return [found]
-            return [Path(hf_hub_download(source, shard)) for shard in _shards(found)]
-        except CheckpointError:
-            raise
-        except Exception:  # not there, no connection, no access: transformers' loader says which
-            continue
-    return []
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not a safetensors index: {one_line(error)}") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index}: names {name!r:.80}, no file beside it")
-    return sorted(names)
-
-
 def _skeleton(place: Location) -> Any:
     """Returns the model without memory for its weights: their names and shapes."""
+    config = copy.deepcopy(place.config)
+    drop_foreign_pad(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(place.config))
+        model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
     return model
 
 
-def _generation_config(place: Location) -> Any:
-    local = {"local_files_only": True} if place.path is not None else {}
-    try:
-        return GenerationConfig.from_pretrained(place.source, **local)
-    except OSError:
-        return GenerationConfig.from_model_config(place.config)
-
-
-def _load_whole(place: Location) -> Original:
+def _load_whole(place: Location, weights: WeightFiles) -> Original:
     source = load_source(place)
-    weights = source.model.state_dict()
+    state = source.model.state_dict()
+    generation: Any = source.model.generation_config
+    notes: tuple[str, ...] = ()
+    if place.path.is_dir():
+        generation, notes = read_generation_config(place.source, place.path, place.config)
     return Original(
         source.name,
         source.model.config,
-        source.model.generation_config,
+        generation,
         source.tokenizer,
         source.sha256,
+        source.files,
+        place.place.commit,
         source.papers,
         sum(parameter.numel() for parameter in source.model.parameters()),
-        tuple(weights),
-        weights.__getitem__,
+        tuple(state),
+        state.__getitem__,
+        (*_name_unread(weights), *notes),
     )

@@ -12,21 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from ouroboros.attribution import Papers, papers_of_folder, papers_of_hub
-from ouroboros.base_config import check_architecture
+from ouroboros.agreement import check_names, lines_of, require_one_head
+from ouroboros.attribution import LICENSE_NAMES, NOTICE_NAMES, Papers, papers_of_folder
+from ouroboros.base_config import check_architecture, refuse_quantized
 from ouroboros.errors import CheckpointError, ConfigError
 from ouroboros.gguf_config import check_model
 from ouroboros.gguf_header import GgufHeader, read_header
 from ouroboros.gguf_tokenizer import build_tokenizer, check_tokenizer, special_ids
+from ouroboros.places import Place, fetch_weights, find_place
+from ouroboros.weight_files import WeightFiles, find_weights, hash_files
 
 _PIECE = 1 << 24
 FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors calls them
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_READ_FILES = (
+    "config.json",
+    "generation_config.json",
+    *_TOKENIZER_FILES,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "README.md",
+    *LICENSE_NAMES,
+    *NOTICE_NAMES,
+)
 
 
 @dataclass(frozen=True)
@@ -34,18 +48,29 @@ class Location:
     """Where an original model is, and its config, before any weight is read.
 
     Attributes:
-        source: the hub id or path as it was given.
-        name: the name it is known by.
+        place: the directory or .gguf file, and the hub id and commit it comes from.
         config: its Hugging Face config.
-        path: the local directory or .gguf file, None for a hub id.
         gguf: the metadata of a .gguf file, without its vocabulary.
     """
 
-    source: str
-    name: str
+    place: Place
     config: Any
-    path: Path | None = None
     gguf: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The hub id or path as it was given."""
+        return self.place.source
+
+    @property
+    def name(self) -> str:
+        """The name the model is known by."""
+        return self.place.name
+
+    @property
+    def path(self) -> Path:
+        """The local directory or .gguf file."""
+        return self.place.path
 
 
 @dataclass(frozen=True)
@@ -56,8 +81,9 @@ class Source:
         model: the Hugging Face causal LM, float32, eval mode.
         tokenizer: its tokenizer, or None where it has none.
         name: the name it is known by.
-        sha256: of its weight files, or of the hub id where they are not local.
+        sha256: of its weight files.
         papers: its licence and whose weights these are.
+        files: the sha256 of each file that was read, by its name.
     """
 
     model: Any
@@ -65,6 +91,7 @@ class Source:
     name: str
     sha256: str
     papers: Papers
+    files: dict[str, str]
 
 
 @contextmanager
@@ -82,17 +109,18 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def locate(source: str) -> Location:
+def locate(source: str | Path) -> Location:
     """Finds an original model and reads its config; no code that comes with it is ever run.
 
     Raises:
         CheckpointError: there is none, or its config can't be read.
-        ConfigError: its architecture does not convert.
+        ConfigError: its architecture does not convert, or its weights are quantised.
     """
-    path = _local_path(source)
-    header = _read_gguf(path) if path is not None and path.is_file() else None
+    place = find_place(source)
+    path = place.path
+    header = _read_gguf(path) if path.is_file() else None
     gguf = _without_vocabulary(header.metadata) if header else {}
-    where, extra = _arguments(source, path)
+    where, extra = _arguments(path)
     with quiet_transformers():
         try:
             values, _ = PreTrainedConfig.get_config_dict(where, **extra)
@@ -101,7 +129,8 @@ def locate(source: str) -> Location:
             raise CheckpointError(
                 f"{source}: can't read the model's config: {one_line(error)}"
             ) from error
-        _require_architecture(source, model_type)
+        _require_architecture(place.source, model_type)
+        refuse_quantized(place.source, values)
         if header:
             values |= check_model(header, header.metadata["general.architecture"])
             values |= special_ids(header)
@@ -109,43 +138,14 @@ def locate(source: str) -> Location:
             config = CONFIG_MAPPING[model_type].from_dict(values)
         except Exception as error:
             raise ConfigError(f"{source}: bad value in its config: {one_line(error)}") from error
-    name = source if path is None else (path.stem if gguf else path.resolve().name)
-    return Location(source, name, config, path, gguf)
+    return Location(place, config, gguf)
 
 
-def _local_path(source: str) -> Path | None:
-    """Returns the directory or .gguf file that `source` names, None where it is a hub id."""
-    path = Path(source)
-    if path.suffix.lower() == ".gguf" and not path.is_dir():
-        if not path.is_file():
-            raise CheckpointError(f"{source}: no such file; check the path of the .gguf")
-        return path
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            if found := sorted(p for p in path.iterdir() if p.suffix.lower() == ".gguf"):
-                raise CheckpointError(
-                    f"{source}: no config.json in this directory but a .gguf file; give the file: "
-                    f"{found[0]}"
-                )
-            raise CheckpointError(
-                f"{source}: no config.json in this directory; give a Hugging Face model "
-                "directory, a .gguf file or a hub id"
-            )
-        return path
-    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise CheckpointError(
-            f"{source}: neither a model directory nor a .gguf file; give one of these or a hub id"
-        )
-    return None
-
-
-def _arguments(source: str, path: Path | None) -> tuple[str, dict[str, Any]]:
+def _arguments(path: Path) -> tuple[str, dict[str, Any]]:
     """Returns what transformers' loaders take: a place and keyword arguments."""
-    if path is None:
-        return source, {}
     if path.is_file():
         return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
-    return source, {"local_files_only": True}
+    return str(path), {"local_files_only": True}
 
 
 def _without_vocabulary(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -178,31 +178,44 @@ def _read_gguf(path: Path) -> GgufHeader:
     return header
 
 
-def load_source(source: str | Location) -> Source:
+def load_source(source: str | Path | Location) -> Source:
     """Loads the original model from a hub id, a local directory or a .gguf file.
 
     Raises:
         CheckpointError: it is missing, damaged, incomplete or holds NaN.
         ConfigError: its architecture does not convert.
     """
-    place = locate(source) if isinstance(source, str) else source
+    place = source if isinstance(source, Location) else locate(source)
+    weights = get_weights(place)
     with quiet_transformers():
         model = _load_model(place)
         tokenizer = load_tokenizer(place)
-        papers = read_papers(place)
-    return Source(model, tokenizer, place.name, hash_weights(place), papers)
+    files = hash_read_files(place, weights)
+    return Source(
+        model, tokenizer, place.name, hash_weights(weights, files), read_papers(place), files
+    )
+
+
+def get_weights(place: Location) -> WeightFiles:
+    """Returns the weight files of a model, fetched where they are not at hand.
+
+    Raises:
+        CheckpointError: there are none, or it is not clear which are meant.
+    """
+    return find_weights(place.source, place.path, lambda *names: fetch_weights(place.place, names))
 
 
 def _load_model(place: Location) -> Any:
-    source = place.source
-    where, extra = _arguments(source, place.path)
+    source, config = place.source, copy.deepcopy(place.config)
+    where, extra = _arguments(place.path)
+    pad = drop_foreign_pad(config)
     # transformers draws a progress bar of its own for a GGUF, which nothing else switches off.
     hidden = redirect_stderr(io.StringIO()) if place.gguf else nullcontext()
     try:
         with hidden:
             model, info = AutoModelForCausalLM.from_pretrained(
                 where,
-                config=place.config,
+                config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -210,17 +223,31 @@ def _load_model(place: Location) -> Any:
             )
     except Exception as error:
         raise CheckpointError(f"{source}: can't load the weights: {one_line(error)}") from error
-    tied = {"lm_head.weight"} if place.config.tie_word_embeddings else set()
-    if lost := sorted(set(info["missing_keys"]) - tied):
-        raise CheckpointError(
-            f"{source}: {len(lost)} weights are missing, {lost[0]} first; download it again"
-        )
     # A GGUF comes out dense, yet transformers would refuse to save it as "quantized with gguf".
     for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
         if getattr(holder, name, None) is not None:
             delattr(holder, name)
+    wanted = set(model.state_dict())
+    held = (wanted - set(info["missing_keys"])) | set(info["unexpected_keys"])
+    check_names(source, place.config, held, wanted)
+    if place.config.tie_word_embeddings:
+        require_one_head(
+            source, lines_of(model.lm_head.weight), lines_of(model.model.embed_tokens.weight)
+        )
+    model.config.pad_token_id = pad
     require_finite(model, source)
     return model.eval()
+
+
+def drop_foreign_pad(config: Any) -> Any:
+    """Takes a padding id that the vocabulary lacks out of a config, and returns what it held.
+
+    Finetuners add such ids; nothing here pads, yet transformers builds no embedding with one.
+    """
+    pad = config.pad_token_id
+    if pad is not None and not 0 <= pad < config.vocab_size:
+        config.pad_token_id = None
+    return pad
 
 
 def load_tokenizer(place: Location) -> Any:
@@ -231,28 +258,22 @@ def load_tokenizer(place: Location) -> Any:
     """
     if place.gguf and place.gguf.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
         return None
-    if place.gguf and place.path is not None:
+    if place.gguf:
         return build_tokenizer(read_header(place.path))
-    if place.path is not None and place.path.is_dir() and not _tokenizer_files(place):
+    if place.path.is_dir() and not _tokenizer_files(place):
         return None
-    where, extra = _arguments(place.source, place.path)
+    where, extra = _arguments(place.path)
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
     except Exception as error:
-        # Only after the attempt is it known what the hub has.
-        if place.path is None and not _tokenizer_files(place):
-            return None
         raise CheckpointError(
             f"{place.source}: can't load its tokenizer: {one_line(error)}"
         ) from error
 
 
 def _tokenizer_files(place: Location) -> list[str]:
-    """Returns the tokenizer's files that a directory, or for a hub id the hub's cache, holds."""
-    if place.path is not None:
-        return [name for name in _TOKENIZER_FILES if (place.path / name).is_file()]
-    found = (try_to_load_from_cache(place.source, name) for name in _TOKENIZER_FILES)
-    return [path for path in found if isinstance(path, str)]
+    """Returns the tokenizer's files that a directory holds."""
+    return [name for name in _TOKENIZER_FILES if (place.path / name).is_file()]
 
 
 def one_line(error: BaseException) -> str:
@@ -277,23 +298,23 @@ def require_finite_tensor(key: str, value: torch.Tensor, name: str) -> None:
 
 def read_papers(place: Location) -> Papers:
     """Returns the licence of a model and whose weights these are."""
-    if place.path is None:
-        return papers_of_hub(place.source)
     folder = place.path if place.path.is_dir() else place.path.parent
-    return papers_of_folder(place.name, folder, place.gguf)
+    return papers_of_folder(place.name, folder, place.gguf, place.place.facts)
 
 
-def hash_weights(place: Location) -> str:
-    """Returns the sha256 of a model's weight files, or of its hub id where they are not local."""
+def hash_read_files(place: Location, weights: WeightFiles) -> dict[str, str]:
+    """Returns the sha256 of every file of a model that is read, by its name."""
+    if place.path.is_file():
+        return hash_files([place.path])
+    beside = (place.path / name for name in _READ_FILES)
+    return hash_files([*(path for path in beside if path.is_file()), *weights.files])
+
+
+def hash_weights(weights: WeightFiles, files: dict[str, str]) -> str:
+    """Returns one sha256 of a model's weight files: of theirs, in the order of their names."""
     digest = hashlib.sha256()
-    if place.path is None:
-        digest.update(place.source.encode())
-        return digest.hexdigest()
-    folder = place.path
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
-    for path in files or sorted(folder.glob("*.bin")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in sorted(weights.files):
+        digest.update(bytes.fromhex(files[path.name]))
     return digest.hexdigest()
 
 
