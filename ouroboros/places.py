@@ -94,6 +94,10 @@ def fetch_weights(place: Place, names: Sequence[str]) -> None:
 
 def _local_path(source: str) -> Path | None:
     """Returns the directory or .gguf file that `source` names, None where it may be a hub id."""
+    if not source.strip():
+        raise CheckpointError(
+            "the source is empty; give a Hugging Face model directory, a .gguf file or a hub id"
+        )
     path = _plain(source)
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return path

@@ -137,8 +137,9 @@ def change(original: Path, target: Path) -> Path:
     """A later state of the model: other weights, config, tokenizer, licence and defaults."""
     shutil.copytree(original, target)
     tensors = load_file(target / "model.safetensors")
-    changed = {name: value + 1 for name, value in tensors.items()}
-    save_file(changed, target / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v + 1 for k, v in tensors.items()}, target / "model.safetensors", {"format": "pt"}
+    )
     (target / "LICENSE").write_text("Another licence.\n")
     (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
     config = json.loads((target / "config.json").read_text())
@@ -239,17 +240,17 @@ def test_what_the_hub_can_not_give_is_one_line_with_its_cure(original: Path, hub
     [
         ("modls/llama", r"did you mean models/llama\? .*check the path"),
         ("models/lama", r"did you mean models/llama\?"),
-        ("models/LLAMA", r"did you mean models/llama\?"),
+        ("models/LLAMA", r"did you mean models/llama or models/llama\.gguf\?"),
         ("./modls/llama", r"no such directory; did you mean models/llama\? If not, check the path"),
         ("models/deep/x", "no such directory; check the path"),
         ("../nowhere/at/all", "no such directory; check the path"),
         ("~/x-not-there", "no such directory; check the path"),
         ("C:\\models\\llama", "no such directory; check the path"),
-        ("models/llama.ggfu", r"did you mean models/llama\.gguf\?"),
+        ("models/llama.ggfu", r"did you mean models/llama\.gguf or models/llama\?"),
         ("models/lama.gguf", r"no such file; did you mean models/llama\.gguf"),
         ("acme/tiny", r"no directory of that name, and no model in the hub's cache \(HF_HUB_OFF"),
         ("tiny", "no directory of that name, and no model in the hub's cache"),
-        ("", "no such directory"),
+        ("", "the source is empty; give a Hugging Face model directory"),
         ("notes.txt", r"neither a model directory nor a \.gguf file"),
     ],
 )
