@@ -98,6 +98,33 @@ def check_shapes(
         )
 
 
+def check_logit_index(
+    batch: int, logit_index: torch.Tensor | None, has_labels: bool, logits_to_keep: Any
+) -> None:
+    """Checks which positions' logits are asked for.
+
+    Raises:
+        ConfigError: `logit_index` is not `[B, K]`, or a loss is to be had of a part of the logits.
+    """
+    if logit_index is not None and (logit_index.dim() != 2 or logit_index.shape[0] != batch):
+        raise ConfigError(
+            f"logit_index has shape {list(logit_index.shape)}; give [{batch}, K], K positions a row"
+        )
+    keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
+    if has_labels and (logit_index is not None or not keeps_all):
+        raise ConfigError("labels need all logits; leave out logit_index and logits_to_keep")
+
+
+def check_attention(name: str | None) -> None:
+    """Refuses attention over a paged cache.
+
+    Raises:
+        ConfigError: `name` is such an implementation.
+    """
+    if name is not None and name.startswith("paged|"):
+        raise ConfigError(f"attn_implementation={name!r} is not built; choose sdpa or eager")
+
+
 def check_continuation(cache: OuroborosCache, batch: int, steps: int) -> None:
     """Checks that a filled cache can be gone on from with `batch` rows and `steps` steps.
 
@@ -117,6 +144,11 @@ def check_continuation(cache: OuroborosCache, batch: int, steps: int) -> None:
         )
 
 
+def _plain(value: Any) -> Any:
+    # Tensors, arrays and numpy's numbers become Python's, with their kind: 2.0 stays a float.
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def depth_of_rows(depth: Any, batch: int, config: OuroborosConfig) -> list[int]:
     """Returns the depths of a call: one for all rows, or one a row.
 
@@ -128,10 +160,8 @@ def depth_of_rows(depth: Any, batch: int, config: OuroborosConfig) -> list[int]:
     Raises:
         ConfigError: an entry is no whole number in 1..max_depth, or there are not 1 or B.
     """
-    given: Any = config.depth if depth is None else depth
-    if hasattr(given, "tolist"):  # a tensor or an array
-        given = given.tolist()
-    rows = list(given) if isinstance(given, list | tuple | range) else [given]
+    given = _plain(config.depth if depth is None else depth)
+    rows = [_plain(row) for row in given] if isinstance(given, list | tuple) else [given]
     for value in rows:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(

@@ -207,9 +207,8 @@ class OuroborosConfig(PreTrainedConfig):
             config = CONFIG_MAPPING[model_type](**values)
         except Exception as error:  # transformers' validators raise kinds of their own
             raise ConfigError(f"base_config: {' '.join(str(error).split())}") from error
-        config._attn_implementation = (
-            "eager" if getattr(self, "_attn_implementation", None) == "eager" else "sdpa"
-        )
+        # Whichever attention transformers chose for the model, a registered function's name too.
+        config._attn_implementation = getattr(self, "_attn_implementation", None) or "sdpa"
         return config
 
     def _mirror(self, base: PreTrainedConfig) -> None:

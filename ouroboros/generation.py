@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
-from ouroboros.arguments import check_cache, depth_of_rows, refuse_attentions
+from ouroboros.arguments import check_cache, check_shapes, depth_of_rows, refuse_attentions
 from ouroboros.cache import OuroborosCache
 from ouroboros.configuration import OuroborosConfig
 from ouroboros.errors import ConfigError
@@ -73,6 +73,21 @@ class LoopedGenerationMixin(GenerationMixin):
         _refuse_mode(generation_mode)
         super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
 
+    def _prepare_model_inputs(
+        self, inputs: torch.Tensor | None, bos_token_id: Any, model_kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, str, dict[str, Any]]:
+        found: tuple[torch.Tensor, str, dict[str, Any]] = super()._prepare_model_inputs(
+            inputs, bos_token_id, model_kwargs
+        )
+        batch, new = found[0].shape[:2]
+        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        check_cache(cache)
+        held = cache.get_seq_length() if cache is not None else 0
+        # Beside a cache the whole text may be given, or what is new of it; the mask covers it all.
+        whole = held and mask is not None and mask.shape[-1] == new
+        check_shapes(batch, new, 0 if whole else held, mask, None)
+        return found
+
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
     ) -> torch.Tensor:
@@ -104,7 +119,6 @@ class LoopedGenerationMixin(GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
         cache = model_kwargs.get("past_key_values")
-        check_cache(cache)
         if generation_config.prefill_chunk_size is not None:
             _check_chunks(self.config, model_kwargs)
         if cache is not None:
@@ -132,6 +146,8 @@ class LoopedGenerationMixin(GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+        for name in ("tokenizer", "assistant_tokenizer"):  # for stop strings, not for the model
+            inputs.pop(name, None)
         given = inputs.get("inputs_embeds")
         given = given if given is not None else inputs["input_ids"]
         new = given.shape[1]
@@ -156,8 +172,8 @@ class LoopedGenerationMixin(GenerationMixin):
 def _refuse_mode(mode: GenerationMode) -> None:
     if mode not in _MODES:
         raise ConfigError(
-            f"generation mode {mode.value} is not built for a looped model, whose cache can't be "
-            "cropped; use greedy search, sampling, or beams (num_beams, do_sample)"
+            f"generation mode {mode.value} is not built for a looped model; use greedy search, "
+            "sampling or beams (num_beams, do_sample)"
         )
 
 

@@ -18,9 +18,11 @@ from transformers.utils import can_return_tuple
 
 from ouroboros.arguments import (
     Depth,
+    check_attention,
     check_cache,
     check_continuation,
     check_extras,
+    check_logit_index,
     check_shapes,
     depth_of_rows,
     refuse_attentions,
@@ -110,6 +112,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
     def __init__(self, config: OuroborosConfig) -> None:
         """Builds the model with random weights; the base is frozen, the loop's parts train."""
         super().__init__(config)
+        check_attention(config._attn_implementation)
         base = config.base()
         layer_class, norm_class, rotary_class = _architecture(base.model_type)
         total = config.original_layers
@@ -152,7 +155,12 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         """Does nothing: the class is installed, so saving must not copy its source file."""
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        """Sets the attention of every layer: `sdpa` or `eager`."""
+        """Sets the attention of every layer: `sdpa`, `eager` or a registered function's name.
+
+        Raises:
+            ConfigError: it runs over a paged cache.
+        """
+        check_attention(attn_implementation if isinstance(attn_implementation, str) else None)
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
         for module in self.modules():
             base = getattr(module, "config", None)
@@ -254,13 +262,12 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             refuse_attentions()
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give exactly one of input_ids and inputs_embeds")
-        if labels is not None and (logit_index is not None or not _keeps_all(logits_to_keep)):
-            raise ConfigError("labels need all logits; leave out logit_index and logits_to_keep")
         given: Any = input_ids if input_ids is not None else inputs_embeds
         batch, new = given.shape[:2]
         check_cache(past_key_values)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         check_shapes(batch, new, past, attention_mask, position_ids)
+        check_logit_index(batch, logit_index, labels is not None, logits_to_keep)
         steps, rows = self.row_depths(depth, batch)
         sequences = describe_sequences(batch, new, past, attention_mask, position_ids, given.device)
         cache = self._cache(past_key_values, use_cache, sequences, batch, steps)
@@ -361,10 +368,6 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         finally:
             handle.remove()
         return means
-
-
-def _keeps_all(logits_to_keep: int | torch.Tensor) -> bool:
-    return isinstance(logits_to_keep, int) and logits_to_keep == 0
 
 
 def _select(
