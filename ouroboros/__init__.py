@@ -1,13 +1,15 @@
 """Ouroboros: fold the middle of a pretrained LLM into one layer, looped `depth` times.
 
 Importing this package is cheap; torch and transformers are imported with the first name used.
-`from ouroboros import OuroborosForCausalLM` registers the model with transformers' Auto classes.
+It is all that transformers' Auto classes need to know the model, before or after transformers.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ouroboros.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from ouroboros.checkpoint import load_checkpoint, save_checkpoint
@@ -40,3 +42,6 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'ouroboros' has no attribute {name!r}")
     return getattr(import_module(home), name)
+
+
+register_with_transformers()

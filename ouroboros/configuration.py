@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import field
+from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from ouroboros.auto_map import AUTO_MAP, write_module
 from ouroboros.base_config import (
     check_architecture,
     check_base_config,
@@ -181,6 +183,7 @@ class OuroborosConfig(PreTrainedConfig):
             self.trained_depths = sorted(set(self.trained_depths))
             self.source = dict(self.source)
             self._validate()
+            kwargs["auto_map"] = dict(AUTO_MAP)  # ours, whatever a file said
         super().__post_init__(**kwargs)
         self._one_fact = True
 
@@ -266,9 +269,8 @@ class OuroborosConfig(PreTrainedConfig):
             config = CONFIG_MAPPING[model_type](**values)
         except Exception as error:  # transformers' validators raise kinds of their own
             raise ConfigError(f"base_config: {' '.join(str(error).split())}") from error
-        config._attn_implementation = (
-            "eager" if getattr(self, "_attn_implementation", None) == "eager" else "sdpa"
-        )
+        # Whichever attention transformers chose for the model, a registered function's name too.
+        config._attn_implementation = getattr(self, "_attn_implementation", None) or "sdpa"
         return config
 
     def _mirror(self) -> None:
@@ -289,6 +291,15 @@ class OuroborosConfig(PreTrainedConfig):
         )
         # transformers sizes caches by this name; the loop's cache is our own object.
         self.num_hidden_layers = self.prelude + self.coda + 1
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Writes config.json and the module through which `trust_remote_code` finds us."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_module(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: the class is installed, so saving must not copy its source file."""
 
     @property
     def num_layers(self) -> int:
@@ -363,3 +374,6 @@ class OuroborosConfig(PreTrainedConfig):
         """Original indices of the layers that the loop replaces, the recurrent one skipped."""
         last = self.original_layers - self.coda
         return [layer for layer in range(self.prelude, last) if layer != self.recurrent]
+
+
+AutoConfig.register("ouroboros", OuroborosConfig, exist_ok=True)

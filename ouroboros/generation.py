@@ -1,97 +1,190 @@
-"""The sampling defaults that come with an original model: generation_config.json."""
+"""What `generate()` needs of a looped model: depths, positions, its cache, and what it refuses.
+
+transformers' own extension points: methods that its models override where they differ.
+"""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMode
 
-from ouroboros.base_config import is_whole
-from ouroboros.errors import CheckpointError
+from ouroboros.arguments import check_cache, check_shapes, depth_of_rows, refuse_attentions
+from ouroboros.cache import OuroborosCache
+from ouroboros.configuration import OuroborosConfig
+from ouroboros.errors import ConfigError
 
-FILE = "generation_config.json"
-# Without effect where `do_sample` is not true; transformers may then refuse to write them.
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "top_h",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
+_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
 )
 
 
-def read_generation_config(source: str, folder: Path, config: Any) -> tuple[Any, tuple[str, ...]]:
-    """Reads a model's sampling defaults.
-
-    Args:
-        source: the model, for messages.
-        folder: its directory.
-        config: its config, which says where a text ends when no file does.
-
-    Returns:
-        A GenerationConfig that can be written again, and a line for each thing left out of it.
-
-    Raises:
-        CheckpointError: the file is there and can't be read or holds what can't be meant.
-    """
-    file = folder / FILE
-    try:
-        if file.is_file():
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError(f"it holds a {type(values).__name__}, not an object")
-            found = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        else:
-            found = GenerationConfig.from_model_config(config)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: {_line(error)}; correct it or take it away") from error
-    _check_ids(source, found)
-    return _writable(source, found)
+def count_positions(
+    attention_mask: torch.Tensor | None, past: int, batch: int, new: int, device: torch.device
+) -> torch.Tensor:
+    """Returns int64 positions `[B, S]` counted over the valid ones of a mask `[B, P+S]`."""
+    if attention_mask is None:
+        return torch.arange(past, past + new, device=device).expand(batch, new)
+    positions = attention_mask.long().cumsum(-1) - 1
+    return positions.clamp(min=0)[:, past:].to(device)
 
 
-def _check_ids(source: str, found: Any) -> None:
-    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        value = getattr(found, name, None)
-        many = value if isinstance(value, list) and name == "eos_token_id" else [value]
-        if not all(one is None or is_whole(one) for one in many):
-            raise CheckpointError(
-                f"{source}: {FILE}: {name}={value!r:.80} must be a token id"
-                f"{', a list of them' if name == 'eos_token_id' else ''} or null; correct it"
+class LoopedGenerationMixin(GenerationMixin):
+    """`generate()` of a looped model."""
+
+    config: OuroborosConfig
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        wanted = kwargs.get("cache_implementation")
+        config, inputs = super()._prepare_generation_config(generation_config, **kwargs)
+        _refuse_mode(config.get_generation_mode())
+        kind = wanted or config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise ConfigError(
+                f"cache_implementation={kind!r} is not built: only an OuroborosCache has slots "
+                "for the steps; leave it out, one is made"
             )
+        config.cache_implementation = None
+        if config.output_attentions:
+            refuse_attentions()
+        if config.is_assistant:
+            raise ConfigError(
+                "a looped model can't be the assistant_model: its cache can't be cropped; "
+                "choose another, or none"
+            )
+        if config.token_healing:
+            raise ConfigError("token_healing is not built for a looped model; leave it out")
+        # A config with a field `depth` takes the argument `depth` too, as any generation setting.
+        if getattr(config, "depth", None) is not None:
+            inputs["depth"] = config.depth
+        return config, inputs
+
+    def _validate_generation_mode(
+        self, generation_mode: GenerationMode, generation_config: Any, mode_kwargs: dict[str, Any]
+    ) -> None:
+        # Only here is it known whether an assistant model was given.
+        _refuse_mode(generation_mode)
+        super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
+
+    def _prepare_model_inputs(
+        self, inputs: torch.Tensor | None, bos_token_id: Any, model_kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, str, dict[str, Any]]:
+        found: tuple[torch.Tensor, str, dict[str, Any]] = super()._prepare_model_inputs(
+            inputs, bos_token_id, model_kwargs
+        )
+        batch, new = found[0].shape[:2]
+        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        check_cache(cache)
+        held = cache.get_seq_length() if cache is not None else 0
+        # Beside a cache the whole text may be given, or what is new of it; the mask covers it all.
+        whole = held and mask is not None and mask.shape[-1] == new
+        check_shapes(batch, new, 0 if whole else held, mask, None)
+        return found
+
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        # Right padding repeats the last valid position, so that the next token counts on from it.
+        mask = model_kwargs["attention_mask"]
+        batch, length = mask.shape
+        return count_positions(mask, 0, batch, length, mask.device)
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        given = model_kwargs.get("inputs_embeds")
+        rows: Any = given if given is not None else input_ids
+        if model_kwargs.get("depth") is not None:
+            # A tensor of one entry a row is repeated for beams and returned sequences.
+            depths = depth_of_rows(model_kwargs["depth"], rows.shape[0], self.config)
+            one = len(depths) == 1
+            model_kwargs["depth"] = depths[0] if one else torch.tensor(depths, device=rows.device)
+        expanded: tuple[torch.Tensor, dict[str, Any]] = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return expanded
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
+    ) -> None:
+        cache = model_kwargs.get("past_key_values")
+        if generation_config.prefill_chunk_size is not None:
+            _check_chunks(self.config, model_kwargs)
+        if cache is not None:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        elif generation_config.use_cache:
+            model_kwargs["past_key_values"] = OuroborosCache(self.config.num_layers)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Adds where each row's last valid token is.
+
+        So right-padded prompts generate what they generate alone; transformers by itself reads
+        the padding's logits.
+        """
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        for name in ("tokenizer", "assistant_tokenizer"):  # for stop strings, not for the model
+            inputs.pop(name, None)
+        given = inputs.get("inputs_embeds")
+        given = given if given is not None else inputs["input_ids"]
+        new = given.shape[1]
+        if attention_mask is not None and new > 1:
+            valid = attention_mask[:, -new:] != 0
+            slots = torch.arange(new, device=valid.device)
+            inputs["logit_index"] = (slots * valid).argmax(-1, keepdim=True).to(given.device)
+            inputs.pop("logits_to_keep", None)
+        return inputs
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses: a paged cache has no slots for the steps.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "continuous batching is not built for a looped model; call generate() with a batch"
+        )
 
 
-def _writable(source: str, found: Any) -> tuple[Any, tuple[str, ...]]:
-    # Tried now, since it is only written at the very end of a conversion.
-    reason = _why_unwritable(found)
-    if reason is None:
-        return found, ()
-    left_out = []
-    if found.do_sample is not True:
-        for name in _SAMPLING:
-            if getattr(found, name, None) is not None:
-                left_out.append(f"{name}={getattr(found, name)}")
-                setattr(found, name, None)
-        reason = _why_unwritable(found)
+def _refuse_mode(mode: GenerationMode) -> None:
+    if mode not in _MODES:
+        raise ConfigError(
+            f"generation mode {mode.value} is not built for a looped model; use greedy search, "
+            "sampling or beams (num_beams, do_sample)"
+        )
+
+
+def _check_chunks(config: OuroborosConfig, model_kwargs: dict[str, Any]) -> None:
+    mask = model_kwargs.get("attention_mask")
+    reason = None
+    if config.pooling == "mean":
+        reason = "pooling=mean, which averages over the whole prompt"
+    elif model_kwargs.get("inputs_embeds") is not None:
+        reason = "inputs_embeds, which transformers does not split"
+    elif mask is not None and bool((mask[:, -1] == 0).any()):
+        reason = "right padding, since a row's last token may lie in an earlier chunk; pad left"
     if reason is not None:
-        raise CheckpointError(f"{source}: {FILE}: {reason}; correct it or take it away")
-    why = "without effect since do_sample is not true"
-    return found, (f"left out of the sampling defaults, {why}: {', '.join(left_out)}",)
-
-
-def _why_unwritable(found: Any) -> str | None:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            found.save_pretrained(folder)
-        except (ValueError, TypeError) as error:
-            return _line(error)
-    return None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"prefill_chunk_size can't be used with {reason}")

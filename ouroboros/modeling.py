@@ -5,18 +5,32 @@ Source: arXiv 2604.02051, section 3; the decoder layers are transformers' own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import can_return_tuple
 
+from ouroboros.arguments import (
+    Depth,
+    check_attention,
+    check_cache,
+    check_continuation,
+    check_extras,
+    check_logit_index,
+    check_shapes,
+    depth_of_rows,
+    refuse_attentions,
+)
 from ouroboros.cache import OuroborosCache
 from ouroboros.configuration import PROJECTIONS, OuroborosConfig
 from ouroboros.errors import ConfigError
+from ouroboros.generation import LoopedGenerationMixin, count_positions
 from ouroboros.modulation import (
     ConstantLinear,
     Controller,
@@ -29,8 +43,6 @@ from ouroboros.modulation import (
 from ouroboros.pooling import POOLING, Sequences, describe_sequences
 
 _CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-
-Depth = int | Sequence[int] | torch.Tensor
 
 
 def _architecture(model_type: str) -> tuple[type[nn.Module], type[nn.Module], type[nn.Module]]:
@@ -84,7 +96,7 @@ class RecurrentStep(nn.Module):
         return result
 
 
-class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
+class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
     """A pretrained decoder whose middle is one looped layer."""
 
     config_class = OuroborosConfig
@@ -100,6 +112,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: OuroborosConfig) -> None:
         """Builds the model with random weights; the base is frozen, the loop's parts train."""
         super().__init__(config)
+        check_attention(config._attn_implementation)
         base = config.base()
         layer_class, norm_class, rotary_class = _architecture(base.model_type)
         total = config.original_layers
@@ -138,9 +151,21 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         return loaded
 
     @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        # generate() then leaves the cache to forward(), which makes one with pooled sums.
-        return False
+    def register_for_auto_class(cls, auto_class: Any = "AutoModelForCausalLM") -> None:
+        """Does nothing: the class is installed, so saving must not copy its source file."""
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Sets the attention of every layer: `sdpa`, `eager` or a registered function's name.
+
+        Raises:
+            ConfigError: it runs over a paged cache.
+        """
+        check_attention(attn_implementation if isinstance(attn_implementation, str) else None)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        for module in self.modules():
+            base = getattr(module, "config", None)
+            if base is not None and base is not self.config:
+                base._attn_implementation = self.config._attn_implementation
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the token embedding."""
@@ -181,18 +206,15 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         """Returns the steps to run and, where rows differ, int64 `[batch]` depths.
 
         Raises:
-            ConfigError: a depth is outside 1..max_depth, or their number is not `batch`.
+            ConfigError: a depth is no whole number in 1..max_depth, or their number is not `batch`.
         """
-        if depth is None:
-            depth = self.config.depth
-        rows = torch.as_tensor(depth, dtype=torch.long, device=self.device).reshape(-1)
-        if rows.numel() not in (1, batch):
-            raise ConfigError(f"depth has {rows.numel()} entries for {batch} rows; give 1 or all")
-        values = sorted(set(rows.tolist()))
-        for value in values:
-            self.config.check_depth(value)
-        return values[-1], None if len(values) == 1 else rows
+        rows = depth_of_rows(depth, batch, self.config)
+        steps = max(rows)
+        if min(rows) == steps:
+            return steps, None
+        return steps, torch.tensor(rows, device=self.device)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -205,6 +227,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         depth: Depth | None = None,
         logit_index: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the model on `input_ids` `[B, S]`.
@@ -221,94 +244,113 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
             depth: steps, one number or one a row; the config's default where None.
             logit_index: int64 `[B, K]` positions of the S whose logits come out.
             logits_to_keep: the last so many positions, or the positions given; 0 keeps all.
-            kwargs: passed to transformers' loss (`num_items_in_batch`).
+            output_hidden_states: return them; the config's choice where None.
+            kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
 
         Returns:
-            logits `[B, K or S, vocab]`, the loss where labels are given, and the cache.
+            logits `[B, K or S, vocab]`, the loss where labels are given, the cache, and the hidden
+            states `[B, S, hidden]` where asked for: as in transformers' models, what enters each
+            prelude layer, each step and each coda layer, and last what enters the LM head: 1 +
+            prelude + depth + coda of them. A row that has had its steps repeats its state.
 
         Raises:
-            ConfigError: no or two inputs, or a depth outside 1..max_depth.
+            ConfigError: no or two inputs, a shape that does not fit, a depth outside 1..max_depth,
+                a cache of another kind or depth, or an argument that the model does not take.
         """
+        loss_arguments = check_extras(kwargs, signature(type(self).forward).parameters)
+        if self.config.output_attentions:
+            refuse_attentions()
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give exactly one of input_ids and inputs_embeds")
         given: Any = input_ids if input_ids is not None else inputs_embeds
         batch, new = given.shape[:2]
+        check_cache(past_key_values)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        check_shapes(batch, new, past, attention_mask, position_ids)
+        check_logit_index(batch, logit_index, labels is not None, logits_to_keep)
         steps, rows = self.row_depths(depth, batch)
         sequences = describe_sequences(batch, new, past, attention_mask, position_ids, given.device)
+        cache = self._cache(past_key_values, use_cache, sequences, batch, steps)
+        positions: torch.Tensor | None = position_ids
+        if positions is None:
+            positions = count_positions(attention_mask, past, batch, new, given.device)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden, entered = self._run(
+            given, positions, sequences, cache, steps, rows, bool(output_hidden_states)
+        )
+        logits = self.lm_head(_select(hidden, logit_index, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.vocab_size, **loss_arguments
+            )
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=cache, hidden_states=entered
+        )
+
+    def _cache(
+        self,
+        cache: OuroborosCache | None,
+        use_cache: bool | None,
+        sequences: Sequences,
+        batch: int,
+        steps: int,
+    ) -> OuroborosCache | None:
+        packed = sequences.documents is not None
         if use_cache is None:
-            packed = sequences.documents is not None
             use_cache = self.config.use_cache and not self.training and not packed
-        if use_cache and past_key_values is None:
-            past_key_values = OuroborosCache(self.config.num_layers)
-        cache = past_key_values
-        if cache is not None and sequences.documents is not None:
+        if use_cache and cache is None:
+            cache = OuroborosCache(self.config.num_layers)
+        if cache is None:
+            return None
+        if packed:
             raise ConfigError(
                 "packed documents (position_ids that restart at 0) have no cache; "
                 "pass use_cache=False, or one document a row"
             )
-        positions: torch.Tensor | None = position_ids
-        if positions is None:
-            positions = _count_positions(attention_mask, past, batch, new, given.device)
+        check_continuation(cache, batch, steps)
+        return cache
+
+    def _run(
+        self,
+        given: torch.Tensor,
+        positions: torch.Tensor,
+        sequences: Sequences,
+        cache: OuroborosCache | None,
+        steps: int,
+        rows: torch.Tensor | None,
+        record: bool,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        entered: list[torch.Tensor] = []
+        note = entered.append if record else lambda state: None
         frozen = not any(p.requires_grad for p in self._prelude_parameters())
+        # Embeddings given by the caller (soft prompts) may be what trains.
+        frozen = frozen and not given.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            hidden = given if given.is_floating_point() else self.embed_tokens(given)
             layer_inputs: dict[str, Any] = {
                 "attention_mask": sequences.additive_mask(hidden.dtype),
                 "position_ids": positions,
                 "position_embeddings": self.rotary_emb(hidden, position_ids=positions),
             }
             for layer in self.prelude:
+                note(hidden)
                 hidden = layer(hidden, past_key_values=cache, **layer_inputs)
         for step in range(steps):
+            note(hidden)
             new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
             if rows is not None:
                 new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
             hidden = new_hidden
         for layer in self.coda:
+            note(hidden)
             hidden = layer(hidden, past_key_values=cache, **layer_inputs)
-        hidden = _select(self.norm(hidden), logit_index, logits_to_keep)
-        logits = self.lm_head(hidden)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs
-            )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        hidden = self.norm(hidden)
+        return hidden, (*entered, hidden) if record else None
 
     def _prelude_parameters(self) -> list[nn.Parameter]:
         return [*self.embed_tokens.parameters(), *self.prelude.parameters()]
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Adds positions counted over valid tokens, and where each row's last valid one is.
-
-        So right-padded prompts generate what they generate alone; transformers by itself counts
-        on from the padding's position and reads the padding's logits.
-        """
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids,
-            attention_mask=attention_mask,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        ids = inputs.get("input_ids")
-        if attention_mask is None or ids is None:
-            return inputs
-        batch, new = ids.shape
-        past = attention_mask.shape[1] - new
-        inputs["position_ids"] = _count_positions(attention_mask, past, batch, new, ids.device)
-        if new > 1:
-            valid = attention_mask[:, past:] != 0
-            slots = torch.arange(new, device=ids.device)
-            inputs["logit_index"] = (slots * valid).argmax(-1, keepdim=True)
-            inputs.pop("logits_to_keep", None)
-        return inputs
 
     @torch.no_grad()
     def gate_means(self, input_ids: torch.LongTensor, depth: int) -> list[float]:
@@ -328,15 +370,6 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         return means
 
 
-def _count_positions(
-    attention_mask: torch.Tensor | None, past: int, batch: int, new: int, device: torch.device
-) -> torch.Tensor:
-    if attention_mask is None:
-        return torch.arange(past, past + new, device=device).expand(batch, new)
-    positions = attention_mask.long().cumsum(-1) - 1
-    return positions.clamp(min=0)[:, past:].to(device)
-
-
 def _select(
     hidden: torch.Tensor, logit_index: torch.Tensor | None, logits_to_keep: int | torch.Tensor
 ) -> torch.Tensor:
@@ -348,5 +381,7 @@ def _select(
     return hidden[:, logits_to_keep]
 
 
-AutoConfig.register("ouroboros", OuroborosConfig, exist_ok=True)
 AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)
+# By this name transformers' Trainer knows that labels are shifted in the model, so that its own
+# label smoothing must shift them too.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[OuroborosConfig.model_type] = OuroborosForCausalLM.__name__

@@ -26,7 +26,7 @@ from ouroboros.agreement import (
 )
 from ouroboros.attribution import Papers
 from ouroboros.errors import CheckpointError
-from ouroboros.generation import read_generation_config
+from ouroboros.sampling_defaults import read_generation_config
 from ouroboros.sources import (
     FLOATS,
     Location,

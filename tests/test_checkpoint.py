@@ -44,7 +44,8 @@ def test_saving_keeps_what_is_named_and_nothing_else(copy: Path) -> None:
     save_checkpoint(model, None, copy, keep=("state", "logs"))
     assert (copy / "state" / "note").read_text() == "kept"
     names = sorted(p.name for p in copy.iterdir())
-    assert names == ["config.json", "generation_config.json", "model.safetensors", "state"]
+    weights = ["model.safetensors", "modeling_ouroboros.py"]
+    assert names == ["config.json", "generation_config.json", *weights, "state"]
     save_checkpoint(model, None, copy)
     assert not (copy / "state").exists()
     assert load_checkpoint(copy)[1] is None
