@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ouroboros import attribution, convert, load_checkpoint
+from ouroboros.auto_map import AUTO_MAP
 from ouroboros.errors import CheckpointError, ConfigError
 from ouroboros.sources import load_source, locate
 
@@ -194,7 +195,8 @@ def test_code_that_comes_with_a_source_is_neither_run_nor_asked_about(
     assert "'mambo' can't be converted" in result.stderr
     assert not (tmp_path / "ran").exists()
     loaded = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert "auto_map" not in json.dumps(loaded)
+    assert loaded["auto_map"] == AUTO_MAP  # its own, not the source's
+    assert "auto_map" not in loaded["base_config"]
 
 
 def test_convert_prints_what_it_kept_and_dropped(copy: Path, tmp_path: Path) -> None:
@@ -212,6 +214,7 @@ def test_convert_prints_what_it_kept_and_dropped(copy: Path, tmp_path: Path) -> 
     assert lines == [
         "loading .",
         "taking over 2 of 6 layers",
+        "matching the norms of 2 steps on 2,048 tokens",
         "computing the low-rank bases of 7 projections",
         f"writing {out}",
         f"original: 6 layers, {whole:,} parameters",
@@ -316,7 +319,8 @@ def test_converting_over_a_checkpoint_leaves_nothing_of_it(
     for file in [*copy.glob("*token*"), copy / "chat_template.jinja"]:
         file.unlink()
     convert(str(copy), out, recurrent=3, norm_init="ones", **SMALL)
-    names = {"ATTRIBUTION", "LICENSE", "config.json", "generation_config.json", "model.safetensors"}
+    names = {"ATTRIBUTION", "LICENSE", "config.json", "generation_config.json"}
+    names |= {"model.safetensors", "modeling_ouroboros.py"}
     assert {p.name for p in out.iterdir()} == names
 
 
