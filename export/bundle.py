@@ -23,7 +23,13 @@ from export.passes.result import PassResult
 from export.precision import find_precision
 from export.quantize import quantize_model
 from export.storage import save_graph
-from export.text_files import TEMPLATE, TOKENIZER, check_chat_template, describe_tokens
+from export.text_files import (
+    TEMPLATE,
+    TOKENIZER,
+    check_chat_template,
+    describe_tokens,
+    name_unused,
+)
 from export.trace import OPSET
 from export.trt_builder import GraphFacts, build_plans
 from export.trt_check import require_buildable
@@ -127,6 +133,8 @@ def export_bundle(
         raise ExportError(f"{checkpoint} has no {TOKENIZER}; a bundle needs one to run text")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = describe_tokens(checkpoint, model, tokenizer)
+    for line in name_unused(model, tokenizer):
+        say(line)
     check_chat_template(checkpoint)
     build, plan_passes = None, list[PassResult]()
     if format == "trt":
