@@ -28,6 +28,7 @@ from export.text_files import (
     TOKENIZER,
     check_chat_template,
     describe_tokens,
+    name_unused,
     name_unused_templates,
 )
 from export.trace import OPSET
@@ -136,6 +137,8 @@ def export_bundle(
         raise ExportError(f"{checkpoint} has no {TOKENIZER}; a bundle needs one to run text")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = describe_tokens(checkpoint, model, tokenizer)
+    for line in name_unused(model, tokenizer):
+        say(line)
     check_chat_template(checkpoint)
     if others := name_unused_templates(checkpoint):
         say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")

@@ -11,12 +11,13 @@ from torch.nn import functional
 from export.errors import ExportError
 from export.layers import Layer, Norm, Shared, frozen, rms
 from export.precision import Precision, product
+from ouroboros.base_config import require_fixed_rope
 from ouroboros.configuration import STEP_NORM_EPS
+from ouroboros.errors import ConfigError
 from ouroboros.modeling import OuroborosForCausalLM
 from ouroboros.modulation import Controller, StaticModulation
 
 MASKED = float(torch.finfo(torch.float32).min)
-_FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 class Opening(nn.Module):
@@ -30,11 +31,10 @@ class Opening(nn.Module):
         """
         super().__init__()
         rotary: Any = model.rotary_emb
-        if rotary.rope_type not in _FIXED_ROPE:
-            raise ExportError(
-                f"RoPE scaling {rotary.rope_type!r} changes with the sequence's length and can't "
-                f"be exported; allowed are {', '.join(_FIXED_ROPE)}"
-            )
+        try:
+            require_fixed_rope(rotary.rope_type)
+        except ConfigError as error:
+            raise ExportError(str(error)) from error
         self.table = frozen(model.embed_tokens.weight, precision.compute)
         self.inv_freq = frozen(rotary.inv_freq)
         self.rope_scale = float(rotary.attention_scaling)

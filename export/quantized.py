@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.errors import ExportError
+from export.precision import PRECISIONS
 
 BLOCKS = (32, 64, 128)
 Array = NDArray[Any]
@@ -120,11 +121,25 @@ def check_block(block: int, inputs: Sequence[int]) -> None:
         inputs: rows of every matrix `[in, out]`.
 
     Raises:
-        ExportError: naming the sizes that do.
+        ExportError: naming the sizes that do, or the precisions that have none.
     """
     fitting = [size for size in BLOCKS if all(rows % size == 0 for rows in inputs)]
-    if block not in fitting:
-        allowed = ", ".join(map(str, fitting)) or "none"
-        raise ExportError(
-            f"--block-size {block} does not fit this model's matrices; allowed: {allowed}"
-        )
+    if block in fitting:
+        return
+    odd = sorted({rows for rows in inputs if rows % block})
+    line = (
+        f"--block-size {block} does not fit this model's matrices: {_and(odd)} inputs can't be cut "
+        f"into blocks of {block}; "
+    )
+    if fitting:
+        raise ExportError(f"{line}allowed: {', '.join(map(str, fitting))}")
+    floats = [name for name, precision in PRECISIONS.items() if not precision.quantized]
+    raise ExportError(
+        f"{line}none of {', '.join(map(str, BLOCKS))} fits all of them, so int8 and int4 can't be "
+        f"had for it; export with --precision {', '.join(floats[:-1])} or {floats[-1]}"
+    )
+
+
+def _and(numbers: Sequence[int]) -> str:
+    texts = [str(number) for number in numbers]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

@@ -26,13 +26,8 @@ def describe_tokens(
         tokenizer: its tokenizer.
 
     Raises:
-        ExportError: a token is outside the model's vocabulary.
+        ExportError: the tokenizer puts a token before every text that the model lacks.
     """
-    eos = model.generation_config.eos_token_id
-    eos = model.config.eos_token_id if eos is None else eos
-    ids = [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
-        ids.append(tokenizer.eos_token_id)
     begin = prefix_ids(tokenizer)
     if len(begin) > 1:
         raise ExportError(
@@ -41,20 +36,100 @@ def describe_tokens(
         )
     bos = begin[0] if begin else tokenizer.bos_token_id
     pad = tokenizer.pad_token_id
-    for name, token in [*(("eos", one) for one in ids), ("bos", bos), ("pad", pad)]:
-        if token is not None and not 0 <= token < model.config.vocab_size:
-            raise ExportError(
-                f"{checkpoint}: {name}_token_id {token} is outside the model's vocabulary, "
-                f"0..{model.config.vocab_size - 1}; correct tokenizer or generation_config.json"
-            )
+    vocabulary = range(model.config.vocab_size)
+    if begin and bos not in vocabulary:
+        raise ExportError(
+            f"{checkpoint}: its tokenizer puts token {bos} before every text, outside the model's "
+            f"vocabulary, 0..{vocabulary[-1]}; put the model's own tokenizer beside its weights"
+        )
+    # What is outside can neither be made nor read: it is left out, `name_unused` says of what.
     return {
         "bos_token": tokenizer.bos_token,
-        "eos_token": tokenizer.eos_token,
-        "bos_token_id": bos,
-        "eos_token_ids": ids,
-        "pad_token_id": pad,
+        "eos_token": tokenizer.eos_token if tokenizer.eos_token_id in vocabulary else None,
+        "bos_token_id": bos if bos in vocabulary else None,
+        "eos_token_ids": [one for one in _end_ids(model, tokenizer) if one in vocabulary],
+        "pad_token_id": pad if pad in vocabulary else None,
         "add_bos": bool(begin),
     }
+
+
+def _end_ids(model: OuroborosForCausalLM, tokenizer: Any) -> list[int]:
+    """Ids that end a text: of the sampling defaults, else of the config; and the tokenizer's."""
+    eos = model.generation_config.eos_token_id
+    eos = model.config.eos_token_id if eos is None else eos
+    ids = [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
+    ids += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(dict.fromkeys(ids))
+
+
+# What `generate` of transformers does and an engine does not, and the value that does nothing.
+_NOT_TAKEN = {
+    "do_sample": False,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": 1.0,
+    "stop_strings": None,
+}
+_OF_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+
+
+def name_unused(model: OuroborosForCausalLM, tokenizer: Any) -> list[str]:
+    """Says what of a checkpoint's tokens and sampling defaults a bundle leaves out or adds.
+
+    Args:
+        model: its config and sampling defaults.
+        tokenizer: its tokenizer.
+
+    Returns:
+        Lines; none where the bundle says what the checkpoint says.
+    """
+    vocabulary, defaults = range(model.config.vocab_size), model.generation_config
+    ids = _end_ids(model, tokenizer)
+    given = {"end-of-text": ids, "begin-of-text": [tokenizer.bos_token_id]}
+    given["padding"] = [tokenizer.pad_token_id]
+    lines = [
+        f"left out: {name} id {one}, outside the model's vocabulary, 0..{vocabulary[-1]}"
+        for name, many in given.items()
+        for one in many
+        if one is not None and one not in vocabulary
+    ]
+    if not any(one in vocabulary for one in ids):
+        lines.append("no end-of-text id is known: a text ends at its stop strings or its length")
+    own = tokenizer.eos_token_id
+    if own in vocabulary and ids != [own] and ids[-1] == own and not _says(model, own):
+        lines.append(
+            f"the tokenizer's {tokenizer.eos_token} ({own}) ends a text too, beside {ids[:-1]} of "
+            "the sampling defaults"
+        )
+    wanted = {**_NOT_TAKEN, **(_OF_SAMPLING if defaults.do_sample else {})}
+    found = {name: getattr(defaults, name, None) for name in wanted}
+    unused = [
+        f"{name}={value!r:.40}"
+        for name, value in found.items()
+        if value is not None and value != wanted[name] and value != []
+    ]
+    if unused:
+        lines.append(
+            f"not taken over from generation_config.json: {', '.join(unused)}; the bundle is "
+            "greedy where a request names nothing else"
+        )
+    return lines
+
+
+def _says(model: OuroborosForCausalLM, token: int) -> bool:
+    eos = model.generation_config.eos_token_id
+    eos = model.config.eos_token_id if eos is None else eos
+    return token in eos if isinstance(eos, list | tuple) else token == eos
 
 
 def check_chat_template(checkpoint: Path) -> None:

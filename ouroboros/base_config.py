@@ -13,6 +13,9 @@ from ouroboros.errors import ConfigError
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose decoder layers convert (SmolLM2 is a `llama`, Qwen2.5 a `qwen2`)."""
 
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose frequencies are one table, which is what a graph can hold."""
+
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -107,6 +110,12 @@ def check_base_config(values: dict[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (is_whole(value) and value >= 1):
             raise ConfigError(f"base_config: {name}={value!r:.80} must be a whole number above 0")
+    heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
+    if heads and groups and heads % groups:
+        raise ConfigError(
+            f"base_config: num_attention_heads={heads} is no multiple of num_key_value_heads="
+            f"{groups}, so they can't share keys; correct the model's config.json"
+        )
     activation = values.get("hidden_act", "silu")
     if not isinstance(activation, str) or activation not in ACT2FN:
         raise ConfigError(
@@ -156,6 +165,32 @@ def declared_fields(base: PreTrainedConfig) -> dict[str, Any]:
     values: dict[str, Any] = base.to_diff_dict()
     known = _base_fields(check_architecture(base.model_type))
     return {name: value for name, value in values.items() if name in known}
+
+
+def require_fixed_rope(kind: str) -> None:
+    """Refuses a rotary embedding that no bundle can hold.
+
+    Args:
+        kind: its `rope_type`.
+
+    Raises:
+        ConfigError: its frequencies are not one table.
+    """
+    if kind not in FIXED_ROPE:
+        raise ConfigError(
+            f"RoPE scaling {kind!r:.80} changes with the sequence's length and can't be exported; "
+            f"allowed are {', '.join(FIXED_ROPE)}"
+        )
+
+
+def require_exportable(base: PreTrainedConfig) -> None:
+    """Refuses a config that would convert and train, and whose export would then be refused.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    rope = getattr(base, "rope_parameters", None) or {}
+    require_fixed_rope(rope.get("rope_type", rope.get("type", "default")))
 
 
 def refuse_sliding_window(base: PreTrainedConfig) -> None:

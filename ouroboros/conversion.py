@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ouroboros.atomic import check_place
+from ouroboros.base_config import require_exportable
 from ouroboros.bases import fill_bases
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.configuration import OuroborosConfig
@@ -135,6 +136,7 @@ def convert(
     }
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
+    require_exportable(place.config)
     original = open_original(place)
     for note in original.notes:
         say(note)

@@ -120,11 +120,13 @@ def open_original(place: Location) -> Original:
             expected.pop(HEAD, None)
         generation, notes = read_generation_config(place.source, place.path, place.config)
         files = hash_read_files(place, weights)
+        tokenizer = load_tokenizer(place)
+        foreign = _name_foreign_tokens(tokenizer, place.config)
         return Original(
             place.name,
             place.config,
             generation,
-            load_tokenizer(place),
+            tokenizer,
             hash_weights(weights, files),
             files,
             place.place.commit,
@@ -132,7 +134,7 @@ def open_original(place: Location) -> Original:
             sum(parameter.numel() for parameter in skeleton.parameters()),
             tuple(expected),
             tensors.read,
-            (*_name_unread(weights), *notes),
+            (*_name_unread(weights), *notes, *foreign),
         )
 
 
@@ -165,6 +167,22 @@ def _name_unread(weights: WeightFiles) -> tuple[str, ...]:
     first = weights.files[0].name
     more = f" and {len(weights.files) - 1} more" if len(weights.files) > 1 else ""
     return (f"reading {first}{more}; not read: {', '.join(weights.unread)}",)
+
+
+def _name_foreign_tokens(tokenizer: Any, config: Any) -> tuple[str, ...]:
+    """Says which tokens the model has no embedding for; the other way round is padding."""
+    if tokenizer is None:
+        return ()
+    foreign = {i: text for text, i in tokenizer.get_vocab().items() if i >= config.vocab_size}
+    if not foreign:
+        return ()
+    named = ", ".join(f"{foreign[i]!r:.40} ({i})" for i in sorted(foreign)[:3])
+    return (
+        (
+            f"its tokenizer has {len(foreign)} tokens beyond the model's {config.vocab_size}: {named}"
+            f"{', ...' if len(foreign) > 3 else ''}; text that holds one can't be read"
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -271,5 +289,5 @@ def _load_whole(place: Location, weights: WeightFiles) -> Original:
         sum(parameter.numel() for parameter in source.model.parameters()),
         tuple(state),
         state.__getitem__,
-        (*_name_unread(weights), *notes),
+        (*_name_unread(weights), *notes, *_name_foreign_tokens(source.tokenizer, place.config)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import EngineError
 from runtime.parity import ParityReport
@@ -56,7 +57,7 @@ def draw_parity(report: ParityReport, file: Path) -> None:
         )
         for position, distance in measured.position_errors:
             _keep_worst(by_position.setdefault(measured.depth, {}), position, distance)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for kind, points in sorted(by_depth.items()):
         depths = sorted(points)
@@ -89,8 +90,15 @@ def draw_parity(report: ParityReport, file: Path) -> None:
         axes.set_yscale("log")
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+    # Below both: inside it would hide marks wherever it stood.
+    shown: dict[str, Any] = {}
+    for axes in (left, right):
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    if shown:
+        figure.legend(
+            shown.values(), shown.keys(), loc="outside lower center", ncols=6, fontsize="small"
+        )
     left.set_ylabel("worst relative L2 error of the logits")
     figure.suptitle(f"Engine against PyTorch in float64: {report.verdict}")
     figure.savefig(file, dpi=120)
