@@ -43,7 +43,8 @@ def test_a_plain_checkpoint_has_nothing_to_say(loaded: Any) -> None:
         ([2, 7, 2], [2, 7], []),
         ([7, 2], [7, 2], []),
         ([2, 259], [2], [f"left out: end-of-text id 259, outside {LAST}"]),
-        ([-1, 999], [2], [f"left out: end-of-text id {i}, outside {LAST}" for i in (-1, 999)]),
+        ([-1, 2, 999], [2], [f"left out: end-of-text id {i}, outside {LAST}" for i in (-1, 999)]),
+        (-1, [2], [f"left out: end-of-text id -1, outside {LAST}"]),
         ([], [2], []),
         (None, [2], []),
         (7, [7, 2], ["the tokenizer's <|im_end|> (2) ends a text too, beside [7] of the sampling"]),
@@ -59,6 +60,14 @@ def test_end_ids_outside_the_vocabulary_are_left_out(
     assert said == [line for line in lines if line.startswith("left out")]
     if eos == 7:
         assert name_unused(model, tokenizer)[0].startswith(lines[0])
+
+
+@pytest.mark.parametrize("eos", [259, [259], [999, 259, -1]])
+def test_ends_that_are_all_of_another_model_are_refused(loaded: Any, eos: Any) -> None:
+    model, tokenizer = loaded
+    model.generation_config.eos_token_id = eos
+    with pytest.raises(ExportError, match=r"eos_token_id (259|999) is outside .* 0\.\.258, and no"):
+        describe_tokens(Path("x"), model, tokenizer)
 
 
 def test_no_end_at_all_is_said(loaded: Any) -> None:
