@@ -26,7 +26,8 @@ def describe_tokens(
         tokenizer: its tokenizer.
 
     Raises:
-        ExportError: the tokenizer puts a token before every text that the model lacks.
+        ExportError: the tokenizer puts a token before every text that the model lacks, or every
+            end of a text that is named is one.
     """
     begin = prefix_ids(tokenizer)
     if len(begin) > 1:
@@ -42,6 +43,13 @@ def describe_tokens(
             f"{checkpoint}: its tokenizer puts token {bos} before every text, outside the model's "
             f"vocabulary, 0..{vocabulary[-1]}; put the model's own tokenizer beside its weights"
         )
+    named = _named_ends(model)
+    if named and max(named) >= len(vocabulary) and not any(one in vocabulary for one in named):
+        raise ExportError(
+            f"{checkpoint}: eos_token_id {max(named)} is outside the model's vocabulary, "
+            f"0..{vocabulary[-1]}, and no other is named, so no text would end as meant; correct "
+            "generation_config.json"
+        )
     # What is outside can neither be made nor read: it is left out, `name_unused` says of what.
     return {
         "bos_token": tokenizer.bos_token,
@@ -53,13 +61,17 @@ def describe_tokens(
     }
 
 
-def _end_ids(model: OuroborosForCausalLM, tokenizer: Any) -> list[int]:
-    """Ids that end a text: of the sampling defaults, else of the config; and the tokenizer's."""
+def _named_ends(model: OuroborosForCausalLM) -> list[int]:
+    """Ids that end a text by the sampling defaults, else by the config."""
     eos = model.generation_config.eos_token_id
     eos = model.config.eos_token_id if eos is None else eos
-    ids = [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
-    ids += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return list(dict.fromkeys(ids))
+    return [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
+
+
+def _end_ids(model: OuroborosForCausalLM, tokenizer: Any) -> list[int]:
+    """The same and the tokenizer's own, each once."""
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(dict.fromkeys([*_named_ends(model), *own]))
 
 
 # What `generate` of transformers does and an engine does not, and the value that does nothing.
@@ -106,10 +118,11 @@ def name_unused(model: OuroborosForCausalLM, tokenizer: Any) -> list[str]:
     if not any(one in vocabulary for one in ids):
         lines.append("no end-of-text id is known: a text ends at its stop strings or its length")
     own = tokenizer.eos_token_id
-    if own in vocabulary and ids != [own] and ids[-1] == own and not _says(model, own):
+    named = _named_ends(model)
+    if own in vocabulary and named and own not in named:
         lines.append(
-            f"the tokenizer's {tokenizer.eos_token} ({own}) ends a text too, beside {ids[:-1]} of "
-            "the sampling defaults"
+            f"the tokenizer's {tokenizer.eos_token} ({own}) ends a text too, beside {named} of the "
+            "sampling defaults"
         )
     wanted = {**_NOT_TAKEN, **(_OF_SAMPLING if defaults.do_sample else {})}
     found = {name: getattr(defaults, name, None) for name in wanted}
@@ -124,12 +137,6 @@ def name_unused(model: OuroborosForCausalLM, tokenizer: Any) -> list[str]:
             "greedy where a request names nothing else"
         )
     return lines
-
-
-def _says(model: OuroborosForCausalLM, token: int) -> bool:
-    eos = model.generation_config.eos_token_id
-    eos = model.config.eos_token_id if eos is None else eos
-    return token in eos if isinstance(eos, list | tuple) else token == eos
 
 
 def check_chat_template(checkpoint: Path) -> None:

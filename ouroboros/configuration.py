@@ -199,7 +199,8 @@ class OuroborosConfig(PreTrainedConfig):
             matches, words = _TYPES[name]
             if not matches(value):
                 raise ConfigError(f"{name}={value!r:.80} must be {words}")
-            self.base_config[name] = value
+            # A new dict: a shallow copy of this config keeps its own value.
+            super().__setattr__("base_config", {**self.base_config, name: value})
         super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:

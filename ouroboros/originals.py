@@ -177,12 +177,9 @@ def _name_foreign_tokens(tokenizer: Any, config: Any) -> tuple[str, ...]:
     if not foreign:
         return ()
     named = ", ".join(f"{foreign[i]!r:.40} ({i})" for i in sorted(foreign)[:3])
-    return (
-        (
-            f"its tokenizer has {len(foreign)} tokens beyond the model's {config.vocab_size}: {named}"
-            f"{', ...' if len(foreign) > 3 else ''}; text that holds one can't be read"
-        ),
-    )
+    more = ", ..." if len(foreign) > 3 else ""
+    line = f"its tokenizer has {len(foreign)} tokens beyond the model's {config.vocab_size}"
+    return (f"{line}: {named}{more}; text that holds one can't be read",)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_setting_a_field_to_a_wrong_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="vocab_size='x' must be a whole number"):
         config.vocab_size = "x"  # type: ignore[assignment]
     assert config.vocab_size == config.base_config["vocab_size"] == 90
+
+
+def test_a_copy_keeps_its_own_value() -> None:
+    for duplicate in (copy.copy, copy.deepcopy):
+        config = make_config()
+        twin = duplicate(config)
+        config.vocab_size = 95
+        assert twin.vocab_size == twin.base_config["vocab_size"] == 90
+        twin.vocab_size = 500
+        assert config.vocab_size == config.base().vocab_size == 95
 
 
 def test_the_callers_dict_is_left_alone() -> None:

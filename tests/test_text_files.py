@@ -43,7 +43,8 @@ def test_a_plain_checkpoint_has_nothing_to_say(loaded: Any) -> None:
         ([2, 7, 2], [2, 7], []),
         ([7, 2], [7, 2], []),
         ([2, 259], [2], [f"left out: end-of-text id 259, outside {LAST}"]),
-        ([-1, 999], [2], [f"left out: end-of-text id {i}, outside {LAST}" for i in (-1, 999)]),
+        ([-1, 2, 999], [2], [f"left out: end-of-text id {i}, outside {LAST}" for i in (-1, 999)]),
+        (-1, [2], [f"left out: end-of-text id -1, outside {LAST}"]),
         ([], [2], []),
         (None, [2], []),
         (7, [7, 2], ["the tokenizer's <|im_end|> (2) ends a text too, beside [7] of the sampling"]),
@@ -59,6 +60,14 @@ def test_end_ids_outside_the_vocabulary_are_left_out(
     assert said == [line for line in lines if line.startswith("left out")]
     if eos == 7:
         assert name_unused(model, tokenizer)[0].startswith(lines[0])
+
+
+@pytest.mark.parametrize("eos", [259, [259], [999, 259, -1]])
+def test_ends_that_are_all_of_another_model_are_refused(loaded: Any, eos: Any) -> None:
+    model, tokenizer = loaded
+    model.generation_config.eos_token_id = eos
+    with pytest.raises(ExportError, match=r"eos_token_id (259|999) is outside .* 0\.\.258, and no"):
+        describe_tokens(Path("x"), model, tokenizer)
 
 
 def test_no_end_at_all_is_said(loaded: Any) -> None:
@@ -147,7 +156,10 @@ def test_a_finetuned_model_with_all_of_them_converts_exports_and_runs(
     assert f"left out: end-of-text id 999, outside {LAST}" in lines
     tokens = read_manifest(tmp_path / "bundle").tokenizer
     assert (tokens.eos_token_ids, tokens.pad_token_id) == ((2,), None)
-    with Engine.open(tmp_path / "bundle", threads=1) as engine:
+    with (
+        Engine.open(tmp_path / "bundle", threads=1) as engine,
+        pytest.warns(UserWarning, match="never trained"),
+    ):
         assert engine.generate("Hello", max_new_tokens=3)
 
 
@@ -164,43 +176,42 @@ def test_more_rows_than_tokens_export(tiny_checkpoint: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("block", "inputs", "words"),
+    ("block", "inputs", "odd", "allowed"),
     [
-        (
-            32,
-            [80, 80, 256],
-            (
-                "--block-size 32 does not fit this model's matrices: 80 inputs can't be cut into "
-                "blocks of 32; none of 32, 64, 128 fits all of them, so int8 and int4 can't be had for "
-                "it; export with --precision fp32, fp16 or bf16"
-            ),
-        ),
-        (
-            32,
-            [64, 200, 80, 100],
-            (
-                "--block-size 32 does not fit this model's matrices: 80, 100 and 200 inputs can't be "
-                "cut into blocks of 32; none of 32, 64, 128 fits all of them, so int8 and int4 can't "
-                "be had for it; export with --precision fp32, fp16 or bf16"
-            ),
-        ),
-        (
-            128,
-            [64, 192],
-            (
-                "--block-size 128 does not fit this model's matrices: 64 and 192 inputs can't be cut "
-                "into blocks of 128; allowed: 32, 64"
-            ),
-        ),
+        (32, [80, 80, 256], "80", ""),
+        (32, [64, 200, 80, 100], "80, 100 and 200", ""),
+        (64, [96, 80], "80 and 96", ""),
+        (128, [64, 192], "64 and 192", "32, 64"),
     ],
 )
 def test_sizes_that_no_block_divides_name_what_to_do(
-    block: int, inputs: list[int], words: str
+    block: int, inputs: list[int], odd: str, allowed: str
 ) -> None:
+    cure = f"allowed: {allowed}" if allowed else (
+        "none of 32, 64, 128 fits all of them, so int8 and int4 can't be had for it; export with "
+        "--precision fp32, fp16 or bf16"
+    )  # fmt: skip
     with pytest.raises(ExportError) as caught:
         check_block(block, inputs)
-    assert str(caught.value) == words
+    assert str(caught.value) == (
+        f"--block-size {block} does not fit this model's matrices: {odd} inputs can't be cut into "
+        f"blocks of {block}; {cure}"
+    )
     check_block(32, [64, 192])
+
+
+def test_a_hidden_size_of_80_is_refused_at_int4_with_what_to_do(tmp_path: Path) -> None:
+    import copy
+
+    from export.quantize import Quantization, quantize_model
+
+    base = LlamaConfig(**{**DIMENSIONS, "hidden_size": 80, "intermediate_size": 160})
+    config = OuroborosConfig(base_config=base, prelude=1, coda=2, rank=2, max_depth=3, depth=2)
+    model = OuroborosForCausalLM(config).eval()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ExportError, match=r": 80 inputs .* --precision fp32, fp16 or bf16"):
+        quantize_model(model, Quantization(4))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 DIMENSIONS: dict[str, Any] = {
