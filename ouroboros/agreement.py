@@ -73,12 +73,17 @@ def check_names(source: str, config: Any, held: Collection[str], wanted: Collect
             f"{source}: the files hold layers 0..{count - 1}, config.json says num_hidden_layers="
             f"{config.num_hidden_layers}; {_NOT_ONE}"
         )
+    if unmerged := [name for name in extra if ".lora_" in name or ".base_layer." in name]:
+        raise CheckpointError(
+            f"{source}: {unmerged[0]} is of an adapter that was not merged; merge it into its base "
+            "model (peft: merge_and_unload, save_pretrained) and give the result"
+        )
     if missing:
-        raise CheckpointError(f"{source}: {_explain_missing(config, missing)}")
+        raise CheckpointError(f"{source}: {_explain_missing(config, missing, extra)}")
     raise CheckpointError(f"{source}: {_explain_extra(config, extra)}")
 
 
-def _explain_missing(config: Any, missing: list[str]) -> str:
+def _explain_missing(config: Any, missing: list[str], extra: list[str]) -> str:
     if missing == [HEAD]:
         return (
             f"tie_word_embeddings is false in config.json, but the files hold no {HEAD}; set it to "
@@ -87,6 +92,8 @@ def _explain_missing(config: Any, missing: list[str]) -> str:
     first = f"{len(missing)} weights are missing, {missing[0]} first"
     if all(name.endswith(".bias") for name in missing):
         return f"{first}, which {_bias_field(config, missing[0])} of config.json asks for"
+    if extra:
+        return f"{first}, and the files hold {extra[0]}, which no {config.model_type} reads"
     return f"{first}; download it again"
 
 

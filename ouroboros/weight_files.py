@@ -13,6 +13,7 @@ from ouroboros.errors import CheckpointError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.gguf")
+_POINTER = b"version https://git-lfs"
 _TRAINING = {"training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin"}
 
 
@@ -49,12 +50,23 @@ def find_weights(source: str, path: Path, fetch: Callable[..., None]) -> WeightF
         fetch(single, index)
         if names := _named(source, path, single, index, fetch):
             files = tuple(path / name for name in names)
+            _refuse_pointers(source, files)
             beside = {found.name for pattern in _PATTERNS for found in path.glob(pattern)}
             return WeightFiles(files, pickled, tuple(sorted(beside - set(names) - _TRAINING)))
     raise CheckpointError(
         f"{source}: can't load the weights: there is no {SINGLE}, {INDEX} or {PICKLED}; "
         "download it again"
     )
+
+
+def _refuse_pointers(source: str, files: tuple[Path, ...]) -> None:
+    for file in files:
+        with file.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise CheckpointError(
+                    f"{source}: {file.name} is a Git LFS pointer, not the weights; run "
+                    "`git lfs pull` in the clone"
+                )
 
 
 def _named(

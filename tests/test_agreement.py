@@ -314,6 +314,41 @@ def test_no_weights_at_all(copy: Path) -> None:
         open_original(locate(str(copy)))
 
 
+def rename(old: str, new: str) -> Callable[[Tensors], Any]:
+    return lambda t: [t.update({n.replace(old, new): t.pop(n)}) for n in list(t) if old in n]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda t: t.update({f"{LAYER}self_attn.q_proj.lora_A.weight": torch.ones(4, 64)}),
+            r"lora_A.weight is of an adapter that was not merged; merge it",
+        ),
+        (rename("q_proj.", "q_proj.base_layer."), r"base_layer.weight is of an adapter that was n"),
+        (
+            rename("model.", "module.model."),
+            r"56 weights are missing, .* first, and the files hold module.model.embed_tok",
+        ),
+    ],
+    ids=["lora", "base layer", "module"],
+)
+def test_names_of_other_tools_are_said(copy: Path, change: Any, words: str) -> None:
+    edit(copy, change)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        open_original(locate(str(copy)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_git_lfs_pointer_is_named(copy: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n"
+    (copy / "model.safetensors").write_text(text)
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors is a Git LFS pointer, .*lfs pull"
+    ):
+        open_original(locate(str(copy)))
+
+
 def test_adapter_beside_a_model_is_refused(copy: Path) -> None:
     (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(
