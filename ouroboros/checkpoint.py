@@ -192,10 +192,12 @@ def save_checkpoint(
             written; it is then as it was.
     """
     out = Path(out)
-    if obstacle := check_place(out, (CHECKPOINT, RUN)):
+    # The state of a run is only replaced by who keeps it.
+    replaces = (CHECKPOINT, RUN) if {"state", "logs"} <= set(keep) else (CHECKPOINT,)
+    if obstacle := check_place(out, replaces):
         raise CheckpointError(f"{out} {obstacle}")
     try:
-        with publish(out, keep, replaces=(CHECKPOINT, RUN)) as staging, quiet_transformers():
+        with publish(out, keep, replaces=replaces) as staging, quiet_transformers():
             model.save_pretrained(staging)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)

@@ -33,6 +33,7 @@ _SIGNED = re.compile(
     rb"^[^#\n]*\bkey\s*:\s*[\"']" + re.escape(TRITON_SIGN).encode() + rb"[\"']", re.M
 )
 _STEP = re.compile(r"step-\d+")
+_OURS = re.compile(rf"\..+({re.escape(STAGED)}|{re.escape(OLD)})[0-9a-f]{{12}}")
 _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__")
 # What save_pretrained of models and tokenizers writes, and what is put beside it.
 _CHECKPOINT_FILES = (
@@ -59,7 +60,8 @@ _CHECKPOINT_FILES = (
     "gate.png",
 )
 _RUN_FILES = (*_CHECKPOINT_FILES, "state", "logs")
-_TRITON_FILES = ("config.pbtxt", "[0-9]*", "LICENSE", "ATTRIBUTION")
+_TRITON_FILES = ("config.pbtxt", "LICENSE", "ATTRIBUTION")
+_DIRECTORIES = ("state", "logs", "additional_chat_templates")
 _CHECKED = (BUNDLE, CHECKPOINT, RUN, TRITON)
 _READ_AT_MOST = 16 << 20
 
@@ -114,8 +116,16 @@ def find_strangers(path: Path, kind: str) -> list[str]:
     return [
         name
         for name in sorted(os.listdir(path))
-        if not _is_ours_or_litter(name) and not any(fnmatchcase(name, one) for one in patterns)
+        if not _is_ours_or_litter(name) and not _belongs(path / name, kind, patterns)
     ]
+
+
+def _belongs(entry: Path, kind: str, patterns: Sequence[str]) -> bool:
+    if entry.is_dir():
+        if kind == TRITON:  # the versions of a model
+            return entry.name.isdigit()
+        return entry.name in _DIRECTORIES and entry.name in patterns
+    return any(fnmatchcase(entry.name, one) for one in patterns)
 
 
 def find_obstacle(
@@ -201,7 +211,7 @@ def _mount_points() -> set[str]:
 
 
 def _is_ours_or_litter(name: str) -> bool:
-    return name in _LITTER or (name.startswith(".") and (STAGED in name or OLD in name))
+    return name in _LITTER or _OURS.fullmatch(name) is not None
 
 
 def _walk(path: Path) -> Iterator[str]:

@@ -90,13 +90,13 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
             raise BundleError("a recorded case has no name; export the bundle again")
         name, kind, depth = entry["name"], entry.get("kind"), entry.get("depth")
-        if kind not in KINDS or type(depth) is not int:
+        if kind not in KINDS or type(depth) is not int or depth < 1:
             raise BundleError(f"the recorded case {name} has kind {kind!r} and depth {depth!r}")
         if name not in parts:
             raise BundleError(f"the recorded case {name} is listed twice or has no tensors")
         own = parts.pop(name)
         positions = entry.get("positions") or []
-        if not isinstance(positions, list) or not all(type(p) is int for p in positions):
+        if not isinstance(positions, list) or not all(type(p) is int and p >= 0 for p in positions):
             raise BundleError(f"the recorded case {name} has no list of positions")
         after = entry.get("after")
         if after is not None and after not in {case.name for case in cases}:

@@ -338,6 +338,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
                 raise _wrong(f"a key of {where}", key, "text without control characters")
         return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and type(value) is int:
+        if abs(value) > 2**53:
+            raise _wrong(where, value, "a number of that size")
         return float(value)
     if type(value) is not kind:
         raise _wrong(where, value, _type_name(kind))

@@ -341,6 +341,7 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (("sampling", "top_k"), -1, "top_k"),
         (("graphs", "onnx", "opset"), -1, "opset is -1, allowed"),
         (("graphs", "onnx", "opset"), 10**30, "opset is 10"),
+        (("sampling", "temperature"), 10**400, "not a number of that size"),
         (("parity", "kl"), -1.0, "parity.kl is -1.0"),
         (("tokenizer", "eos_token_ids"), [-1], "token id -1 is outside"),
         (("tokenizer", "bos_token_id"), -1, "token id -1 is outside"),

@@ -87,7 +87,7 @@ def make_place(kind: str, folder: Path, tiny_checkpoint: Path, tiny_bundle: Path
             (out / "thesis.txt").write_text(THESIS)
         case "hidden":
             out.mkdir()
-            (out / ".git").mkdir()
+            (out / ".thesis.old-1.txt").write_text(THESIS)
         case "file":
             out.write_text(THESIS)
         case "link to a file":
@@ -107,6 +107,10 @@ def make_place(kind: str, folder: Path, tiny_checkpoint: Path, tiny_bundle: Path
             shutil.copytree(tiny_bundle, out)
             (out / "notes").mkdir()
             (out / "notes" / "thesis.txt").write_text(THESIS)
+        case "named like ours":
+            shutil.copytree(tiny_checkpoint, out)
+            (out / "vocab.txt").mkdir()
+            (out / "vocab.txt" / "thesis.txt").write_text(THESIS)
         case "run of somebody":
             shutil.copytree(tiny_checkpoint, out)
             (out / "state" / "step-10").mkdir(parents=True)
@@ -130,6 +134,7 @@ def make_place(kind: str, folder: Path, tiny_checkpoint: Path, tiny_bundle: Path
         "model",
         "checkpoint with a note",
         "bundle with a note",
+        "named like ours",
         "run of somebody",
         "below a file",
     ],
@@ -226,7 +231,7 @@ def test_kinds(
             path.write_text(text)
         return tmp_path / name
 
-    (tmp_path / "empty" / ".out.staging-0").mkdir(parents=True)
+    (tmp_path / "empty" / ".out.staging-0123456789ab").mkdir(parents=True)
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
     signed = 'parameters { key: "ouroboros.checkpoint_sha256" value: { string_value: "0" } }'
     ours = '{"model_type": "ouroboros"}'
@@ -260,7 +265,9 @@ def test_what_was_written_before_is_replaced(
     (tmp_path / "link").symlink_to(tmp_path / "save_checkpoint")
     writers["save_checkpoint"](tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    # A run's state is not lost to a conversion.
+    # A run's state is lost neither to a checkpoint nor to a conversion.
+    with pytest.raises(OuroborosError, match="is a training run, so it is left alone"):
+        writers["save_checkpoint"](tmp_path / "train")
     with pytest.raises(OuroborosError, match="is a training run, so it is left alone"):
         writers["convert"](tmp_path / "train")
 

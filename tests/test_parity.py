@@ -226,6 +226,8 @@ def test_make_cases_refuses_what_it_does_not_understand() -> None:
         {"depth": 1.0},
         {"depth": None},
         {"positions": ["x"]},
+        {"positions": [-1]},
+        {"depth": 0},
         {"after": "b"},
         {"name": None},
         {"name": "b"},

@@ -60,10 +60,8 @@ def test_half_is_no_further_off_than_twice_pytorch(half_bundle: Path) -> None:
     assert all(1e-5 < m.worst_relative_l2 <= 2 * m.reference_error for m in logits)
 
 
-@pytest.mark.parametrize(
-    "precision",
-    ["fp16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "int4"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_parity_of_a_model_with_massive_activations(
     massive_checkpoint: Path, tmp_path: Path, precision: str
 ) -> None:

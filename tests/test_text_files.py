@@ -163,6 +163,7 @@ def test_a_finetuned_model_with_all_of_them_converts_exports_and_runs(
         assert engine.generate("Hello", max_new_tokens=3)
 
 
+@pytest.mark.slow
 def test_more_rows_than_tokens_export(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """As Qwen2 has them, and as resized embeddings leave them: nothing to say."""
     model, tokenizer = load_checkpoint(tiny_checkpoint)
