@@ -32,7 +32,7 @@ TRITON_SIGN = "ouroboros.checkpoint_sha256"  # a parameter of every config.pbtxt
 _SIGNED = re.compile(
     rb"^[^#\n]*\bkey\s*:\s*[\"']" + re.escape(TRITON_SIGN).encode() + rb"[\"']", re.M
 )
-_STEP = re.compile(r"step-\d+")
+STEP = re.compile(r"step-(\d+)")  # a folder of a run's state
 _OURS = re.compile(rf"\..+({re.escape(STAGED)}|{re.escape(OLD)})[0-9a-f]{{12}}")
 _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__")
 # What save_pretrained of models and tokenizers writes, and what is put beside it.
@@ -89,7 +89,7 @@ def kind_of(path: Path) -> str:
         return TRITON
     state = path / "state"
     steps = os.listdir(state) if state.is_dir() else []
-    if any(_STEP.fullmatch(name) for name in steps) or names <= {"state", "logs"}:
+    if any(STEP.fullmatch(name) for name in steps) or names <= {"state", "logs"}:
         return RUN
     config = _read_object(path / "config.json")
     if config.get("model_type") == "ouroboros":

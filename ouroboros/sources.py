@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,12 @@ class Location:
     Attributes:
         place: the directory or .gguf file, and the hub id and commit it comes from.
         config: its Hugging Face config.
-        gguf: the metadata of a .gguf file, without its vocabulary.
+        gguf: the header of a .gguf file, checked; None for a directory.
     """
 
     place: Place
     config: Any
-    gguf: dict[str, Any] = field(default_factory=dict)
+    gguf: GgufHeader | None = None
 
     @property
     def source(self) -> str:
@@ -119,7 +119,6 @@ def locate(source: str | Path) -> Location:
     place = find_place(source)
     path = place.path
     header = _read_gguf(path) if path.is_file() else None
-    gguf = _without_vocabulary(header.metadata) if header else {}
     where, extra = _arguments(path)
     with quiet_transformers():
         try:
@@ -138,7 +137,7 @@ def locate(source: str | Path) -> Location:
             config = CONFIG_MAPPING[model_type].from_dict(values)
         except Exception as error:
             raise ConfigError(f"{source}: bad value in its config: {one_line(error)}") from error
-    return Location(place, config, gguf)
+    return Location(place, config, header)
 
 
 def _arguments(path: Path) -> tuple[str, dict[str, Any]]:
@@ -146,14 +145,6 @@ def _arguments(path: Path) -> tuple[str, dict[str, Any]]:
     if path.is_file():
         return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
     return str(path), {"local_files_only": True}
-
-
-def _without_vocabulary(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in metadata.items()
-        if not name.startswith("tokenizer.") or name == "tokenizer.ggml.model"
-    }
 
 
 def _require_architecture(source: str, model_type: Any) -> None:
@@ -256,10 +247,9 @@ def load_tokenizer(place: Location) -> Any:
     Raises:
         CheckpointError: it can't be read.
     """
-    if place.gguf and place.gguf.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
-        return None
     if place.gguf:
-        return build_tokenizer(read_header(place.path))
+        kind = place.gguf.metadata.get("tokenizer.ggml.model", "none")
+        return None if kind in ("none", "no_vocab") else build_tokenizer(place.gguf)
     if place.path.is_dir() and not _tokenizer_files(place):
         return None
     where, extra = _arguments(place.path)
@@ -299,7 +289,8 @@ def require_finite_tensor(key: str, value: torch.Tensor, name: str) -> None:
 def read_papers(place: Location) -> Papers:
     """Returns the licence of a model and whose weights these are."""
     folder = place.path if place.path.is_dir() else place.path.parent
-    return papers_of_folder(place.name, folder, place.gguf, place.place.facts)
+    metadata = place.gguf.metadata if place.gguf else None
+    return papers_of_folder(place.name, folder, metadata, place.place.facts)
 
 
 def hash_read_files(place: Location, weights: WeightFiles) -> dict[str, str]:

@@ -12,12 +12,12 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ouroboros.destinations import STEP
 from ouroboros.errors import TrainingError
 
 HASHES = "hashes.json"
@@ -25,7 +25,6 @@ OPTIONS = "options.json"
 # On how many threads a sum is split decides the order of its terms, and so its last bits.
 THREADS = "cpu_threads"
 KEPT = 2
-_STEP = re.compile(r"step-(\d+)")
 _STAGING = ".staging"
 
 
@@ -33,13 +32,13 @@ def list_steps(state_dir: Path) -> list[Path]:
     """Returns the published step folders, the newest first."""
     if not state_dir.is_dir():
         return []
-    folders = [p for p in state_dir.iterdir() if p.is_dir() and _STEP.fullmatch(p.name)]
+    folders = [p for p in state_dir.iterdir() if p.is_dir() and STEP.fullmatch(p.name)]
     return sorted(folders, key=train_step_of, reverse=True)
 
 
 def train_step_of(folder: Path) -> int:
     """Returns N of a folder called step-N."""
-    matched = _STEP.fullmatch(folder.name)
+    matched = STEP.fullmatch(folder.name)
     if matched is None:
         raise TrainingError(f"{folder}: not a state folder; they are called step-N")
     return int(matched[1])

@@ -29,7 +29,6 @@ FAST_KL = 1e-3  # nats, mean over the recorded logits
 # places, so that this holds case by case. In float32 the order of sums decides, which PyTorch's
 # libraries choose by the shape: the factor is on the worst of an output's cases.
 FLOAT32_ERRORS, HALF_ERRORS = 3.0, 2.0
-HALVES = ("fp16", "bf16")
 EXACT_LEVEL = 1  # MatMulNBits in float32
 
 
@@ -215,7 +214,7 @@ def check_bundle(
     opened = open_backend(bundle, backend, threads, EXACT_LEVEL)
     measurements = replay(opened, manifest, list(cases))
     bound = min(manifest.parity.relative_l2, RELATIVE_L2)
-    rows, tie_margin = judge(measurements, bound, half=manifest.precision in HALVES)
+    rows, tie_margin = judge(measurements, bound, half=manifest.cache_dtype != "float32")
     fast = None
     level = EXACT_LEVEL if manifest.quantization is None else manifest.quantization.accuracy_level
     if opened.name == "cpu" and level != EXACT_LEVEL:  # a GPU has no levels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-UNKNOWN = "\ufffd"
+from runtime.text_stream import UNKNOWN
 
 
 def write_specials(text: str, specials: Sequence[tuple[int, str]]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import DIMENSIONS
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from ouroboros import convert, load_checkpoint
@@ -22,15 +23,6 @@ OPTIONS: dict[str, Any] = {
     "prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "recurrent": 2,
     "norm_init": "ones",
 }  # fmt: skip
-DIMENSIONS: dict[str, Any] = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 LAYER = "model.layers.3."
 Tensors = dict[str, torch.Tensor]

@@ -7,24 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import DIMENSIONS, SMALL
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from ouroboros import OuroborosConfig
 from ouroboros.checkpoint import read_config
 from ouroboros.errors import CheckpointError, ConfigError
 
-BASE: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": False,
-}
-SMALL: dict[str, Any] = {"prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3}
+BASE: dict[str, Any] = {"model_type": "llama", **DIMENSIONS, "tie_word_embeddings": False}
 # As the hub has them: keys of older versions, and some that no architecture reads.
 LEGACY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import DIMENSIONS, SMALL
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,16 +26,6 @@ from ouroboros.bases import top_vectors, truncated_svd
 from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.sources import drop_middle, load_source
 
-SMALL: dict[str, Any] = {"prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3}
-DIMENSIONS: dict[str, Any] = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 FAMILIES = [
     LlamaConfig(**DIMENSIONS, attention_bias=True),
     LlamaConfig(

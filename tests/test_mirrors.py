@@ -11,22 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import DIMENSIONS, SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ouroboros import OuroborosConfig, OuroborosForCausalLM, load_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError
 
-BASE: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-SMALL: dict[str, Any] = {"prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3}
+BASE: dict[str, Any] = {"model_type": "llama", **DIMENSIONS}
 
 
 def make_config(**base: Any) -> OuroborosConfig:

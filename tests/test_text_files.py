@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import DIMENSIONS
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from export import export_bundle
@@ -215,15 +216,6 @@ def test_a_hidden_size_of_80_is_refused_at_int4_with_what_to_do(tmp_path: Path) 
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-DIMENSIONS: dict[str, Any] = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 LONG = {
     "rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "short_factor": [1.0] * 4,
     "long_factor": [2.0] * 4, "original_max_position_embeddings": 64,

@@ -7,6 +7,17 @@ from pathlib import Path
 from typing import Any
 
 MAX_DEPTH = 5
+# Of the smallest configs that are built in a test, and of what is made of them.
+DIMENSIONS: dict[str, Any] = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+SMALL: dict[str, Any] = {"prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3}
 MASSIVE, MASSIVE_CHANNEL, MASSIVE_RMS = 500.0, 5, 500.0 / 64**0.5
 
 
