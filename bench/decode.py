@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in (given.bundle, given.checkpoint):
         if not path.is_dir():
             sys.exit(f"error: {path} is not there; run `make demo` first, or name another")
-    require_writable(given.json)
+    require_writable(given.json, [given.bundle, given.checkpoint, given.other])
     figures = bench_decode(
         given.bundle,
         given.checkpoint,

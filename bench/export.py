@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not given.checkpoint.is_dir():
         raise CommandError(f"{given.checkpoint} is not there; run `make demo`, or name another")
-    require_writable(given.json)
+    require_writable(given.json, [given.checkpoint, given.calibration])
     rows = []
     with tempfile.TemporaryDirectory(prefix="ouro-bench-") as temporary:
         for precision in given.precision or PRECISIONS:

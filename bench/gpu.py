@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file = given.results / result_name(device)
     if given.json:
         file.parent.mkdir(parents=True, exist_ok=True)
-        require_writable(file)
+        require_writable(file, [given.checkpoint])
     torch_device = given.torch_device
     if torch_device == "cuda":
         import torch

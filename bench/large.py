@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -194,13 +195,15 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave what was made")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    require_writable(arguments.json)
+    require_writable(arguments.json, [])
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    scratch = arguments.scratch / "large"
+    scratch = Path(tempfile.mkdtemp(prefix="large-", dir=arguments.scratch))
     try:
         stages = run_stages(scratch, arguments)
     finally:
-        if not arguments.keep:
+        if arguments.keep:
+            print(f"kept in {scratch}")
+        else:
             shutil.rmtree(scratch, ignore_errors=True)
     print_stages(stages)
     if arguments.json is not None:

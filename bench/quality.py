@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
-    require_writable(given.json)
+    require_writable(given.json, [*given.bundles, given.checkpoint, *given.text])
     model, tokenizer = load_checkpoint(given.checkpoint)
 
     @torch.inference_mode()

@@ -36,7 +36,7 @@ def bench(
     from runtime import Engine
     from runtime.bench import bench_engine
 
-    require_writable(json)
+    require_writable(json, [bundle])
     console = Console()
     with plain_warnings(), Engine.open(bundle, backend=backend, threads=threads) as engine:
         depths = parse_numbers(depth, "--depth") if depth else [engine.manifest.depth.default]

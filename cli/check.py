@@ -48,8 +48,8 @@ def check(
     from runtime.parity import check_bundle
     from runtime.plots import check_picture, draw_parity
 
-    require_writable(json)
-    require_writable(plot)
+    require_writable(json, [bundle, live, plot])
+    require_writable(plot, [bundle, live, json])
     if plot is not None:
         check_picture(plot)
     cases = None if live is None else record_live(bundle, live, seed)

@@ -62,7 +62,7 @@ def evaluate(
 
     if not text:
         raise DataError("no held-out text; give --text FILE")
-    require_writable(json)
+    require_writable(json, [model, *text, converted, Path(original) if original else None])
     console = get_console()
     with plain_warnings():
         main = open_model(model)

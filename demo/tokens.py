@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    require_writable(arguments.json)
+    require_writable(arguments.json, [arguments.bundle, arguments.checkpoint])
     from ouroboros.checkpoint import load_checkpoint
     from runtime import Engine
 

@@ -121,7 +121,7 @@ def export_bundle(
         chosen, block_size, symmetric, calibration, accuracy_level, tensorrt=format == "trt"
     )
     checkpoint, out = Path(checkpoint), Path(out)
-    read = [checkpoint, calibration, trt.refit_from if trt else None]
+    read = [checkpoint, calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
     if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
         raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")

@@ -19,7 +19,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ouroboros.destinations import OLD, STAGED, find_obstacle, keeps_its_place
+from ouroboros.destinations import (
+    OLD,
+    RECOVERED,
+    STAGED,
+    find_obstacle,
+    is_ours,
+    keeps_its_place,
+)
 
 _COMING = "coming.json"
 _AT_FDCWD = -100
@@ -33,11 +40,12 @@ def publish(
     keep: Collection[str] = (),
     staged_in: Path | None = None,
     replaces: Collection[str] = (),
+    known: Collection[str] = (),
 ) -> Iterator[Path]:
     """Yields a staging directory that becomes `out` when the block ends without an error.
 
     A symbolic link is followed: what it points to is replaced, the link stays. Files get the modes
-    that the umask gives. What a killed run left staged for the same `out` is removed first.
+    that the umask gives. What a killed run left of the same `out` is removed or put back first.
 
     Args:
         out: the destination; its parent is made.
@@ -46,12 +54,13 @@ def publish(
         staged_in: an existing directory to stage in, on the file system of `out`; None for the
             parent of `out`.
         replaces: kinds of `ouroboros.destinations` that may stand there; by default nothing may.
+        known: files, by their paths below `out`, that may stand in a directory of no kind.
 
     Raises:
         FileExistsError: something else stands at `out`, before the block runs or after it.
         OSError: the disk is full or `out` can't be written; `out` is then as it was.
     """
-    if obstacle := check_place(out, replaces):
+    if obstacle := check_place(out, replaces, known=known):
         raise FileExistsError(f"{out} {obstacle}")
     given, out = out, Path(os.path.realpath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +79,9 @@ def publish(
         for path in sorted(staging.rglob("*")):
             sync(path)
         sync(staging)
-        if obstacle := find_obstacle(given, replaces):  # it may have changed in the meantime
+        if obstacle := find_obstacle(
+            given, replaces, known=known
+        ):  # it may have changed in the meantime
             raise FileExistsError(f"{given} {obstacle}")
         if in_place:
             _exchange_contents(staging, out, keep)
@@ -84,7 +95,10 @@ def publish(
 
 
 def check_place(
-    out: Path, replaces: Collection[str] = (), apart: Sequence[Path] = ()
+    out: Path,
+    replaces: Collection[str] = (),
+    apart: Sequence[Path] = (),
+    known: Collection[str] = (),
 ) -> str | None:
     """Says, before any work, why `publish` would refuse `out`; see `destinations.find_obstacle`.
 
@@ -93,7 +107,7 @@ def check_place(
     real = Path(os.path.realpath(out))
     if keeps_its_place(real) and os.access(real, os.W_OK | os.X_OK):
         _undo_exchange(real)
-    return find_obstacle(out, replaces, apart)
+    return find_obstacle(out, replaces, apart, known)
 
 
 def _prefix(out: Path) -> str:
@@ -132,7 +146,7 @@ def _exchange_contents(staging: Path, out: Path, keep: Collection[str]) -> None:
     try:
         for entry in sorted(out.iterdir()):
             stays = entry.name in keep and entry.name not in coming
-            if entry not in (staging, old) and not stays:
+            if entry not in (staging, old) and entry.name != RECOVERED and not stays:
                 entry.rename(old / "entries" / entry.name)
         for name in coming:
             (staging / name).rename(out / name)
@@ -205,13 +219,19 @@ def _lock(folder: Path) -> int | None:
 
 
 def _remove_stale(out: Path, place: Path) -> None:
-    for entry in place.iterdir():
-        if not entry.name.startswith(_prefix(out)) or not entry.is_dir():
+    """Removes what killed runs left of `out` in `place`, and puts back what one had moved away."""
+    for entry in sorted(place.iterdir()):
+        staged, old = (entry.name.startswith(f".{out.name}{sign}") for sign in (STAGED, OLD))
+        if not (staged or old) or not is_ours(entry.name) or not entry.is_dir():
             continue
         lock = _lock(entry)
-        if lock is not None:
+        if lock is None:
+            continue  # of a run that is at work
+        if old and not out.exists():
+            entry.rename(out)
+        else:
             shutil.rmtree(entry, ignore_errors=True)
-            os.close(lock)
+        os.close(lock)
 
 
 def _set_modes(staging: Path) -> None:
@@ -253,14 +273,19 @@ def _replace(staging: Path, out: Path) -> None:
         staging.rename(out)
     elif not _exchange(staging, out):
         # No atomic exchange on this system: two renames, the old content back if one fails.
-        aside = staging.with_name(f".{out.name}.old-{secrets.token_hex(6)}")
-        out.rename(aside)
+        aside = staging.with_name(f".{out.name}{OLD}{secrets.token_hex(6)}")
+        lock = _lock(out)
         try:
-            staging.rename(out)
-        except OSError:
-            aside.rename(out)
-            raise
-        aside.rename(staging)
+            out.rename(aside)
+            try:
+                staging.rename(out)
+            except OSError:
+                aside.rename(out)
+                raise
+            aside.rename(staging)
+        finally:
+            if lock is not None:
+                os.close(lock)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -188,8 +188,8 @@ def save_checkpoint(
         keep: names of entries of an existing `out` that stay (a training run's state and logs).
 
     Raises:
-        CheckpointError: `out` holds anything but a checkpoint, the disk is full, or `out` can't be
-            written; it is then as it was.
+        CheckpointError: `out` holds anything but a checkpoint (or a run, where `keep` names its
+            state and logs), the disk is full, or `out` can't be written; it is then as it was.
     """
     out = Path(out)
     # The state of a run is only replaced by who keeps it.

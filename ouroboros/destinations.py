@@ -35,6 +35,7 @@ _SIGNED = re.compile(
 STEP = re.compile(r"step-(\d+)")  # a folder of a run's state
 _OURS = re.compile(rf"\..+({re.escape(STAGED)}|{re.escape(OLD)})[0-9a-f]{{12}}")
 _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__")
+RECOVERED = "lost+found"  # the file system's own, at the root of a disk
 # What save_pretrained of models and tokenizers writes, and what is put beside it.
 _CHECKPOINT_FILES = (
     "config.json",
@@ -59,9 +60,10 @@ _CHECKPOINT_FILES = (
     "training.png",
     "gate.png",
 )
-_RUN_FILES = (*_CHECKPOINT_FILES, "state", "logs")
+_KEPT = ("state", "logs")
+_RUN_FILES = (*_CHECKPOINT_FILES, *_KEPT)
 _TRITON_FILES = ("config.pbtxt", "LICENSE", "ATTRIBUTION")
-_DIRECTORIES = ("state", "logs", "additional_chat_templates")
+_DIRECTORIES = (*_KEPT, "additional_chat_templates")
 _CHECKED = (BUNDLE, CHECKPOINT, RUN, TRITON)
 _READ_AT_MOST = 16 << 20
 
@@ -80,20 +82,20 @@ def kind_of(path: Path) -> str:
         return MISSING
     if not path.is_dir():
         return FILE
-    names = {name for name in os.listdir(path) if not _is_ours_or_litter(name)}
+    names = set(_list(path))
     if not names:
         return EMPTY
-    if "format_version" in _read_object(path / "manifest.json"):
+    if {"format_version", "files", "graphs"} <= _read_object(path / "manifest.json").keys():
         return BUNDLE
     if "config.pbtxt" in names and _SIGNED.search(_read(path / "config.pbtxt")):
         return TRITON
     state = path / "state"
     steps = os.listdir(state) if state.is_dir() else []
-    if any(STEP.fullmatch(name) for name in steps) or names <= {"state", "logs"}:
+    if any(STEP.fullmatch(name) for name in steps) or names <= set(_KEPT):
         return RUN
     config = _read_object(path / "config.json")
     if config.get("model_type") == "ouroboros":
-        return RUN if names & {"state", "logs"} else CHECKPOINT
+        return RUN if names & set(_KEPT) else CHECKPOINT
     return MODEL if "model_type" in config else FOREIGN
 
 
@@ -113,11 +115,7 @@ def find_strangers(path: Path, kind: str) -> list[str]:
         known = {"manifest.json", *listed}
         return [name for name in _walk(path) if name not in known]
     patterns = {CHECKPOINT: _CHECKPOINT_FILES, RUN: _RUN_FILES, TRITON: _TRITON_FILES}[kind]
-    return [
-        name
-        for name in sorted(os.listdir(path))
-        if not _is_ours_or_litter(name) and not _belongs(path / name, kind, patterns)
-    ]
+    return [name for name in _list(path) if not _belongs(path / name, kind, patterns)]
 
 
 def _belongs(entry: Path, kind: str, patterns: Sequence[str]) -> bool:
@@ -129,7 +127,10 @@ def _belongs(entry: Path, kind: str, patterns: Sequence[str]) -> bool:
 
 
 def find_obstacle(
-    out: Path, replaces: Collection[str] = (), apart: Sequence[Path] = ()
+    out: Path,
+    replaces: Collection[str] = (),
+    apart: Sequence[Path] = (),
+    known: Collection[str] = (),
 ) -> str | None:
     """Says why a directory may not be written at `out`; None where it may. Nothing is changed.
 
@@ -137,17 +138,20 @@ def find_obstacle(
         out: the destination; links are followed.
         replaces: the kinds that may stand there, beside nothing at all and an empty directory.
         apart: what is read meanwhile, files or directories: it may not be in the way.
+        known: files, by their paths below `out`, that may stand in a directory of no kind.
 
     Returns:
         A clause to put behind the name of `out`, with what was found and what to do.
     """
     try:
-        return _find_obstacle(out, replaces, apart)
+        return _find_obstacle(out, replaces, apart, known)
     except OSError as error:
         return f"can't be read: {error.strerror or error}; give another directory"
 
 
-def _find_obstacle(out: Path, replaces: Collection[str], apart: Sequence[Path]) -> str | None:
+def _find_obstacle(
+    out: Path, replaces: Collection[str], apart: Sequence[Path], known: Collection[str]
+) -> str | None:
     real = Path(os.path.realpath(out))
     kind = kind_of(real)
     if kind == FILE:
@@ -162,15 +166,26 @@ def _find_obstacle(out: Path, replaces: Collection[str], apart: Sequence[Path]) 
             return "is what it is made from; give another directory"
         if other.is_relative_to(real):
             return f"holds {source}, which it is made from; give another directory"
-    if kind not in (MISSING, EMPTY, *replaces):
+    if kind == FOREIGN and known:
+        if strangers := [name for name in _walk(real) if name not in known]:
+            return _name_strangers(f"holds {strangers[0]}", strangers)
+    elif kind not in (MISSING, EMPTY, *replaces):
         return f"is {NAMES[kind]}, so it is left alone; give a new directory"
     if kind in _CHECKED and (strangers := find_strangers(real, kind)):
-        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-        return (
-            f"is {NAMES[kind]} but also holds {strangers[0]}{more}, which would be lost; move "
-            "that away, or give a new directory"
-        )
+        return _name_strangers(f"is {NAMES[kind]} but also holds {strangers[0]}", strangers)
+    for mount in _find_mounts(real):
+        # What a run keeps stays where it is; anything else on another disk would be emptied.
+        if not (RUN in replaces and mount.relative_to(real).parts[0] in _KEPT):
+            return (
+                f"holds the mount point {mount.relative_to(real)}, which is not replaced; unmount "
+                "it, or give another directory"
+            )
     return _find_lock(real)
+
+
+def _name_strangers(opening: str, strangers: Sequence[str]) -> str:
+    more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+    return f"{opening}{more}, which would be lost; move that away, or give a new directory"
 
 
 def _lived_in() -> Iterator[tuple[Path, str]]:
@@ -193,11 +208,25 @@ def _find_lock(real: Path) -> str | None:
 
 
 def keeps_its_place(directory: Path) -> bool:
-    """Says whether a directory can't be renamed: a mount point, or one in a closed directory."""
+    """Says whether a directory must stay where it is, and only its entries may be renamed.
+
+    A mount point and a directory in a closed one can't be renamed; one with a mount point below it
+    can, and would take it along.
+    """
     if not directory.is_dir():
         return False
     closed = not os.access(directory.parent, os.W_OK | os.X_OK)
-    return closed or os.path.ismount(directory) or str(directory) in _mount_points()
+    return closed or _is_mount(directory) or bool(_find_mounts(directory))
+
+
+def _is_mount(directory: Path) -> bool:
+    return os.path.ismount(directory) or str(directory) in _mount_points()
+
+
+def _find_mounts(directory: Path) -> list[Path]:
+    """Mount points below a directory, itself not."""
+    found = (Path(name) for name in sorted(_mount_points()))
+    return [one for one in found if one != directory and one.is_relative_to(directory)]
 
 
 def _mount_points() -> set[str]:
@@ -210,18 +239,32 @@ def _mount_points() -> set[str]:
     return {re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), one[4]) for one in fields}
 
 
+def is_ours(name: str) -> bool:
+    """Says whether a name is one that publishing gives to what it will remove."""
+    return _OURS.fullmatch(name) is not None
+
+
 def _is_ours_or_litter(name: str) -> bool:
-    return name in _LITTER or _OURS.fullmatch(name) is not None
+    return name in _LITTER or is_ours(name)
+
+
+def _list(path: Path) -> list[str]:
+    """Names of what a directory holds, but for litter; sorted."""
+    names = sorted(name for name in os.listdir(path) if not _is_ours_or_litter(name))
+    if RECOVERED in names and _is_mount(Path(os.path.realpath(path))):
+        names.remove(RECOVERED)
+    return names
 
 
 def _walk(path: Path) -> Iterator[str]:
     """Names of all files below a directory, and of links and empty directories; sorted."""
     for folder, inner, files in os.walk(path):
-        inner[:] = sorted(name for name in inner if not _is_ours_or_litter(name))
         here = Path(folder)
+        listed = _list(here)
+        inner[:] = [name for name in listed if name in inner]
         links = [name for name in inner if (here / name).is_symlink()]
         for name in sorted([*files, *links]):
-            if not _is_ours_or_litter(name):
+            if name in listed:
                 yield (here / name).relative_to(path).as_posix()
         if not inner and not files and here != path:
             yield here.relative_to(path).as_posix()

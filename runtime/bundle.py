@@ -129,8 +129,15 @@ def write_manifest(directory: Path, **fields: object) -> Manifest:
         The manifest, read back as `open_bundle` reads it.
 
     Raises:
-        BundleError: a field is missing, unknown or wrong.
+        BundleError: a field is missing, unknown or wrong; or the directory holds a manifest.json of
+            something else, which would be lost.
+        OSError: the file can't be written; what was there is unchanged.
     """
+    target = directory / MANIFEST_NAME
+    if os.path.lexists(target) and not _is_ours(target):
+        raise BundleError(
+            f"{target} is not a bundle's, so it is left alone; give another directory"
+        )
     files = {}
     for file in sorted(directory.rglob("*")):
         name = file.relative_to(directory).as_posix()
@@ -140,8 +147,20 @@ def write_manifest(directory: Path, **fields: object) -> Manifest:
     data = {"format_version": FORMAT_VERSION, **plain, "files": files}
     data["sha256"] = hash_manifest(data)
     manifest = parse_manifest(data)
-    (directory / MANIFEST_NAME).write_text(render_manifest(data), encoding="utf-8")
+    staged = directory / f".{MANIFEST_NAME}.{os.getpid()}"
+    try:
+        staged.write_text(render_manifest(data), encoding="utf-8")
+        staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)
     return manifest
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        return "format_version" in json.loads(file.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _to_json(value: object) -> object:

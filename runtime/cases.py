@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from runtime.errors import BundleError
+from runtime.manifest_checks import MAX_DEPTH, shorten
 
 KINDS = ("prefill", "decode", "padded", "mixed", "greedy", "far", "long")
 EVERY_DEPTH = ("prefill", "decode", "padded")  # kinds that every depth needs
@@ -90,8 +91,10 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
             raise BundleError("a recorded case has no name; export the bundle again")
         name, kind, depth = entry["name"], entry.get("kind"), entry.get("depth")
-        if kind not in KINDS or type(depth) is not int or depth < 1:
-            raise BundleError(f"the recorded case {name} has kind {kind!r} and depth {depth!r}")
+        if kind not in KINDS or type(depth) is not int or not 1 <= depth <= MAX_DEPTH:
+            raise BundleError(
+                f"the recorded case {name} has kind {shorten(kind)} and depth {shorten(depth)}"
+            )
         if name not in parts:
             raise BundleError(f"the recorded case {name} is listed twice or has no tensors")
         own = parts.pop(name)

@@ -22,6 +22,8 @@ from runtime.engines import EngineSpec, check_engine_graph
 from runtime.errors import BundleError
 from runtime.manifest_checks import ACCURACY_LEVELS as ACCURACY_LEVELS
 from runtime.manifest_checks import (
+    INT32,
+    INT64,
     check_depth,
     check_engine,
     check_model,
@@ -262,8 +264,8 @@ def parse_manifest(data: object) -> Manifest:
         newer = type(version) is int and version > FORMAT_VERSION
         advice = "update ouroboros" if newer else "export the bundle again"
         raise BundleError(
-            f"bundle format_version {version!r} is not the {FORMAT_VERSION} that this version "
-            f"reads; {advice}"
+            f"bundle format_version {shorten(version)} is not the {FORMAT_VERSION} that this "
+            f"version reads; {advice}"
         )
     manifest = typing.cast(Manifest, _read(Manifest, data, ""))
     _check(manifest)
@@ -400,7 +402,10 @@ def _check(manifest: Manifest) -> None:
         _require(
             is_sha256(file.sha256), f"files.{name}.sha256 is not 64 lower-case hexadecimal digits"
         )
-        _require(file.bytes >= 0, f"files.{name}.bytes is {file.bytes}")
+        _require(
+            0 <= file.bytes <= INT64,
+            f"files.{name}.bytes is {shorten(file.bytes)}, allowed: 0..{INT64}",
+        )
     used = [manifest.graphs.onnx.file, *manifest.graphs.onnx.data, manifest.tokenizer.file]
     if manifest.tokenizer.chat_template is not None:
         used.append(manifest.tokenizer.chat_template)
@@ -410,9 +415,9 @@ def _check(manifest: Manifest) -> None:
     sampling, bound = manifest.sampling, manifest.parity.relative_l2
     _require(
         0 <= sampling.temperature < float("inf")
-        and sampling.top_k >= 0
+        and 0 <= sampling.top_k <= INT32
         and 0 < sampling.top_p <= 1,
-        "sampling needs a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1",
+        f"sampling needs a finite temperature >= 0, top_k in 0..{INT32} and 0 < top_p <= 1",
     )
     _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
     kl = manifest.parity.kl
@@ -456,5 +461,5 @@ def _check(manifest: Manifest) -> None:
     for identifier in identifiers:
         _require(
             0 <= identifier < model.vocab_size,
-            f"tokenizer: token id {identifier} is outside 0..{model.vocab_size - 1}",
+            f"tokenizer: token id {shorten(identifier)} is outside 0..{model.vocab_size - 1}",
         )

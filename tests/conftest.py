@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import onnx_ir as ir
 import pytest
+import torch
 from tiny import build_bundle, build_checkpoint, build_massive, build_original
+from torch import nn
 
+from export import trace
 from runtime import Engine
 
 
@@ -57,3 +63,40 @@ def engine(tiny_bundle: Path) -> Iterator[Engine]:
     """An engine on the tiny bundle."""
     with Engine.open(tiny_bundle, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces_kept() -> Iterator[None]:
+    """Traces each part once a session: the tracer takes seconds however small the model is.
+
+    Parts are the same where their code's classes, plain attributes and weights are, and what they
+    are traced with.
+    """
+    kept: dict[str, ir.Model] = {}
+    traced = trace._trace
+
+    def trace_once(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
+        key = describe_part(part, examples)
+        if key not in kept:
+            kept[key] = traced(part, examples)
+        return kept[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_trace", trace_once)
+        yield
+
+
+def describe_part(part: nn.Module, examples: tuple[Any, ...]) -> str:
+    """A hash of all that a part's trace depends on."""
+    digest = hashlib.sha256(repr((torch.__version__, examples)).encode())
+    for name, module in part.named_modules():
+        plain = {
+            key: getattr(value, "__qualname__", value)
+            for key, value in vars(module).items()
+            if isinstance(value, int | float | str | tuple | torch.dtype | None) or callable(value)
+        }
+        digest.update(repr((name, type(module).__qualname__, sorted(plain.items()))).encode())
+    for name, value in part.state_dict().items():
+        digest.update(repr((name, value.dtype, value.shape)).encode())
+        digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

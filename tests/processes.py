@@ -60,6 +60,17 @@ def run_ouro(*arguments: object, **options: Any) -> subprocess.CompletedProcess[
     )
 
 
+def call_ouro(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs a command in this process, which has loaded its libraries, and as `run_ouro` else."""
+    from typer.testing import CliRunner
+
+    from cli.app import app
+
+    command = [str(argument) for argument in arguments]
+    done = CliRunner().invoke(app, command, env=environment(), catch_exceptions=False)
+    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
+
+
 def start_ouro(*arguments: object, code: str = COMMAND[2]) -> subprocess.Popen[str]:
     """Starts a command and returns while it runs; `code` takes the place of ouro's own."""
     return start_process(

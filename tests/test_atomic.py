@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from ouroboros.atomic import publish
-from ouroboros.destinations import FOREIGN
+
+KNOWN = ("a", "b", "old", "new", "log", "stale.json", "state/deep/note")
 
 
 def test_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
     (real / "a").write_text("old")
     link = tmp_path / "out"
     link.symlink_to(real)
-    with publish(link, replaces=(FOREIGN,)) as staging:
+    with publish(link, known=KNOWN) as staging:
         (staging / "b").write_text("new")
     assert link.is_symlink()
     assert [p.name for p in real.iterdir()] == ["b"]
@@ -63,7 +64,7 @@ def test_only_named_entries_are_carried_over(tmp_path: Path) -> None:
     (out / "state" / "deep" / "note").write_text("kept")
     for name in ("stale.json", "log"):
         (out / name).write_text("old")
-    with publish(out, keep=("state", "log", "none"), replaces=(FOREIGN,)) as staging:
+    with publish(out, keep=("state", "log", "none"), known=KNOWN) as staging:
         (staging / "log").write_text("new")
     assert sorted(p.name for p in out.iterdir()) == ["log", "state"]
     assert (out / "log").read_text() == "new"
@@ -87,7 +88,7 @@ def test_staged_elsewhere_touches_the_parent_only_to_replace(
         return done
 
     monkeypatch.setattr(Path, "rename", note)
-    with publish(out, staged_in=tmp_path, replaces=(FOREIGN,)) as staging:
+    with publish(out, staged_in=tmp_path, known=KNOWN) as staging:
         assert staging.parent == tmp_path
         (staging / "new").write_text("new")
         assert [path.name for path in shared.iterdir()] == ["out"]
@@ -95,6 +96,38 @@ def test_staged_elsewhere_touches_the_parent_only_to_replace(
     assert [path.name for path in tmp_path.iterdir()] == ["shared"]
     assert all(names <= {"out"} for names in seen)
     assert exchange or len(seen) == 3
+
+
+def test_run_killed_between_two_renames_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without an exchange: what was moved aside comes back, or goes in the end."""
+    monkeypatch.setattr("ouroboros.atomic._exchange", lambda *_: False)
+    out, rename, count = tmp_path / "out", Path.rename, 0
+
+    def write(text: str) -> None:
+        with publish(out, known=KNOWN) as staging:
+            (staging / text).write_text(text)
+
+    def killed(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count > after:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    for after in (1, 2):
+        write("old")
+        monkeypatch.setattr(Path, "rename", killed)
+        count = 0
+        with pytest.raises(KeyboardInterrupt):
+            write("new")
+        monkeypatch.setattr(Path, "rename", rename)
+        assert out.exists() == (after == 2)
+        with pytest.raises(ZeroDivisionError), publish(out, known=KNOWN):
+            raise ZeroDivisionError
+        assert os.listdir(out) == ["old" if after == 1 else "new"]
+        assert os.listdir(tmp_path) == ["out"]
 
 
 def test_killed_run_is_swept_up_and_a_live_one_left_alone(tmp_path: Path) -> None:
@@ -114,7 +147,7 @@ def test_killed_run_is_swept_up_and_a_live_one_left_alone(tmp_path: Path) -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "staged\n"
-        with publish(out, replaces=(FOREIGN,)) as staging:
+        with publish(out, known=KNOWN) as staging:
             (staging / "a").write_text("one")
         left = [p.name for p in tmp_path.iterdir() if p.name != "out"]
         assert len(left) == 1
@@ -122,7 +155,7 @@ def test_killed_run_is_swept_up_and_a_live_one_left_alone(tmp_path: Path) -> Non
         (tmp_path / ".output.staging-other").mkdir()  # of another destination
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with publish(out, replaces=(FOREIGN,)) as staging:
+    with publish(out, known=KNOWN) as staging:
         (staging / "a").write_text("two")
     assert (out / "a").read_text() == "two"
     assert sorted(p.name for p in tmp_path.iterdir()) == [".output.staging-other", "out"]

@@ -342,6 +342,13 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (("graphs", "onnx", "opset"), -1, "opset is -1, allowed"),
         (("graphs", "onnx", "opset"), 10**30, "opset is 10"),
         (("sampling", "temperature"), 10**400, "not a number of that size"),
+        (("sampling", "temperature"), 2**64, "not a number of that size"),
+        (("sampling", "top_k"), 2**64, r"top_k in 0\.\.2147483647"),
+        (("sampling", "top_k"), 10**400, r"top_k in 0\.\.2147483647"),
+        (("files", "model.onnx", "bytes"), 2**64, r"bytes is 18446744073709551616, allowed: 0"),
+        (("tokenizer", "pad_token_id"), 10**400, r"token id 10{56}\.\.\. is outside 0\.\.31"),
+        (("model", "num_layers"), 10**4000, r"num_layers is 10{56}\.\.\., allowed: at most"),
+        (("format_version",), 10**4000, r"format_version 10{56}\.\.\. is not the 3"),
         (("parity", "kl"), -1.0, "parity.kl is -1.0"),
         (("tokenizer", "eos_token_ids"), [-1], "token id -1 is outside"),
         (("tokenizer", "bos_token_id"), -1, "token id -1 is outside"),
@@ -422,6 +429,16 @@ def test_bundle_link_out_is_refused_and_inside_taken(bundle: Path, tmp_path: Pat
     (bundle / "blob").symlink_to("model.onnx")  # a loop
     with pytest.raises(BundleError):
         open_bundle(bundle)
+
+
+def test_write_manifest_leaves_somebodys_manifest_alone(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    for text in ('{"manifest_version": 3}', "[]", "years of work"):
+        file.write_text(text)
+        with pytest.raises(BundleError, match=r"not a bundle's, so it is left alone"):
+            write_manifest(tmp_path, **copy.deepcopy(FIELDS))
+        assert file.read_text() == text
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_write_manifest_refuses_unknown_and_missing_fields(bundle: Path) -> None:

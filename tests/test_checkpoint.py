@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.atomic import publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
-from ouroboros.destinations import FOREIGN
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 
 
@@ -46,9 +45,10 @@ def test_saving_keeps_what_is_named_and_nothing_else(copy: Path) -> None:
     names = sorted(p.name for p in copy.iterdir())
     weights = ["model.safetensors", "modeling_ouroboros.py"]
     assert names == ["config.json", "generation_config.json", *weights, "state"]
-    save_checkpoint(model, None, copy)
-    assert not (copy / "state").exists()
     assert load_checkpoint(copy)[1] is None
+    with pytest.raises(CheckpointError, match="is a training run, so it is left alone"):
+        save_checkpoint(model, None, copy)
+    assert (copy / "state" / "note").read_text() == "kept"
 
 
 def test_weights_have_the_mode_of_the_other_files(copy: Path) -> None:
@@ -77,14 +77,14 @@ def test_publish_interrupted_leaves_the_old_directory(tmp_path: Path) -> None:
     (out / "a").write_text("old")
 
     def interrupted() -> None:
-        with publish(out, replaces=(FOREIGN,)) as staging:
+        with publish(out, known=("a", "b")) as staging:
             (staging / "a").write_text("new")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (out / "a").read_text() == "old"
-    with publish(out, replaces=(FOREIGN,)) as staging:
+    with publish(out, known=("a", "b")) as staging:
         (staging / "b").write_text("new")
     assert [p.name for p in out.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from processes import call_ouro, start_process
 from processes import run_ouro as ouro
-from processes import start_process
 from typer.testing import CliRunner
 
 from cli import errors
@@ -150,7 +150,7 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], pattern: st
     (places["deep"] / "manifest.json").write_text("[" * 100_000)
     places["original"].mkdir()
     (places["original"] / "config.json").write_text('{"model_type": "llama"}')
-    expect_one_line(ouro(*(part.format(**places) for part in arguments)), pattern)
+    expect_one_line(call_ouro(*(part.format(**places) for part in arguments)), pattern)
     assert not places["out"].exists()
     assert (places["full"] / "thesis.txt").read_text() == "years of work"
 
@@ -215,7 +215,9 @@ def test_ctrl_c_that_a_command_has_answered_is_not_said_again() -> None:
 
 @pytest.mark.parametrize("module", ["bench.decode", "demo.tokens"])
 def test_scripts_end_in_one_line(tmp_path: Path, module: str) -> None:
-    command = [sys.executable, "-m", module, str(tmp_path), str(tmp_path)]
+    command = [sys.executable, "-m", module, str(tmp_path / "bundle"), str(tmp_path / "model")]
+    for folder in command[3:]:
+        Path(folder).mkdir()
     root = Path(__file__).resolve().parents[1]
     result = subprocess.run(
         [*command, "--json", str(tmp_path / "nowhere" / "out.json")],

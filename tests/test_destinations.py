@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from ouroboros.training import train
 from runtime.bundle import open_bundle
 
 THESIS = "years of work"
+KNOWN = ("both", "old", "new", "kept")
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -246,6 +249,7 @@ def test_kinds(
         make("run", {"state/step-3/hashes.json": "{}"}): RUN,
         make("new run", {"config.json": ours, "logs/events": ""}): RUN,
         make("triton", {"config.pbtxt": signed, "1/model.onnx": ""}): TRITON,
+        make("pack", {"manifest.json": '{"format_version": 2, "header": {}}'}): FOREIGN,
         make("unsigned", {"config.pbtxt": f"# {signed}"}): FOREIGN,
         make("deep", {"manifest.json": "[" * 100_000, "config.json": "3"}): FOREIGN,
         make("thesis", {"thesis.txt": THESIS}): FOREIGN,
@@ -312,7 +316,7 @@ def test_contents_are_exchanged_where_a_directory_keeps_its_place(
 
 
 def fill(out: Path, keep: tuple[str, ...] = ()) -> None:
-    with publish(out, keep, replaces=(FOREIGN,)) as staging:
+    with publish(out, keep, known=KNOWN) as staging:
         for name in ("both", "new"):
             (staging / name).write_text("new")
 
@@ -350,7 +354,7 @@ def test_exchange_that_fails_puts_everything_back(
         monkeypatch.undo()
         monkeypatch.setattr(atomic, "keeps_its_place", Path.is_dir)
         assert snapshot(out) != before
-        assert check_place(out, (FOREIGN,)) is None
+        assert check_place(out, known=KNOWN) is None
         left = {name: held for name, held in snapshot(out).items() if ".staging-" not in name}
         assert left == before
     fill(out, keep=("kept",))
@@ -375,27 +379,8 @@ def test_directory_that_turns_out_to_keep_its_place(
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("how", [["tmpfs"], ["bind"]])
-def test_real_mount_points(tmp_path: Path, how: list[str]) -> None:
-    """In a mount namespace of its own; skipped where the system gives none."""
-    out, other = tmp_path / "out", tmp_path / "other"
-    for folder in (out, other):
-        folder.mkdir()
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom ouroboros.atomic import publish\n"
-        "from ouroboros.destinations import FOREIGN, keeps_its_place\n"
-        "out = Path(sys.argv[1])\nassert keeps_its_place(out)\n"
-        "for text in ('one', 'two'):\n"
-        "    with publish(out, replaces=(FOREIGN,)) as staging:\n"
-        "        (staging / text).write_text(text)\n"
-        "print(*os.listdir(out))\n"
-    )
-    mount = {
-        "tmpfs": f"mount -t tmpfs none {out}",
-        "bind": f"mount --bind {other} {out}",
-    }[how[0]]
-    import sys
-
+def run_mounted(mount: str, script: str, out: Path) -> list[str]:
+    """What a script prints in a mount namespace of its own; skips where the system gives none."""
     command = f'{mount} && {sys.executable} -c "$SCRIPT" {out}'
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "SCRIPT": script, "PYTHONPATH": str(root)}
@@ -409,9 +394,85 @@ def test_real_mount_points(tmp_path: Path, how: list[str]) -> None:
         )
     except FileNotFoundError:
         pytest.skip("no unshare here")
-    if "mount" in done.stderr or "unshare" in done.stderr:
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
         pytest.skip(done.stderr.strip())
-    assert done.stdout.split() == ["two"], done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("how", ["tmpfs", "bind"])
+def test_real_mount_points(tmp_path: Path, how: str) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    for folder in (out, other):
+        folder.mkdir()
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom ouroboros.atomic import publish\n"
+        "from ouroboros.destinations import keeps_its_place\n"
+        "out = Path(sys.argv[1])\nassert keeps_its_place(out)\n"
+        "for text in ('one', 'two'):\n"
+        "    with publish(out, known=('one', 'two')) as staging:\n"
+        "        (staging / text).write_text(text)\n"
+        "    Path(out, 'lost+found').mkdir(exist_ok=True)\n"
+        "print(*sorted(os.listdir(out)))\n"
+    )
+    mount = {"tmpfs": f"mount -t tmpfs none {out}", "bind": f"mount --bind {other} {out}"}[how]
+    assert run_mounted(mount, script, out) == ["lost+found two"]
+
+
+def test_mount_points_below_are_neither_emptied_nor_moved(tmp_path: Path) -> None:
+    """A run's state on a volume of its own stays there; any other is refused."""
+    out = tmp_path / "out"
+    (out / "state").mkdir(parents=True)
+    script = textwrap.dedent(
+        """
+        import os, sys
+        from pathlib import Path
+        from ouroboros.atomic import publish
+        from ouroboros.destinations import CHECKPOINT, RUN
+        out = Path(sys.argv[1])
+        (out / "state" / "step-1").mkdir()
+        for text in ("one", "two"):
+            with publish(out, ("state", "logs"), replaces=(CHECKPOINT, RUN)) as staging:
+                (staging / "config.json").write_text(text)
+        print((out / "config.json").read_text(), os.path.ismount(out / "state"))
+        for replaces, known in (((CHECKPOINT,), ()), ((), ("config.json",))):
+            try:
+                with publish(out, ("state",), replaces=replaces, known=known):
+                    pass
+            except FileExistsError as error:
+                print(error)
+        print(*os.listdir(out / "state"))
+        """
+    )
+    mount = f"mount -t tmpfs none {out / 'state'}"
+    first, refused, again, held = run_mounted(mount, script, out)
+    assert first == "two True"
+    assert refused == f"{out} is a training run, so it is left alone; give a new directory"
+    assert again == refused
+    assert held == "step-1"
+
+
+def test_mount_point_in_what_would_be_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "deep" / "disk").mkdir(parents=True)
+    script = textwrap.dedent(
+        """
+        import os, sys
+        from pathlib import Path
+        from ouroboros.atomic import publish
+        out = Path(sys.argv[1])
+        (out / "deep" / "disk" / "file").write_text("held")
+        try:
+            with publish(out, known=("deep/disk/file",)) as staging:
+                (staging / "new").write_text("new")
+        except FileExistsError as error:
+            print(error)
+        print((out / "deep" / "disk" / "file").read_text())
+        """
+    )
+    refused, held = run_mounted(f"mount -t tmpfs none {out / 'deep' / 'disk'}", script, out)
+    assert refused.startswith(f"{out} holds the mount point deep/disk, which is not replaced")
+    assert held == "held"
 
 
 def test_bundles_files_are_those_its_manifest_lists(tiny_bundle: Path, tmp_path: Path) -> None:

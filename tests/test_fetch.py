@@ -79,6 +79,17 @@ def test_fetch_repairs_changed_file(tmp_path: Path, shelf: list[str]) -> None:
     assert fetch.fetch(tmp_path / "cache", quiet).heldout["wiki"].read_text() == "wiki text"
 
 
+@pytest.mark.usefixtures("shelf")
+def test_fetch_leaves_somebodys_file_alone(tmp_path: Path) -> None:
+    material = fetch.fetch(tmp_path / "cache", quiet)
+    material.heldout["wiki"].write_text("something else")
+    thesis = tmp_path / "cache" / "demo" / "text" / "thesis.txt"
+    thesis.write_text("years of work")
+    with pytest.raises(OSError, match=r"demo holds text/thesis.txt, which would be lost"):
+        fetch.fetch(tmp_path / "cache", quiet)
+    assert thesis.read_text() == "years of work"
+
+
 @pytest.mark.parametrize("which", ["wheel", "member"])
 def test_fetch_wrong_hash_leaves_nothing(
     tmp_path: Path, shelf: list[str], monkeypatch: pytest.MonkeyPatch, which: str

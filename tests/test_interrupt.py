@@ -64,12 +64,21 @@ def test_export_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, line: str)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGHUP, "computing"),
+        pytest.param(signal.SIGTERM, "recording", marks=pytest.mark.slow),
+    ],
+)
 def test_a_request_to_end_leaves_nothing(
-    tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals
+    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, line: str
 ) -> None:
-    process = start_ouro("export", tiny_checkpoint, tmp_path / "out", "--max-depth", 8)
-    wait_for_line(process, "recording")
+    if line == "computing":
+        process = start_ouro("convert", tiny_original, tmp_path / "out", *CONVERT)
+    else:
+        process = start_ouro("export", tiny_checkpoint, tmp_path / "out", "--max-depth", 8)
+    wait_for_line(process, line)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 128 + number

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import shutil
 from pathlib import Path
 
 import pytest
-from processes import run_ouro
+from processes import call_ouro, run_ouro
 
 from cli.errors import CommandError, describe
 from cli.output import require_writable, write_json, write_output
@@ -27,15 +28,36 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_require_writable_names_what_is_wrong(tmp_path: Path) -> None:
-    require_writable(None)
-    require_writable(tmp_path / "new.json")
+    require_writable(None, [])
+    require_writable(tmp_path / "new.json", [None, tmp_path / "other.json"])
     with pytest.raises(CommandError, match="is a directory; give a file"):
-        require_writable(tmp_path)
+        require_writable(tmp_path, [])
     with pytest.raises(CommandError, match="its directory is not there"):
-        require_writable(tmp_path / "no" / "new.json")
+        require_writable(tmp_path / "no" / "new.json", [])
     (tmp_path / "file").write_text("")
     with pytest.raises(CommandError, match="its directory is not there"):
-        require_writable(tmp_path / "file" / "new.json")
+        require_writable(tmp_path / "file" / "new.json", [])
+
+
+def test_what_a_command_reads_is_not_written_over(tiny_bundle: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The sea is wide. " * 40)
+    before = contents(tmp_path) | contents(tiny_bundle)
+    (tmp_path / "link").symlink_to(tiny_bundle)
+    licence, inside = tmp_path / "link" / "LICENSE", tiny_bundle / "new.png"
+    both = tmp_path / "both.svg"
+    for line, reason in (
+        (("check", tiny_bundle, "--json", licence), "lies in"),
+        (("check", tiny_bundle, "--plot", inside), "lies in"),
+        (("check", tiny_bundle, "--json", both, "--plot", both), "is"),
+        (("bench", tmp_path / "link", "--json", tiny_bundle / "LICENSE"), "lies in"),
+        (("eval", tiny_bundle, "--text", text, "--json", text), "is"),
+    ):
+        done = call_ouro(*line)
+        assert done.returncode == 1
+        wanted = rf"error: \S+ {reason} \S+, which this command uses; give a file elsewhere\n"
+        assert re.fullmatch(wanted, done.stderr), done.stderr
+    assert contents(tmp_path) | contents(tiny_bundle) == before
 
 
 def test_write_json_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from processes import call_ouro
 from transformers import AutoModelForCausalLM
 
 from ouroboros import attribution, convert, load_checkpoint
@@ -85,14 +85,9 @@ def write_gguf(original: Path, file: Path, *, arch: str = "llama", **strings: st
 
 
 def ouro(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the real command, with nobody at the keyboard."""
-    root = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
-    command = [sys.executable, "-c", "from cli.main import main; main()", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=120, check=False,
-        cwd=cwd, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    """Runs a command in a directory, with nobody at the keyboard."""
+    with contextlib.chdir(cwd):
+        return call_ouro(*arguments)
 
 
 def edit_json(file: Path, **changes: Any) -> None:
