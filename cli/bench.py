@@ -32,7 +32,7 @@ def bench(
 
     from cli.notices import plain_warnings
     from cli.output import require_writable, write_json
-    from cli.screen import new_table, print_table
+    from cli.screen import new_table, print_prose, print_table
     from runtime import Engine
     from runtime.bench import bench_engine
 
@@ -68,11 +68,12 @@ def bench(
         )
     print_table(table, console)
     machine = report.machine
-    console.print(
-        f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; memory reads "
+    cores = f"{machine['cores']} core{'' if machine['cores'] == 1 else 's'}"
+    print_prose(
+        f"{machine['processor']}, {cores}, {machine['system']}; memory reads "
         f"{report.read_bytes_per_s / 1e9:.1f} GB/s; Python {machine['python']}, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
-        soft_wrap=True,
+        console,
     )
     if json is not None:
         write_json(json, report.to_json())

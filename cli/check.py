@@ -127,46 +127,50 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
         console: where to.
         every: one row a case and output, not one a depth.
     """
-    from cli.screen import print_table
+    from rich.markup import escape
+
+    from cli.screen import print_prose, print_table
 
     if every:
         print_table(full_table(report), console)
     else:
         print_table(depth_table(report), console)
     for problem in report.problems:
-        console.print(f"[bold red]missing:[/] {problem}", soft_wrap=True)
+        print_prose(f"[bold red]missing:[/] {escape(problem)}", console, markup=True)
     failed = [row for row in report.rows if row.verdict == "FAIL"]
     for row in failed[:10]:
-        where = f"{row.measurement.case}, {row.measurement.output}"
-        console.print(f"[bold red]FAIL[/] {where}: {row.reason}", soft_wrap=True)
+        where = escape(f"{row.measurement.case}, {row.measurement.output}: {row.reason}")
+        print_prose(f"[bold red]FAIL[/] {where}", console, markup=True)
     if len(failed) > 10:
-        console.print(
-            f"... and {len(failed) - 10} more; --all or --json shows them", soft_wrap=True
-        )
+        print_prose(f"... and {len(failed) - 10} more; --all or --json shows them", console)
     unbounded = sum(row.measurement.reference_error == float("inf") for row in report.rows)
     if unbounded:
-        console.print(
+        print_prose(
             f"[yellow]no bound[/] for {unbounded} comparisons: PyTorch itself overflows there at "
             "this precision, so the engine is only asked for finite numbers",
-            soft_wrap=True,
+            console,
+            markup=True,
         )
-    console.print(
+    print_prose(
         f"{len(report.rows)} comparisons with PyTorch in float64, {report.ambiguous} tied tokens",
-        soft_wrap=True,
+        console,
+        markup=True,
     )
     if report.fast is not None:
         fast = report.fast
-        console.print(
+        print_prose(
             f"{coloured(fast.verdict)} with 8-bit activations, as it ships: mean KL "
             f"{fast.mean_kl:.1e} (bound {fast.bound:.0e}), worst {fast.worst_kl:.1e}, best token "
             f"{fast.argmax_agreement:.0%}",
-            soft_wrap=True,
+            console,
+            markup=True,
         )
-    console.print(
+    print_prose(
         f"{coloured(report.verdict)} the logits err by {report.worst_relative_l2:.2e} at most "
         f"(PyTorch itself by {report.reference_error:.2e}, allowed {report.allowed:.2e}), depths "
         f"{min(report.depths)}..{max(report.depths)}",
-        soft_wrap=True,
+        console,
+        markup=True,
     )
 
 
@@ -181,7 +185,7 @@ def depth_table(report: ParityReport) -> Table:
     """
     from cli.screen import new_table
 
-    table = new_table("engine against PyTorch, the worst case of each depth")
+    table = new_table(title="engine against PyTorch, the worst case of each depth")
     names = ("depth", "cases", "max abs", "rel. L2", "KL", "best", "caches", "greedy")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

@@ -40,7 +40,7 @@ def doctor() -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from cli.screen import new_table, print_table
+    from cli.screen import new_table, print_prose, print_table
     from runtime.engines import describe_machine
 
     machine = describe_machine()
@@ -61,9 +61,9 @@ def doctor() -> None:
     print_table(table, console)
     for one in findings:
         if one.cure:
-            console.print(f"{one.thing}: {one.cure}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"builds: {', '.join(list_builds(findings)) or 'nothing'}", soft_wrap=True)
-    console.print(f"runs: {', '.join(list_runs(findings, machine)) or 'nothing'}", soft_wrap=True)
+            print_prose(f"{one.thing}: {one.cure}", console)
+    print_prose(f"builds: {', '.join(list_builds(findings)) or 'nothing'}", console)
+    print_prose(f"runs: {', '.join(list_runs(findings, machine)) or 'nothing'}", console)
 
 
 def find_packages() -> list[Finding]:

@@ -54,7 +54,7 @@ def evaluate(
     from cli.bench import parse_numbers
     from cli.notices import plain_warnings
     from cli.output import require_writable, write_json
-    from cli.screen import counting_bar
+    from cli.screen import counting_bar, print_prose
     from ouroboros.data import load_eval_windows
     from ouroboros.errors import DataError
     from ouroboros.evaluation import Evaluation, evaluate_original, evaluate_scorer, scoring_prefix
@@ -95,7 +95,7 @@ def evaluate(
     evaluation = Evaluation(tuple(rows), seq_len, counts, prefix)
     print_rows(rows, console)
     scored = f"windows of {seq_len} tokens, " + ", ".join(f"{n} {c}" for c, n in counts.items())
-    console.print(scored, style="dim", highlight=False, markup=False, soft_wrap=True)
+    print_prose(scored, console, style="dim")
     if json is not None:
         write_json(json, evaluation.to_json())
 
@@ -172,7 +172,7 @@ def print_rows(rows: Sequence[Row], console: Any) -> None:
     from cli.screen import new_table, print_table, split_columns
 
     def make(columns: Sequence[Column]) -> Table:
-        table = new_table("held-out next-token loss (nats per token)")
+        table = new_table(title="held-out next-token loss (nats per token)")
         table.add_column("model", no_wrap=True)
         for name in ("depth", *(heading for heading, _ in columns)):
             table.add_column(Text(name), justify="right", no_wrap=True)

@@ -63,9 +63,7 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
     """
     import dataclasses
 
-    from rich.table import Table
-
-    from cli.screen import print_table
+    from cli.screen import new_table, print_facts, print_table
     from runtime.bundle import read_manifest, verify_file
     from runtime.errors import BundleError
 
@@ -81,8 +79,8 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
         **dataclasses.asdict(manifest.model),
         "tools": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
     }
-    _print_facts(console, facts)
-    table = Table("file", "bytes", "sha256", "state")
+    print_facts(facts, console)
+    table = new_table("file", "bytes", "sha256", "state")
     first_problem: BundleError | None = None
     for name, spec in manifest.files.items():
         try:
@@ -95,7 +93,7 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
     print_table(table, console)
     if tensors:
         graph = manifest.graphs.onnx
-        listing = Table("tensor", "type", "shape")
+        listing = new_table("tensor", "type", "shape")
         for tensor in (*graph.inputs, *graph.outputs):
             listing.add_row(tensor.name, tensor.dtype, _escape(tensor.shape))
         print_table(listing, console)
@@ -120,16 +118,14 @@ def inspect_checkpoint(path: Path, console: Any, tensors: bool) -> None:
     """
     import math
 
-    from rich.table import Table
-
-    from cli.screen import print_table
+    from cli.screen import new_table, print_facts, print_table
     from cli.weights import TensorEntry, read_header, require_finite
     from ouroboros.errors import CheckpointError
 
     config = read_checkpoint_config(path)
-    _print_facts(console, {"checkpoint": path, **_flat(config)})
-    files = Table("file", "bytes", "tensors", "parameters", "state")
-    listing = Table("tensor", "type", "shape")
+    print_facts({"checkpoint": path, **_flat(config)}, console)
+    files = new_table("file", "bytes", "tensors", "parameters", "state")
+    listing = new_table("tensor", "type", "shape")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise CheckpointError(f"{path} holds no .safetensors file; convert it again")
@@ -223,19 +219,6 @@ def require_matching(path: Path, shapes: dict[str, tuple[int, ...]], console: An
                 f"{path}: the tensor {name} has the shape {shapes.get(name)}, config.json asks for "
                 f"{wanted.get(name)}; config.json and the weights are not of one checkpoint"
             )
-
-
-def _print_facts(console: Any, facts: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from cli.screen import print_table
-
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        shown = f"{value:,}" if isinstance(value, int) and value >= 1000000 else str(value)
-        table.add_row(f"[bold]{escape(name)}[/]", escape(shown))
-    print_table(table, console)
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,12 +13,44 @@ if TYPE_CHECKING:
 Column = TypeVar("Column")
 
 
-def new_table(title: str | None = None) -> Table:
-    """Returns an empty table of the narrow kind that all commands print."""
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """Returns an empty table of the narrow kind that all commands print, with columns so called."""
     from rich.box import SIMPLE
     from rich.table import Table
 
-    return Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    return Table(*columns, title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+
+
+def print_prose(
+    text: str, console: Console, style: str | None = None, markup: bool = False
+) -> None:
+    """Prints a line for people: broken between words on a terminal, whole in a pipe or file."""
+    whole = not console.is_terminal
+    console.print(text, style=style, markup=markup, highlight=False, soft_wrap=whole)
+
+
+def print_facts(facts: Mapping[str, object], console: Console) -> None:
+    """Prints names and values in two columns; a value too long for a terminal goes on below itself.
+
+    Args:
+        facts: values by name.
+        console: where to.
+    """
+    from textwrap import wrap
+
+    from rich.text import Text
+
+    left = max(map(len, facts)) + 2
+    room = console.width - left if console.is_terminal else 0
+    for name, value in facts.items():
+        shown = f"{value:,}" if isinstance(value, int) and value >= 1_000_000 else str(value)
+        # On a narrow terminal values stand below their names.
+        start, indent = (f"{name:{left}}", left) if room >= 20 or not room else (f"{name}\n  ", 2)
+        width = max(20, console.width - indent)
+        fits = not room or len(shown) <= width
+        lines = [shown] if fits else wrap(shown, width, break_long_words=False)
+        text = Text(start, style="bold").append(("\n" + " " * indent).join(lines), style="not bold")
+        console.print(text, soft_wrap=True)
 
 
 def natural_width(table: Table, console: Console) -> int:

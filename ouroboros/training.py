@@ -217,7 +217,7 @@ def _describe(
         f"{len(windows):,} windows of {windows.seq_len} tokens, {a_step} a train step, "
         f"{passes:.2f} passes in {options.train_steps} train steps",
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
 
 
