@@ -60,11 +60,11 @@ def bench_decode(
     """
     import torch
 
-    from export.unroll import write_unrolled
+    from bench.unroll import write_unrolled
     from ouroboros.checkpoint import load_checkpoint
     from runtime import Engine
-    from runtime.bench import bench_engine, time_decode
-    from runtime.request import check_depths
+    from runtime.decode.request import check_depths
+    from runtime.measure.speed import bench_engine, time_decode
 
     torch.set_num_threads(threads)
     model, _ = load_checkpoint(checkpoint)
@@ -125,7 +125,7 @@ def print_figures(figures: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints; with `--json` writes the figures too."""
-    from runtime.bench import available_cores
+    from runtime.measure.speed import available_cores
 
     parser = make_parser("bench.decode", __doc__)
     parser.add_argument("bundle", type=Path, nargs="?", default=DEMO / "bundle")

@@ -30,9 +30,9 @@ from bench.gpu_report import (
 from bench.measure import make_parser, time_torch
 from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
-from runtime.bench import DecodeTiming
 from runtime.engine import Engine
 from runtime.errors import RuntimeFault
+from runtime.measure.speed import DecodeTiming
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 RESULTS = Path("bench/results")
@@ -73,7 +73,7 @@ def bench_gpu(
         torch_device: where PyTorch runs; None leaves it out.
         report: called with a line of progress now and then.
     """
-    from runtime.parity import check_bundle
+    from runtime.parity.verdict import check_bundle
 
     parity: list[ParityRow] = []
     speeds: list[SpeedRow] = []

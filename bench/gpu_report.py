@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from runtime.bench import describe_machine
+from runtime.measure.speed import describe_machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ParityRow:
 
 def describe_device() -> dict[str, Any]:
     """The GPU, its driver, the processor and every version that matters."""
-    from runtime.engines import describe_machine as describe_gpu_machine
+    from runtime.bundle.plans import describe_machine as describe_gpu_machine
 
     here = describe_machine()
     machine = describe_gpu_machine()

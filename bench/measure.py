@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bench import DecodeTiming
+from runtime.measure.speed import DecodeTiming
 
 
 def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -126,7 +126,7 @@ def measure_memory(engine: Any, depth: int, sequences: int, tokens: int) -> dict
         sequences: how many, one after the other.
         tokens: tokens decoded in each.
     """
-    from runtime.bench import time_decode
+    from runtime.measure.speed import time_decode
 
     resident = []
     for _ in range(sequences):
@@ -143,7 +143,7 @@ def measure_memory(engine: Any, depth: int, sequences: int, tokens: int) -> dict
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, system and the versions that matter, PyTorch's included."""
-    from runtime.bench import describe_machine as describe_runtime
+    from runtime.measure.speed import describe_machine as describe_runtime
 
     machine = describe_runtime()
     for name in ("torch", "transformers", "onnx"):

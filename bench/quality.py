@@ -20,9 +20,9 @@ from bench.measure import describe_machine, make_parser
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from runtime import Engine
-from runtime.bundle import read_manifest
-from runtime.manifest import ACCURACY_LEVELS
-from runtime.metrics import compare_logits, log_softmax
+from runtime.bundle.manifest import ACCURACY_LEVELS
+from runtime.bundle.reader import read_manifest
+from runtime.parity.metrics import compare_logits, log_softmax
 
 Logits = Callable[[NDArray[Any], int], NDArray[Any]]
 
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     from ouroboros.checkpoint import load_checkpoint
-    from ouroboros.data import load_eval_windows
+    from ouroboros.text.windows import load_eval_windows
 
     parser = make_parser("bench.quality", __doc__)
     parser.add_argument("checkpoint", type=Path)

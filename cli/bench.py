@@ -34,7 +34,7 @@ def bench(
     from cli.output import require_writable, write_json
     from cli.screen import new_table, print_prose, print_table
     from runtime import Engine
-    from runtime.bench import bench_engine
+    from runtime.measure.speed import bench_engine
 
     require_writable(json, [bundle])
     console = Console()

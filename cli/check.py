@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from runtime.cases import Case
-    from runtime.parity import ParityReport
+    from runtime.parity.cases import Case
+    from runtime.parity.verdict import ParityReport
 
 
 def check(
@@ -45,8 +45,8 @@ def check(
     from rich import get_console
 
     from cli.output import require_writable, write_output
-    from runtime.parity import check_bundle
-    from runtime.plots import check_picture, draw_parity
+    from runtime.parity.picture import check_picture, draw_parity
+    from runtime.parity.verdict import check_bundle
 
     require_writable(json, [bundle, live, plot])
     require_writable(plot, [bundle, live, json])
@@ -84,10 +84,10 @@ def record_live(bundle: Path, checkpoint: Path, seed: int | None) -> list[Case]:
     from cli.errors import CommandError
     from export import record_cases
     from export.precision import find_precision
-    from export.quantize import Quantization, quantize_model
+    from export.quantize.model import Quantization, quantize_model
     from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
-    from runtime.bundle import read_manifest
-    from runtime.cases import make_cases
+    from runtime.bundle.reader import read_manifest
+    from runtime.parity.cases import make_cases
 
     if seed is None:
         seed = secrets.randbelow(1 << 31)

@@ -52,7 +52,7 @@ def convert(
       ouro convert ./SmolLM2-135M converted --prelude 6 --coda 6 --recurrent auto
     """
     from cli.screen import working
-    from ouroboros.conversion import convert as convert_model
+    from ouroboros.conversion.convert import convert as convert_model
 
     with working("loading") as say:
         report = convert_model(

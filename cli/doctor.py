@@ -6,8 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runtime.engines import Machine
-    from runtime.trt_flavours import Flavour
+    from runtime.backends.trt_flavours import Flavour
+    from runtime.bundle.plans import Machine
 
 PROJECT = "ouroboros-llm"
 CHECKOUT = " in the checkout of ouroboros"
@@ -41,7 +41,7 @@ def doctor() -> None:
     from rich.text import Text
 
     from cli.screen import new_table, print_prose, print_table
-    from runtime.engines import describe_machine
+    from runtime.bundle.plans import describe_machine
 
     machine = describe_machine()
     findings = [
@@ -135,7 +135,7 @@ def find_onnxruntime(machine: Machine) -> Finding:
     Args:
         machine: from `describe_machine`.
     """
-    from runtime.gpu import INSTALL_CUDA
+    from runtime.backends.gpu import INSTALL_CUDA
 
     try:
         import onnxruntime
@@ -155,7 +155,7 @@ def find_gpu(machine: Machine) -> Finding:
     Args:
         machine: from `describe_machine`.
     """
-    from runtime.gpu import load_driver
+    from runtime.backends.gpu import load_driver
 
     gpu = machine.gpu
     if gpu is not None:
@@ -173,7 +173,7 @@ def find_tensorrts(machine: Machine) -> list[Finding]:
     Args:
         machine: from `describe_machine`.
     """
-    from runtime.trt_flavours import FLAVOURS
+    from runtime.backends.trt_flavours import FLAVOURS
 
     return [find_tensorrt(machine, flavour) for flavour in FLAVOURS.values()]
 
@@ -186,7 +186,7 @@ def find_bindings(machine: Machine) -> Finding:
     """
     from importlib.metadata import PackageNotFoundError, version
 
-    from runtime.gpu import INSTALL_BINDINGS
+    from runtime.backends.gpu import INSTALL_BINDINGS
 
     if not machine.cuda_bindings:
         cure = f"to run on a GPU, with the backends cuda and trt: {INSTALL_BINDINGS}"
@@ -204,9 +204,9 @@ def find_tensorrt(machine: Machine, flavour: Flavour) -> Finding:
         machine: from `describe_machine`.
         flavour: which.
     """
-    from runtime.engines import major_cuda
+    from runtime.backends.trt_flavours import TENSORRT, check_libraries
+    from runtime.bundle.plans import major_cuda
     from runtime.errors import EngineError
-    from runtime.trt_flavours import TENSORRT, check_libraries
 
     installed = next((one for one in machine.installed if one.flavour == flavour), None)
     if installed is None:
@@ -235,7 +235,7 @@ def list_builds(findings: list[Finding]) -> list[str]:
     Args:
         findings: all of them.
     """
-    from runtime.trt_flavours import FLAVOURS
+    from runtime.backends.trt_flavours import FLAVOURS
 
     good = {one.thing for one in findings if one.state == GOOD}
     if not {"torch", "transformers", "onnx", "onnx-ir", "onnxscript"} <= good:
@@ -251,7 +251,7 @@ def list_runs(findings: list[Finding], machine: Machine) -> list[str]:
         findings: all of them.
         machine: from `describe_machine`.
     """
-    from runtime.trt_flavours import FLAVOURS
+    from runtime.backends.trt_flavours import FLAVOURS
 
     states = {one.thing: one for one in findings}
     runtime = states.get("onnxruntime")

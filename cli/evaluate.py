@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
-    from ouroboros.evaluation import Row
+    from ouroboros.evaluate import Row
     from runtime.engine import Engine
 
 DEPTHS = (1, 4, 8, 16)
@@ -55,10 +55,10 @@ def evaluate(
     from cli.notices import plain_warnings
     from cli.output import require_writable, write_json
     from cli.screen import counting_bar, print_prose
-    from ouroboros.data import load_eval_windows
     from ouroboros.errors import DataError
-    from ouroboros.evaluation import Evaluation, evaluate_original, evaluate_scorer, scoring_prefix
-    from ouroboros.limits import check_ids, check_seq_len
+    from ouroboros.evaluate import Evaluation, evaluate_original, evaluate_scorer, scoring_prefix
+    from ouroboros.model.limits import check_ids, check_seq_len
+    from ouroboros.text.windows import load_eval_windows
 
     if not text:
         raise DataError("no held-out text; give --text FILE")
@@ -203,7 +203,7 @@ def _open_checkpoint(path: Path) -> Scored:
 
     from ouroboros.checkpoint import load_checkpoint
     from ouroboros.errors import CheckpointError
-    from ouroboros.evaluation import score_windows
+    from ouroboros.evaluate import score_windows
 
     model, tokenizer = load_checkpoint(path)
     if tokenizer is None:
@@ -223,9 +223,9 @@ def _open_checkpoint(path: Path) -> Scored:
 
 
 def _open_bundle(path: Path) -> Scored:
+    from runtime.decode.request import check_depths
     from runtime.engine import Engine
-    from runtime.request import check_depths
-    from runtime.scoring import score_windows
+    from runtime.measure.loss import score_windows
 
     engine = Engine.open(path)
     manifest = engine.manifest

@@ -105,8 +105,8 @@ def export(
       ouro export retrained newer --format trt --refit-from plans
     """
     from export import export_bundle, write_triton
-    from export.triton import require_servable
-    from export.triton_folder import check_folder
+    from export.triton.config import require_servable
+    from export.triton.folder import check_folder
 
     if triton is not None:
         check_folder(triton, out)

@@ -24,7 +24,7 @@ def inspect(
     """
     from rich.console import Console
 
-    from runtime.manifest import MANIFEST_NAME
+    from runtime.bundle.manifest import MANIFEST_NAME
 
     checkpoint = (path / "config.json").is_file() and not (path / MANIFEST_NAME).is_file()
     if checkpoint:
@@ -42,8 +42,8 @@ def print_graph(path: Path, console: Any) -> None:
         path: the bundle's directory.
         console: a rich Console.
     """
-    from export.graph_view import describe_graph
-    from runtime.bundle import open_bundle
+    from export.graph.view import describe_graph
+    from runtime.bundle.reader import open_bundle
 
     bundle = open_bundle(path)
     for line in describe_graph(bundle.file(bundle.manifest.graphs.onnx.file)):
@@ -64,7 +64,7 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
     import dataclasses
 
     from cli.screen import new_table, print_facts, print_table
-    from runtime.bundle import read_manifest, verify_file
+    from runtime.bundle.reader import read_manifest, verify_file
     from runtime.errors import BundleError
 
     manifest = read_manifest(path)
@@ -198,7 +198,7 @@ def require_matching(path: Path, shapes: dict[str, tuple[int, ...]], console: An
         import torch
 
         from ouroboros.checkpoint import read_config, weight_files
-        from ouroboros.modeling import OuroborosForCausalLM
+        from ouroboros.model.modeling import OuroborosForCausalLM
     except ModuleNotFoundError as error:
         console.print(
             f"{error.name} is not installed: the configuration was not looked into", soft_wrap=True

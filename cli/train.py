@@ -83,7 +83,7 @@ def train(
       ouro train converted trained --recipe recipe.yaml --resume
     """
     from cli.bench import parse_numbers
-    from ouroboros.recipe import make_options
+    from ouroboros.training.recipe import make_options
 
     flags = {
         "data": tuple(data) if data else None,
@@ -109,7 +109,7 @@ def train(
     options = make_options(flags, recipe)
     from rich.console import Console
 
-    from ouroboros.training import train as train_model
+    from ouroboros.training.run import train as train_model
 
     try:
         report = train_model(checkpoint, out, options, resume=resume, console=Console())

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ouroboros.atomic import publish
+from runtime.files.atomic import publish
 
 KINDS = ("wiki", "c4", "code", "technical")
 EVAL_PASSAGES = 100

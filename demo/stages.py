@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ouroboros.destinations import BUNDLE, CHECKPOINT, RUN, find_obstacle
+from runtime.files.destinations import BUNDLE, CHECKPOINT, RUN, find_obstacle
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from export.bundle import export_bundle
     from export.cases import record_cases
-    from export.triton import write_triton
-    from export.trt_options import TrtOptions
+    from export.tensorrt.options import TrtOptions
+    from export.triton.config import write_triton
 
 __all__ = ["TrtOptions", "export_bundle", "record_cases", "write_triton"]
 
 _HOMES = {
-    "TrtOptions": "export.trt_options",
+    "TrtOptions": "export.tensorrt.options",
     "export_bundle": "export.bundle",
     "record_cases": "export.cases",
-    "write_triton": "export.triton",
+    "write_triton": "export.triton.config",
 }
 
 

@@ -13,17 +13,22 @@ import onnx_ir as ir
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from export.calibration import make_quantization, read_calibration
 from export.cases import record_cases
-from export.compile import compile_graph
 from export.errors import ExportError, refuse_unused
+from export.graph.compile import compile_graph
+from export.graph.passes.opset import check_opset
+from export.graph.passes.result import PassResult
+from export.graph.storage import save_graph
+from export.graph.trace import OPSET
 from export.manifest import describe_bundle
-from export.passes.opset import check_opset
-from export.passes.result import PassResult
 from export.precision import find_precision
-from export.quantize import quantize_model
-from export.storage import save_graph
-from export.text_files import (
+from export.quantize.model import quantize_model
+from export.quantize.options import make_quantization, read_calibration
+from export.tensorrt.builder import GraphFacts, build_plans
+from export.tensorrt.check import require_buildable
+from export.tensorrt.options import TrtOptions, check_options
+from export.tensorrt.refit import find_refittable, refit_plans
+from export.tokens import (
     TEMPLATE,
     TOKENIZER,
     check_chat_template,
@@ -31,17 +36,12 @@ from export.text_files import (
     name_unused,
     name_unused_templates,
 )
-from export.trace import OPSET
-from export.trt_builder import GraphFacts, build_plans
-from export.trt_check import require_buildable
-from export.trt_options import TrtOptions, check_options
-from export.trt_refit import find_refittable, refit_plans
-from ouroboros.atomic import check_place, publish
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
-from ouroboros.configuration import OuroborosConfig
-from ouroboros.destinations import BUNDLE
-from runtime.bundle import write_manifest
-from runtime.engines import EngineSpec
+from ouroboros.model.configuration import OuroborosConfig
+from runtime.bundle.plans import EngineSpec
+from runtime.bundle.reader import write_manifest
+from runtime.files.atomic import check_place, publish
+from runtime.files.destinations import BUNDLE
 
 DEPTH = 16
 FORMATS = ("onnx", "trt")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ouroboros.cache import OuroborosCache
-from ouroboros.modeling import OuroborosForCausalLM
-from ouroboros.pooling import widen
+from ouroboros.model.cache import OuroborosCache
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.pooling import widen
 
 Array = NDArray[Any]
 Parts = dict[str, dict[str, Array]]

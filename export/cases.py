@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from export.case_run import Parts, empty_past, run_case, take_apart
 from export.errors import ExportError
 from export.exact import exact_twin
-from ouroboros.cache import OuroborosCache
-from ouroboros.modeling import OuroborosForCausalLM
-from runtime.decoder import PREFILL_CHUNK
-from runtime.kv_cache import BUCKET
-from runtime.metrics import output_error
+from ouroboros.model.cache import OuroborosCache
+from ouroboros.model.modeling import OuroborosForCausalLM
+from runtime.decode.decoder import PREFILL_CHUNK
+from runtime.decode.kv_cache import BUCKET
+from runtime.parity.metrics import output_error
 
 PREFILL, DECODE, PADDED, GREEDY = 12, 3, 8, 16
 PICKED = 3

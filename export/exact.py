@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ouroboros.modeling import OuroborosForCausalLM
+from ouroboros.model.modeling import OuroborosForCausalLM
 
 _ROWS = 1 << 14  # of an LM head, widened at a time
 

@@ -9,12 +9,12 @@ from typing import Any
 import onnx_ir as ir
 
 from export.errors import ExportError
-from export.passes.weight_only import graphs_of
-from export.storage import DATA_SUFFIX
-from export.text_files import TEMPLATE, TOKENIZER
-from ouroboros.modeling import OuroborosForCausalLM
-from runtime.manifest import QuantizationSpec
-from runtime.parity import FAST_KL, RELATIVE_L2
+from export.graph.passes.weight_only import graphs_of
+from export.graph.storage import DATA_SUFFIX
+from export.tokens import TEMPLATE, TOKENIZER
+from ouroboros.model.modeling import OuroborosForCausalLM
+from runtime.bundle.manifest import QuantizationSpec
+from runtime.parity.verdict import FAST_KL, RELATIVE_L2
 
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.registration import register_with_transformers
+from ouroboros.model.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from ouroboros.checkpoint import load_checkpoint, save_checkpoint
-    from ouroboros.configuration import OuroborosConfig
-    from ouroboros.conversion import convert
-    from ouroboros.modeling import OuroborosForCausalLM
+    from ouroboros.conversion.convert import convert
+    from ouroboros.model.configuration import OuroborosConfig
+    from ouroboros.model.modeling import OuroborosForCausalLM
 
 __version__ = "0.1.0"
 
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "OuroborosConfig": "ouroboros.configuration",
-    "OuroborosForCausalLM": "ouroboros.modeling",
-    "convert": "ouroboros.conversion",
+    "OuroborosConfig": "ouroboros.model.configuration",
+    "OuroborosForCausalLM": "ouroboros.model.modeling",
+    "convert": "ouroboros.conversion.convert",
     "load_checkpoint": "ouroboros.checkpoint",
     "save_checkpoint": "ouroboros.checkpoint",
 }

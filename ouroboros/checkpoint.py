@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from ouroboros.atomic import check_place, publish
-from ouroboros.configuration import OuroborosConfig
-from ouroboros.destinations import CHECKPOINT, RUN
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
-from ouroboros.modeling import OuroborosForCausalLM
-from ouroboros.sources import FLOATS, one_line, quiet_transformers, require_finite
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.source.locate import FLOATS, one_line, quiet_transformers, require_finite
+from runtime.files.atomic import check_place, publish
+from runtime.files.destinations import CHECKPOINT, RUN
 
 INDEX = "model.safetensors.index.json"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle, open_bundle
+    from runtime.bundle.reader import Bundle, open_bundle
     from runtime.engine import Engine, Generation, Piece
     from runtime.errors import BundleError, EngineError, RuntimeFault
     from runtime.session import Session
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> object:
     elif name == "Session":
         module = "runtime.session"
     elif name in ("Bundle", "open_bundle"):
-        module = "runtime.bundle"
+        module = "runtime.bundle.reader"
     elif name in ("RuntimeFault", "BundleError", "EngineError"):
         module = "runtime.errors"
     else:

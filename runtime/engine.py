@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import request
-from runtime.backends import open_backend
-from runtime.bundle import Bundle, open_bundle
-from runtime.chat import ChatTemplate, check_messages, load_chat_template
-from runtime.decoder import Decoder
+from runtime.backends.choose import open_backend
+from runtime.backends.memory import Backend
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.reader import Bundle, open_bundle
+from runtime.decode import request
+from runtime.decode.decoder import Decoder
+from runtime.decode.generation import Generation, Piece, Row, decode
+from runtime.decode.sampling import make_generator, make_sampling
 from runtime.errors import EngineError
-from runtime.generation import Generation, Piece, Row, decode
-from runtime.manifest import Manifest
-from runtime.memory import Backend
-from runtime.sampling import make_generator, make_sampling
-from runtime.text import Codec
+from runtime.text.chat import ChatTemplate, check_messages, load_chat_template
+from runtime.text.codec import Codec
 
 if TYPE_CHECKING:
     from runtime.session import Session

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime import request
-from runtime.chat import check_messages
+from runtime.decode import request
+from runtime.decode.generation import Generation, Piece, Row, decode
 from runtime.errors import EngineError
-from runtime.generation import Generation, Piece, Row, decode
+from runtime.text.chat import check_messages
 
 if TYPE_CHECKING:
-    from runtime.decoder import Decoder
+    from runtime.decode.decoder import Decoder
     from runtime.engine import Engine
 
 

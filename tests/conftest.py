@@ -10,11 +10,11 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
-from tiny import build_bundle, build_checkpoint, build_massive, build_original
 from torch import nn
 
-from export import trace
+from export.graph import trace
 from runtime import Engine
+from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 
 
 @pytest.fixture(scope="session")

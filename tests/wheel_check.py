@@ -24,7 +24,7 @@ MAKE_BUNDLE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from tiny import build_bundle, build_checkpoint, build_original
+from tests.support.tiny import build_bundle, build_checkpoint, build_original
 folder = Path(sys.argv[1])
 build_original(folder / "original")
 build_checkpoint(folder / "original", folder / "checkpoint")

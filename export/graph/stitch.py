@@ -1,0 +1,281 @@
+"""Stitches the traced parts into one graph: prelude, a Loop over the step, coda.
+
+`depth` is the Loop's trip count. The form is the one both ONNX Runtime and TensorRT take: no
+initial condition and a body whose condition output is constant true. The cache is never
+loop-carried: a step reads its slice, and only new keys and values leave, as scan outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from export.errors import ExportError
+from export.graph.passes.result import PassResult
+from export.graph.trace import LAYER, plain_weights, read_later, trace_parts
+from export.precision import PRECISIONS, Precision
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.modeling import OuroborosForCausalLM
+
+BATCH, NEW, PAST, PICKED, SLOTS = "batch", "sequence", "past_sequence", "logits", "slots"
+TOTAL = "past_sequence + sequence"
+INT, FLOAT, BOOL = ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
+DTYPES = {
+    torch.float32: FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+}
+
+
+def build_graph(
+    model: OuroborosForCausalLM, max_depth: int, precision: Precision = PRECISIONS["fp32"]
+) -> tuple[ir.Model, list[PassResult]]:
+    """Returns the whole model as one ONNX graph with the tensors of the contract.
+
+    Beside it, what was changed in its parts.
+
+    Args:
+        model: a float32 model in eval mode.
+        max_depth: most steps the graph will be run at; step tables are cut there.
+        precision: of products and cache. Weights to be quantised are still floats here, laid
+            out as `export.graph.passes.weight_only` takes them.
+
+    Raises:
+        ExportError: a part can't be traced.
+    """
+    config = model.config
+    parts = trace_parts(model, precision, max_depth)
+    compute = DTYPES[precision.compute]
+    opening, step, closing = parts.opening.graph, parts.step.graph, parts.closing.graph
+    for prefix, part in (("opening", opening), ("step", step), ("closing", closing)):
+        _prefix_names(part, prefix)
+    inputs = {value.name: value for value in _declare_inputs(config, compute)}
+    graphs = [opening]
+    caches: list[ir.Value] = []
+    # Joined weights are copies: those of one layer at a time are held, while they are written.
+    read_weights = lru_cache(maxsize=1)(partial(plain_weights, precision=precision))
+
+    def run_layer(slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
+        graph = _copy_layer(parts.layer, f"layers.{slot}", partial(read_weights, layer))
+        pasts = [inputs[f"past_key_values.{slot}.{kind}"] for kind in ("key", "value")]
+        _feed(graph, [hidden, *shared, *pasts])
+        result, *new = _take_outputs(graph)
+        caches.extend(new)
+        graphs.append(graph)
+        return result
+
+    names = ("input_ids", "position_ids", "attention_mask", "logit_index")
+    _feed(opening, [inputs[name] for name in names])
+    hidden, *once, picked = _take_outputs(opening)
+    shared = once[:3]
+    for slot, layer in enumerate(model.prelude):
+        hidden = run_layer(slot, layer, hidden)
+    before = len(graphs)
+    looped = [inputs[f"past_key_values.recurrent.{kind}"] for kind in ("key", "value")]
+    outer = [*once, inputs["past_pool_sum"], *looped, picked, inputs["row_depth"]]
+    loop = _make_loop(step, outer, inputs["depth"], hidden)
+    hidden, *scans = loop.outputs
+    turned = [_batch_first(scan, rank) for scan, rank in zip(scans, (5, 5, 4), strict=True)]
+    for slot, layer in enumerate(model.coda, start=config.prelude):
+        hidden = run_layer(slot, layer, hidden)
+    embedding = opening.initializers["opening.table"]
+    head = embedding
+    if precision.quantized or not config.tie_word_embeddings:
+        head_weight = model.lm_head.weight.detach()
+        head = _initializer(
+            "closing.head", head_weight.T if precision.quantized else head_weight, precision.compute
+        )
+    _feed(closing, [hidden, picked, head])
+    (logits,) = _take_outputs(closing)
+    graphs.append(closing)
+
+    outputs = [
+        _declare(logits, "logits", FLOAT, [BATCH, PICKED, config.vocab_size]),
+        *_declare_caches(config, compute, caches, [node.outputs[0] for node in turned]),
+    ]
+    graph = ir.Graph(
+        list(inputs.values()),
+        outputs,
+        nodes=[],
+        opset_imports=dict(opening.opset_imports),
+        name="ouroboros",
+    )
+    for part in graphs[:before]:
+        _move(part, graph)
+    graph.extend([loop, *turned])
+    for part in graphs[before:]:
+        _move(part, graph)
+    if head is not embedding:
+        graph.initializers[str(head.name)] = head
+    result = ir.Model(graph, ir_version=parts.opening.ir_version)
+    result.producer_name = "ouroboros"
+    _forget_traces(result)
+    return result, list(parts.passes)
+
+
+def _past_names(layers: Iterable[int]) -> list[str]:
+    return [f"past_key_values.{layer}.{kind}" for layer in layers for kind in ("key", "value")]
+
+
+def _declare_inputs(config: OuroborosConfig, compute: ir.DataType) -> list[ir.Value]:
+    kv, size = config.num_key_value_heads, config.head_dim
+    cache: list[int | str] = [BATCH, kv, PAST, size]
+    looped: list[int | str] = [BATCH, SLOTS, kv, PAST, size]
+    specs: list[tuple[str, ir.DataType, list[int | str]]] = [
+        ("input_ids", INT, [BATCH, NEW]),
+        ("position_ids", INT, [BATCH, NEW]),
+        ("attention_mask", INT, [BATCH, TOTAL]),
+        ("depth", INT, []),
+        ("row_depth", INT, [BATCH]),
+        ("logit_index", INT, [BATCH, PICKED]),
+        *((name, compute, cache) for name in _past_names(range(config.num_layers))),
+        ("past_key_values.recurrent.key", compute, looped),
+        ("past_key_values.recurrent.value", compute, looped),
+        ("past_pool_sum", FLOAT, [BATCH, SLOTS, config.hidden_size]),
+    ]
+    return [
+        ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        for name, dtype, shape in specs
+    ]
+
+
+def _declare(value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+    return value
+
+
+def _declare_caches(
+    config: OuroborosConfig, compute: ir.DataType, layers: list[ir.Value], looped: list[ir.Value]
+) -> list[ir.Value]:
+    kv, size = config.num_key_value_heads, config.head_dim
+    names = [name.replace("past", "new", 1) for name in _past_names(range(config.num_layers))]
+    declared = [
+        _declare(value, name, compute, [BATCH, kv, NEW, size])
+        for value, name in zip(layers, names, strict=True)
+    ]
+    key, value, pool = looped
+    for kind, scan in (("key", key), ("value", value)):
+        name = f"new_key_values.recurrent.{kind}"
+        declared.append(_declare(scan, name, compute, [BATCH, "depth", kv, NEW, size]))
+    declared.append(_declare(pool, "pool_sum", FLOAT, [BATCH, "depth", PICKED, config.hidden_size]))
+    return declared
+
+
+def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: ir.Value) -> ir.Node:
+    """Turns the traced step into the body of a Loop that runs `depth` times."""
+    index, h, *captured = body.inputs
+    for inner, value in zip(captured, outer, strict=True):
+        inner.replace_all_uses_with(value)
+    condition = ir.Value(name="step.condition", type=ir.TensorType(BOOL), shape=ir.Shape([]))
+    true = ir.node(
+        "Constant", [], attributes={"value": ir.tensor(np.array(True), name="step.true")}
+    )
+    true.outputs[0].name = "step.go_on"
+    true.outputs[0].type, true.outputs[0].shape = ir.TensorType(BOOL), ir.Shape([])
+    body.append(true)
+    results = _take_outputs(body)
+    body.inputs.clear()
+    body.inputs.extend([index, condition, h])
+    body.outputs.extend([true.outputs[0], *results])
+    body.name = "step"
+    loop = ir.node("Loop", [depth, None, hidden], attributes={"body": body}, num_outputs=4)
+    loop.name = "recurrence"
+    for value, name in zip(loop.outputs, ("h", "key", "value", "pool_sum"), strict=True):
+        value.name = f"loop.{name}"
+    return loop
+
+
+def _batch_first(scan: ir.Value, rank: int) -> ir.Node:
+    """Transposes `[depth, batch, ...]`, as a Loop stacks it, to `[batch, depth, ...]`."""
+    return ir.node("Transpose", [scan], attributes={"perm": [1, 0, *range(2, rank)]})
+
+
+def _prefix_names(graph: ir.Graph, prefix: str) -> None:
+    for name, value in list(graph.initializers.items()):
+        del graph.initializers[name]
+        value.name = f"{prefix}.{name.removeprefix(LAYER)}"
+        graph.initializers[value.name] = value
+    for node in graph:
+        node.name = f"{prefix}.{node.name}"
+        for value in node.outputs:
+            value.name = f"{prefix}.{value.name}"
+    for value in graph.inputs:
+        value.name = f"{prefix}.{value.name}"
+
+
+def _feed(graph: ir.Graph, values: list[ir.Value]) -> None:
+    for inner, value in zip(graph.inputs, values, strict=True):
+        inner.replace_all_uses_with(value)
+
+
+def _take_outputs(graph: ir.Graph) -> list[ir.Value]:
+    values = list(graph.outputs)
+    graph.outputs.clear()
+    return values
+
+
+def _move(source: ir.Graph, target: ir.Graph) -> None:
+    nodes = list(source)
+    source.remove(nodes)
+    target.extend(nodes)
+    for name, value in list(source.initializers.items()):
+        del source.initializers[name]
+        target.initializers[name] = value
+
+
+def _copy_layer(
+    template: ir.Model | None, prefix: str, read: Callable[[], dict[str, torch.Tensor]]
+) -> ir.Graph:
+    """Copies the traced layer and gives it the weights of one kept layer.
+
+    `read` returns them under the template's names; it is called when they are written.
+    """
+    if template is None:
+        raise ExportError("the model keeps layers but none was traced")
+    graph = template.graph.clone()
+    for name, value in graph.initializers.items():
+        if name.startswith(LAYER):
+            read_later(value, partial(_read_tensor, read, name))
+    _prefix_names(graph, prefix)
+    return graph
+
+
+def _read_tensor(read: Callable[[], dict[str, torch.Tensor]], name: str) -> ir.TensorProtocol:
+    return _tensor(name, read()[name])
+
+
+def _tensor(name: str, weight: torch.Tensor) -> ir.TensorProtocol:
+    weight = weight.contiguous()
+    if weight.dtype == torch.bfloat16:  # numpy has no such type of its own
+        return ir.tensor(weight.view(torch.int16).numpy().view(ml_dtypes.bfloat16), name=name)
+    return ir.tensor(weight.numpy(), name=name)
+
+
+def _initializer(name: str, weight: torch.Tensor, dtype: torch.dtype) -> ir.Value:
+    """A weight that is cast and laid out when it is written; integers may take its place before."""
+    kind, shape = DTYPES[dtype], ir.Shape(list(weight.shape))
+    tensor = ir.LazyTensor(lambda: _tensor(name, weight.to(dtype)), kind, shape, name=name)
+    return ir.Value(name=name, type=ir.TensorType(kind), shape=shape, const_value=tensor)
+
+
+def _forget_traces(model: ir.Model) -> None:
+    """Drops the tracer's notes and inner shapes, whose symbols differ from part to part."""
+    declared = {*model.graph.inputs, *model.graph.outputs}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        # Stack traces of the machine that exported: not the reader's business.
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            if value not in declared:
+                value.shape = None
+    for node in model.graph:
+        if node.op_type == "Loop":
+            body = node.attributes["body"].as_graph()
+            for value in (*body.inputs[2:], *body.outputs[1:]):
+                value.shape = None

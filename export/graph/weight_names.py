@@ -1,0 +1,52 @@
+"""Which weights of the PyTorch model each weight of the graph is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from export.graph.layers import attention_scale
+from export.quantize.weights import QuantizedWeight, join
+from ouroboros.model.modeling import OuroborosForCausalLM
+
+# Parts of a layer as the graph has them, and the projections that each joins.
+GROUPS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+HEAD, TABLE = "closing.head", "opening.table"
+STORED_HALF = (
+    *(f"step.{group}.low_rank.{side}" for group in GROUPS for side in ("a", "b")),
+    *(f"step.modulate.{name}" for name in ("style_weight", "mix_1", "mix_2", "heads")),
+)
+
+
+def joined_weights(
+    model: OuroborosForCausalLM, chosen: dict[str, QuantizedWeight]
+) -> Iterator[tuple[str, QuantizedWeight]]:
+    """Yields the graph's quantised weights by name, joined and scaled as the graph has them.
+
+    Args:
+        model: for its layers.
+        chosen: integers by the parameter's name in `model`; what was joined is taken out, so that
+            a large model's are not held twice.
+    """
+    for graph_prefix, prefix, layer in _layers(model):
+        scale = attention_scale(layer)
+        for group, parts in GROUPS.items():
+            weights = [chosen.pop(f"{prefix}.{part}.weight") for part in parts]
+            if group == "qkv":
+                weights[0] = weights[0].scaled(scale)
+            yield f"{graph_prefix}.{group}.weight", join(weights)
+    if model.recurrent.gate is not None:
+        yield "step.gate_weight", chosen.pop("recurrent.gate.proj.weight")
+
+
+def _layers(model: OuroborosForCausalLM) -> Iterator[tuple[str, str, Any]]:
+    for slot, layer in enumerate(model.prelude):
+        yield f"layers.{slot}", f"prelude.{slot}", layer
+    yield "step", "recurrent.layer", model.recurrent.layer
+    for place, layer in enumerate(model.coda):
+        yield f"layers.{len(model.prelude) + place}", f"coda.{place}", layer

@@ -1,0 +1,1 @@
+"""Integer weights: chosen, calibrated, and what stays as it was."""

@@ -1,0 +1,1 @@
+"""TensorRT plans: built in a child process, and given new weights."""

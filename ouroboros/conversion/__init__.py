@@ -1,0 +1,1 @@
+"""Model surgery: a pretrained decoder becomes prelude, one looped layer and coda."""

@@ -1,0 +1,305 @@
+"""Model surgery: a pretrained decoder becomes prelude, one looped layer and coda.
+
+Source: arXiv 2604.02051, section 3; `auto`, `matched` and `per_step` are ours or named there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ouroboros.checkpoint import save_checkpoint
+from ouroboros.conversion.bases import fill_bases
+from ouroboros.conversion.selection import Candidate, match_step_norms, select_recurrent
+from ouroboros.errors import CheckpointError, ConfigError, DataError
+from ouroboros.model.base_config import require_exportable
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.source.locate import locate
+from ouroboros.source.weights import Original, open_original
+from ouroboros.text.windows import eval_windows, prefix_ids, read_whole
+from runtime.files.atomic import check_place
+from runtime.files.destinations import CHECKPOINT
+
+CALIBRATION_TOKENS = 256
+CALIBRATION_WINDOWS = 8
+SEED = 0
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion kept, dropped and made trainable.
+
+    Attributes:
+        recurrent: original index of the looped layer.
+        candidates: what `auto` measured, best first; empty where a layer was named.
+        kept: parameters taken over unchanged.
+        dropped: parameters of the removed layers.
+        dropped_layers: original indices of the removed layers.
+        trainable: parameters of Controller, gate and step norms.
+        bases: numbers in the frozen low-rank bases.
+        lines: the report as text, one line an entry.
+    """
+
+    recurrent: int
+    candidates: tuple[Candidate, ...]
+    kept: int
+    dropped: int
+    dropped_layers: tuple[int, ...]
+    trainable: int
+    bases: int
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole report."""
+        return "\n".join(self.lines)
+
+
+def convert(
+    source: str,
+    out: str | Path,
+    *,
+    prelude: int = 8,
+    coda: int = 8,
+    recurrent: int | str = "auto",
+    rank: int = 32,
+    alpha: float = 16.0,
+    max_depth: int = 64,
+    pooling: str = "causal",
+    norm_init: str = "matched",
+    bases: str = "mean",
+    depth: int = 8,
+    modulation: str = "controller",
+    gate: bool = True,
+    calibration: Path | None = None,
+    report: Callable[[str], None] | None = None,
+) -> ConversionReport:
+    """Converts `source` (hub id, local directory or .gguf) and writes a checkpoint to `out`.
+
+    Args:
+        source: the original model.
+        out: the checkpoint directory to write.
+        prelude: first layers kept.
+        coda: last layers kept.
+        recurrent: the layer to loop, or "auto" to measure which.
+        rank: rank of the low-rank bases.
+        alpha: LoRA alpha.
+        max_depth: most steps the checkpoint can be run at.
+        pooling: `causal`, `mean` or `token`.
+        norm_init: `matched` or `ones`.
+        bases: `mean` or `per_step`.
+        depth: the default depth, at which `auto` and `matched` measure.
+        modulation: `controller`, or `static` for the paper's ablation.
+        gate: False for the paper's ablation without a gate.
+        calibration: text for `auto` and `matched`; a text of our own where None.
+        report: called with a line of progress now and then.
+
+    Raises:
+        CheckpointError: the source can't be loaded, or `out` can't be written.
+        ConfigError: an option is outside what the model allows.
+        DataError: the calibration text is unusable.
+    """
+    say = report or (lambda line: None)
+    layer = _layer_number(recurrent)
+    made_from = [Path(source), *([calibration] if calibration else [])]
+    existing = [path for path in made_from if path.exists()]
+    if obstacle := check_place(Path(out), (CHECKPOINT,), existing):
+        raise CheckpointError(f"{out} {obstacle}")
+    say(f"loading {source}")
+    place = locate(source)
+    if layer is not None and layer < 0:
+        last = place.config.num_hidden_layers - coda - 1
+        raise ConfigError(
+            f"recurrent layer {layer} is negative; give auto or one of the replaced layers "
+            f"{prelude}..{last}"
+        )
+    settings: dict[str, Any] = {
+        "prelude": prelude,
+        "coda": coda,
+        "recurrent": prelude if layer is None else layer,
+        "rank": rank,
+        "alpha": alpha,
+        "max_depth": max_depth,
+        "depth": depth,
+        "pooling": pooling,
+        "norm_init": norm_init,
+        "bases": bases,
+        "modulation": modulation,
+        "gate": gate,
+    }
+    # Once before the weights are read, so that a bad option is refused at once.
+    OuroborosConfig(base_config=place.config, **settings)
+    require_exportable(place.config)
+    original = open_original(place)
+    for note in original.notes:
+        say(note)
+    config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
+    say(f"taking over {config.num_layers} of {config.original_layers} layers")
+    model = _transplant(original, config)
+    candidates: list[Candidate] = []
+    if layer is None or norm_init == "matched":
+        windows = _calibration_windows(original, calibration)
+        if layer is None:
+            replaced = range(prelude, config.original_layers - coda)
+            candidates = select_recurrent(model, original.layer, replaced, windows, depth, say)
+            config.recurrent = candidates[0].layer
+            model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
+        if norm_init == "matched":
+            say(f"matching the norms of {depth} steps on {windows.numel():,} tokens")
+            match_step_norms(model, windows, depth)
+    projections = model.recurrent.projections()
+    say(f"computing the low-rank bases of {len(projections)} projections")
+    fill_bases(projections, original.projection, config.removed_layers(), config.recurrent)
+    say(f"writing {out}")
+    papers: dict[str, Path | bytes] = {
+        "LICENSE": original.papers.license_file().encode(),
+        "ATTRIBUTION": original.papers.attribution_file(_changes(config)).encode(),
+    }
+    save_checkpoint(model, original.tokenizer, out, papers)
+    return _describe(original, model, candidates)
+
+
+def _layer_number(recurrent: int | str) -> int | None:
+    """Returns the layer that was named, None for `auto`."""
+    if recurrent == "auto":
+        return None
+    try:
+        return int(str(recurrent))
+    except ValueError:
+        raise ConfigError(
+            f"recurrent={recurrent!r:.80} is neither auto nor the number of a layer, counted from 0"
+        ) from None
+
+
+def _provenance(original: Original) -> dict[str, Any]:
+    facts = {
+        "name": original.name,
+        "sha256": original.sha256,
+        "license": original.papers.license,
+        "url": original.papers.url,
+        "commit": original.commit,
+    }
+    return {**{name: text for name, text in facts.items() if text}, "files": original.files}
+
+
+def _changes(config: OuroborosConfig) -> str:
+    last = config.original_layers
+    kept = [*range(config.prelude), *range(last - config.coda, last)]
+    dropped = config.removed_layers()
+    added = [
+        "a Controller" if config.modulation == "controller" else "a modulation vector a step",
+        "low-rank bases",
+        "per-step norms",
+        *(["a gate"] if config.gate else []),
+    ]
+    return (
+        f"layers {_ranges(kept) or 'none'} of {last} kept as they were; layers "
+        f"{_ranges(dropped) or 'none'} dropped; layer {config.recurrent} looped in their place; "
+        f"added {', '.join(added[:-1])} and {added[-1]}."
+    )
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Writes sorted layer numbers as ranges: `8..11, 13..21`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(f"{low}..{high}" if low < high else f"{low}" for low, high in runs)
+
+
+def _transplant(original: Original, config: OuroborosConfig) -> OuroborosForCausalLM:
+    """Builds the model and reads its kept layers and the looped one into it, one by one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model: OuroborosForCausalLM = OuroborosForCausalLM(config).eval()
+    last = config.original_layers
+    kept = [*range(config.prelude), *range(last - config.coda, last)]
+    targets: dict[str, nn.Module] = {
+        "model.embed_tokens.": model.embed_tokens,
+        "model.norm.": model.norm,
+        **{
+            f"model.layers.{index}.": layer
+            for index, layer in zip(kept, [*model.prelude, *model.coda], strict=True)
+        },
+    }
+    if not config.tie_word_embeddings:
+        targets["lm_head."] = model.lm_head
+    for prefix, target in targets.items():
+        target.load_state_dict(original.state(prefix))
+    model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
+    if original.generation_config is not None:
+        model.generation_config = original.generation_config
+    return model
+
+
+def _calibration_windows(original: Original, path: Path | None) -> torch.Tensor:
+    """Returns int64 `[windows, seq]` of the calibration text.
+
+    Raises:
+        DataError: the text is shorter than one window.
+    """
+    if path is None:
+        text = resources.files("ouroboros").joinpath("calibration.txt").read_text("utf-8")
+    else:
+        text = read_whole(path)
+    if original.tokenizer is None:
+        raise CheckpointError(
+            f"{original.name} has no tokenizer, so nothing can be measured on text; name the "
+            "layer with --recurrent N and pass --norm-init ones"
+        )
+    least = len(prefix_ids(original.tokenizer)) + 2
+    seq = max(least, min(CALIBRATION_TOKENS, original.config.max_position_embeddings))
+    try:
+        windows = eval_windows(text, original.tokenizer, seq, CALIBRATION_WINDOWS)
+    except DataError as error:
+        reason = str(error).partition(";")[0].replace("sequence", "window")
+        raise DataError(
+            f"{path or 'the calibration text'}: {reason}; give a longer text"
+        ) from error
+    return torch.from_numpy(windows)
+
+
+def _describe(
+    original: Original, model: OuroborosForCausalLM, candidates: list[Candidate]
+) -> ConversionReport:
+    config = model.config
+    total = original.parameters
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = sum(p.numel() for p in model.parameters()) - trainable
+    bases = sum(p.lora_a.numel() + p.lora_b.numel() for p in model.recurrent.projections().values())
+    removed = config.removed_layers()
+    last = config.original_layers - 1
+    coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
+    prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
+    lines = [
+        f"{original.name}: {config.original_layers} layers, {total:,} parameters",
+        f"  prelude    {prelude}",
+        f"  recurrent  layer {config.recurrent}, looped up to {config.max_depth} times",
+        f"  coda       {coda}",
+        f"  kept       {kept:,} parameters, unchanged",
+        f"  dropped    layers {_ranges(removed)}: {total - kept:,} parameters"
+        if removed
+        else "  dropped    none",
+        f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases})",
+        f"  trainable  {trainable:,} parameters (Controller, gate, step norms)",
+    ]
+    return ConversionReport(
+        config.recurrent,
+        tuple(candidates),
+        kept,
+        total - kept,
+        tuple(removed),
+        trainable,
+        bases,
+        tuple(lines),
+    )

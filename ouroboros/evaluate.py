@@ -1,0 +1,236 @@
+"""Held-out loss: the mean next-token loss of a model over windows of text, by depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ouroboros.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ouroboros.model.configuration import OuroborosConfig
+
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model at one depth.
+
+    Attributes:
+        model: what it is: trained, converted, full or dropped.
+        depth: recurrences; None for a model without a loop.
+        texts: mean next-token loss by text, nats a token.
+    """
+
+    model: str
+    depth: int | None
+    texts: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the texts' losses, each text counted once."""
+        return sum(self.texts.values()) / len(self.texts)
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean loss; infinite where that overflows."""
+        return math.exp(self.mean) if self.mean < 700 else math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as JSON values."""
+        return {
+            "model": self.model,
+            "depth": self.depth,
+            "mean": self.mean,
+            # JSON has no infinity.
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
+            "texts": dict(self.texts),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows over the same windows.
+
+    Attributes:
+        rows: one a model and depth.
+        seq_len: tokens a window.
+        windows: windows scored, by text.
+        prefix: predictions left out at the start of every window.
+    """
+
+    rows: tuple[Row, ...]
+    seq_len: int
+    windows: dict[str, int]
+    prefix: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as JSON values."""
+        return {
+            "rows": [row.to_json() for row in self.rows],
+            "seq_len": self.seq_len,
+            "windows": dict(self.windows),
+            "prefix": self.prefix,
+        }
+
+
+def scoring_prefix(pooling: str, seq_len: int) -> int:
+    """Returns how many predictions of a window are left out so that none sees its own target.
+
+    With `mean` pooling a position reads a mean over later ones. Such a model is scored as it
+    generates: the mean is frozen on the first half of the window, the loss is taken on the rest.
+    Other poolings are causal, and every position counts.
+    """
+    return seq_len // 2 if pooling == "mean" else 0
+
+
+def score_windows(
+    model: Any,
+    windows: np.ndarray,
+    depth: int | None = None,
+    prefix: int = 0,
+    batch: int = BATCH,
+    advance: Callable[[int], None] | None = None,
+) -> float:
+    """Returns the mean next-token loss, nats a predicted token, computed in float32.
+
+    Args:
+        model: an Ouroboros model or any Hugging Face causal language model.
+        windows: int64 [windows, seq], each scored on its own.
+        depth: recurrences; None for a model without a loop.
+        prefix: predictions left out at the start of each window: tokens prefix+1.. are scored.
+            An Ouroboros model with `mean` pooling has the prefix's mean frozen in its cache.
+        batch: windows fed together.
+        advance: called after each batch with the number of its windows.
+
+    Raises:
+        DataError: The windows or the prefix leave nothing to predict, or a model with `mean`
+            pooling is given no prefix.
+    """
+    if windows.ndim != 2 or not len(windows) or not 0 <= prefix < windows.shape[1] - 1:
+        raise DataError(
+            f"windows of shape {list(windows.shape)} with a prefix of {prefix} leave nothing to "
+            "predict; give windows of at least prefix + 2 tokens"
+        )
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+    looped = isinstance(model, OuroborosForCausalLM)
+    frozen_mean = looped and model.config.pooling == "mean"
+    if frozen_mean and prefix == 0:
+        raise DataError("a model with mean pooling is scored after a prefix; give prefix >= 1")
+    device = next(model.parameters()).device
+    options = {"depth": depth} if looped else {}
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for first in range(0, len(windows), batch):
+            ids = torch.from_numpy(windows[first : first + batch]).to(device)
+            if frozen_mean:
+                head = model(input_ids=ids[:, :prefix], use_cache=True, logits_to_keep=1, **options)
+                tail = model(
+                    input_ids=ids[:, prefix:], past_key_values=head.past_key_values, **options
+                )
+                logits = tail.logits[:, :-1]
+            else:
+                logits = model(input_ids=ids, use_cache=False, **options).logits[:, prefix:-1]
+            for row, target in zip(logits, ids[:, prefix + 1 :], strict=True):
+                total += float(cross_entropy(row.float(), target, reduction="sum"))
+            if advance is not None:
+                advance(len(ids))
+    model.train(was_training)
+    return total / (len(windows) * int(windows.shape[1] - 1 - prefix))
+
+
+def evaluate_model(
+    name: str,
+    model: Any,
+    windows: Mapping[str, np.ndarray],
+    depths: Sequence[int | None],
+    prefix: int = 0,
+    report: Callable[[Row], None] | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """Scores a model on every text at every depth; `report` gets each row as it is done.
+
+    `advance` is told of windows done, as by `score_windows`.
+
+    Raises:
+        CheckpointError: A loss is not finite.
+    """
+
+    def score(array: np.ndarray, depth: int | None) -> float:
+        return score_windows(model, array, depth, prefix, advance=advance)
+
+    return evaluate_scorer(name, score, windows, depths, report)
+
+
+def evaluate_scorer(
+    name: str,
+    score: Callable[[np.ndarray, int | None], float],
+    windows: Mapping[str, np.ndarray],
+    depths: Sequence[int | None],
+    report: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """As `evaluate_model`, for anything that gives a loss for windows at a depth."""
+    rows: list[Row] = []
+    for depth in depths:
+        row = Row(name, depth, {text: score(array, depth) for text, array in windows.items()})
+        for text, loss in row.texts.items():
+            if not math.isfinite(loss):
+                at = "" if depth is None else f" at depth {depth}"
+                raise CheckpointError(
+                    f"the loss of the {name} model on {text!r} is {loss}{at}: its weights are "
+                    "too large or damaged; train it again with a lower --learning-rate"
+                )
+        rows.append(row)
+        if report is not None:
+            report(row)
+    return rows
+
+
+def evaluate_original(
+    source: str,
+    config: OuroborosConfig,
+    windows: Mapping[str, np.ndarray],
+    prefix: int = 0,
+    report: Callable[[Row], None] | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """Scores the model a checkpoint came from, whole and plainly shortened.
+
+    The shortened one keeps the checkpoint's prelude and coda and runs the middle layer once,
+    untrained: the start the paper compares with.
+
+    Args:
+        source: hub id, local directory or .gguf file.
+        config: of the converted model, for its split.
+        windows: int64 [windows, seq] by text.
+        prefix: as for `score_windows`.
+        report: gets each row as it is done.
+        advance: is told of windows done, as by `score_windows`.
+
+    Raises:
+        CheckpointError: The source can't be loaded.
+        DataError: The windows were cut with another vocabulary.
+    """
+    from ouroboros.source.locate import drop_middle, load_source
+
+    original = load_source(source)
+    vocab_size = original.model.config.vocab_size
+    if vocab_size != config.vocab_size:
+        raise DataError(
+            f"{source} has {vocab_size} tokens, the checkpoint {config.vocab_size}: not the model "
+            "it was converted from; give that one to --original"
+        )
+    rows = evaluate_model("full", original.model, windows, [None], prefix, report, advance)
+    dropped = drop_middle(original.model, config.prelude, config.coda)
+    return rows + evaluate_model("dropped", dropped, windows, [None], prefix, report, advance)

@@ -1,0 +1,1 @@
+"""The looped model: its configuration, its modules, and what Hugging Face asks of them."""

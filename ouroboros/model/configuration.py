@@ -1,0 +1,380 @@
+"""`OuroborosConfig`: the shape of a converted model, and the check of everything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from ouroboros.errors import ConfigError
+from ouroboros.model.auto_map import AUTO_MAP, write_module
+from ouroboros.model.base_config import (
+    check_architecture,
+    check_base_config,
+    declared_fields,
+    is_number,
+    is_whole,
+    refuse_sliding_window,
+)
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
+
+_CHOICES = {
+    "pooling": ("causal", "mean", "token"),
+    "norm_init": ("matched", "ones"),
+    "bases": ("mean", "per_step"),
+    "modulation": ("controller", "static"),
+}
+
+STEP_NORM_EPS = 1e-6
+
+MIRRORED = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "initializer_range",
+    "tie_word_embeddings",
+)
+"""Fields of the original config that stand on the top level too, always with the same value."""
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Mirrored too; where `base_config` says nothing of one, it takes what the top level says."""
+
+_TWICE = (*MIRRORED, *TOKEN_IDS, "head_dim")
+
+
+def _is_wholes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(is_whole, value))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+def _is_source(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_texts(value.get("files", {})):
+        return False
+    return _is_texts({name: part for name, part in value.items() if name != "files"})
+
+
+_WHOLE = (is_whole, "a whole number")
+_NUMBER = (is_number, "a finite number")
+_BOOL = (lambda value: isinstance(value, bool), "true or false")
+_ID = (lambda value: value is None or is_whole(value), "a token id or null")
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "base_config": (lambda value: isinstance(value, dict), "an object of named values"),
+    "prelude": _WHOLE,
+    "coda": _WHOLE,
+    "recurrent": _WHOLE,
+    "rank": _WHOLE,
+    "alpha": _NUMBER,
+    "style_size": _WHOLE,
+    "max_depth": _WHOLE,
+    "depth": _WHOLE,
+    "gate": _BOOL,
+    "trained_depths": (_is_wholes, "a list of whole numbers"),
+    "source": (_is_source, "an object of texts"),
+    "vocab_size": _WHOLE,
+    "hidden_size": _WHOLE,
+    "num_hidden_layers": _WHOLE,
+    "num_attention_heads": _WHOLE,
+    "num_key_value_heads": _WHOLE,
+    "head_dim": _WHOLE,
+    "max_position_embeddings": _WHOLE,
+    "initializer_range": _NUMBER,
+    "use_cache": _BOOL,
+    "tie_word_embeddings": _BOOL,
+    "bos_token_id": _ID,
+    "eos_token_id": (
+        lambda value: value is None or is_whole(value) or _is_wholes(value),
+        "a token id, a list of them or null",
+    ),
+    "pad_token_id": _ID,
+}
+
+
+class OuroborosConfig(PreTrainedConfig):
+    """Configuration of a prelude / one looped layer / coda model.
+
+    Attributes:
+        base_config: the original model's config as a plain dict (`model_type` included).
+        prelude: number of first layers kept.
+        coda: number of last layers kept.
+        recurrent: index, in the original model, of the layer that is looped; -1: the middle one.
+        rank: LoRA rank r of the frozen bases.
+        alpha: LoRA alpha; the low-rank update is scaled by alpha / rank.
+        style_size: width of the Controller's style vector z.
+        max_depth: most steps the model has step embeddings and norms for.
+        depth: steps run where a call names none.
+        pooling: what the Controller reads: `causal` prefix mean, `mean` or `token`.
+        norm_init: how the per-step norms started, `matched` or `ones`.
+        bases: `mean` residual for all steps, or the residual of each `per_step` removed layer.
+        modulation: `controller`, or `static`: one learned vector a step (the paper's ablation).
+        gate: False drops the gate, h becomes h' (the paper's ablation).
+        trained_depths: sorted depths the model was trained at; empty: untrained.
+        source: where the weights came from: name, sha256, licence, commit; and `files`, the
+            sha256 of each file that was read.
+
+    What `base_config` and the top level both state is one fact: setting either name on the top
+    level sets both, and values that contradict each other are refused.
+
+    Source: arXiv 2604.02051, sections 3 and 4.
+    """
+
+    model_type = "ouroboros"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    base_config: dict[str, Any] = field(default_factory=dict)
+    prelude: int = 8
+    coda: int = 8
+    recurrent: int = -1
+    rank: int = 32
+    alpha: float = 16.0
+    style_size: int = 128
+    max_depth: int = 64
+    depth: int = 8
+    pooling: str = "causal"
+    norm_init: str = "matched"
+    bases: str = "mean"
+    modulation: str = "controller"
+    gate: bool = True
+    trained_depths: list[int] = field(default_factory=list)
+    source: dict[str, Any] = field(default_factory=dict)
+    # Mirrors of the original config that transformers reads on the top level.
+    vocab_size: int = 0
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    max_position_embeddings: int = 0
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fills the mirrors from `base_config` and validates every value.
+
+        Raises:
+            ConfigError: a value is outside what the design allows, or a key is unknown.
+        """
+        if isinstance(self.base_config, PreTrainedConfig):
+            self.base_config = declared_fields(self.base_config)
+        self.trained_depths = self.trained_depths or []
+        self.source = self.source or {}
+        for name, (matches, words) in _TYPES.items():
+            if not matches(value := getattr(self, name)):
+                raise ConfigError(f"{name}={value!r:.80} must be {words}")
+        # OuroborosConfig() without arguments is called by transformers itself for defaults.
+        if self.base_config:
+            self._refuse_unknown(kwargs)
+            check_base_config(self.base_config)
+            self.base_config = dict(self.base_config)
+            self._mirror()
+            self.trained_depths = sorted(set(self.trained_depths))
+            self.source = dict(self.source)
+            self._validate()
+            kwargs["auto_map"] = dict(AUTO_MAP)  # ours, whatever a file said
+        super().__post_init__(**kwargs)
+        self._one_fact = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a field; one that `base_config` states too is set there as well.
+
+        So `resize_token_embeddings` and an end-of-text id set by hand survive being saved.
+
+        Raises:
+            ConfigError: the value is not of the field's kind.
+        """
+        if name in _TWICE and self.base_config and self.__dict__.get("_one_fact"):
+            matches, words = _TYPES[name]
+            if not matches(value):
+                raise ConfigError(f"{name}={value!r:.80} must be {words}")
+            # A new dict: a shallow copy of this config keeps its own value.
+            super().__setattr__("base_config", {**self.base_config, name: value})
+        super().__setattr__(name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain values."""
+        values: dict[str, Any] = super().to_dict()
+        values.pop("_one_fact", None)
+        return values
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Reads a config's fields, as transformers does.
+
+        Raises:
+            ConfigError: a value is refused, or differs from what `base_config` says.
+        """
+        found = super().from_dict(config_dict, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        if config.base_config:
+            # Written out a default is a statement like any other; unwritten it says nothing.
+            stated = {name: config_dict[name] for name in _TWICE if name in config_dict}
+            config._refuse_contradictions({k: v for k, v in stated.items() if k not in kwargs})
+        return found
+
+    def _refuse_contradictions(self, stated: dict[str, Any]) -> None:
+        # By the whole object, since base_config leaves its architecture's defaults out.
+        base = self.base()
+        for name, value in stated.items():
+            expected = self.head_dim if name == "head_dim" else getattr(base, name, None)
+            if value != expected:
+                raise ConfigError(
+                    f"{name}={value!r:.80} disagrees with base_config's {expected!r:.80}; make "
+                    "them the same"
+                )
+
+    @staticmethod
+    def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+        known = {
+            "model_type",
+            "name_or_path",
+            "_name_or_path",
+            "_commit_hash",
+            "_attn_implementation",
+            "attn_implementation",
+            "experts_implementation",
+            "output_attentions",
+            "torch_dtype",
+            "num_labels",
+            "auto_map",
+            "_attn_implementation_autoset",
+        }
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise ConfigError(
+                f"config has unknown keys {', '.join(unknown)}; this version can't honour them, "
+                "so load the checkpoint with the version that wrote it"
+            )
+
+    def base(self) -> PreTrainedConfig:
+        """Returns a fresh config object of the original architecture.
+
+        Raises:
+            ConfigError: the model type is not one whose layers convert, or a value is refused.
+        """
+        values = dict(self.base_config)
+        model_type = check_architecture(values.pop("model_type", None))
+        try:
+            config = CONFIG_MAPPING[model_type](**values)
+        except Exception as error:  # transformers' validators raise kinds of their own
+            raise ConfigError(f"base_config: {' '.join(str(error).split())}") from error
+        # Whichever attention transformers chose for the model, a registered function's name too.
+        config._attn_implementation = getattr(self, "_attn_implementation", None) or "sdpa"
+        return config
+
+    def _mirror(self) -> None:
+        base = self.base()
+        for name in TOKEN_IDS:
+            if (value := getattr(self, name)) is not None and getattr(base, name, None) is None:
+                self.base_config[name] = value
+        base = self.base()
+        given = {name: getattr(self, name) for name in _TWICE}
+        for name in (*MIRRORED, *TOKEN_IDS):
+            if (value := getattr(base, name, None)) is not None:
+                setattr(self, name, value)
+        self.head_dim = getattr(base, "head_dim", None) or (
+            base.hidden_size // base.num_attention_heads
+        )
+        self._refuse_contradictions(
+            {k: v for k, v in given.items() if v != type(self).__dataclass_fields__[k].default}
+        )
+        # transformers sizes caches by this name; the loop's cache is our own object.
+        self.num_hidden_layers = self.prelude + self.coda + 1
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Writes config.json and the module through which `trust_remote_code` finds us."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_module(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: the class is installed, so saving must not copy its source file."""
+
+    @property
+    def num_layers(self) -> int:
+        """Kept layers: prelude + coda."""
+        return self.prelude + self.coda
+
+    @property
+    def original_layers(self) -> int:
+        """Layers of the original model."""
+        return int(self.base_config.get("num_hidden_layers", 0))
+
+    def _validate(self) -> None:
+        base = self.base()
+        total = int(base.num_hidden_layers)
+        for name in ("prelude", "coda"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is negative; give 0 or more")
+        if self.prelude + self.coda >= total:
+            raise ConfigError(
+                f"prelude {self.prelude} + coda {self.coda} leave nothing to replace in a model "
+                f"of {total} layers; their sum must be at most {total - 1}"
+            )
+        if self.recurrent == -1:
+            self.recurrent = total // 2
+        if not 0 <= self.recurrent < total:
+            raise ConfigError(
+                f"recurrent layer {self.recurrent} is out of range; the model has layers "
+                f"0..{total - 1}"
+            )
+        if not self.prelude <= self.recurrent < total - self.coda:
+            raise ConfigError(
+                f"recurrent layer {self.recurrent} is kept in the prelude or coda; choose one of "
+                f"the replaced layers {self.prelude}..{total - self.coda - 1}"
+            )
+        widths = (base.hidden_size, self.num_key_value_heads * self.head_dim)
+        limit = min(*widths, base.intermediate_size)
+        for name, top in (("rank", limit), ("style_size", 65536), ("max_depth", 4096)):
+            if not 1 <= getattr(self, name) <= top:
+                raise ConfigError(f"{name}={getattr(self, name)} is outside 1..{top}")
+        if not self.alpha > 0:
+            raise ConfigError(f"alpha={self.alpha} must be above 0")
+        self.check_depth(self.depth)
+        if wrong := [depth for depth in self.trained_depths if not 1 <= depth <= self.max_depth]:
+            raise ConfigError(f"trained_depths holds {wrong[0]}, outside 1..{self.max_depth}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r:.80} is unknown; choose one of "
+                    f"{', '.join(allowed)}"
+                )
+        if self.bases == "per_step" and not self.removed_layers():
+            raise ConfigError(
+                f"bases=per_step needs a removed layer, and prelude {self.prelude} + coda "
+                f"{self.coda} of {total} layers remove none; keep fewer or choose bases=mean"
+            )
+        refuse_sliding_window(base)
+
+    def check_depth(self, depth: int) -> int:
+        """Returns `depth` where it lies in 1..max_depth.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if not 1 <= depth <= self.max_depth:
+            raise ConfigError(
+                f"depth={depth} is outside this model's range 1..{self.max_depth}; "
+                "convert with a larger --max-depth for more"
+            )
+        return depth
+
+    def removed_layers(self) -> list[int]:
+        """Original indices of the layers that the loop replaces, the recurrent one skipped."""
+        last = self.original_layers - self.coda
+        return [layer for layer in range(self.prelude, last) if layer != self.recurrent]
+
+
+AutoConfig.register("ouroboros", OuroborosConfig, exist_ok=True)

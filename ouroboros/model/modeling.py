@@ -1,0 +1,387 @@
+"""`OuroborosForCausalLM`: prelude, one layer looped `depth` times, coda.
+
+Source: arXiv 2604.02051, section 3; the decoder layers are transformers' own.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from inspect import signature
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import can_return_tuple
+
+from ouroboros.errors import ConfigError
+from ouroboros.model.arguments import (
+    Depth,
+    check_attention,
+    check_cache,
+    check_continuation,
+    check_extras,
+    check_logit_index,
+    check_shapes,
+    depth_of_rows,
+    refuse_attentions,
+)
+from ouroboros.model.cache import OuroborosCache
+from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
+from ouroboros.model.generation import LoopedGenerationMixin, count_positions
+from ouroboros.model.modulation import (
+    ConstantLinear,
+    Controller,
+    Gate,
+    ModulatedLinear,
+    ModulationPort,
+    StaticModulation,
+    StepNorm,
+)
+from ouroboros.model.pooling import POOLING, Sequences, describe_sequences
+
+_CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+
+def _architecture(model_type: str) -> tuple[type[nn.Module], type[nn.Module], type[nn.Module]]:
+    module = import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    prefix = _CLASS_PREFIX[model_type]
+    kinds = ("DecoderLayer", "RMSNorm", "RotaryEmbedding")
+    layer, norm, rotary = (getattr(module, prefix + kind) for kind in kinds)
+    return layer, norm, rotary
+
+
+class RecurrentStep(nn.Module):
+    """One recurrence: pool, modulate, run the layer, normalise, gate."""
+
+    def __init__(self, config: OuroborosConfig, layer: nn.Module) -> None:
+        """Wraps a Hugging Face decoder layer; its seven projections become modulated ones."""
+        super().__init__()
+        self.layer = layer
+        self.port = ModulationPort()
+        for name in PROJECTIONS:
+            owner = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
+            setattr(owner, name, ModulatedLinear(getattr(owner, name), name, self.port, config))
+        dynamic = config.modulation == "controller"
+        self.controller = Controller(config) if dynamic else StaticModulation(config)
+        self.norm = StepNorm(config)
+        self.gate = Gate(config) if config.gate else None
+        self.pool = POOLING[config.pooling]
+
+    def projections(self) -> dict[str, ModulatedLinear]:
+        """Returns the seven modulated projections by name."""
+        modules = (m for m in self.layer.modules() if isinstance(m, ModulatedLinear))
+        return {module.name: module for module in modules}
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        step: int,
+        sequences: Sequences,
+        cache: OuroborosCache | None,
+        **layer_inputs: Any,
+    ) -> torch.Tensor:
+        """Runs step `step` on h `[batch, seq, hidden]`."""
+        pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
+        with self.port.carrying(step, self.controller(pooled, step)):
+            view = cache.at_step(step) if cache is not None else None
+            new = self.layer(hidden, past_key_values=view, **layer_inputs)
+        new = self.norm(new, step)
+        if self.gate is not None:
+            gate = self.gate(new, hidden)
+            new = gate * new + (1 - gate) * hidden
+        result: torch.Tensor = new
+        return result
+
+
+class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
+    """A pretrained decoder whose middle is one looped layer."""
+
+    config_class = OuroborosConfig
+    config: OuroborosConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _no_split_modules: ClassVar[list[str]] = ["RecurrentStep"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "embed_tokens.weight"}
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        """Builds the model with random weights; the base is frozen, the loop's parts train."""
+        super().__init__(config)
+        check_attention(config._attn_implementation)
+        base = config.base()
+        layer_class, norm_class, rotary_class = _architecture(base.model_type)
+        total = config.original_layers
+        kept = [*range(config.prelude), *range(total - config.coda, total)]
+        self.embed_tokens = nn.Embedding(base.vocab_size, base.hidden_size)
+        layers = [layer_class(base, kept[slot]) for slot in range(config.num_layers)]
+        for slot, layer in enumerate(layers):
+            attention: Any = layer.self_attn
+            attention.layer_idx = slot
+        self.prelude = nn.ModuleList(layers[: config.prelude])
+        self.recurrent = RecurrentStep(config, layer_class(base, config.recurrent))
+        self.coda = nn.ModuleList(layers[config.prelude :])
+        self.norm = norm_class(base.hidden_size, eps=base.rms_norm_eps)
+        self.rotary_emb = rotary_class(base)
+        self.lm_head = nn.Linear(base.hidden_size, base.vocab_size, bias=False)
+        self.vocab_size = base.vocab_size
+        self.post_init()
+        self.mark_trainable()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # Only modules with parameters of their own come by here.
+        if isinstance(module, ConstantLinear):
+            module.reset_parameters()
+        elif isinstance(module, StaticModulation):
+            nn.init.zeros_(module.vectors)
+        elif isinstance(module, StepNorm):
+            nn.init.ones_(module.weight)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint as transformers does, and freezes the base again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.mark_trainable()
+        return loaded
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModelForCausalLM") -> None:
+        """Does nothing: the class is installed, so saving must not copy its source file."""
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Sets the attention of every layer: `sdpa`, `eager` or a registered function's name.
+
+        Raises:
+            ConfigError: it runs over a paged cache.
+        """
+        check_attention(attn_implementation if isinstance(attn_implementation, str) else None)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        for module in self.modules():
+            base = getattr(module, "config", None)
+            if base is not None and base is not self.config:
+                base._attn_implementation = self.config._attn_implementation
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the token embedding."""
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embedding."""
+        self.embed_tokens = value
+
+    def mark_trainable(self, coda: str = "frozen") -> None:
+        """Freezes the base and lets the Controller, gate and step norms train.
+
+        Args:
+            coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms
+                and the final one, `full` all their weights and the final norm.
+
+        Raises:
+            ConfigError: `coda` is none of these.
+        """
+        if coda not in ("frozen", "norms", "full"):
+            raise ConfigError(f"coda={coda!r} is unknown; choose one of frozen, norms, full")
+        self.requires_grad_(False)
+        own = (self.recurrent.controller, self.recurrent.norm, self.recurrent.gate)
+        for module in own:
+            if module is not None:
+                module.requires_grad_(True)
+        if coda == "frozen":
+            return
+        for name, parameter in self.coda.named_parameters():
+            parameter.requires_grad_(coda == "full" or "norm" in name)
+        self.norm.requires_grad_(True)
+
+    def trainable_names(self) -> list[str]:
+        """Returns the names of the parameters that train, in state-dict order."""
+        return [name for name, value in self.named_parameters() if value.requires_grad]
+
+    def row_depths(self, depth: Depth | None, batch: int) -> tuple[int, torch.Tensor | None]:
+        """Returns the steps to run and, where rows differ, int64 `[batch]` depths.
+
+        Raises:
+            ConfigError: a depth is no whole number in 1..max_depth, or their number is not `batch`.
+        """
+        rows = depth_of_rows(depth, batch, self.config)
+        steps = max(rows)
+        if min(rows) == steps:
+            return steps, None
+        return steps, torch.tensor(rows, device=self.device)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: OuroborosCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        depth: Depth | None = None,
+        logit_index: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the model on `input_ids` `[B, S]`.
+
+        Args:
+            input_ids: int64 `[B, S]` new tokens.
+            attention_mask: `[B, P+S]`, 1 valid; holes allowed anywhere.
+            position_ids: int64 `[B, S]`; counted over valid positions where not given. Positions
+                that restart at 0 mark packed documents.
+            past_key_values: the cache of the first P slots.
+            inputs_embeds: `[B, S, hidden]` in place of `input_ids`.
+            labels: int64 `[B, S]`, -100 ignored; shifted here, once.
+            use_cache: return a cache; False while training.
+            depth: steps, one number or one a row; the config's default where None.
+            logit_index: int64 `[B, K]` positions of the S whose logits come out.
+            logits_to_keep: the last so many positions, or the positions given; 0 keeps all.
+            output_hidden_states: return them; the config's choice where None.
+            kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
+
+        Returns:
+            logits `[B, K or S, vocab]`, the loss where labels are given, the cache, and the hidden
+            states `[B, S, hidden]` where asked for: as in transformers' models, what enters each
+            prelude layer, each step and each coda layer, and last what enters the LM head: 1 +
+            prelude + depth + coda of them. A row that has had its steps repeats its state.
+
+        Raises:
+            ConfigError: no or two inputs, a shape that does not fit, a depth outside 1..max_depth,
+                a cache of another kind or depth, or an argument that the model does not take.
+        """
+        loss_arguments = check_extras(kwargs, signature(type(self).forward).parameters)
+        if self.config.output_attentions:
+            refuse_attentions()
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ConfigError("give exactly one of input_ids and inputs_embeds")
+        given: Any = input_ids if input_ids is not None else inputs_embeds
+        batch, new = given.shape[:2]
+        check_cache(past_key_values)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        check_shapes(batch, new, past, attention_mask, position_ids)
+        check_logit_index(batch, logit_index, labels is not None, logits_to_keep)
+        steps, rows = self.row_depths(depth, batch)
+        sequences = describe_sequences(batch, new, past, attention_mask, position_ids, given.device)
+        cache = self._cache(past_key_values, use_cache, sequences, batch, steps)
+        positions: torch.Tensor | None = position_ids
+        if positions is None:
+            positions = count_positions(attention_mask, past, batch, new, given.device)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden, entered = self._run(
+            given, positions, sequences, cache, steps, rows, bool(output_hidden_states)
+        )
+        logits = self.lm_head(_select(hidden, logit_index, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.vocab_size, **loss_arguments
+            )
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=cache, hidden_states=entered
+        )
+
+    def _cache(
+        self,
+        cache: OuroborosCache | None,
+        use_cache: bool | None,
+        sequences: Sequences,
+        batch: int,
+        steps: int,
+    ) -> OuroborosCache | None:
+        packed = sequences.documents is not None
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not packed
+        if use_cache and cache is None:
+            cache = OuroborosCache(self.config.num_layers)
+        if cache is None:
+            return None
+        if packed:
+            raise ConfigError(
+                "packed documents (position_ids that restart at 0) have no cache; "
+                "pass use_cache=False, or one document a row"
+            )
+        check_continuation(cache, batch, steps)
+        return cache
+
+    def _run(
+        self,
+        given: torch.Tensor,
+        positions: torch.Tensor,
+        sequences: Sequences,
+        cache: OuroborosCache | None,
+        steps: int,
+        rows: torch.Tensor | None,
+        record: bool,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        entered: list[torch.Tensor] = []
+        note = entered.append if record else lambda state: None
+        frozen = not any(p.requires_grad for p in self._prelude_parameters())
+        # Embeddings given by the caller (soft prompts) may be what trains.
+        frozen = frozen and not given.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            hidden = given if given.is_floating_point() else self.embed_tokens(given)
+            layer_inputs: dict[str, Any] = {
+                "attention_mask": sequences.additive_mask(hidden.dtype),
+                "position_ids": positions,
+                "position_embeddings": self.rotary_emb(hidden, position_ids=positions),
+            }
+            for layer in self.prelude:
+                note(hidden)
+                hidden = layer(hidden, past_key_values=cache, **layer_inputs)
+        for step in range(steps):
+            note(hidden)
+            new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
+            if rows is not None:
+                new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
+            hidden = new_hidden
+        for layer in self.coda:
+            note(hidden)
+            hidden = layer(hidden, past_key_values=cache, **layer_inputs)
+        hidden = self.norm(hidden)
+        return hidden, (*entered, hidden) if record else None
+
+    def _prelude_parameters(self) -> list[nn.Parameter]:
+        return [*self.embed_tokens.parameters(), *self.prelude.parameters()]
+
+    @torch.no_grad()
+    def gate_means(self, input_ids: torch.LongTensor, depth: int) -> list[float]:
+        """Returns the mean gate of every step on `input_ids` `[B, S]`; empty without a gate."""
+        if self.recurrent.gate is None:
+            return []
+        means: list[float] = []
+
+        def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            means.append(float(output.float().mean()))
+
+        handle = self.recurrent.gate.register_forward_hook(record)
+        try:
+            self(input_ids=input_ids, depth=depth, use_cache=False)
+        finally:
+            handle.remove()
+        return means
+
+
+def _select(
+    hidden: torch.Tensor, logit_index: torch.Tensor | None, logits_to_keep: int | torch.Tensor
+) -> torch.Tensor:
+    if logit_index is not None:
+        index = logit_index[..., None].expand(-1, -1, hidden.shape[-1])
+        return hidden.gather(1, index)
+    if isinstance(logits_to_keep, int):
+        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    return hidden[:, logits_to_keep]
+
+
+AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)
+# By this name transformers' Trainer knows that labels are shifted in the model, so that its own
+# label smoothing must shift them too.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[OuroborosConfig.model_type] = OuroborosForCausalLM.__name__

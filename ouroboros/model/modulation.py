@@ -1,0 +1,162 @@
+"""What changes the looped layer at a step: low-rank modulated projections and their Controller.
+
+Source: arXiv 2604.02051, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ouroboros.model.configuration import PROJECTIONS, STEP_NORM_EPS, OuroborosConfig
+from ouroboros.model.pooling import widen
+
+GATE_BIAS = -2.0
+"""Where the gate's bias starts: sigmoid(-2) = 0.12, so 88 % of h is kept."""
+
+
+class ModulationPort:
+    """Carries a step's modulation to the projections of the layer.
+
+    A Hugging Face decoder layer calls its projections with the hidden state alone; the port is
+    the one object they share with the loop, set for the length of one step.
+    """
+
+    def __init__(self) -> None:
+        """Makes an empty port: the projections then act unmodulated."""
+        self.step = 0
+        self.vectors: dict[str, torch.Tensor] | None = None
+
+    @contextmanager
+    def carrying(self, step: int, modulation: torch.Tensor) -> Iterator[None]:
+        """Offers `modulation` `[batch, seq or 1, 7 * rank]` to the projections."""
+        self.step = step
+        self.vectors = dict(zip(PROJECTIONS, modulation.chunk(len(PROJECTIONS), -1), strict=True))
+        try:
+            yield
+        finally:
+            self.vectors = None
+
+
+class ModulatedLinear(nn.Linear):
+    """A frozen projection W with a low-rank update: W + (alpha / r) B diag(m) A.
+
+    The bases are buffers, `lora_a` `[bases, rank, in]` and `lora_b` `[bases, out, rank]`; base
+    `min(step, bases - 1)` serves a step.
+    """
+
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+
+    def __init__(
+        self, linear: nn.Linear, name: str, port: ModulationPort, config: OuroborosConfig
+    ) -> None:
+        """Takes over the weight and bias of `linear`; the bases start at zero."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.name, self.port = name, port
+        self.scaling = config.alpha / config.rank
+        bases = len(config.removed_layers()) if config.bases == "per_step" else 1
+        like = linear.weight
+        self.register_buffer("lora_a", like.new_zeros(bases, config.rank, self.in_features))
+        self.register_buffer("lora_b", like.new_zeros(bases, self.out_features, config.rank))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Projects `[batch, seq, in]` to `[batch, seq, out]`."""
+        output = functional.linear(input, self.weight, self.bias)
+        if self.port.vectors is None:
+            return output
+        base = min(self.port.step, self.lora_a.shape[0] - 1)
+        low = functional.linear(input, self.lora_a[base])
+        low = low * (self.port.vectors[self.name] * self.scaling).to(low.dtype)
+        return output + functional.linear(low, self.lora_b[base])
+
+
+class ConstantLinear(nn.Linear):
+    """A linear layer that starts at weight zero, so that its output starts as its bias.
+
+    A class of its own because transformers initialises only modules with parameters of their own:
+    `Controller` and `Gate` are never handed to `_init_weights`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, start: float = 0.0
+    ) -> None:
+        """Every bias starts at `start`."""
+        self.start = start
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        """Sets weight and bias to their start."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, self.start)
+
+
+class Controller(nn.Module):
+    """The hypernetwork: pooled hidden state and step to the diagonals of all seven updates."""
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        """Builds the network; its heads start at zero, so a conversion starts unmodulated."""
+        super().__init__()
+        style = config.style_size
+        self.style = nn.Linear(config.hidden_size, 2 * style)
+        self.step_embedding = nn.Embedding(config.max_depth, style)
+        self.mix_1 = nn.Linear(3 * style, 2 * style)
+        self.mix_2 = nn.Linear(2 * style, style)
+        self.heads = ConstantLinear(style, len(PROJECTIONS) * config.rank, bias=False)
+
+    def forward(self, pooled: torch.Tensor, step: int) -> torch.Tensor:
+        """Maps pooled h `[batch, seq or 1, hidden]` to modulation `[batch, seq or 1, 7 * rank]`."""
+        z = functional.silu(self.style(pooled))
+        embedding = self.step_embedding.weight[step].to(z.dtype).expand(*z.shape[:-1], -1)
+        z = torch.cat([z, embedding], dim=-1)
+        z = functional.silu(self.mix_2(functional.silu(self.mix_1(z))))
+        modulation: torch.Tensor = self.heads(z)
+        return modulation
+
+
+class StaticModulation(nn.Module):
+    """The paper's ablation: one learned vector a step, blind to the hidden state."""
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        """Starts at zero, so a conversion starts unmodulated."""
+        super().__init__()
+        self.vectors = nn.Parameter(torch.zeros(config.max_depth, len(PROJECTIONS) * config.rank))
+
+    def forward(self, pooled: torch.Tensor, step: int) -> torch.Tensor:
+        """Returns `[1, 1, 7 * rank]` for `step`, whatever `pooled` holds."""
+        return self.vectors[step][None, None]
+
+
+class StepNorm(nn.Module):
+    """RMSNorm with a weight of its own for every step, computed in float32."""
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        """Starts at ones; a `matched` conversion overwrites them with measured scales."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.max_depth, config.hidden_size))
+
+    def forward(self, hidden: torch.Tensor, step: int) -> torch.Tensor:
+        """Normalises `[batch, seq, hidden]` with the weight of `step`."""
+        x = widen(hidden)
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + STEP_NORM_EPS)
+        return (x * widen(self.weight[step])).to(hidden.dtype)
+
+
+class Gate(nn.Module):
+    """How much of the step's output enters the hidden state, per position and channel."""
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        """Starts at weight 0 and bias -2: 88 % of h is kept."""
+        super().__init__()
+        self.proj = ConstantLinear(2 * config.hidden_size, config.hidden_size, start=GATE_BIAS)
+
+    def forward(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        """Returns g in (0, 1), `[batch, seq, hidden]`, from h' and h."""
+        return torch.sigmoid(self.proj(torch.cat([new, old], dim=-1)))

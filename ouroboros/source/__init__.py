@@ -1,0 +1,1 @@
+"""Original models: where they lie, what they say of themselves, and their weights."""

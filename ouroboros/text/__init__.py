@@ -1,0 +1,1 @@
+"""Text as windows of tokens: files, documents, and what bounds them."""

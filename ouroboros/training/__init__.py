@@ -1,0 +1,1 @@
+"""A training run: recipe, trainer, state and pictures."""

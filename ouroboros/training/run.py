@@ -1,0 +1,257 @@
+"""A training run from end to end: check, load, train or resume, publish."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
+from ouroboros.errors import CheckpointError, ConfigError, TrainingError
+from ouroboros.model.limits import check_ids, check_seq_len
+from ouroboros.source.locate import quiet_transformers
+from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
+from ouroboros.training import state
+from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
+from ouroboros.training.progress import ProgressDisplay
+from ouroboros.training.trainer import OuroborosTrainer, training_arguments
+from runtime.files.atomic import check_place
+from runtime.files.destinations import CHECKPOINT, RUN
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.training.recipe import TrainOptions
+
+_PAPERS = ("LICENSE", "ATTRIBUTION")
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a run ended.
+
+    Attributes:
+        train_steps: optimizer steps in all, earlier parts of a resumed run included.
+        seconds: of this process, from reading the data to the published checkpoint.
+        tokens_per_s: training tokens a second in this process; 0 where nothing was left to do.
+        loss: training loss at the last logged step.
+        heldout: mean held-out loss at the end by depth; empty without held-out text.
+    """
+
+    train_steps: int
+    seconds: float
+    tokens_per_s: float
+    loss: float
+    heldout: dict[int, float]
+
+
+def train(
+    checkpoint: Path,
+    out: Path,
+    options: TrainOptions,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> TrainReport:
+    """Trains a checkpoint and publishes the result in `out`, with training.png and gate.png.
+
+    `out/state` keeps what `resume` needs, `out/logs` TensorBoard's events where that is installed.
+    A run resumed with the same options, the same number of processes and of CPU threads ends on
+    the CPU in the same bits; other options or processes are refused, other threads warned of.
+
+    Args:
+        checkpoint: the checkpoint to start from; it is not changed.
+        out: where the trained checkpoint goes.
+        options: what to do.
+        resume: go on from the newest whole state in `out/state`.
+        console: shows progress; nothing is shown where None.
+
+    Raises:
+        CheckpointError: The checkpoint can't be loaded or the result not be written.
+        ConfigError: A depth is above the checkpoint's max_depth.
+        DataError: A text can't be used, or `seq_len` is above the model's positions.
+        TrainingError: `out` holds an earlier run or something else, or the state there is damaged
+            or of another run, or the training diverged.
+    """
+    from rich.console import Console as RichConsole
+
+    shown = console = console or RichConsole(quiet=True)
+    began = time.perf_counter()
+    state_dir = out / "state"
+    _check_out(checkpoint, out, resume, (*options.data, *options.eval))
+    model, tokenizer = load_checkpoint(checkpoint)
+    if tokenizer is None:
+        raise CheckpointError(f"{checkpoint}: has no tokenizer.json; convert the model again")
+    _check_depths(options, model.config.max_depth)
+    check_seq_len(options.seq_len, model.config.max_position_embeddings)
+
+    def say(line: str) -> None:
+        shown.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    windows = load_windows(options.data, tokenizer, options.seq_len, say)
+    heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows, say)
+    check_ids("the training text", windows.input_ids, model.config.vocab_size)
+    for name, array in heldout.items():
+        check_ids(f"held-out text {name!r}", array, model.config.vocab_size)
+    model.mark_trainable(options.train_coda)
+    arguments = training_arguments(options, state_dir)
+    main = arguments.process_index == 0
+    if not main:
+        console = RichConsole(quiet=True)
+    fingerprint = {
+        **options.exactness(),
+        "checkpoint": checkpoint_sha256(checkpoint),
+        "data": windows.fingerprint(),
+        "world_size": arguments.world_size,
+        state.THREADS: torch.get_num_threads(),
+    }
+    found = _find_state(state_dir, fingerprint, console) if resume else None
+    arguments.eval_on_start = found is None
+    windows_a_step = options.batch_size * options.grad_accum * arguments.world_size
+    _describe(model, windows, options, windows_a_step, console)
+    display = ProgressDisplay(console, windows_a_step * options.seq_len)
+    use_cache = model.config.use_cache
+    with quiet_transformers():
+        trainer = OuroborosTrainer(
+            model,
+            options,
+            windows,
+            heldout,
+            state_dir,
+            fingerprint,
+            [display, *(_tensorboard(out / "logs", found) if main else [])],
+            arguments,
+            display.scoring,
+        )
+        state.clear_staging(state_dir)
+        try:
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
+        except OSError as error:
+            raise TrainingError(
+                f"{out}: can't save the state ({error}); {_how_to_go_on(state_dir)}"
+            ) from error
+        finally:
+            display.close()
+        # The Trainer wraps forward() for autocast and switches the cache off.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        model.config.use_cache = use_cache
+    history = trainer.state.log_history
+    if main:
+        try:
+            _publish(model, tokenizer, checkpoint, out, options, history)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {_how_to_go_on(state_dir)}") from error
+    trainer.accelerator.wait_for_everyone()
+    return TrainReport(
+        train_steps=trainer.state.global_step,
+        seconds=time.perf_counter() - began,
+        tokens_per_s=display.tokens_per_s(trainer.state.global_step),
+        loss=_last(history, "loss"),
+        heldout={
+            depth: _last(history, EVAL_LOSS.format(depth=depth))
+            for depth in options.scored_depths
+            if heldout
+        },
+    )
+
+
+def _check_out(checkpoint: Path, out: Path, resume: bool, data: Sequence[Path]) -> None:
+    if obstacle := check_place(out, (CHECKPOINT, RUN), (checkpoint, *data)):
+        raise TrainingError(f"{out} {obstacle}")
+    if not resume and state.list_steps(out / "state"):
+        raise TrainingError(
+            f"{out} holds the state of an earlier run; go on with --resume, or start over in "
+            f"another folder (or delete {out / 'state'})"
+        )
+
+
+def _check_depths(options: TrainOptions, max_depth: int) -> None:
+    asked = {"--depth": options.depth_range, "--eval-depth": options.scored_depths}
+    for flag, depths in asked.items():
+        if max(depths) > max_depth:
+            raise ConfigError(
+                f"depth={max(depths)} is above this checkpoint's max_depth {max_depth}; "
+                f"give {flag} 1-{max_depth} or convert with a larger --max-depth"
+            )
+
+
+def _how_to_go_on(state_dir: Path) -> str:
+    if state.list_steps(state_dir):
+        return "the states saved before are whole: make room and go on with --resume"
+    return "no state was saved before: make room and start again"
+
+
+def _find_state(state_dir: Path, fingerprint: Mapping[str, Any], console: Console) -> Path | None:
+    def warn(line: str) -> None:
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+    found = state.find_newest_valid(state_dir, warn)
+    if found is None:
+        console.print(f"no state in {state_dir} yet: starting from the beginning", soft_wrap=True)
+        return None
+    state.check_options(found, fingerprint, warn)
+    console.print(f"going on after train step {state.train_step_of(found)}", soft_wrap=True)
+    return found
+
+
+def _describe(
+    model: OuroborosForCausalLM,
+    windows: PackedWindows,
+    options: TrainOptions,
+    a_step: int,
+    console: Console,
+) -> None:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.parameters())
+    passes = options.train_steps * a_step / len(windows)
+    console.print(
+        f"training {trainable:,} of {whole:,} parameters at depth {options.depth}; "
+        f"{len(windows):,} windows of {windows.seq_len} tokens, {a_step} a train step, "
+        f"{passes:.2f} passes in {options.train_steps} train steps",
+        highlight=False,
+        soft_wrap=not console.is_terminal,
+    )
+
+
+def _tensorboard(logs: Path, found: Path | None) -> list[TrainerCallback]:
+    if importlib.util.find_spec("tensorboard") is None:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    # Events after the state that is resumed from belong to steps that will be taken again.
+    purge = state.train_step_of(found) + 1 if found is not None else None
+    return [TensorBoardCallback(SummaryWriter(str(logs), purge_step=purge))]
+
+
+def _publish(
+    model: OuroborosForCausalLM,
+    tokenizer: Any,
+    checkpoint: Path,
+    out: Path,
+    options: TrainOptions,
+    history: list[dict[str, Any]],
+) -> None:
+    low, high = options.depth_range
+    model.config.trained_depths = sorted(
+        {*(model.config.trained_depths or []), *range(low, high + 1)}
+    )
+    files: dict[str, Path | bytes] = {
+        name: checkpoint / name for name in _PAPERS if (checkpoint / name).is_file()
+    }
+    files["training.png"] = plot_training(history)
+    if any(GATE.format(step=1) in entry for entry in history):
+        files["gate.png"] = plot_gates(history)
+    save_checkpoint(model.eval(), tokenizer, out, files, keep=("state", "logs"))
+
+
+def _last(history: list[dict[str, Any]], key: str) -> float:
+    return next((float(entry[key]) for entry in reversed(history) if key in entry), math.nan)

@@ -1,0 +1,183 @@
+"""The trainer's private state: hashed folders that appear whole or not at all.
+
+`OUT/state/step-N` holds what is needed to go on after train step N exactly as if nothing had
+happened. A folder is written under a hidden name, every file is hashed and flushed to the disk, and
+only then is it renamed; the newest two are kept. Transformers' Trainer by itself writes in place
+and resumes silently to other weights when a file is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ouroboros.errors import TrainingError
+from runtime.files.destinations import STEP
+
+HASHES = "hashes.json"
+OPTIONS = "options.json"
+# On how many threads a sum is split decides the order of its terms, and so its last bits.
+THREADS = "cpu_threads"
+KEPT = 2
+_STAGING = ".staging"
+
+
+def list_steps(state_dir: Path) -> list[Path]:
+    """Returns the published step folders, the newest first."""
+    if not state_dir.is_dir():
+        return []
+    folders = [p for p in state_dir.iterdir() if p.is_dir() and STEP.fullmatch(p.name)]
+    return sorted(folders, key=train_step_of, reverse=True)
+
+
+def train_step_of(folder: Path) -> int:
+    """Returns N of a folder called step-N."""
+    matched = STEP.fullmatch(folder.name)
+    if matched is None:
+        raise TrainingError(f"{folder}: not a state folder; they are called step-N")
+    return int(matched[1])
+
+
+def find_problem(folder: Path) -> str | None:
+    """Says what is wrong with a step folder; None where every file is there and has its hash."""
+    try:
+        expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{HASHES} is missing or unreadable"
+    if not isinstance(expected, dict):
+        return f"{HASHES} is not a table of hashes"
+    present = {p.name for p in folder.iterdir()} - {HASHES}
+    for name in sorted(present.symmetric_difference(expected)):
+        return f"{name} is {'missing' if name in expected else 'not one of its files'}"
+    for name, digest in expected.items():
+        if _sha256(folder / name) != digest:
+            return f"{name} has changed"
+    return None
+
+
+def find_newest_valid(state_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """Returns the newest step folder whose hashes match; None where there are no folders.
+
+    Args:
+        state_dir: `OUT/state`.
+        warn: gets one line for every newer folder that had to be passed over.
+
+    Raises:
+        TrainingError: There are folders and none of them is whole.
+    """
+    folders = list_steps(state_dir)
+    problems: list[str] = []
+    for folder in folders:
+        problem = find_problem(folder)
+        if problem is None:
+            return folder
+        problems.append(f"{folder.name}: {problem}")
+        warn(f"warning: {folder} can't be used ({problem}); trying an older state")
+    if folders:
+        raise TrainingError(
+            f"{state_dir} holds no whole state ({'; '.join(problems)}); "
+            f"delete {state_dir} to start from the beginning"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def stage_step(state_dir: Path, train_step: int) -> Iterator[Path]:
+    """Yields a hidden folder to write into; on success publishes it as `step-{train_step}`.
+
+    Every process of a distributed run may enter; only the one that `publish_step`s publishes.
+    A failure leaves the published folders as they were.
+    """
+    staged = state_dir / _STAGING / f"step-{train_step}"
+    staged.mkdir(parents=True, exist_ok=True)
+    try:
+        yield staged
+    except BaseException:
+        shutil.rmtree(state_dir / _STAGING, ignore_errors=True)
+        raise
+
+
+def publish_step(staged: Path, state_dir: Path) -> Path:
+    """Hashes and flushes a staged folder, renames it into place and drops the oldest ones."""
+    files = sorted(p for p in staged.iterdir() if p.name != HASHES)
+    hashes = {file.name: _sha256(file) for file in files}
+    (staged / HASHES).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+    for file in (*files, staged / HASHES, staged):
+        _flush(file)
+    target = state_dir / staged.name
+    if target.exists():  # a damaged one: a whole one of this step would have been resumed from
+        shutil.rmtree(target)
+    staged.rename(target)
+    _flush(state_dir)
+    clear_staging(state_dir)
+    for old in list_steps(state_dir)[KEPT:]:
+        # Hidden first, so that a kill in the middle leaves no half of a published folder.
+        doomed = state_dir / _STAGING
+        shutil.rmtree(doomed, ignore_errors=True)
+        old.rename(doomed)
+        shutil.rmtree(doomed)
+    return target
+
+
+def clear_staging(state_dir: Path) -> None:
+    """Removes what a killed run left half written."""
+    shutil.rmtree(state_dir / _STAGING, ignore_errors=True)
+
+
+def write_options(folder: Path, options: Mapping[str, Any]) -> None:
+    """Writes the options a state belongs to, for `check_options`."""
+    text = json.dumps(dict(options), indent=1, sort_keys=True)
+    (folder / OPTIONS).write_text(text, encoding="utf-8")
+
+
+def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    """Refuses to go on with options other than those the state was written with.
+
+    Another number of CPU threads is no reason to refuse, as another machine may have other cores;
+    but the run is then not certain to end in the same bits, which `warn` gets told.
+
+    Args:
+        folder: the state.
+        options: what the run would go on with.
+        warn: gets one line where only the threads differ.
+
+    Raises:
+        TrainingError: Some option differs; the message names each with both values.
+    """
+    saved = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+    given = json.loads(json.dumps(dict(options)))
+    before, now = saved.pop(THREADS, None), given.pop(THREADS, None)
+    differing = [
+        f"{name} was {saved.get(name)!r}, now {given.get(name)!r}"
+        for name in sorted(saved.keys() | given.keys())
+        if saved.get(name) != given.get(name)
+    ]
+    if differing:
+        raise TrainingError(
+            f"{folder.parent.parent} can't be resumed with other options: {'; '.join(differing)}; "
+            "give the old ones, or start over in another folder"
+        )
+    if before != now:
+        warn(
+            f"warning: the run began on {before} CPU threads and goes on with {now}: the last bits "
+            f"of its weights may differ (OMP_NUM_THREADS={before} makes them the same)"
+        )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,278 @@
+"""Hugging Face's Trainer with a drawn depth, exact resume and atomic saves.
+
+Everything the final weights depend on is derived from the options and the train step (data order,
+depth) or saved with the state (weights, optimizer, schedule, random generators), so a run that is
+killed at any moment and resumed ends, on the CPU, in the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Sampler
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
+
+from ouroboros.errors import TrainingError
+from ouroboros.evaluate import score_windows, scoring_prefix
+from ouroboros.text.windows import PackedWindows, collate
+from ouroboros.training import state
+from ouroboros.training.plots import EVAL_LOSS, GATE
+
+if TYPE_CHECKING:
+    from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.training.recipe import TrainOptions
+
+WEIGHTS = "trainable.safetensors"
+SAMPLE_WINDOWS = 2
+# Keeps the streams of random numbers drawn from one seed apart.
+_DEPTH_STREAM, _ORDER_STREAM = 1, 2
+
+
+def draw_depth(seed: int, train_step: int, low: int, high: int) -> int:
+    """Draws the depth of a train step, uniform over low..high.
+
+    It depends on nothing but the arguments, so every process, every micro-batch and a resumed run
+    draw the same.
+    """
+    generator = np.random.default_rng([_DEPTH_STREAM, seed, train_step])
+    return int(generator.integers(low, high + 1))
+
+
+class RunOrder(Sampler[int]):
+    """The windows of a whole run in order: one shuffled pass after the other.
+
+    One sampler for the whole run, so that a run is one epoch and skips to any train step.
+    """
+
+    def __init__(self, windows: int, total: int, seed: int) -> None:
+        """Orders `total` draws from `windows` windows."""
+        self.windows, self.total, self.seed = windows, total, seed
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(0, self.total, self.windows):
+            generator = np.random.default_rng([_ORDER_STREAM, self.seed, start // self.windows])
+            order = generator.permutation(self.windows)[: self.total - start]
+            yield from order.tolist()
+
+
+class OuroborosTrainer(Trainer):
+    """Trainer with the smallest changes: depth, data order, held-out scores, saved state."""
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: OuroborosForCausalLM,
+        options: TrainOptions,
+        windows: PackedWindows,
+        heldout: Mapping[str, np.ndarray],
+        state_dir: Path,
+        fingerprint: Mapping[str, Any],
+        callbacks: list[TrainerCallback],
+        arguments: TrainingArguments,
+        scoring: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Prepares a run; `heldout` maps names to int64 [windows, seq] windows.
+
+        `arguments` come from `training_arguments` with the same options. `scoring` is told of
+        held-out windows scored so far and in all.
+        """
+        self.options = options
+        self.heldout = dict(heldout)
+        self.windows = windows
+        self.state_dir = state_dir
+        self.fingerprint = dict(fingerprint)
+        self.staged: Path | None = None
+        self.scoring = scoring or (lambda done, total: None)
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=windows,
+            eval_dataset=windows,  # only looked at for being there, see evaluate()
+            data_collator=collate,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        a_step = self.options.batch_size * self.options.grad_accum * self.args.world_size
+        return RunOrder(len(self.windows), self.options.train_steps * a_step, self.options.seed)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Computes the loss at the depth of this train step."""
+        depth = draw_depth(self.options.seed, self.state.global_step, *self.options.depth_range)
+        return super().compute_loss(
+            model, {**inputs, "depth": depth}, return_outputs, num_items_in_batch
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Scores the held-out text at every scored depth, and the gates on it.
+
+        The loss of the first training windows at the greatest depth is scored too: it tells
+        whether the last update went well. Where nothing is held out, the gates are theirs.
+        """
+        began = time.perf_counter()
+        model = self._unwrapped().eval()
+        prefix = scoring_prefix(model.config.pooling, self.options.seq_len)
+        count = min(SAMPLE_WINDOWS, len(self.windows))
+        sample = collate([self.windows[index] for index in range(count)])
+        sample = {name: tensor.to(self.args.device) for name, tensor in sample.items()}
+        with torch.no_grad():
+            loss = model(**sample, depth=self.options.depth_range[1]).loss
+        metrics = {"sample_loss": float(loss)}
+        ids, depths = sample["input_ids"], self.options.scored_depths
+        total = sum(len(text) for text in self.heldout.values()) * len(depths)
+        done = 0
+
+        def advance(windows: int) -> None:
+            nonlocal done
+            done += windows
+            self.scoring(done, total)
+
+        if self.heldout:
+            advance(0)
+            for depth in depths:
+                losses = [
+                    score_windows(model, text, depth, prefix, advance=advance)
+                    for text in self.heldout.values()
+                ]
+                metrics[EVAL_LOSS.format(depth=depth)] = sum(losses) / len(losses)
+            scored = [metrics[EVAL_LOSS.format(depth=depth)] for depth in depths]
+            metrics["eval_loss"] = sum(scored) / len(scored)
+            firsts = np.concatenate([text[:1] for text in self.heldout.values()])
+            ids = torch.from_numpy(firsts).to(self.args.device)
+        gates = model.gate_means(ids, depths[-1])
+        metrics |= {GATE.format(step=step): gate for step, gate in enumerate(gates, start=1)}
+        metrics["eval_seconds"] = time.perf_counter() - began
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs, and stops a run with a loss that is no number any more before that is saved."""
+        for name, value in logs.items():
+            if "loss" in name and not math.isfinite(value):
+                raise self._divergence(f"the {name.replace('_', ' ')} is {value}")
+        super().log(logs, start_time)
+
+    def _divergence(self, what: str) -> TrainingError:
+        if self.state.global_step == 0:
+            return TrainingError(f"{what} before any training; start from another checkpoint")
+        return TrainingError(
+            f"{what} at train step {self.state.global_step}; start over in another folder with a "
+            f"--learning-rate below {self.options.learning_rate:g}"
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.staged or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        for name, parameter in self._trainable().items():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._divergence(f"{name} holds NaN or infinity")
+        try:
+            self._publish_state(model, trial)
+        except (SafetensorError, RuntimeError) as error:  # theirs and torch.save's for a full disk
+            raise OSError(" ".join(str(error).split())) from error
+
+    def _publish_state(self, model: Any, trial: Any) -> None:
+        with state.stage_step(self.state_dir, self.state.global_step) as staged:
+            self.staged = staged.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.staged = None
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                written = staged.parent / f"checkpoint-{self.state.global_step}"
+                staged.rmdir()
+                written.rename(staged)
+                state.write_options(staged, self.fingerprint)
+                state.publish_step(staged, self.state_dir)
+            self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save or output_dir is None:
+            return
+        os.makedirs(output_dir, exist_ok=True)
+        tensors = {name: value.detach().contiguous() for name, value in self._trainable().items()}
+        save_file(tensors, os.path.join(output_dir, WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        saved = load_file(os.path.join(resume_from_checkpoint, WEIGHTS))
+        parameters = self._trainable()
+        if saved.keys() != parameters.keys():
+            raise TrainingError(
+                f"{resume_from_checkpoint} holds other parameters than this model trains; "
+                "start over in another folder"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name])
+
+    def _trainable(self) -> dict[str, torch.nn.Parameter]:
+        named = self._unwrapped().named_parameters()
+        return {name: p for name, p in named if p.requires_grad}
+
+    def _unwrapped(self) -> OuroborosForCausalLM:
+        return cast("OuroborosForCausalLM", self.model)
+
+
+def training_arguments(options: TrainOptions, state_dir: Path) -> TrainingArguments:
+    """Returns the arguments of a run, and joins its other processes where there are some."""
+    every = options.eval_every or options.train_steps
+    return TrainingArguments(
+        output_dir=str(state_dir),
+        max_steps=options.train_steps,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.grad_accum,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(
+            options.scheduler, options.scheduler
+        ),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        optim="adamw_torch",
+        seed=options.seed,
+        bf16=options.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=options.save_every,
+        logging_steps=max(1, options.train_steps // 2000),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        remove_unused_columns=False,
+    )

@@ -1,0 +1,465 @@
+"""The bundle's manifest: frozen dataclasses, read strictly from JSON.
+
+Every key must be there and no other may: a manifest this version does not fully understand is
+refused by the name of the first thing that is wrong, never half-read. A key that is added, removed
+or changes its meaning takes a new FORMAT_VERSION, so that an older bundle is refused as one.
+Its last key, `sha256`, is the hash of all the others (see `hash_manifest`), so that a changed
+manifest is seen as well as a changed file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+import unicodedata
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from runtime.bundle.plans import EngineSpec, check_engine_graph
+from runtime.bundle.rules import ACCURACY_LEVELS as ACCURACY_LEVELS
+from runtime.bundle.rules import (
+    INT32,
+    INT64,
+    check_depth,
+    check_engine,
+    check_model,
+    check_quantization,
+    check_tensors,
+    is_sha256,
+    shorten,
+)
+from runtime.errors import BundleError
+
+FORMAT_VERSION = 3
+MANIFEST_NAME = "manifest.json"
+POOLINGS = ("causal", "mean", "token")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+
+SPECIAL_TOKENS = ("tokenizer.bos_token", "tokenizer.eos_token")  # may be a line break
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """Dimensions of the model.
+
+    `step_bytes` and `once_bytes` are what a token reads of the weights as they are stored: in
+    every step of the loop, and in everything around it.
+    """
+
+    source: str
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    prelude: int
+    coda: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    pooling: str
+    parameters: int
+    step_bytes: int
+    once_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthSpec:
+    """The depths a bundle accepts, its default, and those the model was trained at."""
+
+    min: int
+    max: int
+    default: int
+    trained: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the graph; a dimension is a number or a name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphSpec:
+    """The ONNX file, the files that hold its large weights, and its tensors."""
+
+    file: str
+    data: tuple[str, ...]
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphsSpec:
+    """The graphs of a bundle by flavour."""
+
+    onnx: GraphSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+    """Tokenizer file, chat template and special tokens."""
+
+    file: str
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    add_bos: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSpec:
+    """Sampling used where a request names none. temperature 0 is greedy, top_k 0 is off."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationSpec:
+    """How integer weights were made, and the arithmetic that the engine runs them in.
+
+    bits: of the matrices that bear it; sensitive_bits: of those whose errors cost most, among them
+        embedding, LM head and all of the looped layer.
+    method: "rtn" (round to nearest) or "gptq".
+    calibration: sha256 of the calibration tokens; None for "rtn".
+    accuracy_level: ONNX Runtime's for MatMulNBits: 1 float32, 4 8-bit activations.
+    """
+
+    bits: int
+    sensitive_bits: int
+    block: int
+    symmetric: bool
+    method: str
+    calibration: str | None
+    accuracy_level: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ParitySpec:
+    """The bounds of the parity check, and the type of PyTorch's recorded outputs.
+
+    relative_l2: on the error against PyTorch; of a half-precision bundle, each case is also
+        allowed twice the error that PyTorch itself makes at that precision.
+    kl: in nats, on what the engine's fast arithmetic may add; None where it has none.
+    """
+
+    relative_l2: float
+    kl: float | None
+    float: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSpec:
+    """Hash and size of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSpec:
+    """The checkpoint a bundle was exported from."""
+
+    sha256: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says about itself."""
+
+    format_version: int
+    model: ModelSpec
+    depth: DepthSpec
+    precision: str
+    quantization: QuantizationSpec | None
+    graphs: GraphsSpec
+    tokenizer: TokenizerSpec
+    sampling: SamplingSpec
+    parity: ParitySpec
+    files: dict[str, FileSpec]
+    engines: tuple[EngineSpec, ...]
+    checkpoint: CheckpointSpec
+    tools: dict[str, str]
+    sha256: str
+
+    @property
+    def cache_dtype(self) -> str:
+        """The type of keys and values, such as float32."""
+        inputs = self.graphs.onnx.inputs
+        return next(t.dtype for t in inputs if t.name.startswith("past_key_values."))
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def parse(data: object) -> Manifest:
+        """Reads a manifest from JSON values.
+
+        Raises:
+            BundleError: a version, key or value that this version does not understand.
+        """
+        return parse_manifest(data)
+
+
+def parse_manifest_text(text: str | bytes) -> Manifest:
+    """Reads a manifest from the text of manifest.json.
+
+    Raises:
+        BundleError: not JSON, or not a manifest this version understands.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}") from error
+    manifest = parse_manifest(data)
+    # One bit can turn 1e-05 into 1E-05, which is the same number and another file.
+    if text not in (written := render_manifest(data), written.encode()):
+        raise _changed()
+    return manifest
+
+
+def render_manifest(data: dict[str, Any]) -> str:
+    """The text of manifest.json, to the byte."""
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def hash_manifest(data: dict[str, Any]) -> str:
+    """The sha256 of a manifest, in lower-case hexadecimal.
+
+    Args:
+        data: its JSON values; the key `sha256` is left out.
+
+    Returns:
+        The hash of its JSON with sorted keys, no spaces and non-ASCII characters escaped.
+    """
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_manifest(data: object) -> Manifest:
+    """Reads a manifest from JSON values; see `Manifest.parse`."""
+    if not isinstance(data, dict):
+        raise BundleError(f"{MANIFEST_NAME} holds a {type(data).__name__}, not an object")
+    version = data.get("format_version")
+    if version is None:
+        raise BundleError(f"{MANIFEST_NAME} has no format_version; is this an Ouroboros bundle?")
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
+        advice = "update ouroboros" if newer else "export the bundle again"
+        raise BundleError(
+            f"bundle format_version {shorten(version)} is not the {FORMAT_VERSION} that this "
+            f"version reads; {advice}"
+        )
+    manifest = typing.cast(Manifest, _read(Manifest, data, ""))
+    _check(manifest)
+    if hash_manifest(data) != manifest.sha256:
+        raise _changed()
+    return manifest
+
+
+def check_file_name(name: str) -> None:
+    """Refuses a file name that could lead out of the bundle.
+
+    Raises:
+        BundleError: absolute, with `..`, a backslash, a drive or `*` (which ONNX Runtime reads as
+            an address in memory), or not in its simplest form.
+    """
+    path = PurePosixPath(name)
+    unsafe = (
+        not path.parts
+        or path.is_absolute()
+        or str(path) != name
+        or any(part in ("..", ".") for part in path.parts)
+        or any(character in name for character in "\\:*")
+        or any(ord(character) < 32 for character in name)
+    )
+    if unsafe:
+        raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, outside the bundle")
+
+
+def _is_plain(text: str) -> bool:
+    """No control characters, which steer a terminal, and no half of a surrogate pair."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} appears twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Reads `value` as the type `kind`; `where` is its dotted name for the error message."""
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(typing.cast(type, kind), value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        for option in arguments:
+            try:
+                return _read(option, value, where)
+            except BundleError:
+                continue
+        raise _wrong(where, value, " or ".join(_type_name(option) for option in arguments))
+    if kind is type(None):
+        if value is None:
+            return None
+        raise _wrong(where, value, "null")
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(where, value, "a list")
+        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong(where, value, "an object")
+        for key in value:
+            if not _is_plain(key):
+                raise _wrong(f"a key of {where}", key, "text without control characters")
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) is int:
+        if abs(value) > 2**53:
+            raise _wrong(where, value, "a number of that size")
+        return float(value)
+    if type(value) is not kind:
+        raise _wrong(where, value, _type_name(kind))
+    if kind is str and where not in SPECIAL_TOKENS and not _is_plain(value):
+        raise _wrong(where, value, "text without control characters")
+    return value
+
+
+def _read_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong(where, value, "an object")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in hints:
+            raise BundleError(f"{MANIFEST_NAME} has the unknown key {prefix}{repr(key)[1:-1]}")
+    for field in dataclasses.fields(kind):
+        if field.name not in value:
+            raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{field.name}")
+    return kind(**{key: _read(hints[key], value[key], prefix + key) for key in value})
+
+
+def _type_name(kind: Any) -> str:
+    names = {type(None): "null", str: "a string", int: "an integer", float: "a number"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _wrong(where: str, value: object, wanted: str) -> BundleError:
+    return BundleError(f"{MANIFEST_NAME}: {where} is {shorten(value)}, not {wanted}")
+
+
+def _changed() -> BundleError:
+    return BundleError(
+        f"{MANIFEST_NAME} is damaged or was changed: its sha256 is not the one it holds; copy or "
+        "export the bundle again"
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise BundleError(f"{MANIFEST_NAME}: {message}")
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuses values that contradict each other."""
+    model = manifest.model
+    check_model(model)
+    _require(
+        model.num_layers == model.prelude + model.coda,
+        f"model.num_layers is {model.num_layers}, not prelude + coda = {model.prelude}"
+        f" + {model.coda}",
+    )
+    _require(model.pooling in POOLINGS, f"model.pooling is {model.pooling!r}, allowed: {POOLINGS}")
+    check_depth(manifest.depth)
+    for name, file in manifest.files.items():
+        check_file_name(name)
+        _require(name != MANIFEST_NAME, f"files lists {MANIFEST_NAME} itself")
+        _require(
+            is_sha256(file.sha256), f"files.{name}.sha256 is not 64 lower-case hexadecimal digits"
+        )
+        _require(
+            0 <= file.bytes <= INT64,
+            f"files.{name}.bytes is {shorten(file.bytes)}, allowed: 0..{INT64}",
+        )
+    used = [manifest.graphs.onnx.file, *manifest.graphs.onnx.data, manifest.tokenizer.file]
+    if manifest.tokenizer.chat_template is not None:
+        used.append(manifest.tokenizer.chat_template)
+    for name in used:
+        check_file_name(name)
+        _require(name in manifest.files, f"{name!r} is used but not listed under files")
+    sampling, bound = manifest.sampling, manifest.parity.relative_l2
+    _require(
+        0 <= sampling.temperature < float("inf")
+        and 0 <= sampling.top_k <= INT32
+        and 0 < sampling.top_p <= 1,
+        f"sampling needs a finite temperature >= 0, top_k in 0..{INT32} and 0 < top_p <= 1",
+    )
+    _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
+    kl = manifest.parity.kl
+    _require(kl is None or 0 < kl < 1, f"parity.kl is {kl}, allowed: above 0 and below 1, or null")
+    precision, quantization = manifest.precision, manifest.quantization
+    _require(precision in PRECISIONS, f"precision is {precision!r}, allowed: {PRECISIONS}")
+    bits = None if quantization is None else quantization.bits
+    _require(
+        {"int8": 8, "int4": 4}.get(precision) == bits,
+        f"precision {precision} with quantization of {bits} bits",
+    )
+    _require(
+        is_sha256(manifest.checkpoint.sha256),
+        "checkpoint.sha256 is not 64 lower-case hexadecimal digits",
+    )
+    onnx = manifest.graphs.onnx
+    for engine in manifest.engines:
+        _require(
+            engine.file in manifest.files, f"{engine.file!r} is used but not listed under files"
+        )
+        _require(
+            engine.depth_shape == (1,),
+            f"{engine.file} takes depth as {list(engine.depth_shape)}, not as [1]",
+        )
+        graph_files = (onnx.file, *onnx.data)
+        check_engine_graph(engine, {name: manifest.files[name].sha256 for name in graph_files})
+        check_engine(engine, manifest)
+    if quantization is not None:
+        check_quantization(quantization)
+    _require(
+        any(tensor.name.startswith("past_key_values.") for tensor in manifest.graphs.onnx.inputs),
+        "the graph has no past_key_values among its inputs",
+    )
+    check_tensors(manifest)
+    identifiers = [*manifest.tokenizer.eos_token_ids]
+    identifiers += [
+        i
+        for i in (manifest.tokenizer.bos_token_id, manifest.tokenizer.pad_token_id)
+        if i is not None
+    ]
+    for identifier in identifiers:
+        _require(
+            0 <= identifier < model.vocab_size,
+            f"tokenizer: token id {shorten(identifier)} is outside 0..{model.vocab_size - 1}",
+        )

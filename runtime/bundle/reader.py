@@ -1,0 +1,169 @@
+"""Bundles on disk: opening one verifies every file it lists before any is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from runtime.bundle.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    FileSpec,
+    Manifest,
+    check_file_name,
+    hash_manifest,
+    parse_manifest,
+    parse_manifest_text,
+    render_manifest,
+)
+from runtime.errors import BundleError
+
+CASES_NAME = "cases.safetensors"
+MANIFEST_BYTES_LIMIT = 16 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A verified bundle: its directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest lists, so that its hash was verified.
+
+        Raises:
+            BundleError: the manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"the bundle {self.path} holds no {name}; export it again")
+        return self.path / name
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file in lower-case hexadecimal, read in a stream."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Reads the manifest of a bundle; its files are not looked at.
+
+    Raises:
+        BundleError: no directory, no manifest, or one that this version does not understand.
+    """
+    directory = Path(path)
+    if not directory.exists():
+        raise BundleError(f"no bundle at {directory}; make one with `ouro export CHECKPOINT OUT`")
+    if not directory.is_dir():
+        raise BundleError(f"{directory} is a file; a bundle is a directory with {MANIFEST_NAME}")
+    file = directory / MANIFEST_NAME
+    if not file.is_file():
+        raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}")
+    try:
+        if file.stat().st_size > MANIFEST_BYTES_LIMIT:
+            raise BundleError(f"{file} is larger than {MANIFEST_BYTES_LIMIT} bytes")
+        return parse_manifest_text(file.read_bytes())
+    except OSError as error:
+        raise BundleError(f"cannot read {file}: {error.strerror}") from error
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Opens a bundle and verifies the existence, size and sha256 of every file it lists.
+
+    Files that the manifest does not list are left alone and never used.
+
+    Args:
+        path: the bundle's directory.
+
+    Raises:
+        BundleError: not a bundle, an unknown version, a missing or a changed file.
+    """
+    manifest = read_manifest(path)
+    directory = Path(path)
+    for name, spec in manifest.files.items():
+        verify_file(directory, name, spec)
+    return Bundle(directory, manifest)
+
+
+def verify_file(directory: Path, name: str, spec: FileSpec) -> None:
+    """Compares one file with the manifest.
+
+    Raises:
+        BundleError: it is missing, leads out of the bundle, or differs by as much as a bit.
+    """
+    check_file_name(name)
+    file = directory / name
+    try:
+        if not file.resolve().is_relative_to(directory.resolve()):
+            raise BundleError(f"{file} is a link out of the bundle; copy the file in its place")
+        if not file.is_file():
+            raise BundleError(f"the bundle {directory} lacks {name}; copy or export it again")
+        size = file.stat().st_size
+        if size != spec.bytes:
+            raise BundleError(
+                f"{file} has {size} bytes, its manifest says {spec.bytes}; copy or export it again"
+            )
+        digest = hash_file(file)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise BundleError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
+    if digest != spec.sha256:
+        raise BundleError(
+            f"{file} is damaged or was changed: sha256 {digest[:12]}..., its manifest says "
+            f"{spec.sha256[:12]}...; copy or export it again"
+        )
+
+
+def write_manifest(directory: Path, **fields: object) -> Manifest:
+    """Hashes every file in a directory and writes its manifest.json.
+
+    Args:
+        directory: the bundle, complete but for its manifest.
+        **fields: every key of the manifest but `format_version`, `files` and `sha256`, each as
+            JSON values or as the dataclass of runtime.bundle.manifest.
+
+    Returns:
+        The manifest, read back as `open_bundle` reads it.
+
+    Raises:
+        BundleError: a field is missing, unknown or wrong; or the directory holds a manifest.json of
+            something else, which would be lost.
+        OSError: the file can't be written; what was there is unchanged.
+    """
+    target = directory / MANIFEST_NAME
+    if os.path.lexists(target) and not _is_ours(target):
+        raise BundleError(
+            f"{target} is not a bundle's, so it is left alone; give another directory"
+        )
+    files = {}
+    for file in sorted(directory.rglob("*")):
+        name = file.relative_to(directory).as_posix()
+        if file.is_file() and name != MANIFEST_NAME:
+            files[name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
+    plain = json.loads(json.dumps(fields, default=_to_json, allow_nan=False))
+    data = {"format_version": FORMAT_VERSION, **plain, "files": files}
+    data["sha256"] = hash_manifest(data)
+    manifest = parse_manifest(data)
+    staged = directory / f".{MANIFEST_NAME}.{os.getpid()}"
+    try:
+        staged.write_text(render_manifest(data), encoding="utf-8")
+        staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)
+    return manifest
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        return "format_version" in json.loads(file.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _to_json(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written to {MANIFEST_NAME}")

@@ -1,0 +1,192 @@
+"""What a manifest may say, and which of its parts must agree: bounds and contradictions.
+
+Whoever writes a bundle can also write its hashes: what is refused here would otherwise end in an
+error deep inside numpy, or in an engine that is fed what its graph does not take.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from runtime.bundle.manifest import DepthSpec, Manifest, ModelSpec, QuantizationSpec
+    from runtime.bundle.plans import EngineSpec, RangeSpec
+
+ACCURACY_LEVELS = (1, 4)  # ONNX Runtime's for MatMulNBits: float32, 8-bit activations
+MAX_DEPTH = 4096  # the most that a checkpoint's configuration allows
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+MAX_OPSET = 1000  # ONNX is at 24; ONNX Runtime says which it takes
+# Least and most; far above any model there is, far below what overflows.
+MODEL_BOUNDS = {
+    "hidden_size": (1, 2**20),
+    "num_layers": (0, 2**16),
+    "prelude": (0, 2**16),
+    "coda": (0, 2**16),
+    "num_attention_heads": (1, 2**16),
+    "num_key_value_heads": (1, 2**16),
+    "head_dim": (1, 2**16),
+    "vocab_size": (1, 2**24),
+    "max_position_embeddings": (1, INT32),
+    "parameters": (1, INT64),
+    "step_bytes": (1, INT64),
+    "once_bytes": (1, INT64),
+}
+CACHE_DTYPES = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "int8": "float32",
+    "int4": "float32",
+}
+
+
+def check_model(model: ModelSpec) -> None:
+    """Refuses dimensions that no model has.
+
+    Raises:
+        BundleError: one is outside its bounds.
+    """
+    for name, (least, most) in MODEL_BOUNDS.items():
+        value = getattr(model, name)
+        if value < least:
+            _refuse(f"model.{name} is {shorten(value)}, allowed: {least} or more")
+        if value > most:
+            _refuse(f"model.{name} is {shorten(value)}, allowed: at most {most}")
+
+
+def check_depth(depth: DepthSpec) -> None:
+    """Refuses depths that no checkpoint has.
+
+    Raises:
+        BundleError: a range without its default, or a depth outside 1..4096.
+    """
+    if not (depth.min == 1 and depth.min <= depth.default <= depth.max):
+        _refuse(
+            f"depth range {shorten(depth.min)}..{shorten(depth.max)} with default "
+            f"{shorten(depth.default)} is not 1 <= default <= max"
+        )
+    if depth.max > MAX_DEPTH:
+        _refuse(f"depth.max is {shorten(depth.max)}, allowed: at most {MAX_DEPTH}")
+    for value in depth.trained:
+        if not 1 <= value <= MAX_DEPTH:
+            side = "below 1" if value < 1 else f"above {MAX_DEPTH}"
+            _refuse(f"depth.trained holds a depth {side}")
+
+
+def check_quantization(spec: QuantizationSpec) -> None:
+    """Refuses what `ouro export` can't have done.
+
+    Raises:
+        BundleError: a value that is not allowed.
+    """
+    allowed: dict[str, tuple[object, ...]] = {
+        "bits": (4, 8),
+        "sensitive_bits": (4, 8),
+        "block": (32, 64, 128),
+        "method": ("rtn", "gptq"),
+        "accuracy_level": ACCURACY_LEVELS,
+    }
+    for name, values in allowed.items():
+        value = getattr(spec, name)
+        if value not in values:
+            listed = ", ".join(map(str, values))
+            _refuse(f"quantization.{name} is {shorten(value)}, allowed: {listed}")
+    if spec.method == "rtn" and spec.calibration is not None:
+        _refuse("quantization.calibration is given, method rtn has none")
+    if spec.method == "gptq" and not is_sha256(spec.calibration or ""):
+        _refuse("quantization.calibration is not 64 lower-case hexadecimal digits, as gptq needs")
+
+
+def check_tensors(manifest: Manifest) -> None:
+    """Refuses a model whose dimensions or precision are not those of its graph's tensors.
+
+    Raises:
+        BundleError: they contradict each other.
+    """
+    model, graph = manifest.model, manifest.graphs.onnx
+    if not 1 <= graph.opset <= MAX_OPSET:
+        _refuse(f"graphs.onnx.opset is {shorten(graph.opset)}, allowed: 1..{MAX_OPSET}")
+    wanted = CACHE_DTYPES[manifest.precision]
+    for tensor in (*graph.inputs, *graph.outputs):
+        said: dict[int, str] = {}  # dimensions, counted from the end
+        for size in tensor.shape:
+            if isinstance(size, int) and not 0 < size <= INT64:
+                _refuse(f"the graph's {tensor.name} has a dimension of {shorten(size)}")
+        if tensor.name.startswith(("past_key_values.", "new_key_values.")):
+            said = {-3: "num_key_value_heads", -1: "head_dim"}
+            if tensor.dtype != wanted:
+                _refuse(
+                    f"precision {manifest.precision} keeps keys and values in {wanted}, the "
+                    f"graph's {tensor.name} is {tensor.dtype!r}"
+                )
+        elif tensor.name == "logits":
+            said = {-1: "vocab_size"}
+        elif tensor.name in ("past_pool_sum", "pool_sum"):
+            said = {-1: "hidden_size"}
+        for place, name in said.items():
+            if len(tensor.shape) < -place:
+                _refuse(f"the graph's {tensor.name} has only {len(tensor.shape)} dimensions")
+            size, value = tensor.shape[place], getattr(model, name)
+            if isinstance(size, int) and size != value:
+                _refuse(f"model.{name} is {value}, the graph's {tensor.name} has {shorten(size)}")
+
+
+def check_engine(engine: EngineSpec, manifest: Manifest) -> None:
+    """Refuses a plan that can't be this bundle's, or whose profiles are none.
+
+    Raises:
+        BundleError: a file of another use, another precision, a profile without sense.
+    """
+    graph, tokenizer = manifest.graphs.onnx, manifest.tokenizer
+    others = {graph.file, *graph.data, tokenizer.file, tokenizer.chat_template}
+    others |= {"tokenizer_config.json", "cases.safetensors", "LICENSE", "ATTRIBUTION"}
+    if engine.file in others:
+        _refuse(f"the plan {engine.file!r} is another file of the bundle's")
+    if engine.precision != manifest.precision:
+        _refuse(
+            f"{engine.file} has the precision {engine.precision!r}, the bundle "
+            f"{manifest.precision!r}"
+        )
+    if not engine.profiles:
+        _refuse(f"{engine.file} has no profile")
+    ranks = {tensor.name: len(tensor.shape) for tensor in graph.inputs}
+    for profile in engine.profiles:
+        where = f"{engine.file}, profile {profile.name!r}"
+        for one in (*profile.shapes, *profile.values):
+            if one.name not in ranks:
+                _refuse(f"{where}: the graph has no input {one.name!r}")
+            _check_range(one, where)
+        for one in profile.shapes:
+            if len(one.max) != ranks[one.name]:
+                _refuse(
+                    f"{where}: {one.name} has {len(one.max)} dimensions, the graph's has "
+                    f"{ranks[one.name]}"
+                )
+
+
+def _check_range(one: RangeSpec, where: str) -> None:
+    if not len(one.min) == len(one.opt) == len(one.max):
+        _refuse(f"{where}: min, opt and max of {one.name} differ in length")
+    for low, best, high in zip(one.min, one.opt, one.max, strict=True):
+        if not 0 <= low <= best <= high <= INT64:
+            _refuse(
+                f"{where}: {one.name} goes from {shorten(low)} by {shorten(best)} to "
+                f"{shorten(high)}, not 0 <= min <= opt <= max"
+            )
+
+
+def is_sha256(text: str) -> bool:
+    """64 lower-case hexadecimal digits."""
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def shorten(value: object) -> str:
+    """A value as Python writes it, cut to 60 characters."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _refuse(message: str) -> NoReturn:
+    raise BundleError(f"manifest.json: {message}")

@@ -1,0 +1,1 @@
+"""Requests, the cache, and the loop that turns logits into tokens."""

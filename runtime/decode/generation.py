@@ -1,0 +1,163 @@
+"""The loop that turns logits into tokens and text, for one sequence or a batch of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.decode.decoder import Decoder
+from runtime.decode.sampling import Sampling, sample
+from runtime.text.codec import Codec
+from runtime.text.stop_strings import StopScanner, write_specials
+from runtime.text.stream import TextStream
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One finished sequence.
+
+    Attributes:
+        text: the text of the new tokens, up to a stop string: what `Engine.detokenize` gives for
+            prompt and new tokens, without what it gives for the prompt.
+        tokens: the new tokens, an end-of-text token included.
+        prompt_tokens: tokens fed before the first new one.
+        finish_reason: "stop" (a stop string), "length", "eos" or "cancelled".
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    finish_reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One token of a stream.
+
+    Attributes:
+        text: the text that is complete with this token; often a word, sometimes empty.
+        token: its id; None in the piece that reports a cancellation.
+        finish_reason: as in Generation on the last piece, None before it.
+    """
+
+    text: str
+    token: int | None
+    finish_reason: str | None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Row:
+    """One sequence being generated."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        sampling: Sampling,
+        generator: np.random.Generator,
+        stops: Sequence[str],
+        eos: Sequence[int],
+        most: int,
+    ) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self._codec = codec
+        self._full = ""  # the settled text of every token
+        self._specials: list[tuple[int, str]] = []  # place in it, and what stands there
+        self._sampling, self._generator = sampling, generator
+        self._stops = tuple(stops)
+        self._stream, self._scanner = TextStream(codec), StopScanner(stops)
+        self._eos, self._most = frozenset(eos), most
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Tells the tokens before the first new one, which the text of the new ones needs."""
+        self._stream = TextStream(self._codec, prompt)
+
+    @property
+    def spoken(self) -> str:
+        """The text of every token, special tokens and what follows a stop string included."""
+        return write_specials(self._full + self._stream.pending, self._specials)
+
+    def take(self, logits: NDArray[Any]) -> Piece:
+        """Chooses the next token from float32 [V] and returns it with its text."""
+        token = sample(logits, self._sampling, self._generator)
+        self.tokens.append(token)
+        special = self._codec.special(token)
+        if token in self._eos:
+            return self._finish("eos", token, "", special)
+        shown = self._scan(self._stream.push(token), special)
+        if self._scanner.found:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self._most:
+            return self._finish("length", token, shown)
+        self.text += shown
+        return Piece(shown, token, self.finish_reason)
+
+    def cancel(self) -> Piece:
+        """Ends the sequence before its next token."""
+        return self._finish("cancelled", None, "")
+
+    def result(self, prompt_tokens: int) -> Generation:
+        """The sequence, once it has ended."""
+        return Generation(self.text, self.tokens, prompt_tokens, self.finish_reason or "cancelled")
+
+    def _scan(self, piece: str, special: str | None) -> str:
+        """What may be shown after a piece of text and a special token, if there is one."""
+        self._full += piece
+        if special is None and not self._stops:
+            return piece  # what is pending may take decoding everything: only where it is needed
+        pending = self._stream.pending
+        if special is not None:
+            self._specials.append((len(self._full) + len(pending), special))
+        return self._scanner.push(piece, pending, special)
+
+    def _finish(
+        self, reason: str, token: int | None, shown: str, special: str | None = None
+    ) -> Piece:
+        """Ends the sequence with the text still held back, which may complete a stop string."""
+        shown += self._scan(self._stream.flush(), special)
+        if self._scanner.found:
+            reason = "stop"
+        else:
+            shown += self._scanner.flush()
+        self.finish_reason = reason
+        self.text += shown
+        return Piece(shown, token, reason)
+
+
+def decode(
+    decoder: Decoder,
+    logits: NDArray[Any],
+    rows: Sequence[Row],
+    cancelled: Callable[[], bool],
+) -> Iterator[list[Piece | None]]:
+    """Generates until every row has ended.
+
+    The last token of a row is not fed: the cache ends with the token before it.
+
+    Args:
+        decoder: its prompt fed.
+        logits: float32 [batch, V], of the last position of the prompt.
+        rows: one a sequence.
+        cancelled: asked before every token.
+
+    Yields:
+        After every token, a piece a row; None for a row that had ended before.
+    """
+    while True:
+        if cancelled():
+            yield [None if row.finish_reason else row.cancel() for row in rows]
+            return
+        yield [
+            None if row.finish_reason else row.take(row_logits)
+            for row, row_logits in zip(rows, logits, strict=True)
+        ]
+        if all(row.finish_reason for row in rows):
+            return
+        logits = decoder.step([row.tokens[-1] for row in rows])

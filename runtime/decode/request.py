@@ -1,0 +1,237 @@
+"""Checks what a caller asks of an engine, before anything runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.memory import Backend
+from runtime.bundle.manifest import DepthSpec, Manifest
+from runtime.errors import EngineError
+from runtime.text.codec import Codec
+
+Prompt = str | Sequence[int] | np.ndarray[Any, Any]
+Cancel = threading.Event | Callable[[], bool] | None
+
+
+def is_batch(prompt: object) -> bool:
+    """Whether a prompt is a batch: a list of texts or of lists of ids, or a 2-D array.
+
+    Raises:
+        EngineError: an empty list, or one that mixes kinds.
+    """
+    if isinstance(prompt, str):
+        return False
+    if isinstance(prompt, np.ndarray):
+        if prompt.ndim not in (1, 2):
+            raise EngineError(f"a prompt array has {prompt.ndim} dimensions; allowed: 1 or 2")
+        if len(prompt) == 0:
+            raise EngineError("empty prompt; give at least one token")
+        return prompt.ndim == 2
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise EngineError(
+            f"a prompt of type {type(prompt).__name__} is not allowed; give a text, a list of "
+            "token ids, or a list of those"
+        )
+    if len(prompt) == 0:
+        raise EngineError("empty prompt; give at least one token")
+    plain = [isinstance(item, int | np.integer) for item in prompt]
+    if any(plain) and not all(plain):
+        raise EngineError("a prompt mixes token ids with other things; give only ids or only texts")
+    return not plain[0]
+
+
+def encode_prompt(
+    prompt: object, codec: Codec, manifest: Manifest, first: bool = True
+) -> list[int]:
+    """Token ids of one prompt.
+
+    Args:
+        prompt: a text or token ids.
+        codec: the bundle's tokenizer.
+        manifest: knows the vocabulary.
+        first: the prompt begins a sequence.
+
+    Raises:
+        EngineError: empty, of a wrong type, or an id outside the vocabulary.
+    """
+    if isinstance(prompt, str):
+        ids = codec.encode(prompt, first) if prompt else []
+    else:
+        if is_batch(prompt):
+            raise EngineError("one prompt is expected here, a batch was given")
+        ids = check_ids(prompt, manifest)
+    if not ids:
+        raise EngineError("empty prompt; give at least one token")
+    # The tokenizer may know added tokens that the model has no row for.
+    for token in ids:
+        _check_id(token, manifest)
+    return ids
+
+
+def check_ids(ids: object, manifest: Manifest) -> list[int]:
+    """Token ids as plain integers, possibly none.
+
+    Raises:
+        EngineError: not a sequence of ids of the vocabulary.
+    """
+    if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, str | bytes | bytearray):
+        raise EngineError(f"{ids!r:.60} is not a list of token ids")
+    return [int(token) for token in ids if _check_id(token, manifest)]
+
+
+def check_length(prompt: int, new: int, manifest: Manifest, backend: Backend) -> None:
+    """Refuses what does not fit in the model's positions or in the backend's cache.
+
+    Args:
+        prompt: tokens before generation starts.
+        new: tokens to generate, 0 for none.
+        manifest: knows the model's limit.
+        backend: knows its own, which a TensorRT plan sets when it is built.
+
+    Raises:
+        EngineError: naming both numbers and the limit.
+    """
+    positions = manifest.model.max_position_embeddings
+    most = min(positions, backend.max_slots)
+    whose, cure = f"the model's {positions} positions", ""
+    if most < positions:
+        whose = f"the {most} that this bundle's plan holds (the model has {positions} positions)"
+        cure = ", or export again with a larger --max-seq"
+    if prompt > most:
+        raise EngineError(f"a prompt of {prompt} tokens is longer than {whose}; shorten it{cure}")
+    if prompt + new > most:
+        raise EngineError(
+            f"{prompt} tokens and max_new_tokens={new} pass {whose}; "
+            f"allowed here: max_new_tokens up to {most - prompt}{cure}"
+        )
+
+
+def check_batch(rows: int, backend: Backend) -> None:
+    """Refuses more sequences at once than the backend takes.
+
+    Args:
+        rows: of the batch.
+        backend: knows the most, which a TensorRT plan sets when it is built.
+
+    Raises:
+        EngineError: naming both.
+    """
+    if backend.max_batch is not None and rows > backend.max_batch:
+        raise EngineError(
+            f"{rows} sequences at once, this bundle's plan takes up to {backend.max_batch}; give "
+            f"fewer at a time, or export again with --max-batch {rows}"
+        )
+
+
+def check_max_new_tokens(value: object) -> int:
+    """A number of tokens to generate.
+
+    Raises:
+        EngineError: not a whole number of 1 or more.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1:  # type: ignore[operator]
+        raise EngineError(f"max_new_tokens={value!r} is not allowed; a whole number of 1 or more")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
+    """The depth of every row.
+
+    Args:
+        depth: one number for all rows, one a row, or None for the bundle's default.
+        rows: how many rows there are.
+        spec: the bundle's range.
+
+    Raises:
+        EngineError: a depth outside the bundle's range, or a wrong number of them.
+    """
+    depths = _one_a_row(spec.default if depth is None else depth, rows, "depths")
+    for value in depths:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise EngineError(
+                f"depth={value!r} is not a whole number; allowed: {spec.min}..{spec.max}"
+            )
+        if not spec.min <= value <= spec.max:
+            advice = f"; re-export with --max-depth {value}" if value > spec.max else ""
+            raise EngineError(
+                f"depth={value} is outside this bundle's range {spec.min}..{spec.max}{advice}"
+            )
+    return [int(value) for value in depths]
+
+
+def check_stops(stop: object) -> tuple[str, ...]:
+    """Stop strings: one, several, or None.
+
+    Raises:
+        EngineError: not text, or empty text.
+    """
+    if stop is None:
+        return ()
+    several = isinstance(stop, Sequence) and not isinstance(stop, str)
+    stops: tuple[Any, ...] = tuple(stop) if several else (stop,)  # type: ignore[arg-type]
+    for text in stops:
+        if not isinstance(text, str) or not text:
+            raise EngineError(f"stop={text!r} is not allowed; a text that is not empty")
+    return stops
+
+
+def check_seeds(seed: object, rows: int) -> list[Any]:
+    """One seed a row: a single number seeds each row alike, so that a row equals itself alone.
+
+    Raises:
+        EngineError: a wrong number of seeds.
+    """
+    return _one_a_row(seed, rows, "seeds")
+
+
+def _one_a_row(value: object, rows: int, name: str) -> list[Any]:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+        return [value] * rows
+    if len(value) != rows:
+        raise EngineError(f"{len(value)} {name} were given for {rows} prompts; one a prompt")
+    return list(value)
+
+
+def make_cancelled(cancel: object) -> Callable[[], bool]:
+    """A function that tells whether to stop, from an event, a function or None.
+
+    Raises:
+        EngineError: something else.
+    """
+    if cancel is None:
+        return _never
+    if isinstance(cancel, threading.Event):
+        return cancel.is_set
+    if callable(cancel):
+        return cancel
+    raise EngineError("cancel is neither a threading.Event nor a function that returns a bool")
+
+
+def _never() -> bool:
+    return False
+
+
+def _check_id(token: object, manifest: Manifest) -> bool:
+    size = manifest.model.vocab_size
+    if isinstance(token, bool) or not isinstance(token, int | np.integer):
+        raise EngineError(f"{token!r:.60} is not a token id; allowed: 0..{size - 1}")
+    if not 0 <= token < size:
+        raise EngineError(f"token id {token} is outside the vocabulary 0..{size - 1}")
+    return True
+
+
+def is_conversation(prompt: object) -> bool:
+    """Whether a prompt is a conversation: a list of messages."""
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and len(prompt) > 0
+        and all(isinstance(message, Mapping) for message in prompt)
+    )

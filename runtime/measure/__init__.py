@@ -1,0 +1,1 @@
+"""Speed and held-out loss of an engine."""

@@ -1,0 +1,1 @@
+"""Does an engine compute what PyTorch computed? Recorded cases, replayed and compared."""

@@ -1,0 +1,1 @@
+"""Tokens and text: codec, stream, stop strings, chat."""

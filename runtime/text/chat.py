@@ -1,0 +1,204 @@
+"""Renders a bundle's chat template the way Hugging Face does.
+
+Source: transformers 5.23, utils/chat_template_utils.py (the same jinja environment and helpers).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle.reader import Bundle
+from runtime.errors import BundleError, EngineError
+
+Message = Mapping[str, Any]
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+MOST_SOURCE = 2**20  # characters of a template; real ones have some thousand
+REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class ChatTemplate:
+    """A compiled chat template."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Compiles a template.
+
+        Args:
+            source: the template.
+            special_tokens: names that it may use, such as bos_token, and their texts.
+
+        Raises:
+            BundleError: it is no Jinja template, or too large or too deep for one.
+        """
+        from runtime.text.chat_sandbox import ChatEnvironment
+
+        self._special_tokens = dict(special_tokens)
+        if len(source) > MOST_SOURCE:
+            raise BundleError(
+                f"the chat template is not valid: it has {len(source)} characters, "
+                f"allowed: up to {MOST_SOURCE}"
+            )
+        try:
+            self._template = ChatEnvironment().compile_bounded(source)
+        # A template is a stranger's program: Jinja and Python's compiler raise whatever they meet.
+        except Exception as error:
+            raise BundleError(f"the chat template is not valid: {_line(error)}") from error
+
+    def prove(self) -> None:
+        """Renders a short conversation, which a template may refuse but must not run away with.
+
+        Raises:
+            BundleError: it calls itself without an end, or makes more than a template may.
+        """
+        from runtime.text.chat_sandbox import TooMuchError
+
+        try:
+            self.render([{"role": "user", "content": "Hi"}])
+        except EngineError as error:
+            cause = error.__cause__
+            if isinstance(cause, TooMuchError | RecursionError | MemoryError | OverflowError):
+                raise BundleError(f"the chat template can't be used: {_line(cause)}") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The prompt of a conversation.
+
+        Args:
+            messages: each with "role" and "content", or what the template takes in its place.
+            add_generation_prompt: end with the beginning of the assistant's turn.
+            tools: JSON schemas of functions that the model may call.
+            documents: texts to answer from.
+
+        Raises:
+            EngineError: the template refuses the conversation, or does more than it may.
+        """
+        from runtime.text.chat_sandbox import MOST_TURNS, TURNS
+
+        try:
+            return str(
+                self._template.render(
+                    {
+                        **self._special_tokens,
+                        "messages": [_prepare(message) for message in messages],
+                        "tools": _plain(tools),
+                        "documents": _plain(documents),
+                        "add_generation_prompt": add_generation_prompt,
+                        TURNS: [MOST_TURNS],
+                    }
+                )
+            )
+        except Exception as error:  # whatever a stranger's program runs into
+            raise EngineError(f"the chat template refused: {_line(error)}") from error
+
+
+def load_chat_template(bundle: Bundle) -> ChatTemplate:
+    """The chat template of a bundle.
+
+    Raises:
+        EngineError: the bundle has none.
+        BundleError: it is not a valid template.
+    """
+    spec = bundle.manifest.tokenizer
+    if spec.chat_template is None:
+        raise EngineError("this bundle has no chat template; leave out chat / --chat")
+    file = bundle.file(spec.chat_template)
+    try:
+        source = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{file} is not UTF-8 text") from error
+    tokens = {"bos_token": spec.bos_token, "eos_token": spec.eos_token}
+    named = {name: token for name, token in tokens.items() if token}
+    return ChatTemplate(source, {**_read_special_tokens(bundle), **named})
+
+
+def _read_special_tokens(bundle: Bundle) -> dict[str, str]:
+    """Every special token that the tokenizer has a name for, as templates may use them."""
+    if TOKENIZER_CONFIG not in bundle.manifest.files:
+        return {}
+    file = bundle.file(TOKENIZER_CONFIG)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{file} is not JSON: {_line(error)}") from error
+    if not isinstance(config, dict):
+        raise BundleError(f"{file} holds a {type(config).__name__}, not an object")
+    own = config.get("model_specific_special_tokens")
+    extra = config.get("extra_special_tokens")
+    values = {
+        **{name: value for name, value in config.items() if name.endswith("_token")},
+        **(own if isinstance(own, dict) else {}),
+        **(extra if isinstance(extra, dict) else {}),
+    }
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def check_messages(prompt: object) -> list[dict[str, Any]]:
+    """A conversation from a user's text or a list of messages.
+
+    Raises:
+        EngineError: something else, or nothing.
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes) or not prompt:
+        raise EngineError("chat takes a text or a list of messages, each with role and content")
+    for message in prompt:
+        known = message if isinstance(message, Mapping) else {}
+        said = [name for name, value in known.items() if name != "role" and value is not None]
+        if not isinstance(known.get("role"), str) or not (said or "content" in known):
+            raise EngineError(
+                f"{message!r:.60} is not a message; it needs role and content (or tool_calls)"
+            )
+    return [dict(message) for message in prompt]
+
+
+def _prepare(message: Message) -> dict[str, Any]:
+    """A message as templates get it: no keys without a value, reasoning under its usual names."""
+    plain = {name: _plain(value) for name, value in message.items() if value is not None}
+    reasoning = next((plain[name] for name in REASONING if plain.get(name) is not None), None)
+    if reasoning is None:
+        return plain
+    return {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, so that a template gets no object with methods of its own."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return str.__str__(value)
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case Mapping():
+            return {_plain(key): _plain(item) for key, item in value.items()}
+        case tuple():
+            return tuple(_plain(item) for item in value)
+        case list():
+            return [_plain(item) for item in value]
+        case _:
+            return f"<{type(value).__name__}>"
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it calls itself, or is nested, too deep"
+    return " ".join(str(error).split())[:200] or type(error).__name__

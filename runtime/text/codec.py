@@ -1,0 +1,116 @@
+"""Text to tokens and back: the bundle's tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from runtime.bundle.reader import Bundle
+from runtime.errors import BundleError, EngineError
+from runtime.text.stop_strings import StopScanner as StopScanner
+from runtime.text.stream import TextStream as TextStream
+from runtime.text.stream import Unsettled, find_unsettled
+
+# Text to put before a continuation: tokenizers join few things to at least one of these.
+ANCHORS = ("\n", "a", ".", "0")
+CONTINUED = 32  # tokens before a continuation that are encoded along
+
+
+class Codec:
+    """The bundle's tokenizer. Safe to use from several threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        from tokenizers import Tokenizer
+
+        spec = bundle.manifest.tokenizer
+        file = bundle.file(spec.file)
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise BundleError(f"{file} is not a tokenizer: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._first = [spec.bos_token_id] if spec.add_bos and spec.bos_token_id is not None else []
+
+    def encode(self, text: str, first: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: special tokens written out in it become their ids.
+            first: begins a sequence, so the model's begin-of-text token goes before it, if the
+                model has one.
+
+        Raises:
+            EngineError: it holds half a surrogate pair, as a command line that is not UTF-8 does.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise EngineError(
+                f"the text holds {text[error.start]!r} at character {error.start}, which is no "
+                "Unicode character; give text that is UTF-8"
+            ) from error
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [*self._first, *ids] if first else list(ids)
+
+    def encode_after(self, before: Sequence[int], text: str) -> list[int]:
+        """Token ids of a text that continues a sequence.
+
+        Where the sequence and the text, encoded as one, begin with the sequence's own tokens, the
+        rest of them; else the tokens that the text has in the middle of another, so that no space
+        or begin-of-word mark comes in between.
+
+        Args:
+            before: the sequence so far, not empty.
+            text: what goes on.
+
+        Raises:
+            EngineError: as `encode`.
+        """
+        plain = self.encode(text, first=False)
+        last = list(before[-CONTINUED:])
+        said = self.decode(last, skip_special_tokens=False)
+        known = self.encode(said, first=False)
+        whole = self.encode(said + text, first=False)
+        if known and known[-1] == last[-1] and whole[: len(known)] == known:
+            return whole[len(known) :]
+        found = []
+        for anchor in ANCHORS:
+            known = self.encode(anchor, first=False)
+            whole = self.encode(anchor + text, first=False)
+            if known and whole[: len(known)] == known:
+                shown = self.decode(known, skip_special_tokens=False)
+                if self.decode(whole, skip_special_tokens=False) == shown + text:
+                    return whole[len(known) :]
+                found.append(whole[len(known) :])
+        return [*found, plain][0]
+
+    @cached_property
+    def unsettled(self) -> Unsettled:
+        """What of a decoded text later tokens may still change."""
+        decoder = self._tokenizer.decoder
+        vocabulary = range(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        return find_unsettled(
+            None if decoder is None else json.loads(decoder.__getstate__()),
+            self._tokenizer.token_to_id,
+            next((token for token in vocabulary if not self.skips(token)), None),
+        )
+
+    def special(self, token: int) -> str | None:
+        """How a special token is written; None for any other token."""
+        return self._specials.get(token)
+
+    def skips(self, token: int) -> bool:
+        """Whether `decode` leaves a token out: a special one, or one the tokenizer lacks."""
+        return token in self._specials or self._tokenizer.id_to_token(token) is None
+
+    @cached_property
+    def _specials(self) -> dict[int, str]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {number: token.content for number, token in added.items() if token.special}
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))

@@ -1,0 +1,109 @@
+"""The GPU benchmark on the CPU: it must not be found broken only on a rented GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import gpu
+from bench.gpu_report import describe_device, result_name
+from bench.measure import time_torch
+from export.errors import ExportError
+from ouroboros import load_checkpoint
+from runtime.measure.speed import DecodeTiming
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
+
+SMALL = ["--backends", "cpu", "--torch-device", "cpu", "--depths", "1", "2", "--batches", "2"]
+SMALL += ["--contexts", "8", "--rounds", "1", "--tokens", "3", "--precisions", "fp32"]
+
+
+@pytest.mark.slow
+def test_every_row_is_measured_and_written(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = ["--work", str(tmp_path / "work"), "--json", "--results", str(tmp_path / "results")]
+    gpu.main([str(tiny_checkpoint), *SMALL, *folders])
+    (file,) = (tmp_path / "results").iterdir()
+    figures = json.loads(file.read_text())
+    (checked,) = figures["parity"]
+    assert (checked["precision"], checked["verdict"]) == ("fp32", "PASS")
+    assert checked["worst_relative_l2"] < 1e-5
+    subjects = [(row["subject"], row["depth"]) for row in figures["speed"]]
+    assert subjects == [
+        (name, depth) for depth in (1, 2) for name in ("cpu", "pytorch fp32", "pytorch fp16")
+    ]
+    for row in figures["speed"]:
+        assert row["tokens_per_s"] == pytest.approx(2000 / row["decode_ms"], rel=0.01)
+        assert row["prefill_tokens_per_s"] > 0
+        assert 0 <= row["engine_overhead"] < 1
+    printed = capsys.readouterr().out
+    assert "worst relative L2" in printed
+    assert "pytorch fp16" in printed
+    assert "onnxruntime 1." in printed
+
+
+def test_what_cannot_run_is_a_row_with_its_reason(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ["--work", str(tmp_path), "--depths", "99"]
+    gpu.main([str(tiny_checkpoint), *SMALL, *folder])
+    printed = capsys.readouterr().out
+    assert "fp32  cpu      ERROR      --max-depth 99 is outside 1..8" in printed
+
+
+def test_plan_that_was_refused_is_a_row_with_its_reason(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(checkpoint: Path, out: Path, *, format: str, **options: Any) -> None:
+        if format == "trt":
+            raise ExportError("9.0 is not one of TensorRT for RTX")
+        shutil.copytree(tiny_bundle, out)
+
+    monkeypatch.setattr("export.export_bundle", export, raising=False)
+    shapes = [gpu.Shape(depth=1, batch=1, context=8)]
+    backends, said = ["cpu", "trt"], list[str]()
+    parity, speeds = gpu.bench_gpu(
+        tmp_path, tmp_path / "work", ["fp32"], backends, shapes, 1, 3, None, said.append
+    )
+    assert [(row.backend, row.verdict, row.reason) for row in parity] == [
+        ("cpu", "PASS", ""),
+        ("trt", "ERROR", "9.0 is not one of TensorRT for RTX"),
+    ]
+    assert [row.subject for row in speeds] == ["cpu"]
+
+
+def test_medians_are_over_all_turns() -> None:
+    timings = [DecodeTiming([0.1, 0.3], [0.1, 0.15], 2.0), DecodeTiming([0.2], [0.2], 4.0)]
+    row = gpu.summarise("fp32", "cuda", gpu.Shape(1, 4, 16), timings)
+    assert row.decode_ms == 200
+    assert row.tokens_per_s == 20
+    assert row.prefill_tokens_per_s == pytest.approx(4 * 16 / 3, rel=0.01)
+    assert row.engine_overhead == 0
+
+
+def test_pytorch_is_timed_at_half_precision(tiny_checkpoint: Path) -> None:
+    model = load_checkpoint(tiny_checkpoint)[0].half()
+    timing = time_torch(model, depth=2, batch=2, context=5, tokens=6)
+    assert len(timing.token_s) == 4
+    assert timing.prefill_s > 0
+
+
+@pytest.mark.skipif(describe_device()["gpu"] is not None, reason="says what happens without")
+def test_without_a_gpu_it_says_so(tiny_checkpoint: Path) -> None:
+    with pytest.raises(SystemExit, match="CUDA shows no GPU here; run `ouro doctor`"):
+        gpu.main([str(tiny_checkpoint)])
+    with pytest.raises(SystemExit, match="nowhere is not there"):
+        gpu.main(["nowhere"])
+
+
+def test_result_file_is_named_after_the_gpu() -> None:
+    device = {"gpu": {"name": "NVIDIA GeForce RTX 4090"}, "processor": "x"}
+    assert result_name(device) == "nvidia-geforce-rtx-4090.json"
+    assert result_name({"gpu": None, "processor": "A (R) 2.0"}) == "a-r-2-0.json"

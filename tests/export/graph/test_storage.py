@@ -1,0 +1,108 @@
+"""Writing a graph's weights: one layer's in memory at a time, and a disk that fills up."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from export.graph.stitch import build_graph
+from export.graph.storage import _content, save_graph
+from export.graph.trace import plain_weights
+from export.precision import PRECISIONS, Precision
+from ouroboros import load_checkpoint
+from tests.support.processes import run_ouro
+
+
+def test_joined_weights_are_made_once_and_when_they_are_written(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[nn.Module] = []
+
+    def count(layer: nn.Module, precision: Precision) -> dict[str, torch.Tensor]:
+        joined.append(layer)
+        return plain_weights(layer, precision)
+
+    monkeypatch.setattr("export.graph.stitch.plain_weights", count)
+    # The tiny model's norms too go to the data file, as a large model's do.
+    monkeypatch.setattr("export.graph.storage.THRESHOLD_BYTES", 128)
+    model, _ = load_checkpoint(tiny_checkpoint)
+    graph, _ = build_graph(model, 3)
+    assert joined == []
+    save_graph(graph, tmp_path / "model.onnx")
+    assert joined == [*model.prelude, *model.coda]
+    assert (tmp_path / "model.onnx").stat().st_size < 200_000  # the weights are beside it
+    written = ir.load(tmp_path / "model.onnx").graph.initializers["layers.3.down.weight"]
+    expected = model.coda[1].mlp.down_proj.weight.T.numpy(force=True)
+    assert written.const_value is not None
+    assert np.array_equal(written.const_value.numpy(), expected)
+
+
+def test_matrices_stored_as_integers_are_not_joined_as_floats(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    layer = model.prelude[0]
+    weights = plain_weights(layer, PRECISIONS["int4"])
+    content = {name for name, value in weights.items() if not value.is_meta}
+    assert content == {name for name, value in weights.items() if value.ndim == 1}
+    norm = weights["layer.norm_1.weight"]
+    assert norm.data_ptr() == layer.input_layernorm.weight.data_ptr()
+    assert not any(value.is_meta for value in layer.parameters())
+    whole = plain_weights(layer, PRECISIONS["fp32"])
+    assert {n: v.shape for n, v in weights.items()} == {n: v.shape for n, v in whole.items()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.uint8])
+def test_content_is_the_tensors_own_memory(dtype: type) -> None:
+    array = np.arange(12).reshape(3, 4).astype(dtype)
+    tensor = ir.tensor(array)
+    assert bytes(_content(tensor)) == tensor.tobytes()
+    assert np.shares_memory(np.frombuffer(_content(tensor), np.uint8), array)
+    turned = ir.tensor(array.T)
+    assert bytes(_content(turned)) == turned.tobytes()
+
+
+def test_content_of_four_bits_is_packed() -> None:
+    packed = np.arange(6, dtype=np.uint8)
+    tensor = ir.PackedTensor(packed, ir.DataType.INT4, shape=ir.Shape([3, 4]))
+    assert bytes(_content(tensor)) == packed.tobytes()
+
+
+def test_half_precision_layers_are_written_as_such(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    graph, _ = build_graph(model, 3, PRECISIONS["bf16"])
+    save_graph(graph, tmp_path / "model.onnx")
+    written = ir.load(tmp_path / "model.onnx").graph.initializers["layers.0.down.weight"]
+    assert written.const_value is not None
+    assert written.const_value.dtype == ir.DataType.BFLOAT16
+    bits = written.const_value.numpy().view(np.int16).copy()
+    found = torch.from_numpy(bits).view(torch.bfloat16)
+    assert torch.equal(found, model.prelude[0].mlp.down_proj.weight.T.bfloat16())
+
+
+def limit_files() -> None:
+    """Lets no file grow past 200 KB: a write then fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+@pytest.mark.slow
+def test_full_disk_while_weights_are_written_keeps_the_old_bundle(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    assert (tiny_bundle / "model.onnx.data").stat().st_size > 200_000
+    out = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    result = run_ouro("export", tiny_checkpoint, out, "--max-depth", 2, preexec_fn=limit_files)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {out}: can't write the bundle: ")
+    assert result.stderr.endswith("; what was there is untouched\n")
+    assert result.stderr.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [out]

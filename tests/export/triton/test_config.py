@@ -1,0 +1,429 @@
+"""The Triton model repository, read with Triton's published schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from export.bundle import ExportReport
+from export.errors import ExportError
+from export.tensorrt.builder import GraphFacts, build_plans
+from export.tensorrt.options import TrtOptions
+from export.triton.config import write_triton
+from export.triton.folder import SIGN, publish_model
+from runtime.backends.trt_flavours import RTX, TENSORRT, Installed
+from runtime.bundle.plans import EngineSpec
+from runtime.bundle.reader import open_bundle, write_manifest
+from runtime.errors import BundleError
+from tests.support.fake_cuda import FakeBuilder, stand_in_for_builder
+
+CENTRE = Installed(TENSORRT, "tensorrt", "10.14.1", "10.14.1", "13")
+GEFORCE = Installed(RTX, "tensorrt_rtx_bindings", "1.7.1.116", "1.7.1.116", "13")
+PLAN = "engines/trt-sm90.plan"
+
+
+def parse(repository: Path, name: str = "ouroboros") -> Any:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    text = (repository / name / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_repository_is_what_triton_expects(tiny_bundle: Path, tmp_path: Path) -> None:
+    from tritonclient.grpc import model_config_pb2 as schema
+
+    report = write_triton(tiny_bundle, tmp_path / "models", device="cpu", instances=2)
+    files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert files == [
+        f"models/ouroboros/{name}"
+        for name in ("1/model.onnx", "1/model.onnx.data", "ATTRIBUTION", "LICENSE", "config.pbtxt")
+    ]
+    assert report.bytes == sum((tmp_path / name).stat().st_size for name in files)
+    for name in ("model.onnx", "model.onnx.data"):
+        copied = (tmp_path / "models" / "ouroboros" / "1" / name).read_bytes()
+        wanted = open_bundle(tiny_bundle).manifest.files[name].sha256
+        assert hashlib.sha256(copied).hexdigest() == wanted
+
+    config = parse(tmp_path / "models")
+    assert (config.name, config.backend, config.max_batch_size) == ("ouroboros", "onnxruntime", 0)
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (2, schema.ModelInstanceGroup.KIND_CPU)
+    assert not config.HasField("optimization")
+    assert config.parameters["ouroboros.depth_max"].string_value == "5"
+
+
+def test_every_tensor_is_described_as_the_session_has_it(tiny_bundle: Path, tmp_path: Path) -> None:
+    import onnxruntime
+    from tritonclient.grpc import model_config_pb2 as schema
+
+    write_triton(tiny_bundle, tmp_path / "models")
+    config = parse(tmp_path / "models")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "models" / "ouroboros" / "1" / "model.onnx"),
+        providers=["CPUExecutionProvider"],
+    )
+    types = {"tensor(float)": schema.TYPE_FP32, "tensor(int64)": schema.TYPE_INT64}
+    for described, actual in (
+        (config.input, session.get_inputs()),
+        (config.output, session.get_outputs()),
+    ):
+        listed = {
+            io.name: (io.data_type, list(io.dims), io.HasField("reshape")) for io in described
+        }
+        # Triton: at least one dimension a tensor, -1 where it varies; an empty reshape is refused
+        # where max_batch_size is 0.
+        assert listed == {
+            io.name: (
+                types[io.type],
+                [size if isinstance(size, int) else -1 for size in io.shape] or [1],
+                False,
+            )
+            for io in actual
+        }
+        assert len(listed) == len(described)
+    (depth,) = [io for io in config.input if io.name == "depth"]
+    assert list(depth.dims) == [1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A bundle with a plan, and the stand-in that built it."""
+
+    path: Path
+    spec: EngineSpec
+    builder: FakeBuilder
+
+
+@pytest.fixture
+def planned(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """The tiny bundle with a plan; what is in it is TensorRT's business."""
+    path = tmp_path / "planned"
+    shutil.copytree(tiny_bundle, path)
+    builder = stand_in_for_builder(monkeypatch, CENTRE)
+    facts = GraphFacts(max_depth=5, default_depth=3, max_positions=512, precision="fp32")
+    (spec,) = build_plans(path / "model.onnx", path / "engines", TrtOptions(), facts)
+    list_plan(path, spec)
+    return Planned(path, spec, builder)
+
+
+def list_plan(bundle: Path, spec: EngineSpec) -> None:
+    """Writes the manifest again, with this plan."""
+    skipped = ("format_version", "files", "sha256", "engines")
+    manifest = open_bundle(bundle).manifest.to_json()
+    write_manifest(
+        bundle, **{k: v for k, v in manifest.items() if k not in skipped}, engines=[spec]
+    )
+
+
+def test_plan_is_served_by_tensorrt(planned: Planned, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    write_triton(planned.path, out, backend="tensorrt", name="ouro-trt", plan=PLAN)
+    model = out / "ouro-trt"
+    assert (model / "1" / "model.plan").read_bytes() == FakeBuilder.PLAN
+    assert [p.name for p in (model / "1").iterdir()] == ["model.plan"]
+    config = parse(out, "ouro-trt")
+    assert (config.backend, config.max_batch_size) == ("tensorrt", 0)
+    assert config.parameters["ouroboros.tensorrt"].string_value == "10.14.1"
+    # Triton compares each input's dimensions with the plan's: they are what the builder was given.
+    assert {io.name: list(io.dims) for io in config.input} == planned.builder.shapes
+    assert planned.builder.shapes["depth"] == [1]
+    assert [io.name for io in config.input if io.is_shape_tensor] == ["depth"]
+
+
+def test_instances_may_use_every_profile_of_the_plan(planned: Planned, tmp_path: Path) -> None:
+    def listed(**options: Any) -> list[str]:
+        write_triton(planned.path, tmp_path / "models", backend="tensorrt", plan=PLAN, **options)
+        return list(parse(tmp_path / "models").instance_group[0].profile)
+
+    assert [profile.name for profile in planned.spec.profiles] == ["decode", "prefill"]
+    assert listed() == ["0", "1"]
+    assert listed(profiles=(1,)) == ["1"]
+    for wrong in ((2,), ()):
+        with pytest.raises(ExportError, match=r"are not of .*; allowed: 0 \(decode\), 1 \(prefill"):
+            listed(profiles=wrong)
+
+
+def test_plan_that_triton_cannot_serve_is_refused(planned: Planned, tmp_path: Path) -> None:
+    list_plan(planned.path, dataclasses.replace(planned.spec, flavour="tensorrt_rtx"))
+    words = "Triton loads plans of TensorRT, not of TensorRT for RTX"
+    with pytest.raises(ExportError, match=f"{PLAN}.* {words}"):
+        write_triton(planned.path, tmp_path / "models", backend="tensorrt", plan=PLAN)
+    assert not (tmp_path / "models").exists()
+
+
+def test_file_that_is_no_plan_is_refused(planned: Planned, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=rf"holds no model\.onnx; it holds {PLAN}"):
+        write_triton(planned.path, tmp_path / "models", backend="tensorrt", plan="model.onnx")
+
+
+@pytest.mark.slow
+def test_bundle_with_a_plan_keeps_a_scalar_and_triton_gets_a_vector(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = stand_in_for_builder(monkeypatch, CENTRE)
+    out, models = tmp_path / "bundle", tmp_path / "models"
+    arguments = ["export", str(tiny_checkpoint), str(out), "--format", "trt", "--max-depth", "1"]
+    arguments.append("--explain")
+    result = CliRunner().invoke(app, [*arguments, "--triton", str(models)])
+    assert result.exit_code == 0, result.output
+    assert "MB for Triton, backend tensorrt\n" in result.stdout
+    assert "\n  vector_depth           1  depth is [1], " in result.stdout
+    assert (models / "ouroboros" / "1" / "model.plan").read_bytes() == FakeBuilder.PLAN
+    config = parse(models)
+    (depth,) = [io for io in config.input if io.is_shape_tensor]
+    assert (depth.name, list(depth.dims)) == ("depth", builder.shapes["depth"])
+    # The plan's depth is a vector; the bundle's graph and what its manifest says stay a scalar.
+    manifest = open_bundle(out).manifest
+    assert [engine.depth_shape for engine in manifest.engines] == [(1,)]
+    assert manifest.engines[0].profiles[0].values[0].max == (1,)
+    assert next(o for o in manifest.graphs.onnx.inputs if o.name == "depth").shape == ()
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    (scalar,) = [value for value in graph.input if value.name == "depth"]
+    assert len(scalar.type.tensor_type.shape.dim) == 0
+
+
+@pytest.mark.parametrize(
+    ("format", "backend", "file"),
+    [("onnx", "onnxruntime", "model.onnx"), ("trt", "tensorrt", "model.plan")],
+)
+def test_command_line_serves_what_was_exported(
+    planned: Planned,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+    backend: str,
+    file: str,
+) -> None:
+    def export(checkpoint: Path, out: Path, format: str, **_: Any) -> ExportReport:
+        shutil.copytree(planned.path, out)
+        return ExportReport(0.0, 0, 0, (), (planned.spec,) if format == "trt" else ())
+
+    monkeypatch.setattr("export.bundle.export_bundle", export)
+    models = tmp_path / "models"
+    arguments = ["export", "checkpoint", str(tmp_path / "bundle"), "--format", format]
+    result = CliRunner().invoke(app, [*arguments, "--triton", str(models)])
+    assert result.exit_code == 0, result.output
+    assert f"wrote {models / 'ouroboros'}: " in result.stdout
+    assert f"MB for Triton, backend {backend}\n" in result.stdout
+    assert parse(models).backend == backend
+    assert (models / "ouroboros" / "1" / file).is_file()
+
+
+def test_command_line_refuses_what_triton_cannot_serve_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_builder(monkeypatch, GEFORCE)
+    arguments = ["export", "checkpoint", str(tmp_path / "bundle"), "--format", "trt"]
+    result = CliRunner().invoke(app, [*arguments, "--triton", str(tmp_path / "models")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: --triton: Triton loads plans of TensorRT, not of ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "torch"}, "backend torch is not Triton's; allowed: onnxruntime, tensorrt"),
+        ({"device": "tpu"}, "device tpu is not Triton's; allowed: cpu, gpu"),
+        ({"name": "../x"}, "the model name '../x' can't be a directory"),
+        ({"instances": 0}, "instances=0 would serve nothing; allowed: 1 or more"),
+        ({"backend": "tensorrt"}, "tensorrt backend needs the name of a plan"),
+        ({"plan": "engines/a.plan"}, "onnxruntime backend serves no plan"),
+        ({"profiles": (0,)}, r"profiles=\[0\] are a plan's; leave them out without a plan"),
+        ({"backend": "tensorrt", "plan": "engines/a.plan"}, "holds no engines/a.plan; it holds no"),
+        (
+            {"backend": "tensorrt", "plan": "engines/a.plan", "device": "cpu"},
+            "a TensorRT plan runs on no CPU",
+        ),
+    ],
+)
+def test_bad_options_are_refused(
+    tiny_bundle: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ExportError, match=words):
+        write_triton(tiny_bundle, tmp_path / "models", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_foreign(models: Path, name: str, config: str) -> None:
+    """A model of somebody else's."""
+    (models / name / "1").mkdir(parents=True)
+    (models / name / "1" / "model.py").write_text("theirs")
+    (models / name / "config.pbtxt").write_text(config)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_only_the_models_own_folder_is_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_foreign(models, "bert", 'name: "bert"\nbackend: "python"\n')
+    (models / "README").write_text("theirs")
+    theirs = snapshot(models)
+    (models / "ouroboros").mkdir()  # empty: nothing to lose
+    write_triton(tiny_bundle, models)
+    first = snapshot(models)
+    assert first.items() > theirs.items()
+    (models / "ouroboros" / "1" / "old").write_text("of the model before")
+    write_triton(tiny_bundle, models)
+    assert snapshot(models) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        'name: "ouroboros"\nbackend: "python"\n',
+        'name: "ouroboros"\n# key: "ouroboros.checkpoint_sha256"\n',
+        None,
+    ],
+)
+def test_folder_of_somebody_else_is_left_alone(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None
+) -> None:
+    models = tmp_path / "models"
+    write_foreign(models, "ouroboros", config or "")
+    if config is None:
+        (models / "ouroboros" / "config.pbtxt").unlink()
+    before = snapshot(tmp_path)
+    with pytest.raises(ExportError, match="models/ouroboros is not of Ouroboros, so it is left"):
+        write_triton(tiny_bundle, models)
+    assert refuse_at_once(monkeypatch, tmp_path / "bundle", models).startswith(
+        f"error: {models / 'ouroboros'} is not of Ouroboros, so it is left alone"
+    )
+    assert snapshot(tmp_path) == before
+
+
+def refuse_at_once(patch: pytest.MonkeyPatch, out: Path, models: Path) -> str:
+    """The one line that `ouro export --triton` says before it exports anything."""
+
+    def export(*_: Any, **__: Any) -> None:
+        raise AssertionError("exported what could not be written")
+
+    patch.setattr("export.bundle.export_bundle", export)
+    arguments = ["export", "checkpoint", str(out), "--triton", str(models)]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
+    return result.stderr
+
+
+@pytest.mark.parametrize("name", ["models", "models/ouroboros"])
+def test_file_in_the_way_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ExportError, match=f"{name} is "):
+        write_triton(tiny_bundle, tmp_path / "models")
+    said = refuse_at_once(monkeypatch, tmp_path / "bundle", tmp_path / "models")
+    assert f"{tmp_path / name} is " in said
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("bundle", "models", "words"),
+    [
+        ("bundle", "bundle", "bundle is the bundle itself"),
+        ("models/bundle", "models", "models holds the bundle"),
+        ("bundle", "bundle/triton/models", "models lies in the bundle"),
+        ("bundle", "link", "link is the bundle itself"),
+        ("bundle", "link/models", "models lies in the bundle"),
+        ("linked/bundle", "linked", "linked holds the bundle"),
+        ("bundle", "other", "other/ouroboros is the bundle itself"),
+    ],
+)
+def test_repository_and_bundle_lie_apart(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: str,
+    models: str,
+    words: str,
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "bundle")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "ouroboros").symlink_to(tmp_path / "bundle")
+    said = refuse_at_once(monkeypatch, tmp_path / bundle, tmp_path / models)
+    assert words in said
+    assert said.endswith("give --triton a directory apart from it\n")
+    assert not (tmp_path / "bundle").exists()  # nothing was written to find that out
+    shutil.copytree(tiny_bundle, tmp_path / bundle)
+    with pytest.raises(ExportError, match=words):
+        write_triton(tmp_path / bundle, tmp_path / models)
+    open_bundle(tmp_path / bundle)
+
+
+def test_running_server_sees_no_model_that_is_half_written(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_foreign(models, "bert", "")
+    with publish_model(models / "ouroboros") as staging:
+        (staging / "config.pbtxt").write_text("")
+        assert [path.name for path in models.iterdir()] == ["bert"]
+    assert sorted(path.name for path in models.iterdir()) == ["bert", "ouroboros"]
+
+
+def test_repository_without_room_beside_it_is_written_from_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.triton.folder.os.access", lambda path, _: Path(path) != tmp_path)
+    models = tmp_path / "models"
+    with publish_model(models / "ouroboros") as staging:
+        (staging / "config.pbtxt").write_text("")
+        (hidden,) = models.iterdir()
+        # What Triton would need to load anything from it: a config.pbtxt or a version.
+        assert not (hidden / "config.pbtxt").exists()
+        assert not any(path.name.isdigit() for path in hidden.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    assert [path.name for path in models.iterdir()] == ["ouroboros"]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_model_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    def fail(models: Path) -> None:
+        with publish_model(models / "ouroboros") as staging:
+            (staging / "config.pbtxt").write_text("half")
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr(
+        "export.triton.folder.os.access", lambda path, _: room or Path(path) != tmp_path
+    )
+    with pytest.raises(OSError, match="full"):
+        fail(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    write_foreign(tmp_path / "old", "ouroboros", f'key: "{SIGN}"')
+    with pytest.raises(OSError, match="full"):
+        fail(tmp_path / "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert {*snapshot(tmp_path / "old")} == {"ouroboros/1/model.py", "ouroboros/config.pbtxt"}
+
+
+def test_damaged_bundle_leaves_the_old_repository(tiny_bundle: Path, tmp_path: Path) -> None:
+    write_triton(tiny_bundle, tmp_path / "models")
+    before = (tmp_path / "models" / "ouroboros" / "config.pbtxt").read_bytes()
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    with (tmp_path / "bundle" / "model.onnx.data").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff")
+    with pytest.raises(BundleError, match="is damaged or was changed"):
+        write_triton(tmp_path / "bundle", tmp_path / "models", name="other")
+    assert [p.name for p in (tmp_path / "models").iterdir()] == ["ouroboros"]
+    assert (tmp_path / "models" / "ouroboros" / "config.pbtxt").read_bytes() == before

@@ -1,0 +1,311 @@
+"""Model surgery: what is kept, bases, matched norms, selection, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from ouroboros import OuroborosConfig, convert, load_checkpoint
+from ouroboros.conversion.bases import top_vectors, truncated_svd
+from ouroboros.errors import CheckpointError, ConfigError, DataError
+from ouroboros.source.locate import drop_middle, load_source
+from tests.support.tiny import DIMENSIONS, SMALL
+
+FAMILIES = [
+    LlamaConfig(**DIMENSIONS, attention_bias=True),
+    LlamaConfig(
+        **DIMENSIONS,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    MistralConfig(**DIMENSIONS, sliding_window=None),
+    Qwen2Config(**DIMENSIONS),
+    Qwen3Config(**DIMENSIONS, head_dim=16),
+]
+
+
+def test_conversion_keeps_prelude_and_coda(tiny_original: Path, tmp_path: Path) -> None:
+    report = convert(str(tiny_original), tmp_path / "out", recurrent=3, **SMALL)
+    model, tokenizer = load_checkpoint(tmp_path / "out")
+    original = AutoModelForCausalLM.from_pretrained(tiny_original)
+    for mine, theirs in ((model.prelude[1], 1), (model.coda[0], 4), (model.coda[1], 5)):
+        for name, weight in original.model.layers[theirs].state_dict().items():
+            assert torch.equal(mine.state_dict()[name], weight)
+    looped = model.recurrent.layer.self_attn.q_proj.weight
+    assert torch.equal(looped, original.model.layers[3].self_attn.q_proj.weight)
+    assert tokenizer is not None
+    assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert "layers 4..5" in report.text
+    assert (tmp_path / "out" / "LICENSE").read_text().startswith("The licence of the tiny model")
+    assert (tmp_path / "out" / "ATTRIBUTION").is_file()
+
+
+def test_mean_bases_are_the_best_rank_r_match(tiny_original: Path, tmp_path: Path) -> None:
+    convert(str(tiny_original), tmp_path / "out", recurrent=3, **SMALL)
+    model, _ = load_checkpoint(tmp_path / "out")
+    layers = AutoModelForCausalLM.from_pretrained(tiny_original).model.layers
+    weights = [layer.mlp.down_proj.weight for layer in layers]
+    residual = (weights[2] - weights[3]).detach()  # removed: 2 and 3, the recurrent one skipped
+    down = model.recurrent.projections()["down_proj"]
+    product = down.lora_b[0] @ down.lora_a[0]
+    singular = torch.linalg.svdvals(residual)
+    error = torch.linalg.matrix_norm(residual - product)
+    torch.testing.assert_close(error, singular[4:].norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_per_step_bases_take_each_removed_layer_in_turn(
+    tiny_original: Path, tmp_path: Path
+) -> None:
+    options = {**SMALL, "prelude": 1, "coda": 1, "bases": "per_step"}
+    convert(str(tiny_original), tmp_path / "out", recurrent=2, **options)
+    model, _ = load_checkpoint(tmp_path / "out")
+    layers = AutoModelForCausalLM.from_pretrained(tiny_original).model.layers
+    q = model.recurrent.projections()["q_proj"]
+    assert q.lora_a.shape == (3, 4, 64)
+    for base, removed in enumerate((1, 3, 4)):
+        residual = layers[removed].self_attn.q_proj.weight - layers[2].self_attn.q_proj.weight
+        a, b = truncated_svd(residual.detach(), 4)
+        torch.testing.assert_close(q.lora_b[base] @ q.lora_a[base], b @ a, rtol=1e-4, atol=1e-5)
+
+
+def test_matched_norms_are_the_layers_own_rms(tiny_original: Path, tmp_path: Path) -> None:
+    convert(str(tiny_original), tmp_path / "out", recurrent=3, norm_init="matched", **SMALL)
+    weight = load_checkpoint(tmp_path / "out")[0].recurrent.norm.weight.detach()
+    assert torch.equal(weight, weight[:, :1].expand_as(weight))
+    assert torch.equal(weight[3:], weight[2:3].expand(3, -1))
+    assert float((weight[0] - 1).abs().max()) > 1e-3
+
+
+def test_conversion_starts_unmodulated(tiny_original: Path, tmp_path: Path) -> None:
+    """A fresh conversion runs the looped layer as it was, with 88 % of h kept at every step."""
+    convert(str(tiny_original), tmp_path / "out", recurrent=3, norm_init="ones", **SMALL)
+    model, _ = load_checkpoint(tmp_path / "out")
+    original = AutoModelForCausalLM.from_pretrained(tiny_original, dtype=torch.float32).eval()
+    ids = torch.arange(10, 26)[None]
+    core = original.model
+    with torch.no_grad():
+        hidden = core.embed_tokens(ids)
+        places = torch.arange(ids.shape[1])[None]
+        rotary = core.rotary_emb(hidden, position_ids=places)
+        mask = torch.full((ids.shape[1],) * 2, torch.finfo(torch.float32).min).triu(1)[None, None]
+
+        def run(index: int, hidden: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = core.layers[index](
+                hidden, attention_mask=mask, position_embeddings=rotary
+            )
+            return out
+
+        for index in (0, 1):
+            hidden = run(index, hidden)
+        for _ in range(3):
+            new = run(3, hidden)
+            new = new / (new.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+            hidden = hidden + 0.119202922 * (new - hidden)
+        for index in (4, 5):
+            hidden = run(index, hidden)
+        expected = original.lm_head(core.norm(hidden))
+        found = model(ids, depth=3, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_auto_takes_the_best_candidate_at_depth(tiny_original: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    report = convert(str(tiny_original), tmp_path / "out", report=lines.append, **SMALL)
+    assert sorted(c.layer for c in report.candidates) == [2, 3]
+    best = min(report.candidates, key=lambda c: c.loss_at_depth)
+    assert report.recurrent == best.layer
+    assert load_checkpoint(tmp_path / "out")[0].config.recurrent == best.layer
+    assert [line.split()[0] for line in lines if line.startswith(" ")] == ["layer", "2", "3"]
+
+
+# The last, Qwen3, in the fast run: normalised queries are what differs most from Llama.
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[:-1]),
+        FAMILIES[-1],
+    ],
+    ids=lambda c: c.model_type,
+)
+def test_every_family_converts_and_exports(config: Any, tmp_path: Path) -> None:
+    import numpy as np
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    from export.cases import record_cases
+    from export.graph.stitch import build_graph
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
+    options = {**SMALL, "norm_init": "ones"}
+    convert(str(tmp_path / "source"), tmp_path / "out", recurrent=3, **options)
+    model, _ = load_checkpoint(tmp_path / "out")
+    with torch.no_grad():
+        model.recurrent.controller.heads.weight.normal_(std=0.1)
+        for name, value in model.named_parameters():
+            if name.endswith("bias"):
+                value.normal_(std=0.1)
+    ir.save(build_graph(model, 3)[0], tmp_path / "model.onnx")
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    tensors, entries = record_cases(model, None, [3])
+    assert entries[0]["kind"] == "prefill"
+    prefix = f"{entries[0]['name']}."
+    feed = {
+        name.removeprefix(f"{prefix}in."): value
+        for name, value in tensors.items()
+        if name.startswith(f"{prefix}in.")
+    }
+    (logits,) = session.run(["logits"], feed)
+    expected = tensors[f"{prefix}out.logits"]
+    error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+    assert error < 1e-5, error
+
+
+def test_dropped_middle_is_the_plain_shortened_model(tiny_original: Path) -> None:
+    source = load_source(str(tiny_original))
+    short = drop_middle(source.model, 2, 2)
+    assert len(short.model.layers) == 5
+    assert len(source.model.model.layers) == 6
+    assert short.model.layers[2] is source.model.model.layers[3]
+    assert torch.isfinite(short(torch.tensor([[5, 6]]), use_cache=False).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prelude": 3, "coda": 3}, "leave nothing to replace"),
+        ({"recurrent": 17}, r"layers 0\.\.5"),
+        ({"recurrent": 1}, r"replaced layers 2\.\.3"),
+        ({"prelude": -1}, "negative"),
+        ({"rank": 0}, r"rank=0 is outside 1\.\."),
+        ({"rank": 99}, r"rank=99 is outside 1\.\."),
+        ({"depth": 7}, r"depth=7 is outside"),
+        ({"depth": 0}, r"depth=0 is outside"),
+        ({"pooling": "max"}, "causal, mean, token"),
+        ({"norm_init": "x"}, "matched, ones"),
+        ({"bases": "x"}, "mean, per_step"),
+        ({"alpha": 0.0}, "alpha"),
+    ],
+)
+def test_bad_options_are_refused(
+    tiny_original: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        convert(str(tiny_original), tmp_path / "out", **{**SMALL, "recurrent": 3, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
+    GPT2Config(n_layer=4).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ConfigError, match=r"'gpt2' .* llama, mistral, qwen2, qwen3"):
+        convert(str(tmp_path / "gpt2"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        MistralConfig(**DIMENSIONS, sliding_window=64),
+        Qwen2Config(**DIMENSIONS, use_sliding_window=True, sliding_window=64, max_window_layers=2),
+    ],
+    ids=["mistral", "qwen2"],
+)
+def test_active_sliding_windows_are_refused_by_name(base: Any) -> None:
+    with pytest.raises(ConfigError, match="sliding-window attention"):
+        OuroborosConfig(base_config=base, **SMALL)
+
+
+def test_damaged_sources_are_refused(tiny_original: Path, tmp_path: Path) -> None:
+    for name, damage in (("cut", _cut), ("gone", _remove), ("nan", _spoil), ("lost", _lose)):
+        copy = tmp_path / name
+        shutil.copytree(tiny_original, copy)
+        damage(copy / "model.safetensors")
+        with pytest.raises(CheckpointError) as caught:
+            convert(str(copy), tmp_path / "out", **SMALL)
+        assert "\n" not in str(caught.value)
+    for missing in (tmp_path / "nowhere", tmp_path / "x.gguf", tmp_path):
+        with pytest.raises(CheckpointError):
+            convert(str(missing), tmp_path / "out", **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def _remove(file: Path) -> None:
+    file.unlink()
+
+
+def _spoil(file: Path) -> None:
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _lose(file: Path) -> None:
+    tensors = load_file(file)
+    del tensors["model.norm.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_short_calibration_text_is_refused(tiny_original: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Too short.")
+    with pytest.raises(DataError, match="shorter than one window"):
+        convert(str(tiny_original), tmp_path / "out", calibration=tmp_path / "short.txt", **SMALL)
+
+
+def test_config_of_the_source_is_whole(tiny_original: Path, tmp_path: Path) -> None:
+    convert(str(tiny_original), tmp_path / "out", recurrent=3, **SMALL)
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert isinstance(config, OuroborosConfig)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["base_config"]["num_hidden_layers"] == 6
+    assert len(written["source"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (70, 70)])
+def test_gram_vectors_are_the_truncated_svd(shape: tuple[int, int]) -> None:
+    """What large matrices go by; the expected values are LAPACK's SVD in float64."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    found = top_vectors(matrix, 8)
+    assert found is not None
+    a, b = found
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    signs = (a.double() * vh[:8]).sum(-1).sign()
+    torch.testing.assert_close(a.double(), vh[:8] * signs[:, None], rtol=0, atol=1e-6)
+    torch.testing.assert_close(b.double(), u[:, :8] * s[:8] * signs, rtol=0, atol=1e-7)
+
+
+def test_gram_vectors_leave_what_they_can_not_tell_to_the_svd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thin = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    matrix = thin @ thin.T[:, :30]
+    assert top_vectors(matrix, 3) is not None
+    assert top_vectors(matrix, 4) is None
+    assert top_vectors(torch.zeros(40, 30), 1) is None
+    monkeypatch.setattr("ouroboros.conversion.bases.GRAM_SIZE", 16)
+    a, b = truncated_svd(matrix, 4)
+    torch.testing.assert_close(b @ a, matrix, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a @ a.T, torch.eye(4), rtol=0, atol=1e-5)

@@ -1,0 +1,431 @@
+"""The state folder: whole or not there, and resumed to the same bits."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from transformers import TrainingArguments
+
+from ouroboros.checkpoint import load_checkpoint
+from ouroboros.errors import CheckpointError, TrainingError
+from ouroboros.training.run import train
+from ouroboros.training.state import (
+    THREADS,
+    check_options,
+    find_newest_valid,
+    find_problem,
+    list_steps,
+    publish_step,
+    stage_step,
+    write_options,
+)
+from ouroboros.training.trainer import OuroborosTrainer
+from tests.support.paths import ROOT
+from tests.support.training import options
+
+
+def save(state_dir: Path, step: int, content: str = "weights") -> Path:
+    with stage_step(state_dir, step) as staged:
+        (staged / "a.bin").write_text(content)
+        (staged / "b.bin").write_text(str(step))
+        return publish_step(staged, state_dir)
+
+
+def test_newest_two_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        save(tmp_path, step)
+    assert [folder.name for folder in list_steps(tmp_path)] == ["step-100", "step-10"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-10", "step-100"]
+    assert find_newest_valid(tmp_path, pytest.fail) == tmp_path / "step-100"
+
+
+def test_failed_save_leaves_no_trace(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+
+    def fail() -> None:
+        with stage_step(tmp_path, 6) as staged:
+            (staged / "a.bin").write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-5"]
+
+
+@pytest.mark.parametrize("damage", ["bit", "missing", "extra", "truncated", "hashes"])
+def test_damaged_state_is_passed_over(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 5)
+    newest = save(tmp_path, 10)
+    assert find_problem(newest) is None
+    match damage:
+        case "bit":
+            (newest / "a.bin").write_bytes(b"veights")
+        case "missing":
+            (newest / "a.bin").unlink()
+        case "extra":
+            (newest / "c.bin").write_bytes(b"")
+        case "truncated":
+            (newest / "a.bin").write_bytes(b"weig")
+        case "hashes":
+            (newest / "hashes.json").write_text('{"a.bin": ')
+    warnings: list[str] = []
+    assert find_newest_valid(tmp_path, warnings.append) == tmp_path / "step-5"
+    assert len(warnings) == 1
+    assert "step-10 can't be used" in warnings[0]
+    (tmp_path / "step-5" / "a.bin").unlink()
+    with pytest.raises(TrainingError, match=r"holds no whole state .step-10: .*step-5: a\.bin"):
+        find_newest_valid(tmp_path, warnings.append)
+
+
+def test_no_state_is_none(tmp_path: Path) -> None:
+    assert find_newest_valid(tmp_path / "nowhere", pytest.fail) is None
+    assert find_newest_valid(tmp_path, pytest.fail) is None
+
+
+def test_differing_options_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "step-1"
+    folder.mkdir(parents=True)
+    write_options(folder, {"seed": 1, "seq_len": 8, "depth": "8"})
+    check_options(folder, {"seed": 1, "seq_len": 8, "depth": "8"}, pytest.fail)
+    with pytest.raises(TrainingError, match="depth was '8', now '4'; seed was 1, now 2; give"):
+        check_options(folder, {"seed": 2, "seq_len": 8, "depth": "4"}, pytest.fail)
+
+
+def test_other_threads_are_warned_of(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "step-1"
+    folder.mkdir(parents=True)
+    write_options(folder, {"seed": 1, THREADS: 2})
+    check_options(folder, {"seed": 1, THREADS: 2}, pytest.fail)
+    warnings: list[str] = []
+    check_options(folder, {"seed": 1, THREADS: 8}, warnings.append)
+    assert len(warnings) == 1
+    assert "began on 2 CPU threads and goes on with 8: the last bits" in warnings[0]
+    with pytest.raises(TrainingError, match="seed was 1, now 2; give the old ones"):
+        check_options(folder, {"seed": 2, THREADS: 8}, pytest.fail)
+
+
+def test_run_refuses_a_folder_in_use_and_other_options(
+    corpus: Path,
+    checkpoint: Path,
+) -> None:
+    out = corpus.parent / "trained"
+    console = Console(record=True, width=300, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
+    train(checkpoint, out, options(corpus), resume=True, console=console)
+    assert "starting from the beginning" in console.export_text()
+    with pytest.raises(TrainingError, match="holds the state of an earlier run; go on with --res"):
+        train(checkpoint, out, options(corpus))
+    for changes, name in (
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"seq_len": 8}, "data was .*seq_len was 16, now 8"),
+        ({"learning_rate": 0.5}, "learning_rate was 0.01, now 0.5"),
+        ({"train_steps": 9}, "train_steps was 4, now 9"),
+    ):
+        with pytest.raises(TrainingError, match=name):
+            train(checkpoint, out, options(corpus, **changes), resume=True)
+    (corpus / "00.txt").write_text("the dog " * 30)
+    with pytest.raises(TrainingError, match="data was '"):
+        train(checkpoint, out, options(corpus), resume=True)
+    console.file.close()
+
+
+def test_other_number_of_processes_is_refused(
+    corpus: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus))
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(TrainingError, match="world_size was 1, now 2; give the old ones"):
+        train(checkpoint, out, options(corpus), resume=True)
+
+
+def test_resumed_run_warns_of_other_threads(
+    corpus: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus))
+    there = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: there + 5)
+    console = Console(file=io.StringIO(), width=300, record=True)
+    train(checkpoint, out, options(corpus), resume=True, console=console)
+    assert f"on {there} CPU threads and goes on with {there + 5}" in console.export_text()
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("state.publish_step", OSError(errno.ENOSPC, "No space left on device")),
+        ("save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        ("state.publish_step", RuntimeError("PytorchStreamWriter failed writing file")),
+    ],
+)
+def test_full_disk_says_how_to_go_on(
+    corpus: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: Exception,
+) -> None:
+    out, run = corpus.parent / "trained", options(corpus, save_every=2)
+    owner, _, name = f"ouroboros.training.trainer.{where}".rpartition(".")
+    whole = getattr(importlib.import_module(owner.removesuffix(".state")), name, publish_step)
+    room = 0
+
+    def save_while_there_is_room(*arguments: Any) -> Any:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise error
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ouroboros.training.trainer.{where}", save_while_there_is_room)
+        with pytest.raises(TrainingError, match="no state was saved before: make room and start"):
+            train(checkpoint, out, run)
+        room = 1
+        with pytest.raises(TrainingError, match=r"saved before are whole.* go on with --resume"):
+            train(checkpoint, out, run)
+    assert [folder.name for folder in list_steps(out / "state")] == ["step-2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ouroboros.checkpoint.publish", full_disk)
+        with pytest.raises(CheckpointError, match=r"No space left .* go on with --resume"):
+            train(checkpoint, out, run, resume=True)
+    assert train(checkpoint, out, run, resume=True).train_steps == 4
+
+
+def test_resuming_a_finished_run_publishes_it_again(
+    corpus: Path,
+    checkpoint: Path,
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus))
+    before = (out / "model.safetensors").read_bytes()
+    (out / "config.json").unlink()
+    (out / "model.safetensors").unlink()
+    report = train(checkpoint, out, options(corpus), resume=True)
+    assert report.tokens_per_s == 0
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+class PulledPlug(BaseException):
+    """Stands for the power failing."""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_is_exact_wherever_it_stopped(
+    corpus: Path,
+    checkpoint: Path,
+    heldout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+) -> None:
+    """Stops in this process before every single train step in turn, scores and saves apart."""
+    run = options(
+        corpus,
+        train_steps=7,
+        save_every=2,
+        grad_accum=2,
+        eval=(heldout,),
+        eval_every=3,
+        depth="1-6",
+        precision=precision,
+    )
+    whole, parts = corpus.parent / "whole", corpus.parent / "parts"
+    train(checkpoint, whole, run)
+    compute_loss = OuroborosTrainer.compute_loss
+    stops = iter([1, 2, 5, 3, 9, 4, 14, 6])
+    calls = left = 0
+
+    def pull(self: OuroborosTrainer, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == left:
+            raise PulledPlug
+        # Whatever ran in between, the random numbers of a run are its own.
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(OuroborosTrainer, "compute_loss", pull)
+    while True:
+        calls, left = 0, next(stops, 0)
+        torch.manual_seed(random.randrange(1000))
+        try:
+            train(checkpoint, parts, run, resume=True)
+        except PulledPlug:
+            continue
+        break
+    assert same_bits(whole, parts)
+    histories = [
+        [
+            {k: v for k, v in entry.items() if "seconds" not in k and "runtime" not in k}
+            for entry in json.loads((out / "state/step-7/trainer_state.json").read_text())[
+                "log_history"
+            ]
+        ]
+        for out in (whole, parts)
+    ]
+    assert histories[0] == histories[1]
+    assert logged_steps(whole / "logs") == logged_steps(parts / "logs")
+
+
+def logged_steps(logs: Path) -> list[int]:
+    """The train steps of the losses that TensorBoard shows, in order."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator
+    events = accumulator(str(logs)).Reload()
+    return [event.step for event in events.Scalars("train/loss")]
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    first, second = load_checkpoint(one)[0].state_dict(), load_checkpoint(other)[0].state_dict()
+    equal = all(torch.equal(value, second[name]) for name, value in first.items())
+    return equal and first.keys() == second.keys()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.support.training import options
+from ouroboros.training.run import train
+checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
+print("ready", flush=True)
+run = options(corpus, train_steps=80, save_every=3, grad_accum=2, depth="1-6")
+train(checkpoint, out, run, resume=True)
+"""
+
+
+def start(checkpoint: Path, out: Path, corpus: Path) -> subprocess.Popen[bytes]:
+    arguments = [checkpoint, out, corpus, ROOT]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def wait_for_a_save(process: subprocess.Popen[bytes], out: Path, skipped: int) -> bool:
+    """Returns True in the middle of a save, after `skipped` others; False where the run ended."""
+    seen = False
+    while process.poll() is None:
+        saving = (out / "state" / ".staging").exists()
+        if saving and not seen:
+            skipped -= 1
+            if skipped < 0:
+                return True
+        seen = saving
+    return False
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_in_the_same_bits(
+    corpus: Path,
+    checkpoint: Path,
+) -> None:
+    whole, killed = corpus.parent / "whole", corpus.parent / "killed"
+    with start(checkpoint, whole, corpus) as process:
+        began = time.monotonic()
+        process.communicate()
+    whole_s = time.monotonic() - began
+    assert process.returncode == 0
+    generator = random.Random(11)
+    kills = {"save": 0, "random": 0}
+    for moment in ("random", "save", "random", "save", "random"):
+        with start(checkpoint, killed, corpus) as process:
+            if moment == "save":
+                wait_for_a_save(process, killed, generator.randrange(4))
+            else:
+                time.sleep(generator.uniform(0.2, 0.5) * whole_s)
+            if process.poll() is None:
+                process.kill()
+                kills[moment] += 1
+            process.communicate()
+            assert process.returncode in (0, -signal.SIGKILL)
+    with start(checkpoint, killed, corpus) as process:
+        process.communicate()
+    assert process.returncode == 0
+    assert kills["save"] >= 1
+    assert kills["random"] >= 1
+    assert same_bits(whole, killed)
+
+
+PARALLEL = """
+import hashlib, os, sys
+from pathlib import Path
+from tests.support.training import options
+from ouroboros.training import run as training
+
+class Watched(training.OuroborosTrainer):
+    def train(self, *args, **kwargs):
+        result = super().train(*args, **kwargs)
+        digest = hashlib.sha256()
+        for value in self._trainable().values():
+            digest.update(value.detach().numpy().tobytes())
+        Path(sys.argv[5], os.environ["RANK"]).write_text(digest.hexdigest())
+        return result
+
+training.OuroborosTrainer = Watched
+checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
+run = options(corpus, train_steps=6, save_every=int(sys.argv[6]), depth="1-6")
+training.train(checkpoint, out, run, resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(
+    corpus: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """torchrun with gloo: both processes end in the same weights, and resume to the same."""
+    program = tmp_path / "program.py"
+    program.write_text(PARALLEL)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def torchrun(out: Path, save_every: int) -> set[str]:
+        ranks = tmp_path / "ranks"
+        ranks.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        arguments = [checkpoint, out, corpus, ROOT, ranks, save_every]
+        subprocess.run(
+            [*command, "--nproc_per_node=2", str(program), *map(str, arguments)],
+            check=True, timeout=240, capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        return {(ranks / rank).read_text() for rank in "01"}
+
+    digests = torchrun(whole, 6)
+    assert len(digests) == 1
+    model = load_checkpoint(whole)[0]
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+    start = load_checkpoint(checkpoint)[0].state_dict()
+    assert not torch.equal(start["recurrent.norm.weight"], model.recurrent.norm.weight)
+    torchrun(parts, 3)
+    shutil.rmtree(parts / "state" / "step-6")
+    assert torchrun(parts, 3) == digests
+    assert same_bits(whole, parts)
+    with pytest.raises(TrainingError, match="world_size was 2, now 1"):
+        train(checkpoint, parts, options(corpus, train_steps=6, depth="1-6"), resume=True)

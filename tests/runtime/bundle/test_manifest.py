@@ -1,0 +1,508 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.bundle.manifest import (
+    MANIFEST_NAME,
+    check_file_name,
+    parse_manifest,
+    parse_manifest_text,
+)
+from runtime.bundle.plans import EngineSpec, ProfileSpec, RangeSpec, hash_graph
+from runtime.bundle.reader import hash_file, open_bundle, read_manifest, write_manifest
+from runtime.errors import BundleError
+
+FIELDS: dict[str, Any] = {
+    "model": {
+        "source": "tests",
+        "model_type": "llama",
+        "hidden_size": 16,
+        "num_layers": 2,
+        "prelude": 1,
+        "coda": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": 32,
+        "max_position_embeddings": 64,
+        "pooling": "causal",
+        "parameters": 1000,
+        "step_bytes": 400,
+        "once_bytes": 2000,
+    },
+    "depth": {"min": 1, "max": 4, "default": 2, "trained": [1, 2]},
+    "precision": "fp32",
+    "quantization": None,
+    "graphs": {
+        "onnx": {
+            "file": "model.onnx",
+            "data": ["model.onnx.data"],
+            "opset": 24,
+            "inputs": [
+                {
+                    "name": "past_key_values.0.key",
+                    "dtype": "float32",
+                    "shape": ["batch", 1, "past_sequence", 8],
+                }
+            ],
+            "outputs": [],
+        }
+    },
+    "tokenizer": {
+        "file": "tokenizer.json",
+        "chat_template": None,
+        "bos_token": None,
+        "eos_token": "<end>",
+        "bos_token_id": None,
+        "eos_token_ids": [2],
+        "pad_token_id": None,
+        "add_bos": False,
+    },
+    "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0},
+    "parity": {"relative_l2": 1e-5, "kl": None, "float": "float32"},
+    "engines": [],
+    "checkpoint": {"sha256": "0" * 64, "name": "tiny"},
+    "tools": {"ouroboros": "0.1.0"},
+}
+
+
+LOGITS = [{"name": "logits", "dtype": "float32", "shape": ["batch", "logits", 33]}]
+QUANTIZATION: dict[str, Any] = {
+    "bits": 4,
+    "sensitive_bits": 8,
+    "block": 32,
+    "symmetric": True,
+    "method": "rtn",
+    "calibration": None,
+    "accuracy_level": 1,
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "model.onnx").write_bytes(b"graph")
+    (path / "model.onnx.data").write_bytes(b"weights")
+    (path / "tokenizer.json").write_bytes(b"{}")
+    write_manifest(path, **copy.deepcopy(FIELDS))
+    return path
+
+
+def read(bundle: Path) -> dict[str, Any]:
+    return dict(json.loads((bundle / "manifest.json").read_text()))
+
+
+def changed(bundle: Path, *keys: str, value: Any) -> dict[str, Any]:
+    data = read(bundle)
+    inner = data
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    return data
+
+
+def test_bundle_round_trip(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert manifest.depth.trained == (1, 2)
+    assert manifest.files["model.onnx"].bytes == 5
+    assert json.loads(json.dumps(manifest.to_json())) == read(bundle)
+    assert parse_manifest(json.loads(json.dumps(manifest.to_json()))) == manifest
+
+
+def test_bundle_extra_file_is_ignored_and_unusable(bundle: Path) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    opened = open_bundle(bundle)
+    with pytest.raises(BundleError, match=r"notes\.txt"):
+        opened.file("notes.txt")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
+def test_bundle_any_flipped_bit_is_caught(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        (bundle / name).write_bytes(data)
+        with pytest.raises(BundleError, match=f"{name} is damaged"):
+            open_bundle(bundle)
+        data[bit // 8] ^= 1 << bit % 8
+
+
+FILES = (
+    "manifest.json",
+    "model.onnx",
+    "model.onnx.data",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "cases.safetensors",
+    "LICENSE",
+    "ATTRIBUTION",
+    "tokenizer_config.json",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_real_bundle_flipped_bit_is_caught(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    copied = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copied)
+    data = bytearray((copied / name).read_bytes())
+    for position in (0, 1, len(data) // 3, len(data) // 2, len(data) - 2, len(data) - 1):
+        for bit in (0, 5, 7):
+            data[position] ^= 1 << bit
+            (copied / name).write_bytes(data)
+            with pytest.raises(BundleError, match=name) as caught:
+                open_bundle(copied)
+            assert "\n" not in str(caught.value)
+            data[position] ^= 1 << bit
+    (copied / name).write_bytes(data)
+    assert {MANIFEST_NAME, *open_bundle(copied).manifest.files} == {*FILES}
+    (copied / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        open_bundle(copied)
+
+
+def test_bundle_any_missing_or_short_file_is_named(bundle: Path) -> None:
+    (bundle / "tokenizer.json").write_bytes(b"{")
+    with pytest.raises(BundleError, match=r"tokenizer\.json has 1 bytes, its manifest says 2"):
+        open_bundle(bundle)
+    (bundle / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"lacks tokenizer\.json"):
+        open_bundle(bundle)
+    (bundle / "tokenizer.json").mkdir()
+    with pytest.raises(BundleError, match=r"lacks tokenizer\.json"):
+        open_bundle(bundle)
+
+
+def test_bundle_not_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle at"):
+        open_bundle(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
+        open_bundle(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(BundleError, match="is a file"):
+        open_bundle(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"\xff\xfe", b"[1]", b"3", b"{}", b'{"format_version": NaN}', b"[" * 100_000,
+     b'{"format_version": 1, "format_version": 1}', b'{"format_version": true}'],
+)  # fmt: skip
+def test_manifest_rubbish_is_one_line(text: bytes) -> None:
+    with pytest.raises(BundleError) as caught:
+        parse_manifest_text(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_manifest_newer_version_names_both(bundle: Path) -> None:
+    data = changed(bundle, "format_version", value=4)
+    data["something_new"] = 1
+    with pytest.raises(BundleError, match=r"format_version 4 is not the 3 .*update ouroboros"):
+        parse_manifest(data)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_manifest_older_version_says_to_export_again(bundle: Path, version: int) -> None:
+    data = changed(bundle, "format_version", value=version)
+    del data["quantization"]  # version 2 was written without it too
+    with pytest.raises(BundleError, match=rf"version {version} is not the 3 .*export .* again"):
+        parse_manifest(data)
+
+
+def test_manifest_any_flipped_bit_is_caught(bundle: Path) -> None:
+    file = bundle / "manifest.json"
+    data = bytearray(file.read_bytes())
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BundleError) as caught:
+            parse_manifest_text(bytes(data))
+        assert "\n" not in str(caught.value)
+        data[bit // 8] ^= 1 << bit % 8
+    parse_manifest_text(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("depth", "default"), 3),
+        (("model", "source"), "tests2"),
+        (("sampling", "temperature"), 0.5),
+        (("parity", "relative_l2"), 1e-4),
+        (("tools", "torch"), "2"),
+        (("sha256",), "0" * 64),
+    ],
+)
+def test_manifest_changed_value_that_is_allowed_is_caught(
+    bundle: Path, keys: tuple[str, ...], value: Any
+) -> None:
+    with pytest.raises(BundleError, match=r"damaged or was changed.*export the bundle again"):
+        parse_manifest(changed(bundle, *keys, value=value))
+
+
+def test_manifest_written_otherwise_is_caught(bundle: Path) -> None:
+    """The same JSON in other bytes: only the hash of the file's own text would differ."""
+    file = bundle / "manifest.json"
+    for text in (json.dumps(read(bundle)), file.read_text().replace("1e-05", "1E-05")):
+        assert json.loads(text) == read(bundle)
+        with pytest.raises(BundleError, match="damaged or was changed"):
+            parse_manifest_text(text)
+
+
+def test_manifest_hash_is_of_the_canonical_json(bundle: Path) -> None:
+    """Spelled out, so that another reader of the format can be held against it."""
+    data = read(bundle)
+    said = data.pop("sha256")
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode("ascii")).hexdigest() == said
+
+
+def test_manifest_without_its_data_file_is_refused(bundle: Path) -> None:
+    data = read(bundle)
+    del data["files"]["model.onnx.data"]
+    with pytest.raises(BundleError, match=r"'model.onnx.data' is used but not listed"):
+        parse_manifest(data)
+
+
+def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
+    def walk(node: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+        if not isinstance(node, dict):
+            return []
+        found = [(*path, key) for key in node]
+        return found + [deep for key, item in node.items() for deep in walk(item, (*path, key))]
+
+    original = read(bundle)
+    for keys in walk(original, ()):
+        if keys[0] in ("files", "tools") and len(keys) == 2:
+            continue
+        data = copy.deepcopy(original)
+        inner = data
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+        with pytest.raises(BundleError, match=keys[-1]):
+            parse_manifest(data)
+        if keys[:-1] not in (("files",), ("tools",), ()):
+            inner.update({keys[-1]: original, "surprise": 1})
+            with pytest.raises(BundleError):
+                parse_manifest(data)
+    with pytest.raises(BundleError, match=r"unknown key model\.surprise"):
+        parse_manifest(changed(bundle, "model", "surprise", value=1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("model", "hidden_size"), "16", "not an integer"),
+        (("model", "hidden_size"), True, "not an integer"),
+        (("model", "hidden_size"), 0, "1 or more"),
+        (("model", "num_layers"), 5, "prelude"),
+        (("model", "pooling"), "max", "allowed"),
+        *(
+            (("model", name), 10**30, rf"model\.{name} is 10+, allowed: at most")
+            for name, value in FIELDS["model"].items()
+            if isinstance(value, int)
+        ),
+        (("model", "vocab_size"), 10**100, r"vocab_size is 10{56}\.\.\., allowed"),
+        (("model", "head_dim"), 16, "head_dim is 16, the graph's past_key_values.0.key has 8"),
+        (("model", "num_key_value_heads"), 2, "heads is 2, the graph's past_.* has 1"),
+        (("graphs", "onnx", "outputs"), LOGITS, "vocab_size is 32, the graph's logits has 33"),
+        (("precision",), "fp16", "fp16 keeps .* in float16, the graph's past_.* is 'float32'"),
+        (("precision",), "bf16", "bf16 keeps .* in bfloat16"),
+        (("depth", "max"), 1, "depth range"),
+        (("depth", "max"), 4097, "depth.max is 4097, allowed: at most 4096"),
+        (("depth", "trained"), [10**30], "above 4096"),
+        (("sampling", "temperature"), float("inf"), "finite temperature"),
+        (("graphs", "onnx", "data"), ["w.bin"], "not listed"),
+        (("graphs", "onnx", "data"), ["../w.bin"], "outside the bundle"),
+        (("graphs", "onnx", "data"), ["*/_ORT_MEM_ADDR_/*"], "outside the bundle"),
+        (("checkpoint", "sha256"), "0" * 63, r"checkpoint\.sha256 is not 64"),
+        (("depth", "trained"), [0], "below 1"),
+        (("depth", "trained"), 3, "not a list"),
+        (("depth", "trained"), [1.5], r"depth\.trained\[0\]"),
+        (("sampling", "top_p"), 0.0, "top_p"),
+        (("parity", "relative_l2"), 2.0, "relative_l2"),
+        (("tokenizer", "eos_token_ids"), [32], "outside"),
+        (("tokenizer", "chat_template"), "chat.jinja", "not listed"),
+        (("graphs", "onnx", "file"), "other.onnx", "not listed"),
+        (("files", "model.onnx", "sha256"), "zz", "hexadecimal"),
+        (("files", "model.onnx", "bytes"), -1, "bytes"),
+        *(
+            (("model", name), -1, rf"model\.{name} is -1, allowed")
+            for name, value in FIELDS["model"].items()
+            if isinstance(value, int)
+        ),
+        (("depth", "min"), -1, "depth range"),
+        (("depth", "default"), -(10**30), "depth range"),
+        (("depth", "trained"), [-1], "below 1"),
+        (("sampling", "top_k"), -1, "top_k"),
+        (("graphs", "onnx", "opset"), -1, "opset is -1, allowed"),
+        (("graphs", "onnx", "opset"), 10**30, "opset is 10"),
+        (("sampling", "temperature"), 10**400, "not a number of that size"),
+        (("sampling", "temperature"), 2**64, "not a number of that size"),
+        (("sampling", "top_k"), 2**64, r"top_k in 0\.\.2147483647"),
+        (("sampling", "top_k"), 10**400, r"top_k in 0\.\.2147483647"),
+        (("files", "model.onnx", "bytes"), 2**64, r"bytes is 18446744073709551616, allowed: 0"),
+        (("tokenizer", "pad_token_id"), 10**400, r"token id 10{56}\.\.\. is outside 0\.\.31"),
+        (("model", "num_layers"), 10**4000, r"num_layers is 10{56}\.\.\., allowed: at most"),
+        (("format_version",), 10**4000, r"format_version 10{56}\.\.\. is not the 3"),
+        (("parity", "kl"), -1.0, "parity.kl is -1.0"),
+        (("tokenizer", "eos_token_ids"), [-1], "token id -1 is outside"),
+        (("tokenizer", "bos_token_id"), -1, "token id -1 is outside"),
+        (("tokenizer", "pad_token_id"), 32, "token id 32 is outside"),
+        (
+            ("graphs", "onnx", "inputs"),
+            [{"name": "past_key_values.0.key", "dtype": "float32", "shape": [-1, 1, 1, 8]}],
+            "has a dimension of -1",
+        ),
+    ],
+)
+def test_manifest_wrong_value_is_named(
+    bundle: Path, keys: tuple[str, ...], value: Any, words: str
+) -> None:
+    with pytest.raises(BundleError, match=words):
+        parse_manifest(changed(bundle, *keys, value=value))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\x9b2J", "\x00", "\ud800"])
+def test_manifest_text_that_steers_a_terminal_is_refused(bundle: Path, text: str) -> None:
+    for keys in (("model", "source"), ("checkpoint", "name"), ("tools", "torch")):
+        with pytest.raises(BundleError, match=rf"{keys[-1]} is '.*\\.*control") as caught:
+            parse_manifest(changed(bundle, *keys, value=text))
+        assert text not in str(caught.value)
+    for keys in (("tools", text), ("files", text), (text,)):
+        with pytest.raises(BundleError) as caught:
+            parse_manifest(changed(bundle, *keys, value="1"))
+        assert text not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sensitive_bits": 16}, "sensitive_bits is 16, allowed: 4, 8"),
+        ({"block": 0}, "block is 0, allowed: 32, 64, 128"),
+        ({"method": "awq"}, "method is 'awq', allowed: rtn, gptq"),
+        ({"accuracy_level": 2}, "accuracy_level is 2, allowed: 1, 4"),
+        ({"calibration": "0" * 64}, "method rtn has none"),
+        ({"method": "gptq"}, "64 lower-case hexadecimal"),
+        ({"method": "gptq", "calibration": "F" * 64}, "64 lower-case hexadecimal"),
+    ],
+)
+def test_quantization_that_export_does_not_make_is_refused(
+    bundle: Path, changes: dict[str, Any], words: str
+) -> None:
+    fields = {**copy.deepcopy(FIELDS), "precision": "int4"}
+    gptq = {"method": "gptq", "calibration": "0" * 64}
+    for allowed in (QUANTIZATION, QUANTIZATION | gptq):
+        write_manifest(bundle, **{**fields, "quantization": allowed})
+    with pytest.raises(BundleError, match=words):
+        write_manifest(bundle, **{**fields, "quantization": QUANTIZATION | changes})
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/../../x", "a\\..\\x", "C:x", "", ".", "..", "a//b", "a\nb"]
+)
+def test_bundle_path_traversal_is_refused(bundle: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="outside the bundle"):
+        check_file_name(name)
+    data = read(bundle)
+    data["files"][name] = data["files"]["model.onnx"]
+    with pytest.raises(BundleError, match=r"outside the bundle|control characters"):
+        parse_manifest(data)
+
+
+def test_bundle_link_out_is_refused_and_inside_taken(bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "model.onnx"
+    outside.write_bytes(b"graph")
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="link out of the bundle"):
+        open_bundle(bundle)
+    (bundle / "model.onnx").unlink()
+    (bundle / "blob").write_bytes(b"graph")
+    (bundle / "model.onnx").symlink_to("blob")
+    open_bundle(bundle)
+    (bundle / "blob").unlink()
+    (bundle / "blob").symlink_to("model.onnx")  # a loop
+    with pytest.raises(BundleError):
+        open_bundle(bundle)
+
+
+def test_write_manifest_leaves_somebodys_manifest_alone(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    for text in ('{"manifest_version": 3}', "[]", "years of work"):
+        file.write_text(text)
+        with pytest.raises(BundleError, match=r"not a bundle's, so it is left alone"):
+            write_manifest(tmp_path, **copy.deepcopy(FIELDS))
+        assert file.read_text() == text
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_write_manifest_refuses_unknown_and_missing_fields(bundle: Path) -> None:
+    fields = copy.deepcopy(FIELDS)
+    with pytest.raises(BundleError, match="unknown key surprise"):
+        write_manifest(bundle, surprise=1, **fields)
+    del fields["tools"]
+    with pytest.raises(BundleError, match="lacks the key tools"):
+        write_manifest(bundle, **fields)
+    assert read_manifest(bundle).tools == {"ouroboros": "0.1.0"}  # the old one stays
+
+
+def add_plan(bundle: Path, **changes: Any) -> None:
+    """Lists a plan, with what is changed; the value None leaves a key out."""
+    hashes = {name: hash_file(bundle / name) for name in ("model.onnx", "model.onnx.data")}
+    (bundle / "a.plan").write_bytes(b"plan")
+    ranges = RangeSpec("past_key_values.0.key", (1, 1, 0, 8), (1, 1, 16, 8), (2, 1, 64, 8))
+    profiles = (ProfileSpec("decode", (ranges,), ()),)
+    graph = hash_graph(hashes)
+    names = ("a.plan", "tensorrt", "10.0", "13", ("8.9",), "fp32", False, graph, profiles)
+    entry = dataclasses.asdict(EngineSpec(*names, depth_shape=(1,))) | changes
+    entry = {key: value for key, value in entry.items() if value is not None}
+    write_manifest(bundle, **{**copy.deepcopy(FIELDS), "engines": [entry]})
+
+
+def profile(**changes: Any) -> dict[str, Any]:
+    """The profiles of a plan, with what is changed of its one range."""
+    one = {"name": "past_key_values.0.key", "min": [1, 1, 0, 8], "opt": [1, 1, 16, 8]}
+    one |= {"max": [2, 1, 64, 8], **changes}
+    return {"profiles": [{"name": "decode", "shapes": [one], "values": []}]}
+
+
+def test_plan_entry_round_trip(bundle: Path) -> None:
+    add_plan(bundle)
+    (plan,) = open_bundle(bundle).manifest.engines
+    assert (plan.file, plan.depth_shape) == ("a.plan", (1,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"depth_shape": None}, r"lacks the key engines\[0\]\.depth_shape"),
+        ({"depth_shape": [2]}, r"a\.plan takes depth as \[2\], not as \[1\]"),
+        ({"depth_shape": 1}, r"engines\[0\]\.depth_shape is 1, not a list"),
+        ({"profiles": []}, r"a\.plan has no profile"),
+        ({"precision": "fp16"}, r"precision 'fp16', the bundle 'fp32'"),
+        ({"file": "model.onnx"}, r"'model\.onnx' is another file"),
+        ({"file": "tokenizer.json"}, r"'tokenizer\.json' is another file"),
+        (profile(name="other"), r"no input 'other'"),
+        (profile(min=[1, 1, 0]), r"differ in length"),
+        (profile(min=[1, 1, -1, 8]), r"0 <= min <= opt <= max"),
+        (profile(opt=[1, 1, 65, 8]), r"0 <= min <= opt <= max"),
+        (profile(max=[2, 1, 10**30, 8]), r"0 <= min <= opt <= max"),
+        (profile(min=[], opt=[], max=[]), r"has 0 dimensions, the graph's has 4"),
+        ({"rank": 1}, r"unknown key engines\[0\]\.rank"),
+    ],
+)
+def test_plan_entry_that_is_not_understood_is_refused(
+    bundle: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BundleError, match=words):
+        add_plan(bundle, **changes)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime import Engine, EngineError
+from runtime.measure.loss import score_windows
+from runtime.measure.speed import bench_engine, describe_machine, measure_read_rate
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
+
+
+@pytest.fixture
+def windows(engine: Engine) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(3, engine.manifest.model.vocab_size, (5, 150))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 40, 140, 148])
+def test_score_windows_equals_the_definition(
+    engine: Engine, windows: np.ndarray, prefix: int
+) -> None:
+    expected = []
+    for row in windows:
+        logits = engine.logits(row, 2)[:-1].astype(np.float64)
+        loss = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(row) - 1), row[1:]]
+        expected.append(loss[prefix:])
+    done: list[int] = []
+    found = score_windows(engine, windows, 2, prefix, batch=2, progress=done.append)
+    assert found == pytest.approx(np.mean(expected), rel=1e-5)
+    assert done == [2, 4, 5]
+
+
+def test_score_windows_refuses(engine: Engine, windows: np.ndarray) -> None:
+    most = engine.manifest.model.max_position_embeddings
+    for bad, words in (
+        (windows[0], "shape"),
+        (windows[:0], "shape"),
+        (windows[:, :1], "shape"),
+        (windows + 10**6, "vocabulary"),
+        (np.zeros((1, most + 1), np.int64), "positions"),
+    ):
+        with pytest.raises(EngineError, match=words):
+            score_windows(engine, bad, 1)
+    for prefix in (-1, 149):
+        with pytest.raises(EngineError, match="prefix"):
+            score_windows(engine, windows, 1, prefix)
+
+
+def test_bench_reports_every_pair(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.measure.speed.measure_read_rate", lambda threads: 1e10)
+    lines: list[str] = []
+    report = bench_engine(engine, [1, 2], [8, 16], 6, 2, threads=1, progress=lines.append)
+    assert [(row.depth, row.context) for row in report.rows] == [(1, 8), (1, 16), (2, 8), (2, 16)]
+    assert len(lines) == 8
+    model = engine.manifest.model
+    for row in report.rows:
+        assert row.tokens_per_s == pytest.approx(1000 / row.decode_ms)
+        assert 0 < row.engine_overhead < 1
+        assert row.weight_bytes == model.step_bytes * row.depth + model.once_bytes
+    assert report.to_json()["machine"]["cores"] >= 1
+    with pytest.raises(EngineError, match="depth=0"):
+        bench_engine(engine, [0], [8])
+
+
+def test_machine_is_described() -> None:
+    assert 1e8 < measure_read_rate(1, 64, 1) < 1e13
+    assert describe_machine()["versions"]["onnxruntime"] != "not installed"

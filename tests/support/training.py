@@ -1,0 +1,50 @@
+"""A small model, its tokenizer and a short run, for the tests of training and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.training.recipe import TrainOptions
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz "
+VOCABULARY = 40
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; id 0 is end-of-text."""
+    vocab = {"<|endoftext|>": 0, "?": 1}
+    vocab |= {letter: number for number, letter in enumerate(LETTERS, start=2)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def tiny_model(vocabulary: int = VOCABULARY, **changes: Any) -> OuroborosForCausalLM:
+    """A random Llama of 6 layers, 2 | 1 | 2, large enough weights that every part matters."""
+    torch.manual_seed(0)
+    base = {
+        "model_type": "llama", "vocab_size": vocabulary, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
+    }  # fmt: skip
+    fields = {"prelude": 2, "coda": 2, "recurrent": 3, "rank": 4, "style_size": 8}
+    config = OuroborosConfig(base_config=base, **{**fields, "max_depth": 6, "depth": 3, **changes})
+    model = OuroborosForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.recurrent.state_dict().items():
+            if "lora" in name or "controller" in name or "gate.proj.weight" in name:
+                tensor.normal_(std=0.3)
+        model.embed_tokens.weight.normal_()
+    return model
+
+
+def options(corpus: Path, **changes: Any) -> TrainOptions:
+    fields = {"train_steps": 4, "batch_size": 2, "seq_len": 16, "depth": "1-3", "warmup": 1}
+    return TrainOptions(data=(corpus,), **{**fields, "learning_rate": 1e-2, **changes})
