@@ -60,7 +60,7 @@ class ParityRow:
 
 def describe_device() -> dict[str, Any]:
     """The GPU, its driver, the processor and every version that matters."""
-    from runtime.bundle.plans import describe_machine as describe_gpu_machine
+    from runtime.backends.machine import describe_machine as describe_gpu_machine
 
     here = describe_machine()
     machine = describe_gpu_machine()

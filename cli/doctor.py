@@ -6,8 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.backends.machine import Machine
     from runtime.backends.trt_flavours import Flavour
-    from runtime.bundle.plans import Machine
 
 PROJECT = "ouroboros-llm"
 CHECKOUT = " in the checkout of ouroboros"
@@ -41,7 +41,7 @@ def doctor() -> None:
     from rich.text import Text
 
     from cli.screen import new_table, print_prose, print_table
-    from runtime.bundle.plans import describe_machine
+    from runtime.backends.machine import describe_machine
 
     machine = describe_machine()
     findings = [
@@ -204,8 +204,8 @@ def find_tensorrt(machine: Machine, flavour: Flavour) -> Finding:
         machine: from `describe_machine`.
         flavour: which.
     """
+    from runtime.backends.machine import major_cuda
     from runtime.backends.trt_flavours import TENSORRT, check_libraries
-    from runtime.bundle.plans import major_cuda
     from runtime.errors import EngineError
 
     installed = next((one for one in machine.installed if one.flavour == flavour), None)

@@ -12,6 +12,24 @@ from numpy.typing import NDArray
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import widen
+from runtime.bundle import contract
+from runtime.bundle.contract import (
+    ATTENTION_MASK,
+    BATCH,
+    DEPTH,
+    INPUT_IDS,
+    LOGIT_INDEX,
+    LOGITS,
+    PAST,
+    PAST_POOL_SUM,
+    PAST_PREFIX,
+    POOL_SUM,
+    POSITION_IDS,
+    RECURRENT,
+    ROW_DEPTH,
+    SLOTS,
+    new_name,
+)
 
 Array = NDArray[Any]
 Parts = dict[str, dict[str, Array]]
@@ -28,9 +46,9 @@ def take_apart(parts: Parts, rows: list[list[int]]) -> Iterator[tuple[int, Parts
             depth,
             {
                 "in": {name: value[part] for name, value in parts["in"].items()}
-                | {"depth": np.array(depth, dtype=np.int64)},
+                | {DEPTH: np.array(depth, dtype=np.int64)},
                 "out": {
-                    name: value[part] if name == "logits" else value[part, :depth]
+                    name: value[part] if name == LOGITS else value[part, :depth]
                     for name, value in parts["out"].items()
                 },
             },
@@ -58,17 +76,17 @@ def run_case(
         values.append(layer.values[:, :, -new:])
     return {
         "in": {
-            "input_ids": ids,
-            "position_ids": positions,
-            "attention_mask": mask,
-            "row_depth": np.array(flat, dtype=np.int64),
-            "logit_index": index,
+            INPUT_IDS: ids,
+            POSITION_IDS: positions,
+            ATTENTION_MASK: mask,
+            ROW_DEPTH: np.array(flat, dtype=np.int64),
+            LOGIT_INDEX: index,
         },
         "out": {
-            "logits": logits,
-            "pool_sum": pools,
-            "new_key_values.recurrent.key": torch.stack(keys, 1).float().numpy(),
-            "new_key_values.recurrent.value": torch.stack(values, 1).float().numpy(),
+            LOGITS: logits,
+            POOL_SUM: pools,
+            new_name(RECURRENT, "key"): torch.stack(keys, 1).float().numpy(),
+            new_name(RECURRENT, "value"): torch.stack(values, 1).float().numpy(),
         },
     }
 
@@ -121,19 +139,10 @@ def _run_model(
 
 
 def empty_past(model: OuroborosForCausalLM, batch: int, depth: int) -> dict[str, Array]:
-    """Returns the graph's cache inputs before a first call: no slots, sums of zero."""
-    config = model.config
-    kv, size = config.num_key_value_heads, config.head_dim
-
-    def zeros(*shape: int) -> Array:
-        return np.zeros(shape, dtype=np.float32)
-
-    past = {
-        f"past_key_values.{slot}.{kind}": zeros(batch, kv, 0, size)
-        for slot in range(config.num_layers)
-        for kind in ("key", "value")
+    """Returns the graph's cache inputs before a first call: no slots, sums of zero; float32."""
+    sizes: dict[int | str, int | str] = {BATCH: batch, SLOTS: depth, PAST: 0}
+    return {
+        spec.name: np.zeros([int(sizes.get(size, size)) for size in spec.shape], np.float32)
+        for spec in contract.inputs(model.config, "fp32")
+        if spec.name.startswith((PAST_PREFIX, PAST_POOL_SUM))
     }
-    for kind in ("key", "value"):
-        past[f"past_key_values.recurrent.{kind}"] = zeros(batch, depth, kv, 0, size)
-    past["past_pool_sum"] = zeros(batch, depth, config.hidden_size)
-    return past

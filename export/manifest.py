@@ -13,6 +13,7 @@ from export.graph.passes.weight_only import graphs_of
 from export.graph.storage import DATA_SUFFIX
 from export.tokens import TEMPLATE, TOKENIZER
 from ouroboros.model.modeling import OuroborosForCausalLM
+from runtime.bundle.contract import ELEMENT_TYPES
 from runtime.bundle.manifest import QuantizationSpec
 from runtime.parity.verdict import FAST_KL, RELATIVE_L2
 
@@ -120,12 +121,7 @@ def _read_bytes(graph: ir.Graph) -> int:
     )
 
 
-_DTYPES = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-    ir.DataType.INT64: "int64",
-}
+_DTYPES = {ir.DataType[one.onnx]: one.name for one in ELEMENT_TYPES.values()}
 
 
 def _spec(value: ir.Value) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from export.errors import ExportError
+from runtime.bundle import contract
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,8 @@ class Precision:
 
 
 PRECISIONS = {
-    precision.name: precision
-    for precision in (
-        Precision("fp32", torch.float32),
-        Precision("fp16", torch.float16),
-        Precision("bf16", torch.bfloat16),
-        Precision("int8", torch.float32, 8),
-        Precision("int4", torch.float32, 4),
-    )
+    one.name: Precision(one.name, getattr(torch, one.compute), one.bits)
+    for one in contract.PRECISIONS.values()
 }
 
 

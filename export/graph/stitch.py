@@ -7,7 +7,7 @@ loop-carried: a step reads its slice, and only new keys and values leave, as sca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -22,14 +22,27 @@ from export.graph.trace import LAYER, plain_weights, read_later, trace_parts
 from export.precision import PRECISIONS, Precision
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from runtime.bundle import contract
+from runtime.bundle.contract import (
+    ATTENTION_MASK,
+    DEPTH,
+    INPUT_IDS,
+    LOGIT_INDEX,
+    LOGITS,
+    PARTS,
+    PAST_POOL_SUM,
+    POOL_SUM,
+    POSITION_IDS,
+    RECURRENT,
+    RECURRENT_OUTPUTS,
+    ROW_DEPTH,
+    new_name,
+    past_name,
+)
 
-BATCH, NEW, PAST, PICKED, SLOTS = "batch", "sequence", "past_sequence", "logits", "slots"
-TOTAL = "past_sequence + sequence"
-INT, FLOAT, BOOL = ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
+BOOL = ir.DataType.BOOL
 DTYPES = {
-    torch.float32: FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
+    getattr(torch, one.name): ir.DataType[one.onnx] for one in contract.ELEMENT_TYPES.values()
 }
 
 
@@ -51,11 +64,10 @@ def build_graph(
     """
     config = model.config
     parts = trace_parts(model, precision, max_depth)
-    compute = DTYPES[precision.compute]
     opening, step, closing = parts.opening.graph, parts.step.graph, parts.closing.graph
     for prefix, part in (("opening", opening), ("step", step), ("closing", closing)):
         _prefix_names(part, prefix)
-    inputs = {value.name: value for value in _declare_inputs(config, compute)}
+    inputs = {value.name: value for value in _declare_inputs(config, precision)}
     graphs = [opening]
     caches: list[ir.Value] = []
     # Joined weights are copies: those of one layer at a time are held, while they are written.
@@ -63,23 +75,23 @@ def build_graph(
 
     def run_layer(slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
         graph = _copy_layer(parts.layer, f"layers.{slot}", partial(read_weights, layer))
-        pasts = [inputs[f"past_key_values.{slot}.{kind}"] for kind in ("key", "value")]
+        pasts = [inputs[past_name(slot, part)] for part in PARTS]
         _feed(graph, [hidden, *shared, *pasts])
         result, *new = _take_outputs(graph)
         caches.extend(new)
         graphs.append(graph)
         return result
 
-    names = ("input_ids", "position_ids", "attention_mask", "logit_index")
+    names = (INPUT_IDS, POSITION_IDS, ATTENTION_MASK, LOGIT_INDEX)
     _feed(opening, [inputs[name] for name in names])
     hidden, *once, picked = _take_outputs(opening)
     shared = once[:3]
     for slot, layer in enumerate(model.prelude):
         hidden = run_layer(slot, layer, hidden)
     before = len(graphs)
-    looped = [inputs[f"past_key_values.recurrent.{kind}"] for kind in ("key", "value")]
-    outer = [*once, inputs["past_pool_sum"], *looped, picked, inputs["row_depth"]]
-    loop = _make_loop(step, outer, inputs["depth"], hidden)
+    looped = [inputs[past_name(RECURRENT, part)] for part in PARTS]
+    outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH]]
+    loop = _make_loop(step, outer, inputs[DEPTH], hidden)
     hidden, *scans = loop.outputs
     turned = [_batch_first(scan, rank) for scan, rank in zip(scans, (5, 5, 4), strict=True)]
     for slot, layer in enumerate(model.coda, start=config.prelude):
@@ -95,10 +107,11 @@ def build_graph(
     (logits,) = _take_outputs(closing)
     graphs.append(closing)
 
-    outputs = [
-        _declare(logits, "logits", FLOAT, [BATCH, PICKED, config.vocab_size]),
-        *_declare_caches(config, compute, caches, [node.outputs[0] for node in turned]),
-    ]
+    key, value, pool = (node.outputs[0] for node in turned)
+    ends = [new_name(slot, part) for slot in range(config.num_layers) for part in PARTS]
+    given = dict(zip(ends, caches, strict=True))
+    given |= dict(zip(RECURRENT_OUTPUTS, (key, value), strict=True))
+    outputs = _declare_outputs(config, precision, {**given, LOGITS: logits, POOL_SUM: pool})
     graph = ir.Graph(
         list(inputs.values()),
         outputs,
@@ -119,52 +132,25 @@ def build_graph(
     return result, list(parts.passes)
 
 
-def _past_names(layers: Iterable[int]) -> list[str]:
-    return [f"past_key_values.{layer}.{kind}" for layer in layers for kind in ("key", "value")]
-
-
-def _declare_inputs(config: OuroborosConfig, compute: ir.DataType) -> list[ir.Value]:
-    kv, size = config.num_key_value_heads, config.head_dim
-    cache: list[int | str] = [BATCH, kv, PAST, size]
-    looped: list[int | str] = [BATCH, SLOTS, kv, PAST, size]
-    specs: list[tuple[str, ir.DataType, list[int | str]]] = [
-        ("input_ids", INT, [BATCH, NEW]),
-        ("position_ids", INT, [BATCH, NEW]),
-        ("attention_mask", INT, [BATCH, TOTAL]),
-        ("depth", INT, []),
-        ("row_depth", INT, [BATCH]),
-        ("logit_index", INT, [BATCH, PICKED]),
-        *((name, compute, cache) for name in _past_names(range(config.num_layers))),
-        ("past_key_values.recurrent.key", compute, looped),
-        ("past_key_values.recurrent.value", compute, looped),
-        ("past_pool_sum", FLOAT, [BATCH, SLOTS, config.hidden_size]),
-    ]
+def _declare_inputs(config: OuroborosConfig, precision: Precision) -> list[ir.Value]:
     return [
-        ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        for name, dtype, shape in specs
+        _declare(ir.Value(name=spec.name), spec) for spec in contract.inputs(config, precision.name)
     ]
 
 
-def _declare(value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
-    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
-    return value
-
-
-def _declare_caches(
-    config: OuroborosConfig, compute: ir.DataType, layers: list[ir.Value], looped: list[ir.Value]
+def _declare_outputs(
+    config: OuroborosConfig, precision: Precision, values: dict[str, ir.Value]
 ) -> list[ir.Value]:
-    kv, size = config.num_key_value_heads, config.head_dim
-    names = [name.replace("past", "new", 1) for name in _past_names(range(config.num_layers))]
-    declared = [
-        _declare(value, name, compute, [BATCH, kv, NEW, size])
-        for value, name in zip(layers, names, strict=True)
-    ]
-    key, value, pool = looped
-    for kind, scan in (("key", key), ("value", value)):
-        name = f"new_key_values.recurrent.{kind}"
-        declared.append(_declare(scan, name, compute, [BATCH, "depth", kv, NEW, size]))
-    declared.append(_declare(pool, "pool_sum", FLOAT, [BATCH, "depth", PICKED, config.hidden_size]))
-    return declared
+    specs = contract.outputs(config, precision.name)
+    if problem := contract.find_unfed(specs, values):
+        raise ExportError(f"{problem}; this is a bug")
+    return [_declare(values[spec.name], spec) for spec in specs]
+
+
+def _declare(value: ir.Value, spec: contract.TensorSpec) -> ir.Value:
+    kind = ir.DataType[contract.ELEMENT_TYPES[spec.dtype].onnx]
+    value.name, value.type, value.shape = spec.name, ir.TensorType(kind), ir.Shape(spec.shape)
+    return value
 
 
 def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: ir.Value) -> ir.Node:
@@ -186,7 +172,7 @@ def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: i
     body.name = "step"
     loop = ir.node("Loop", [depth, None, hidden], attributes={"body": body}, num_outputs=4)
     loop.name = "recurrence"
-    for value, name in zip(loop.outputs, ("h", "key", "value", "pool_sum"), strict=True):
+    for value, name in zip(loop.outputs, ("h", *PARTS, POOL_SUM), strict=True):
         value.name = f"loop.{name}"
     return loop
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from export.errors import ExportError
+from runtime.bundle.contract import PAST_POOL_SUM, PAST_PREFIX, RECURRENT
 
 _SHOWN_OPS = 6
 _SHOWN_WEIGHTS = 5
@@ -25,8 +26,8 @@ _WEIGHT_BYTES = 256
 
 # First match wins; what a body's weight is called says which part of a step it serves.
 _SECTIONS = (
-    ("past_pool_sum", "pool"),
-    ("past_key_values.recurrent", "attention"),
+    (PAST_POOL_SUM, "pool"),
+    (f"{PAST_PREFIX}{RECURRENT}", "attention"),
     ("step.modulate.", "controller"),
     ("step.qkv", "attention"),
     ("step.qk_norm", "attention"),

@@ -38,7 +38,7 @@ from runtime.backends.trt_flavours import (
     choose_flavour,
     find_flavours,
 )
-from runtime.bundle.manifest import TensorSpec
+from runtime.bundle.contract import TensorSpec
 from runtime.bundle.plans import EngineSpec, ProfileSpec, hash_graph
 from runtime.bundle.reader import hash_file
 from runtime.errors import EngineError

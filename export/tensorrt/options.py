@@ -11,7 +11,7 @@ from pathlib import Path
 from export.errors import ExportError
 from runtime.backends.gpu import Gpu
 from runtime.backends.trt_flavours import CHOICES, RTX, Flavour
-from runtime.bundle.manifest import TensorSpec
+from runtime.bundle.contract import BATCH, DEPTH, NEW, PAST, PICKED, SLOTS, TensorSpec
 from runtime.bundle.plans import ProfileSpec, RangeSpec
 from runtime.decode.decoder import PREFILL_CHUNK, SCORE_CHUNK
 from runtime.decode.kv_cache import BUCKET
@@ -165,15 +165,15 @@ def make_profiles(
     # A text that comes whole is scored in one call, all its logits at once.
     logits = chunk if whole_prompt else min(chunk, SCORE_CHUNK)
     common: dict[str, Range] = {
-        "batch": (1, min(options.opt_batch, options.max_batch), options.max_batch),
-        "past_sequence": (0, min(options.opt_past, past), past),
-        "slots": (1, default_depth, max_depth),
+        BATCH: (1, min(options.opt_batch, options.max_batch), options.max_batch),
+        PAST: (0, min(options.opt_past, past), past),
+        SLOTS: (1, default_depth, max_depth),
     }
     named: dict[str, dict[str, Range]] = {
-        "decode": {"sequence": (1, 1, 1), "logits": (1, 1, 1)},
+        "decode": {NEW: (1, 1, 1), PICKED: (1, 1, 1)},
         "prefill": {
-            "sequence": (1, min(options.opt_new, chunk), chunk),
-            "logits": (1, 1, logits),
+            NEW: (1, min(options.opt_new, chunk), chunk),
+            PICKED: (1, 1, logits),
         },
     }
     depth = (1, default_depth, max_depth)
@@ -188,7 +188,7 @@ def make_profiles(
             values=tuple(
                 RangeSpec(one.name, *((value,) for value in depth))
                 for one in inputs
-                if one.name == "depth"
+                if one.name == DEPTH
             ),
         )
         for name, sizes in named.items()

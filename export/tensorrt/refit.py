@@ -21,15 +21,10 @@ from export.tensorrt.builder import (
     write_plan_graph,
 )
 from export.tensorrt.options import TrtOptions, check_options, make_profiles
+from runtime.backends.machine import check_engine_fits, describe_machine
 from runtime.backends.trt_flavours import FLAVOURS, Installed
-from runtime.bundle.manifest import TensorSpec
-from runtime.bundle.plans import (
-    EngineSpec,
-    ProfileSpec,
-    check_engine_fits,
-    describe_machine,
-    hash_graph,
-)
+from runtime.bundle.contract import TensorSpec
+from runtime.bundle.plans import EngineSpec, ProfileSpec, hash_graph
 from runtime.bundle.reader import hash_file, open_bundle, read_manifest
 from runtime.errors import EngineError
 

@@ -22,7 +22,7 @@ from export.tensorrt.options import TrtOptions
 from export.triton.folder import CONFIG, DEFAULT_NAME, SIGN, check_folder, publish_model
 from runtime.backends.gpu import describe_gpu
 from runtime.backends.trt_flavours import FLAVOURS, TENSORRT
-from runtime.bundle.manifest import TensorSpec
+from runtime.bundle.contract import DEPTH, ELEMENT_TYPES, TensorSpec
 from runtime.bundle.plans import EngineSpec
 from runtime.bundle.reader import Bundle, open_bundle
 
@@ -30,16 +30,6 @@ BACKENDS = ("onnxruntime", "tensorrt")
 DEVICES = ("cpu", "gpu")
 MODEL_VERSION = "1"
 PAPERS = ("LICENSE", "ATTRIBUTION")
-_DATA_TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "int64": "TYPE_INT64",
-    "int32": "TYPE_INT32",
-    "int8": "TYPE_INT8",
-    "uint8": "TYPE_UINT8",
-    "bool": "TYPE_BOOL",
-}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -217,7 +207,7 @@ def render_config(
         profiles: optimisation profiles of the plan; None for all of them.
 
     Raises:
-        ExportError: a tensor's type has no name in Triton, the plan takes `depth` as a scalar, or
+        ExportError: the plan takes `depth` as a scalar, or
             has no such profile.
     """
     graph, depth = bundle.manifest.graphs.onnx, bundle.manifest.depth
@@ -253,7 +243,7 @@ def _plan_inputs(inputs: Sequence[TensorSpec], engine: EngineSpec) -> list[Tenso
 
     Source: tensorrt_backend, CompareShapeDimsSupported.
     """
-    return [replace(o, shape=engine.depth_shape) if o.name == "depth" else o for o in inputs]
+    return [replace(o, shape=engine.depth_shape) if o.name == DEPTH else o for o in inputs]
 
 
 def _shape_inputs(engine: EngineSpec) -> set[str]:
@@ -273,15 +263,10 @@ def _check_profiles(engine: EngineSpec, profiles: Sequence[int] | None) -> Seque
 
 
 def _describe(spec: TensorSpec, shape_inputs: Collection[str] = ()) -> list[str]:
-    if spec.dtype not in _DATA_TYPES:
-        raise ExportError(
-            f"{spec.name} is {spec.dtype}, which Triton has no name for; it has "
-            f"{', '.join(_DATA_TYPES)}"
-        )
     dims = [size if isinstance(size, int) else -1 for size in spec.shape] or [1]
     lines = [
         f'name: "{spec.name}"',
-        f"data_type: {_DATA_TYPES[spec.dtype]}",
+        f"data_type: {ELEMENT_TYPES[spec.dtype].triton}",
         f"dims: [ {', '.join(map(str, dims))} ]",
     ]
     if spec.name in shape_inputs:

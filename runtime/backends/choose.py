@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA
+from runtime.backends.machine import Machine, check_engine_fits, describe_machine
 from runtime.backends.memory import Backend
 from runtime.backends.ort import open_cpu
 from runtime.backends.ort_cuda import PROVIDER, open_cuda
 from runtime.backends.trt import open_plan
 from runtime.bundle.manifest import ACCURACY_LEVELS, Manifest
-from runtime.bundle.plans import EngineSpec, Machine, check_engine_fits, describe_machine
+from runtime.bundle.plans import EngineSpec
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, EngineError
 

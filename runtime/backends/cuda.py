@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from runtime.backends.gpu import INSTALL_BINDINGS
 from runtime.backends.memory import Backend
-from runtime.bundle.manifest import GraphSpec, TensorSpec
+from runtime.bundle.contract import DEPTH, ELEMENT_TYPES, TensorSpec
+from runtime.bundle.manifest import GraphSpec
 from runtime.errors import EngineError
 
 Array = NDArray[Any]
-
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 
 def load_cuda() -> Any:
@@ -73,7 +72,7 @@ class DeviceArray:
     @property
     def part_bytes(self) -> int:
         """Bytes of one part along axis 0."""
-        return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape[1:]) * ELEMENT_TYPES[self.dtype].item_bytes
 
     @property
     def nbytes(self) -> int:
@@ -102,7 +101,7 @@ class DeviceArray:
 
 
 def _array(block: Any, address: int, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-    stride = math.prod(shape[1:]) * ITEM_BYTES[dtype]
+    stride = math.prod(shape[1:]) * ELEMENT_TYPES[dtype].item_bytes
     return DeviceArray(block, address, tuple(shape), dtype, stride)
 
 
@@ -130,12 +129,12 @@ class CudaMemory:
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `Memory.zeros`."""
-        size = math.prod(shape) * ITEM_BYTES[dtype]
+        size = math.prod(shape) * ELEMENT_TYPES[dtype].item_bytes
         return _array(*self._allocate(size), shape, dtype)
 
     def stack(self, count: int, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `Memory.stack`."""
-        size = math.prod(shape) * ITEM_BYTES[dtype]
+        size = math.prod(shape) * ELEMENT_TYPES[dtype].item_bytes
         stride = -(-size // self._alignment) * self._alignment
         block, address = self._allocate(count * stride)
         return DeviceArray(block, address, (count, *shape), dtype, stride)
@@ -184,7 +183,7 @@ class CudaMemory:
     ) -> None:
         # The last two dimensions, [slots, width], lie together: one strided copy moves `count`
         # slots of every row of the dimensions before them.
-        slot = target.shape[-1] * ITEM_BYTES[target.dtype]
+        slot = target.shape[-1] * ELEMENT_TYPES[target.dtype].item_bytes
         rows = math.prod(target.shape[:-2])
         if not rows * count * slot:
             return
@@ -258,7 +257,7 @@ def output_shapes(graph: GraphSpec, inputs: Mapping[str, Any]) -> dict[str, tupl
     Raises:
         EngineError: the inputs contradict each other, or leave a dimension open.
     """
-    sizes = {"depth": int(inputs["depth"].reshape(-1)[0])}
+    sizes = {DEPTH: int(inputs[DEPTH].reshape(-1)[0])}
     for spec in graph.inputs:
         given = inputs[spec.name].shape
         if len(given) != len(spec.shape) and spec.shape:

@@ -12,17 +12,13 @@ from numpy.typing import NDArray
 
 from runtime.backends.gpu import INSTALL_CUDA
 from runtime.backends.memory import HostMemory, Memory
+from runtime.bundle.contract import ELEMENT_TYPES
 from runtime.bundle.external_data import external_files
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, EngineError
 
-DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(int64)": "int64",
-}
+DTYPES = {one.ort: one.name for one in ELEMENT_TYPES.values()}
 
 # Where in ONNX Runtime's own source an error arose: file, line, function with its arguments.
 SOURCE_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ [^()]*\(.*?\)(?: const)? ")
@@ -209,20 +205,20 @@ def _check_single(data: Path) -> None:
 
 
 def _check_tensors(session: Any, manifest: Manifest) -> None:
-    """The graph's tensors must be the manifest's, and those that the engine feeds and reads."""
+    """The graph's tensors must be the manifest's, which are the contract's."""
     spec = manifest.graphs.onnx
     sides = (
-        ("input", session.get_inputs(), spec.inputs, input_names(manifest)),
-        ("output", session.get_outputs(), spec.outputs, output_names(manifest)),
+        ("input", session.get_inputs(), spec.inputs),
+        ("output", session.get_outputs(), spec.outputs),
     )
-    for side, actual, listed, needed in sides:
+    for side, actual, listed in sides:
         found = {t.name: (DTYPES.get(t.type, t.type), tuple(t.shape)) for t in actual}
         said = {t.name: (t.dtype, t.shape) for t in listed}
-        for name in sorted(found.keys() | said.keys() | set(needed)):
-            if not (name in found and name in said and name in needed):
+        for name in sorted(found.keys() | said.keys()):
+            if not (name in found and name in said):
                 raise BundleError(
                     f"the graph's {side} {name} is in the graph: {name in found}, in the manifest:"
-                    f" {name in said}, known to this engine: {name in needed}; export it again"
+                    f" {name in said}; export it again"
                 )
             (dtype, shape), (wanted, dimensions) = found[name], said[name]
             # ONNX Runtime infers the shapes of outputs: a named dimension may come back a number.
@@ -238,23 +234,6 @@ def _check_tensors(session: Any, manifest: Manifest) -> None:
 
 def _shown(dtype: str, shape: tuple[int | str, ...]) -> str:
     return f"{dtype} [{', '.join(map(str, shape))}]"
-
-
-def cache_names(manifest: Manifest) -> list[str]:
-    """Endings of the cache tensors' names: every layer's key and value, then the recurrence's."""
-    layers = [*map(str, range(manifest.model.num_layers)), "recurrent"]
-    return [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
-
-
-def input_names(manifest: Manifest) -> list[str]:
-    """Names of the graph's inputs."""
-    plain = ["input_ids", "position_ids", "attention_mask", "depth", "row_depth", "logit_index"]
-    return [*plain, "past_pool_sum", *(f"past_key_values.{end}" for end in cache_names(manifest))]
-
-
-def output_names(manifest: Manifest) -> list[str]:
-    """Names of the graph's outputs."""
-    return ["logits", "pool_sum", *(f"new_key_values.{end}" for end in cache_names(manifest))]
 
 
 def run_error(error: Exception) -> EngineError:

@@ -12,11 +12,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.cuda import CudaMemory, DeviceArray, load_cuda, run_on_device
 from runtime.backends.ort import open_session, run_error
+from runtime.bundle.contract import ELEMENT_TYPES
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import Bundle
 
@@ -24,13 +24,6 @@ PROVIDER = "CUDAExecutionProvider"
 # The default, TF32, rounds float32 factors to 10 bits: a float32 bundle would fail its check.
 PROVIDER_OPTIONS = {"device_id": "0", "use_tf32": "0"}
 ALIGNMENT = 16  # bytes, what vector loads need; a slot holds a multiple of it
-# numpy's type, or ONNX's number where numpy has none (TensorProto.BFLOAT16).
-ELEMENT_TYPES = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": 16,
-    "int64": np.int64,
-}
 
 Array = NDArray[Any]
 
@@ -89,12 +82,12 @@ class CudaBinding:
         self._host = {}
         for name, one in inputs.items():
             if isinstance(one, DeviceArray):
-                kind = ELEMENT_TYPES[one.dtype]
+                kind = ELEMENT_TYPES[one.dtype].onnx_number
                 self._binding.bind_input(name, device, 0, kind, one.shape, one.address)
             else:
                 self._host[name] = OrtValue.ortvalue_from_numpy(one)
         for name, one in outputs.items():
-            kind = ELEMENT_TYPES[one.dtype]
+            kind = ELEMENT_TYPES[one.dtype].onnx_number
             self._binding.bind_output(name, device, 0, kind, one.shape, one.address)
 
     def run(self) -> float:

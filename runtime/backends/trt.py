@@ -19,9 +19,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from runtime.backends.cuda import CudaMemory, DeviceArray, load_cuda, run_on_device
+from runtime.backends.machine import Machine, check_engine_fits
 from runtime.backends.trt_flavours import load_module
+from runtime.bundle.contract import INPUT_IDS, PAST_PREFIX
 from runtime.bundle.manifest import GraphSpec
-from runtime.bundle.plans import EngineSpec, Machine, ProfileSpec, check_engine_fits, read_plan
+from runtime.bundle.plans import EngineSpec, ProfileSpec, read_plan
 from runtime.errors import EngineError
 
 ALIGNMENT = 256  # bytes, of every tensor (IExecutionContext::setTensorAddress)
@@ -235,14 +237,14 @@ def choose_profile(profiles: Sequence[ProfileSpec], inputs: Mapping[str, Array])
 
 def _longest_past(profile: ProfileSpec) -> int:
     """The most slots of a cache: dimension -2 of a layer's keys."""
-    past = [one.max[-2] for one in profile.shapes if one.name.startswith("past_key_values.")]
+    past = [one.max[-2] for one in profile.shapes if one.name.startswith(PAST_PREFIX)]
     return min(past, default=0)
 
 
 def _most_rows(profiles: Sequence[ProfileSpec]) -> int | None:
     """The most rows of a batch: dimension 0 of the token ids."""
     shapes = (one for profile in profiles for one in profile.shapes)
-    return min((one.max[0] for one in shapes if one.name == "input_ids"), default=None)
+    return min((one.max[0] for one in shapes if one.name == INPUT_IDS), default=None)
 
 
 def _outside(profile: ProfileSpec, inputs: Mapping[str, Array]) -> str | None:

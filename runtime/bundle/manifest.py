@@ -18,6 +18,7 @@ import unicodedata
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
+from runtime.bundle.contract import PRECISIONS, TensorSpec
 from runtime.bundle.plans import EngineSpec, check_engine_graph
 from runtime.bundle.rules import ACCURACY_LEVELS as ACCURACY_LEVELS
 from runtime.bundle.rules import (
@@ -36,7 +37,6 @@ from runtime.errors import BundleError
 FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 POOLINGS = ("causal", "mean", "token")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 SPECIAL_TOKENS = ("tokenizer.bos_token", "tokenizer.eos_token")  # may be a line break
 
@@ -76,15 +76,6 @@ class DepthSpec:
     max: int
     default: int
     trained: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of the graph; a dimension is a number or a name."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +191,7 @@ class Manifest:
     @property
     def cache_dtype(self) -> str:
         """The type of keys and values, such as float32."""
-        inputs = self.graphs.onnx.inputs
-        return next(t.dtype for t in inputs if t.name.startswith("past_key_values."))
+        return PRECISIONS[self.precision].compute
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -423,10 +413,10 @@ def _check(manifest: Manifest) -> None:
     kl = manifest.parity.kl
     _require(kl is None or 0 < kl < 1, f"parity.kl is {kl}, allowed: above 0 and below 1, or null")
     precision, quantization = manifest.precision, manifest.quantization
-    _require(precision in PRECISIONS, f"precision is {precision!r}, allowed: {PRECISIONS}")
+    _require(precision in PRECISIONS, f"precision is {precision!r}, allowed: {tuple(PRECISIONS)}")
     bits = None if quantization is None else quantization.bits
     _require(
-        {"int8": 8, "int4": 4}.get(precision) == bits,
+        PRECISIONS[precision].bits == bits,
         f"precision {precision} with quantization of {bits} bits",
     )
     _require(
@@ -447,10 +437,6 @@ def _check(manifest: Manifest) -> None:
         check_engine(engine, manifest)
     if quantization is not None:
         check_quantization(quantization)
-    _require(
-        any(tensor.name.startswith("past_key_values.") for tensor in manifest.graphs.onnx.inputs),
-        "the graph has no past_key_values among its inputs",
-    )
     check_tensors(manifest)
     identifiers = [*manifest.tokenizer.eos_token_ids]
     identifiers += [

@@ -1,19 +1,18 @@
-"""What a bundle says about a TensorRT plan, and whether that plan may be loaded here.
+"""What a bundle says about a TensorRT plan.
 
-A plan is machine code for one TensorRT version and certain GPUs. It is compared with the machine,
-with the graph it was built from and with its hash before a byte of it is handed to TensorRT.
+A plan is machine code for one TensorRT version and certain GPUs. It is compared with the graph it
+was built from, with its hash, and with the machine (`runtime.backends.machine`) before a byte of it
+is handed to TensorRT.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.backends.gpu import Gpu, describe_gpu, has_cuda_bindings
-from runtime.backends.trt_flavours import FLAVOURS, Installed, find_flavours
-from runtime.errors import BundleError, EngineError
+from runtime.errors import BundleError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,26 +70,6 @@ class EngineSpec:
     depth_shape: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """What a bundle meets.
-
-    Attributes:
-        gpu: the GPU, if there is one.
-        installed: the TensorRTs.
-        cuda_bindings: the CUDA runtime for Python is installed.
-    """
-
-    gpu: Gpu | None
-    installed: tuple[Installed, ...]
-    cuda_bindings: bool = True
-
-
-def describe_machine() -> Machine:
-    """This machine."""
-    return Machine(describe_gpu(), find_flavours(), has_cuda_bindings())
-
-
 def hash_graph(file_hashes: Mapping[str, str]) -> str:
     """One sha256 for an ONNX graph and its data files.
 
@@ -119,54 +98,6 @@ def check_engine_graph(spec: EngineSpec, file_hashes: Mapping[str, str]) -> None
         )
 
 
-def check_engine_fits(spec: EngineSpec, machine: Machine) -> Installed:
-    """Refuses a plan that this machine can't run, naming both sides.
-
-    Returns:
-        The TensorRT to run it with.
-
-    Raises:
-        BundleError: a flavour that this version does not know.
-        EngineError: no such TensorRT or GPU here, or another version, CUDA or compute capability.
-    """
-    flavour = FLAVOURS.get(spec.flavour)
-    if flavour is None:
-        raise BundleError(
-            f"{spec.file} is for {spec.flavour!r}, known here: {', '.join(FLAVOURS)}; "
-            "update ouroboros"
-        )
-    installed = next((one for one in machine.installed if one.flavour == flavour), None)
-    if installed is None:
-        raise EngineError(
-            f"{spec.file} needs {flavour.title} {spec.version}, which is not installed; "
-            f"{flavour.install}, or take --backend cpu"
-        )
-    if installed.version != spec.version:
-        raise EngineError(
-            f"{spec.file} was built with {flavour.title} {spec.version}, installed here is "
-            f"{installed.version}; install that version or export again with --format trt"
-        )
-    gpu = machine.gpu
-    if gpu is None:
-        raise EngineError(
-            f"{spec.file} needs an NVIDIA GPU of compute capability "
-            f"{_listed(spec.compute_capabilities)}, and CUDA shows none here; "
-            "take --backend cpu"
-        )
-    if gpu.compute_capability not in spec.compute_capabilities:
-        raise EngineError(
-            f"{spec.file} was built for compute capability {_listed(spec.compute_capabilities)}, "
-            f"{gpu.name} has {gpu.compute_capability}; export again with --compute-capability "
-            f"{gpu.compute_capability}"
-        )
-    if major_cuda(gpu.cuda) < major_cuda(spec.cuda):
-        raise EngineError(
-            f"{spec.file} needs CUDA {spec.cuda}, the driver of {gpu.name} runs CUDA up to "
-            f"{gpu.cuda}; update the NVIDIA driver"
-        )
-    return installed
-
-
 def read_plan(file: Path, sha256: str) -> bytes:
     """Reads a plan, once, and only hands it out if its hash is right.
 
@@ -188,13 +119,3 @@ def read_plan(file: Path, sha256: str) -> bytes:
             f"{sha256[:12]}...; it was not loaded; copy or export it again"
         )
     return data
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " or ".join(names) or "none"
-
-
-def major_cuda(cuda: str) -> int:
-    """The major number of a CUDA version, 0 where there is none."""
-    major = cuda.partition(".")[0]
-    return int(major) if major.isdigit() else 0

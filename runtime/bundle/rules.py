@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from runtime.bundle import contract
+from runtime.bundle.contract import ModelNumber, Tensor, TensorSpec
 from runtime.errors import BundleError
 
 if TYPE_CHECKING:
@@ -32,13 +34,6 @@ MODEL_BOUNDS = {
     "parameters": (1, INT64),
     "step_bytes": (1, INT64),
     "once_bytes": (1, INT64),
-}
-CACHE_DTYPES = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "int8": "float32",
-    "int4": "float32",
 }
 
 
@@ -100,37 +95,47 @@ def check_quantization(spec: QuantizationSpec) -> None:
 
 
 def check_tensors(manifest: Manifest) -> None:
-    """Refuses a model whose dimensions or precision are not those of its graph's tensors.
+    """Refuses a graph whose tensors are not those of its model and precision.
 
     Raises:
-        BundleError: they contradict each other.
+        BundleError: one is missing or unknown, or of another type or shape.
     """
     model, graph = manifest.model, manifest.graphs.onnx
     if not 1 <= graph.opset <= MAX_OPSET:
         _refuse(f"graphs.onnx.opset is {shorten(graph.opset)}, allowed: 1..{MAX_OPSET}")
-    wanted = CACHE_DTYPES[manifest.precision]
-    for tensor in (*graph.inputs, *graph.outputs):
-        said: dict[int, str] = {}  # dimensions, counted from the end
-        for size in tensor.shape:
-            if isinstance(size, int) and not 0 < size <= INT64:
-                _refuse(f"the graph's {tensor.name} has a dimension of {shorten(size)}")
-        if tensor.name.startswith(("past_key_values.", "new_key_values.")):
-            said = {-3: "num_key_value_heads", -1: "head_dim"}
-            if tensor.dtype != wanted:
+    for side, listed, wanted in (
+        ("input", graph.inputs, contract.input_tensors(model.num_layers)),
+        ("output", graph.outputs, contract.output_tensors(model.num_layers)),
+    ):
+        missing = {tensor.name: tensor for tensor in wanted}
+        for spec in listed:
+            if spec.name not in missing:
+                _refuse(f"the graph's {side} {shorten(spec.name)} is unknown here, or listed twice")
+            _check_tensor(spec, missing.pop(spec.name), manifest)
+        if missing:
+            _refuse(f"the graph lacks the {side} {next(iter(missing))}")
+
+
+def _check_tensor(spec: TensorSpec, wanted: Tensor, manifest: Manifest) -> None:
+    dtype = wanted.resolve(manifest.model, manifest.precision).dtype
+    if spec.dtype != dtype:
+        kept = f"precision {manifest.precision} keeps keys and values in {dtype}, "
+        opening = kept if wanted.dtype == contract.CACHE else ""
+        instead = "" if opening else f", not {dtype!r}"
+        _refuse(f"{opening}the graph's {spec.name} is {shorten(spec.dtype)}{instead}")
+    if len(spec.shape) != len(wanted.shape):
+        _refuse(
+            f"the graph's {spec.name} has {len(spec.shape)} dimensions, not {len(wanted.shape)}"
+        )
+    for size, dimension in zip(spec.shape, wanted.shape, strict=True):
+        if isinstance(dimension, ModelNumber):
+            value = getattr(manifest.model, dimension)
+            if size != value:
                 _refuse(
-                    f"precision {manifest.precision} keeps keys and values in {wanted}, the "
-                    f"graph's {tensor.name} is {tensor.dtype!r}"
+                    f"model.{dimension} is {value}, the graph's {spec.name} has {shorten(size)}"
                 )
-        elif tensor.name == "logits":
-            said = {-1: "vocab_size"}
-        elif tensor.name in ("past_pool_sum", "pool_sum"):
-            said = {-1: "hidden_size"}
-        for place, name in said.items():
-            if len(tensor.shape) < -place:
-                _refuse(f"the graph's {tensor.name} has only {len(tensor.shape)} dimensions")
-            size, value = tensor.shape[place], getattr(model, name)
-            if isinstance(size, int) and size != value:
-                _refuse(f"model.{name} is {value}, the graph's {tensor.name} has {shorten(size)}")
+        elif size != dimension:
+            _refuse(f"the graph's {spec.name} has {shorten(size)} in the place of {dimension!r}")
 
 
 def check_engine(engine: EngineSpec, manifest: Manifest) -> None:

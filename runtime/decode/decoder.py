@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.memory import Backend, Bound, Buffer
+from runtime.bundle import contract
 from runtime.bundle.manifest import Manifest
 from runtime.decode.kv_cache import KVCache, NewKeys
+from runtime.errors import EngineError
 
 PREFILL_CHUNK = 512
 SCORE_CHUNK = 128  # logits of every position: 25 MB a row at 49,152 tokens of vocabulary
@@ -115,17 +117,8 @@ class Decoder:
         pool = self._pool_buffer(asked)
         logits = self._memory.zeros((batch, asked, self._manifest.model.vocab_size), "float32")
         positions = np.maximum(self._counts + np.cumsum(valid, axis=1) - 1, 0)
-        inputs = {
-            "input_ids": ids,
-            "position_ids": positions,
-            "attention_mask": cache.mask_with(valid),
-            "depth": self._depth,
-            "row_depth": self._row_depth,
-            "logit_index": logit_index.astype(np.int64),
-            **cache.named(),
-        }
-        outputs = {"logits": logits, "pool_sum": pool, **new.named(self._manifest)}
-        self.run_s += self._backend.bind(self._memory, inputs, outputs).run()
+        inputs = (ids, positions, cache.mask_with(valid), logit_index.astype(np.int64))
+        self.run_s += self._bind(inputs, logits, pool, new).run()
         if cache.reserve(cache.length + tokens):
             self._binding = None
         cache.append(new, pool, valid)
@@ -133,18 +126,29 @@ class Decoder:
         return self._memory.read(logits)
 
     def _bind_step(self) -> Bound:
-        inputs = {
-            "input_ids": self._ids,
-            "position_ids": self._counts,
-            "attention_mask": self.cache.valid,
-            "depth": self._depth,
-            "row_depth": self._row_depth,
-            "logit_index": self._first,
+        inputs = (self._ids, self._counts, self.cache.valid, self._first)
+        return self._bind(inputs, self._logits, self._pool, self._new)
+
+    def _bind(
+        self, inputs: tuple[Array, Array, Array, Array], logits: Buffer, pool: Buffer, new: NewKeys
+    ) -> Bound:
+        """Binds a call's ids, positions, mask and logit index, and what receives its outputs."""
+        ids, positions, mask, index = inputs
+        fed = {
+            contract.INPUT_IDS: ids,
+            contract.POSITION_IDS: positions,
+            contract.ATTENTION_MASK: mask,
+            contract.DEPTH: self._depth,
+            contract.ROW_DEPTH: self._row_depth,
+            contract.LOGIT_INDEX: index,
             **self.cache.named(),
         }
-        new = self._new.named(self._manifest)
-        outputs = {"logits": self._logits, "pool_sum": self._pool, **new}
-        return self._backend.bind(self._memory, inputs, outputs)
+        read = {contract.LOGITS: logits, contract.POOL_SUM: pool, **new.named(self._manifest)}
+        graph = self._manifest.graphs.onnx
+        for tensors, given in ((graph.inputs, fed), (graph.outputs, read)):
+            if problem := contract.find_unfed(tensors, given):
+                raise EngineError(f"{problem}; update ouroboros, or export the bundle again")
+        return self._backend.bind(self._memory, fed, read)
 
     def _pool_buffer(self, asked: int) -> Buffer:
         shape = (self.cache.batch, self.cache.depth, asked, self._manifest.model.hidden_size)

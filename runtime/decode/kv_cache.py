@@ -9,14 +9,13 @@ memory, on the host or on a GPU, is the backend's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.memory import Buffer, Memory
-from runtime.backends.ort import cache_names
+from runtime.bundle.contract import NEW_PREFIX, PAST_POOL_SUM, PAST_PREFIX, cache_ends
 from runtime.bundle.manifest import Manifest
 
 BUCKET = 64
@@ -54,7 +53,7 @@ class NewKeys:
 
     def named(self, manifest: Manifest) -> dict[str, Buffer]:
         """The buffers under the names of the graph's outputs."""
-        return {f"new_key_values.{name}": one for name, one in _name_parts(manifest, self)}
+        return _name_parts(manifest, self, NEW_PREFIX)
 
 
 class KVCache:
@@ -102,8 +101,8 @@ class KVCache:
 
     def named(self) -> dict[str, Buffer]:
         """The buffers under the names of the graph's inputs."""
-        past = {f"past_key_values.{n}": one for n, one in _name_parts(self._manifest, self._keys)}
-        return {"past_pool_sum": self.pool_sum, **past}
+        past = _name_parts(self._manifest, self._keys, PAST_PREFIX)
+        return {PAST_POOL_SUM: self.pool_sum, **past}
 
     def new_keys(self, tokens: int) -> NewKeys:
         """Buffers for the keys and values of `tokens` new positions."""
@@ -140,5 +139,6 @@ class KVCache:
         self.valid[:, capacity] = 1
 
 
-def _name_parts(manifest: Manifest, keys: NewKeys) -> Iterator[tuple[str, Buffer]]:
-    return zip(cache_names(manifest), [*keys.layers, *keys.recurrent], strict=True)
+def _name_parts(manifest: Manifest, keys: NewKeys, prefix: str) -> dict[str, Buffer]:
+    names = [f"{prefix}{end}" for end in cache_ends(manifest.model.num_layers)]
+    return dict(zip(names, [*keys.layers, *keys.recurrent], strict=True))

@@ -24,8 +24,8 @@ from cli.doctor import (
     order,
 )
 from runtime.backends.gpu import INSTALL_CUDA, Gpu, has_cuda_bindings
+from runtime.backends.machine import Machine
 from runtime.backends.trt_flavours import RTX, TENSORRT, Installed
-from runtime.bundle.plans import Machine
 from tests.support.paths import ROOT
 
 GPU = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, "13.0")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from export.tensorrt.child import known_capabilities
+from runtime.backends.machine import describe_machine
 from runtime.backends.trt_flavours import load_module
-from runtime.bundle.plans import describe_machine
 
 
 def find_builders() -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from runtime.backends.gpu import Gpu
+from runtime.backends.machine import Machine
 from runtime.backends.trt_flavours import TENSORRT, Installed
-from runtime.bundle.plans import Machine
 from tests.support.paths import ROOT
 
 

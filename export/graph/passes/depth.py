@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from export.errors import ExportError
 from export.graph.passes.result import PassResult
+from runtime.bundle.contract import DEPTH
 
 
 def vector_depth(model: ir.Model) -> PassResult:
@@ -25,7 +26,7 @@ def vector_depth(model: ir.Model) -> PassResult:
     Source: Triton's tensorrt_backend, CompareShapeDimsSupported.
     """
     graph = model.graph
-    given = next((value for value in graph.inputs if value.name == "depth"), None)
+    given = next((value for value in graph.inputs if value.name == DEPTH), None)
     if given is None:
         raise ExportError("the graph has no input depth; export the checkpoint again")
     if given.shape is not None and len(given.shape) == 1:

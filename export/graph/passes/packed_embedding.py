@@ -14,6 +14,7 @@ from onnx_ir.tape import Tape
 from export.errors import ExportError
 from export.graph.passes.result import PassResult
 from export.quantize.weights import Array, QuantizedWeight, pack
+from runtime.bundle.contract import LOGITS
 
 WORD = 32
 
@@ -122,7 +123,7 @@ def trim_logits(model: ir.Model, vocab_size: int) -> PassResult:
         vocab_size: tokens that there are.
     """
     graph = model.graph
-    (logits,) = (value for value in graph.outputs if value.name == "logits")
+    (logits,) = (value for value in graph.outputs if value.name == LOGITS)
     tape = Tape()
     parts = [
         tape.initializer(ir.tensor(np.array([number], np.int64), name=f"logits_{name}"))
@@ -131,7 +132,7 @@ def trim_logits(model: ir.Model, vocab_size: int) -> PassResult:
     cut = tape.op("Slice", [logits, *parts], name="logits_cut")
     cut.type, cut.shape = logits.type, logits.shape
     graph.outputs[graph.outputs.index(logits)] = cut
-    logits.name, logits.shape, cut.name = "logits_padded", None, "logits"
+    logits.name, logits.shape, cut.name = f"{LOGITS}_padded", None, LOGITS
     for value in tape.initializers:
         graph.register_initializer(value)
     graph.extend(tape.nodes)

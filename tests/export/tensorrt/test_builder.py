@@ -23,17 +23,11 @@ from export.tensorrt.messages import clean, describe_builder_error, describe_cra
 from export.tensorrt.options import TrtOptions, check_options, choose_capabilities, make_profiles
 from runtime import BundleError, EngineError
 from runtime.backends.gpu import Gpu, describe_gpu
+from runtime.backends.machine import Machine, check_engine_fits
 from runtime.backends.trt import choose_profile, open_plan
 from runtime.backends.trt_flavours import RTX, TENSORRT, Installed
 from runtime.bundle.manifest import TensorSpec
-from runtime.bundle.plans import (
-    EngineSpec,
-    Machine,
-    ProfileSpec,
-    RangeSpec,
-    check_engine_fits,
-    check_engine_graph,
-)
+from runtime.bundle.plans import EngineSpec, ProfileSpec, RangeSpec, check_engine_graph
 from runtime.bundle.reader import hash_file, open_bundle, read_manifest
 from runtime.parity.cases import load_cases
 from tests.support.fake_cuda import stand_in_for_builder, stand_in_for_tensorrt

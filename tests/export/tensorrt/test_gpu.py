@@ -16,9 +16,10 @@ from export.tensorrt.options import TrtOptions
 from export.tensorrt.refit import changed_weights
 from export.tensorrt.refit_plan import refit_plan
 from ouroboros import load_checkpoint, save_checkpoint
+from runtime.backends.machine import describe_machine
 from runtime.backends.trt import TrtSession, open_plan
 from runtime.backends.trt_flavours import load_module
-from runtime.bundle.plans import EngineSpec, describe_machine
+from runtime.bundle.plans import EngineSpec
 from runtime.bundle.reader import read_manifest
 from runtime.parity.cases import REQUIRED, Case, load_cases
 from runtime.parity.replay import replay

@@ -22,10 +22,11 @@ from export.tensorrt.refit import changed_weights, find_refittable, refit_plans
 from export.tensorrt.refit_plan import refit_plan
 from ouroboros import load_checkpoint, save_checkpoint
 from runtime.backends.gpu import Gpu
+from runtime.backends.machine import Machine
 from runtime.backends.trt import TrtSession
 from runtime.backends.trt_flavours import TENSORRT, Installed
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.plans import Machine, read_plan
+from runtime.bundle.plans import read_plan
 from runtime.bundle.reader import open_bundle, read_manifest
 from runtime.errors import BundleError, EngineError
 from runtime.parity.cases import load_cases

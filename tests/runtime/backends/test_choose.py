@@ -12,10 +12,11 @@ import pytest
 from runtime import Engine, EngineError
 from runtime.backends.choose import choose_backend, choose_plan
 from runtime.backends.gpu import Gpu, describe_gpu
+from runtime.backends.machine import Machine
 from runtime.backends.ort import open_session
 from runtime.backends.trt_flavours import TENSORRT, Installed
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.plans import EngineSpec, Machine
+from runtime.bundle.plans import EngineSpec
 from runtime.bundle.reader import open_bundle
 from tests.support.paths import ROOT
 

@@ -12,7 +12,7 @@ from export import TrtOptions, export_bundle
 from runtime import Engine
 from runtime.backends.choose import choose_backend, list_providers
 from runtime.backends.cuda import DeviceArray, load_cuda
-from runtime.bundle.plans import describe_machine
+from runtime.backends.machine import describe_machine
 from runtime.parity.cases import REQUIRED
 from runtime.parity.verdict import check_bundle
 from tests.support.builders import find_builders

@@ -6,10 +6,12 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from runtime.bundle import contract
 from runtime.bundle.manifest import (
     MANIFEST_NAME,
     check_file_name,
@@ -20,6 +22,9 @@ from runtime.bundle.plans import EngineSpec, ProfileSpec, RangeSpec, hash_graph
 from runtime.bundle.reader import hash_file, open_bundle, read_manifest, write_manifest
 from runtime.errors import BundleError
 
+SIZES = SimpleNamespace(
+    hidden_size=16, num_layers=2, num_key_value_heads=1, head_dim=8, vocab_size=32
+)
 FIELDS: dict[str, Any] = {
     "model": {
         "source": "tests",
@@ -46,14 +51,8 @@ FIELDS: dict[str, Any] = {
             "file": "model.onnx",
             "data": ["model.onnx.data"],
             "opset": 24,
-            "inputs": [
-                {
-                    "name": "past_key_values.0.key",
-                    "dtype": "float32",
-                    "shape": ["batch", 1, "past_sequence", 8],
-                }
-            ],
-            "outputs": [],
+            "inputs": [dataclasses.asdict(one) for one in contract.inputs(SIZES, "fp32")],
+            "outputs": [dataclasses.asdict(one) for one in contract.outputs(SIZES, "fp32")],
         }
     },
     "tokenizer": {
@@ -354,6 +353,24 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (("tokenizer", "pad_token_id"), 10**400, r"token id 10{56}\.\.\. is outside 0\.\.31"),
         (("model", "num_layers"), 10**4000, r"num_layers is 10{56}\.\.\., allowed: at most"),
         (("format_version",), 10**4000, r"format_version 10{56}\.\.\. is not the 3"),
+        (("graphs", "onnx", "inputs"), [], "lacks the input input_ids"),
+        (("graphs", "onnx", "outputs"), [], "lacks the output logits"),
+        (("graphs", "onnx", "outputs"), LOGITS * 2, "vocab_size is 32"),
+        (
+            ("graphs", "onnx", "inputs"),
+            [{"name": "halt", "dtype": "float32", "shape": []}],
+            "input 'halt' is unknown here",
+        ),
+        (
+            ("graphs", "onnx", "inputs"),
+            [{"name": "input_ids", "dtype": "int32", "shape": ["batch", "sequence"]}],
+            "input_ids is 'int32', not 'int64'",
+        ),
+        (
+            ("graphs", "onnx", "inputs"),
+            [{"name": "row_depth", "dtype": "int64", "shape": []}],
+            "row_depth has 0 dimensions, not 1",
+        ),
         (("parity", "kl"), -1.0, "parity.kl is -1.0"),
         (("tokenizer", "eos_token_ids"), [-1], "token id -1 is outside"),
         (("tokenizer", "bos_token_id"), -1, "token id -1 is outside"),
@@ -361,7 +378,7 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (
             ("graphs", "onnx", "inputs"),
             [{"name": "past_key_values.0.key", "dtype": "float32", "shape": [-1, 1, 1, 8]}],
-            "has a dimension of -1",
+            "key has -1 in the place of 'batch'",
         ),
     ],
 )

@@ -13,16 +13,10 @@ import pytest
 from runtime import BundleError, EngineError
 from runtime.backends.cuda import output_shapes
 from runtime.backends.gpu import Gpu, describe_gpu
+from runtime.backends.machine import Machine, check_engine_fits
 from runtime.backends.trt import choose_profile
 from runtime.backends.trt_flavours import RTX, TENSORRT, Installed, check_libraries, choose_flavour
-from runtime.bundle.plans import (
-    EngineSpec,
-    Machine,
-    ProfileSpec,
-    RangeSpec,
-    check_engine_fits,
-    read_plan,
-)
+from runtime.bundle.plans import EngineSpec, ProfileSpec, RangeSpec, read_plan
 from runtime.bundle.reader import read_manifest
 from runtime.parity.cases import load_cases
 from tests.support.paths import ROOT
