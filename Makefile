@@ -49,10 +49,11 @@ $(GPU_STAMP): $(STAMP)
 gpu-test: $(GPU_STAMP) ## tests that need an NVIDIA GPU: CUDA and TensorRT, every precision
 	$(BIN)/python -m pytest -m gpu
 
-check: $(STAMP) ## ruff and mypy
+check: $(STAMP) ## ruff, mypy, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff format .

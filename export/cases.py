@@ -21,8 +21,7 @@ from export.errors import ExportError
 from export.exact import exact_twin
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.modeling import OuroborosForCausalLM
-from runtime.decode.decoder import PREFILL_CHUNK
-from runtime.decode.kv_cache import BUCKET
+from runtime.bundle.contract import BUCKET, PREFILL_CHUNK
 from runtime.parity.metrics import output_error
 
 PREFILL, DECODE, PADDED, GREEDY = 12, 3, 8, 16

@@ -11,10 +11,19 @@ from pathlib import Path
 from export.errors import ExportError
 from runtime.backends.gpu import Gpu
 from runtime.backends.trt_flavours import CHOICES, RTX, Flavour
-from runtime.bundle.contract import BATCH, DEPTH, NEW, PAST, PICKED, SLOTS, TensorSpec
+from runtime.bundle.contract import (
+    BATCH,
+    BUCKET,
+    DEPTH,
+    NEW,
+    PAST,
+    PICKED,
+    PREFILL_CHUNK,
+    SCORE_CHUNK,
+    SLOTS,
+    TensorSpec,
+)
 from runtime.bundle.plans import ProfileSpec, RangeSpec
-from runtime.decode.decoder import PREFILL_CHUNK, SCORE_CHUNK
-from runtime.decode.kv_cache import BUCKET
 
 DEFAULT_MAX_SEQ = 2048
 # Built for where TensorRT-RTX has no GPU to look at: GeForce 30, 40 and 50.

@@ -20,6 +20,11 @@ PAST_POOL_SUM = "past_pool_sum"
 LOGITS = "logits"
 POOL_SUM = "pool_sum"
 
+# How an engine feeds its graph, which plans are built for and cases are recorded around.
+BUCKET = 64  # slots that a cache grows by, at least
+PREFILL_CHUNK = 512  # tokens of a prompt in one call
+SCORE_CHUNK = 128  # where every logit is asked for: 25 MB a row at 49,152 tokens of vocabulary
+
 PAST_PREFIX, NEW_PREFIX = "past_key_values.", "new_key_values."
 RECURRENT = "recurrent"  # in the place of a layer's number, the cache of the looped layer
 PARTS = ("key", "value")

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from runtime.backends.memory import Backend, Bound, Buffer
 from runtime.bundle import contract
+from runtime.bundle.contract import PREFILL_CHUNK, SCORE_CHUNK
 from runtime.bundle.manifest import Manifest
 from runtime.decode.kv_cache import KVCache, NewKeys
 from runtime.errors import EngineError
-
-PREFILL_CHUNK = 512
-SCORE_CHUNK = 128  # logits of every position: 25 MB a row at 49,152 tokens of vocabulary
 
 Array = NDArray[Any]
 

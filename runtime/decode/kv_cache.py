@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.memory import Buffer, Memory
-from runtime.bundle.contract import NEW_PREFIX, PAST_POOL_SUM, PAST_PREFIX, cache_ends
+from runtime.bundle.contract import BUCKET, NEW_PREFIX, PAST_POOL_SUM, PAST_PREFIX, cache_ends
 from runtime.bundle.manifest import Manifest
-
-BUCKET = 64
 
 Array = NDArray[Any]
 
