@@ -85,7 +85,7 @@ def measure_export(
         out = scratch / "plan"
         options += ["--format", "trt", "--trt", "rtx", "--compute-capability", capability]
         plan = run_stage("plan", [*command, str(out), *options], out)
-        plan_bytes = sum(file.stat().st_size for file in (out / "engines").iterdir())
+        plan_bytes = sum(file.stat().st_size for file in (out / "plans").iterdir())
         shutil.rmtree(out)
     return Exported(
         precision,

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from export.errors import ExportError
 from export.graph.passes.reshapes import remove_unused
-from runtime.bundle.manifest import MANIFEST_NAME
+from runtime.bundle.manifest import HASH_NAME, MANIFEST_NAME
 from runtime.bundle.reader import CASES_NAME, open_bundle, write_manifest
 
 
@@ -103,7 +103,7 @@ def write_unrolled(bundle_dir: Path, out_dir: Path, depth: int) -> None:
     ir.save(
         model, out_dir / graph_name, external_data=f"{graph_name}.data", size_threshold_bytes=1024
     )
-    skipped = {graph_name, f"{graph_name}.data", MANIFEST_NAME, CASES_NAME}
+    skipped = {graph_name, f"{graph_name}.data", MANIFEST_NAME, HASH_NAME, CASES_NAME}
     for name in bundle.manifest.files:
         if name not in skipped:
             shutil.copyfile(bundle.file(name), out_dir / name)

@@ -141,12 +141,12 @@ def export(
     if explain:
         for change in report.passes:
             typer.echo(f"  {change.name:<18} {change.changed:>5}  {change.note}")
-    for engine in report.engines:
-        capabilities = ", ".join(engine.compute_capabilities)
-        typer.echo(f"  {engine.file}: {engine.flavour} {engine.version}, GPUs {capabilities}")
+    for spec in report.plans:
+        capabilities = ", ".join(spec.compute_capabilities)
+        typer.echo(f"  {spec.file}: {spec.flavour} {spec.version}, GPUs {capabilities}")
     typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     if triton is not None:
-        plan = report.engines[0].file if report.engines else None
+        plan = report.plans[0].file if report.plans else None
         backend = "onnxruntime" if plan is None else "tensorrt"
         written = write_triton(out, triton, backend=backend, plan=plan)
         size, folder = written.bytes / 1e6, triton / written.name

@@ -38,14 +38,14 @@ from export.tokens import (
 )
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.model.configuration import OuroborosConfig
-from runtime.bundle.plans import EngineSpec
+from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import write_manifest
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import BUNDLE
 
 DEPTH = 16
 FORMATS = ("onnx", "trt")
-ENGINES = "engines"
+PLANS = "plans"
 GRAPH_NAME = "model.onnx"
 
 
@@ -57,15 +57,15 @@ class ExportReport:
         seconds: wall time.
         bytes: size of the bundle.
         nodes: nodes of the graph, the loop's body included.
-        passes: what each graph pass changed, in order; those over TensorRT's copy come last.
-        engines: the TensorRT plans.
+        passes: what each graph pass changed, in order.
+        plans: the TensorRT plans.
     """
 
     seconds: float
     bytes: int
     nodes: int
     passes: tuple[PassResult, ...]
-    engines: tuple[EngineSpec, ...]
+    plans: tuple[PlanSpec, ...]
 
 
 def export_bundle(
@@ -142,11 +142,9 @@ def export_bundle(
     check_chat_template(checkpoint)
     if others := name_unused_templates(checkpoint):
         say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")
-    build, plan_passes = None, list[PassResult]()
+    build = None
     if format == "trt":
-        build = plan_builder(
-            trt or TrtOptions(), model.config, max_depth, precision, say, plan_passes.append
-        )
+        build = plan_builder(trt or TrtOptions(), model.config, max_depth, precision, say)
     quantized, spec = None, None
     if how is not None:
         windows = None if calibration is None else read_calibration(calibration, tokenizer)
@@ -168,7 +166,7 @@ def export_bundle(
                 tensors, staging / "cases.safetensors", metadata={"cases": json.dumps(entries)}
             )
             _copy_papers(checkpoint, staging)
-            engines = build(staging) if build else []
+            plans = build(staging) if build else []
             fields = describe_bundle(
                 model,
                 tokens,
@@ -179,7 +177,7 @@ def export_bundle(
                 precision=precision,
                 quantization=spec,
             )
-            fields["engines"] = engines
+            fields["plans"] = plans
             fields["checkpoint"] = {
                 "sha256": checkpoint_sha256(checkpoint),
                 "name": str(model.config.source.get("name", "")),
@@ -191,7 +189,7 @@ def export_bundle(
             f"{out}: can't write the bundle: {_reason(error)}; what was there is untouched"
         ) from error
     seconds = time.perf_counter() - started
-    return ExportReport(seconds, size, nodes, (*passes, *plan_passes), tuple(engines))
+    return ExportReport(seconds, size, nodes, tuple(passes), tuple(plans))
 
 
 def plan_builder(
@@ -200,8 +198,7 @@ def plan_builder(
     max_depth: int,
     precision: str,
     say: Callable[[str], None],
-    explain: Callable[[PassResult], None],
-) -> Callable[[Path], list[EngineSpec]]:
+) -> Callable[[Path], list[PlanSpec]]:
     """Checks what is asked of TensorRT before the graph is made, which may take minutes.
 
     Args:
@@ -210,7 +207,6 @@ def plan_builder(
         max_depth: largest depth of the bundle.
         precision: name of the bundle's precision.
         say: called with a line of progress now and then.
-        explain: called with what each pass over TensorRT's copy of the graph changed.
 
     Returns:
         What builds the plans of a bundle's directory, once the graph is in it.
@@ -230,12 +226,10 @@ def plan_builder(
     if source is not None:
         find_refittable(source, options, facts)
         return lambda folder: refit_plans(
-            folder / GRAPH_NAME, folder / ENGINES, source, options, facts, say
+            folder / GRAPH_NAME, folder / PLANS, source, options, facts, say
         )
     require_buildable(options)
-    return lambda folder: build_plans(
-        folder / GRAPH_NAME, folder / ENGINES, options, facts, say, explain
-    )
+    return lambda folder: build_plans(folder / GRAPH_NAME, folder / PLANS, options, facts, say)
 
 
 def _reason(error: Exception) -> str:

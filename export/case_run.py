@@ -46,7 +46,7 @@ def take_apart(parts: Parts, rows: list[list[int]]) -> Iterator[tuple[int, Parts
             depth,
             {
                 "in": {name: value[part] for name, value in parts["in"].items()}
-                | {DEPTH: np.array(depth, dtype=np.int64)},
+                | {DEPTH: np.array([depth], dtype=np.int64)},
                 "out": {
                     name: value[part] if name == LOGITS else value[part, :depth]
                     for name, value in parts["out"].items()

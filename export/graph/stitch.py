@@ -91,7 +91,8 @@ def build_graph(
     before = len(graphs)
     looped = [inputs[past_name(RECURRENT, part)] for part in PARTS]
     outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH]]
-    loop = _make_loop(step, outer, inputs[DEPTH], hidden)
+    scalar, axis = _scalar_depth(inputs[DEPTH])
+    loop = _make_loop(step, outer, scalar.outputs[0], hidden)
     hidden, *scans = loop.outputs
     turned = [_batch_first(scan, rank) for scan, rank in zip(scans, (5, 5, 4), strict=True)]
     for slot, layer in enumerate(model.coda, start=config.prelude):
@@ -121,7 +122,8 @@ def build_graph(
     )
     for part in graphs[:before]:
         _move(part, graph)
-    graph.extend([loop, *turned])
+    graph.extend([scalar, loop, *turned])
+    graph.register_initializer(axis)
     for part in graphs[before:]:
         _move(part, graph)
     if head is not embedding:
@@ -151,6 +153,21 @@ def _declare(value: ir.Value, spec: contract.TensorSpec) -> ir.Value:
     kind = ir.DataType[contract.ELEMENT_TYPES[spec.dtype].onnx]
     value.name, value.type, value.shape = spec.name, ir.TensorType(kind), ir.Shape(spec.shape)
     return value
+
+
+def _scalar_depth(depth: ir.Value) -> tuple[ir.Node, ir.Value]:
+    """Makes the scalar that a Loop takes of the input `[1]`: Triton knows no scalars.
+
+    Returns:
+        A Squeeze, and its axes, which are to be registered.
+    """
+    axis = ir.tensor(np.array([0], np.int64), name="depth.axis")
+    value = ir.Value(name=axis.name, type=ir.TensorType(axis.dtype), shape=ir.Shape([1]))
+    value.const_value = axis
+    node = ir.node("Squeeze", [depth, value], name="depth.scalar")
+    (scalar,) = node.outputs
+    scalar.name, scalar.type, scalar.shape = "depth.scalar", depth.type, ir.Shape([])
+    return node, value
 
 
 def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: ir.Value) -> ir.Node:

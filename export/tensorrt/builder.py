@@ -38,15 +38,13 @@ from runtime.backends.trt_flavours import (
     choose_flavour,
     find_flavours,
 )
-from runtime.bundle.contract import TensorSpec
-from runtime.bundle.plans import EngineSpec, ProfileSpec, hash_graph
+from runtime.bundle.contract import INPUT_IDS, LOGIT_INDEX, TensorSpec
+from runtime.bundle.plans import PlanSpec, ProfileSpec, hash_graph
 from runtime.bundle.reader import hash_file
 from runtime.errors import EngineError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-    from export.graph.passes.result import PassResult
 
 
 @dataclass(frozen=True)
@@ -110,20 +108,18 @@ def build_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
-    explain: Callable[[PassResult], None] | None = None,
-) -> list[EngineSpec]:
+) -> list[PlanSpec]:
     """Builds one plan for all compute capabilities asked for, and writes it into `out_dir`.
 
     Nothing is left behind where this fails or is interrupted.
 
     Args:
         onnx_file: a bundle's graph, its data files beside it.
-        out_dir: the folder of the plans; made where it is missing. `EngineSpec.file` starts with
+        out_dir: the folder of the plans; made where it is missing. `PlanSpec.file` starts with
             its name.
         options: the user's.
         facts: of the model.
         report: called with a line of progress now and then.
-        explain: as for `write_plan_graph`.
 
     Returns:
         One entry a plan.
@@ -145,7 +141,7 @@ def build_plans(
     name = f"{flavour.option}-{'-'.join('sm' + c.replace('.', '') for c in capabilities)}.plan"
     say(f"building {name} with {flavour.title} {installed.version}")
     with plan_folders(out_dir) as (copy, staging):
-        given = write_plan_graph(graph, copy, explain)
+        given = write_plan_graph(graph, copy)
         done = build_in_child(
             {
                 "module": installed.module,
@@ -191,29 +187,21 @@ def plan_folders(out_dir: Path) -> Iterator[tuple[Path, Path]]:
         raise
 
 
-def write_plan_graph(
-    graph: ir.Model, folder: Path, explain: Callable[[PassResult], None] | None = None
-) -> Path:
+def write_plan_graph(graph: ir.Model, folder: Path) -> Path:
     """Writes a graph the way TensorRT takes it, see this module.
 
     Args:
         graph: of a bundle; changed in place.
         folder: where it and its data file are written.
-        explain: called with what each pass over it changed.
 
     Returns:
         The file to give to TensorRT's parser.
 
     Raises:
-        ExportError: the graph has no input `depth`.
         OSError: it can't be written.
     """
-    from export.graph.passes.depth import vector_depth
     from export.graph.storage import save_graph
 
-    done = vector_depth(graph)
-    if explain is not None:
-        explain(done)
     file = folder / "plan.onnx"
     save_graph(graph, file, share=False)
     return file
@@ -382,8 +370,8 @@ def _describe(
     gpu: Gpu | None,
     facts: GraphFacts,
     done: dict[str, Any],
-) -> EngineSpec:
-    return EngineSpec(
+) -> PlanSpec:
+    return PlanSpec(
         file=file,
         flavour=installed.flavour.name,
         version=installed.version or done["version"],
@@ -393,11 +381,18 @@ def _describe(
         refittable=done["refittable"] > 0,
         graph_sha256="",
         profiles=profiles,
-        depth_shape=tuple(done["inputs"].get("depth", ())),
+        max_new_tokens=_most(profiles, INPUT_IDS),
+        max_logits=_most(profiles, LOGIT_INDEX),
     )
 
 
-def _with_graph(spec: EngineSpec, hashes: dict[str, str]) -> EngineSpec:
+def _most(profiles: Sequence[ProfileSpec], name: str) -> int:
+    """The longest row that an input may have, in any profile: its dimension 1."""
+    shapes = (one for profile in profiles for one in profile.shapes if one.name == name)
+    return max(one.max[1] for one in shapes)
+
+
+def _with_graph(spec: PlanSpec, hashes: dict[str, str]) -> PlanSpec:
     from dataclasses import replace
 
     return replace(spec, graph_sha256=hash_graph(hashes))

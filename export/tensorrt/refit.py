@@ -21,10 +21,10 @@ from export.tensorrt.builder import (
     write_plan_graph,
 )
 from export.tensorrt.options import TrtOptions, check_options, make_profiles
-from runtime.backends.machine import check_engine_fits, describe_machine
+from runtime.backends.machine import check_plan_fits, describe_machine
 from runtime.backends.trt_flavours import FLAVOURS, Installed
 from runtime.bundle.contract import TensorSpec
-from runtime.bundle.plans import EngineSpec, ProfileSpec, hash_graph
+from runtime.bundle.plans import PlanSpec, ProfileSpec, hash_graph
 from runtime.bundle.reader import hash_file, open_bundle, read_manifest
 from runtime.errors import EngineError
 
@@ -39,7 +39,7 @@ def refit_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
-) -> list[EngineSpec]:
+) -> list[PlanSpec]:
     """Writes the plan of another bundle into `out_dir`, with the weights of `onnx_file`.
 
     Args:
@@ -85,7 +85,7 @@ def refit_plans(
 
 def find_refittable(
     source: Path, options: TrtOptions, facts: GraphFacts
-) -> tuple[EngineSpec, Installed]:
+) -> tuple[PlanSpec, Installed]:
     """The plan of a bundle, if it can take the weights of another checkpoint here.
 
     Only the manifest is read, so that this can be asked before the new graph is there.
@@ -105,9 +105,9 @@ def find_refittable(
     """
     max_seq = check_options(options, facts.max_positions)
     manifest = read_manifest(source)
-    if not manifest.engines:
+    if not manifest.plans:
         raise ExportError(f"--refit-from {source} holds no plan; export it with --format trt")
-    spec = manifest.engines[0]  # an export writes one
+    spec = manifest.plans[0]  # an export writes one
     if not spec.refittable:
         raise ExportError(
             f"--refit-from {source}: {spec.file} was built without --refit; export it with --refit"
@@ -119,7 +119,7 @@ def find_refittable(
             "CUDA shows none here; run this on that machine"
         )
     try:
-        installed = check_engine_fits(spec, machine)
+        installed = check_plan_fits(spec, machine)
     except EngineError as error:
         # The runtime's other way out is none here.
         reason = str(error).removesuffix(", or take --backend cpu")
@@ -155,7 +155,7 @@ def _profiles(
     return make_profiles(inputs, options, max_seq, *depths, facts.whole_prompt)
 
 
-def _check_profiles(source: Path, spec: EngineSpec, asked: Sequence[ProfileSpec]) -> None:
+def _check_profiles(source: Path, spec: PlanSpec, asked: Sequence[ProfileSpec]) -> None:
     """Refuses other limits than asked for; what is served best may differ."""
     held = {profile.name: profile for profile in spec.profiles}
     for profile in asked:

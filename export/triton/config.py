@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import ExportError
@@ -22,8 +22,8 @@ from export.tensorrt.options import TrtOptions
 from export.triton.folder import CONFIG, DEFAULT_NAME, SIGN, check_folder, publish_model
 from runtime.backends.gpu import describe_gpu
 from runtime.backends.trt_flavours import FLAVOURS, TENSORRT
-from runtime.bundle.contract import DEPTH, ELEMENT_TYPES, TensorSpec
-from runtime.bundle.plans import EngineSpec
+from runtime.bundle.contract import ELEMENT_TYPES, TensorSpec
+from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import Bundle, open_bundle
 
 BACKENDS = ("onnxruntime", "tensorrt")
@@ -69,7 +69,7 @@ def write_triton(
         name: the model's name, which clients give and its directory has.
         device: `gpu` or `cpu`, where instances run.
         instances: copies of the model that serve at once, on each GPU where device is `gpu`.
-        plan: the bundle's file that holds the plan (`engines/x.plan`), for `tensorrt` only.
+        plan: the bundle's file that holds the plan (`plans/x.plan`), for `tensorrt` only.
         profiles: optimisation profiles of the plan that an instance may use, for `tensorrt` only;
             None for all of them, of which Triton takes the nearest that serves a request.
 
@@ -132,7 +132,7 @@ def _check_options(
         wanted = "needs the name of a plan" if plan is None else "serves no plan"
         raise ExportError(
             f"Triton's {backend} backend {wanted}; export with --format trt and name one of "
-            "engines/*.plan with backend tensorrt, or use backend onnxruntime"
+            "plans/*.plan with backend tensorrt, or use backend onnxruntime"
         )
     if profiles is not None and plan is None:
         raise ExportError(f"profiles={list(profiles)} are a plan's; leave them out without a plan")
@@ -169,15 +169,15 @@ def _graph_files(bundle: Bundle) -> dict[str, str]:
     return {graph: "model.onnx", **{name: name for name in bundle.manifest.graphs.onnx.data}}
 
 
-def _find_plan(bundle: Bundle, plan: str) -> EngineSpec:
-    engines = {engine.file: engine for engine in bundle.manifest.engines}
-    if plan not in engines:
+def _find_plan(bundle: Bundle, plan: str) -> PlanSpec:
+    plans = {one.file: one for one in bundle.manifest.plans}
+    if plan not in plans:
         raise ExportError(
             f"the bundle {bundle.path} holds no {plan}; it holds "
-            f"{', '.join(engines) or 'no plan: export with --format trt'}"
+            f"{', '.join(plans) or 'no plan: export with --format trt'}"
         )
-    _require_tensorrt(engines[plan].flavour, plan)
-    return engines[plan]
+    _require_tensorrt(plans[plan].flavour, plan)
+    return plans[plan]
 
 
 def render_config(
@@ -185,18 +185,15 @@ def render_config(
     name: str,
     device: str,
     instances: int,
-    engine: EngineSpec | None = None,
+    engine: PlanSpec | None = None,
     profiles: Sequence[int] | None = None,
 ) -> str:
     """Returns the text of config.pbtxt.
 
-    `max_batch_size` is 0 and the batch is a dimension like the others: `depth` has none, and the
-    cache's length differs from request to request, so that Triton could not join requests.
+    `max_batch_size` is 0 and the batch is a dimension like the others: depth and the cache's length
+    differ from request to request, so that Triton could not join requests.
 
-    `depth` is `dims: [ 1 ]` for both backends. The graph's is a scalar: with `max_batch_size` 0
-    Triton refuses `reshape: { shape: [ ] }`, and its ONNX Runtime backend (since release 23.10)
-    hands such a tensor to the model as the scalar it expects. Its TensorRT backend does not: it
-    compares the dimensions with the plan's, so that the plan's own are written.
+    `depth` is `[1]` in graph and plans, since Triton knows no scalars.
 
     Args:
         bundle: whose tensors are described.
@@ -207,19 +204,17 @@ def render_config(
         profiles: optimisation profiles of the plan; None for all of them.
 
     Raises:
-        ExportError: the plan takes `depth` as a scalar, or
-            has no such profile.
+        ExportError: the plan has no such profile.
     """
     graph, depth = bundle.manifest.graphs.onnx, bundle.manifest.depth
     backend = "onnxruntime" if engine is None else "tensorrt"
-    inputs = graph.inputs if engine is None else _plan_inputs(graph.inputs, engine)
     shape_inputs = set() if engine is None else _shape_inputs(engine)
     group = [f"count: {instances}", f"kind: KIND_{device.upper()}"]
     if engine is not None:
         quoted = ", ".join(f'"{index}"' for index in _check_profiles(engine, profiles))
         group.append(f"profile: [ {quoted} ]")
     lines = [f'name: "{name}"', f'backend: "{backend}"', "max_batch_size: 0"]
-    lines += _list("input", [_describe(spec, shape_inputs) for spec in inputs])
+    lines += _list("input", [_describe(spec, shape_inputs) for spec in graph.inputs])
     lines += _list("output", [_describe(spec) for spec in graph.outputs])
     lines += _list("instance_group", [group])
     facts = {
@@ -238,20 +233,12 @@ def render_config(
     return "\n".join(lines) + "\n"
 
 
-def _plan_inputs(inputs: Sequence[TensorSpec], engine: EngineSpec) -> list[TensorSpec]:
-    """The graph's inputs as the plan has them: `depth` is a vector there.
-
-    Source: tensorrt_backend, CompareShapeDimsSupported.
-    """
-    return [replace(o, shape=engine.depth_shape) if o.name == DEPTH else o for o in inputs]
-
-
-def _shape_inputs(engine: EngineSpec) -> set[str]:
+def _shape_inputs(engine: PlanSpec) -> set[str]:
     """Inputs that TensorRT reads on the host, as numbers that decide shapes."""
     return {one.name for profile in engine.profiles for one in profile.values}
 
 
-def _check_profiles(engine: EngineSpec, profiles: Sequence[int] | None) -> Sequence[int]:
+def _check_profiles(engine: PlanSpec, profiles: Sequence[int] | None) -> Sequence[int]:
     held = range(len(engine.profiles))
     if profiles is None:
         return held
@@ -263,7 +250,7 @@ def _check_profiles(engine: EngineSpec, profiles: Sequence[int] | None) -> Seque
 
 
 def _describe(spec: TensorSpec, shape_inputs: Collection[str] = ()) -> list[str]:
-    dims = [size if isinstance(size, int) else -1 for size in spec.shape] or [1]
+    dims = [size if isinstance(size, int) else -1 for size in spec.shape]
     lines = [
         f'name: "{spec.name}"',
         f"data_type: {ELEMENT_TYPES[spec.dtype].triton}",

@@ -308,6 +308,16 @@ class OuroborosConfig(PreTrainedConfig):
         return self.prelude + self.coda
 
     @property
+    def recurrent_layers(self) -> int:
+        """Layers that one step of the loop runs."""
+        return 1
+
+    @property
+    def halting(self) -> bool:
+        """Whether the model can choose its depth."""
+        return False
+
+    @property
     def original_layers(self) -> int:
         """Layers of the original model."""
         return int(self.base_config.get("num_hidden_layers", 0))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA
-from runtime.backends.machine import Machine, check_engine_fits, describe_machine
+from runtime.backends.machine import Machine, check_plan_fits, describe_machine
 from runtime.backends.memory import Backend
 from runtime.backends.ort import open_cpu
 from runtime.backends.ort_cuda import PROVIDER, open_cuda
 from runtime.backends.trt import open_plan
 from runtime.bundle.manifest import ACCURACY_LEVELS, Manifest
-from runtime.bundle.plans import EngineSpec
+from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, EngineError
 
@@ -49,7 +49,7 @@ def open_backend(
         return open_cpu(bundle, threads, accuracy_level)
     if chosen == "cuda":
         return open_cuda(bundle, threads, accuracy_level)
-    plan = choose_plan(manifest.engines, machine)
+    plan = choose_plan(manifest.plans, machine)
     sha256 = manifest.files[plan.file].sha256
     return open_plan(bundle.file(plan.file), plan, manifest.graphs.onnx, sha256, machine)
 
@@ -77,12 +77,12 @@ def choose_backend(
         EngineError: the named one can't run here; says what to do.
     """
     if backend == "trt":
-        choose_plan(manifest.engines, machine)
+        choose_plan(manifest.plans, machine)
     elif backend == "cuda":
         _check_cuda(machine, providers)
     elif backend == "auto":
         try:
-            choose_plan(manifest.engines, machine)
+            choose_plan(manifest.plans, machine)
         except (EngineError, BundleError):
             has_cuda = machine.gpu is not None and PROVIDER in providers
             return "cuda" if has_cuda and machine.cuda_bindings else "cpu"
@@ -90,7 +90,7 @@ def choose_backend(
     return backend
 
 
-def choose_plan(engines: Sequence[EngineSpec], machine: Machine) -> EngineSpec:
+def choose_plan(plans: Sequence[PlanSpec], machine: Machine) -> PlanSpec:
     """The first plan that fits a machine.
 
     Raises:
@@ -98,14 +98,14 @@ def choose_plan(engines: Sequence[EngineSpec], machine: Machine) -> EngineSpec:
         BundleError: likewise, where this version does not know its flavour.
     """
     refused: EngineError | BundleError | None = None
-    for engine in engines:
+    for plan in plans:
         try:
-            check_engine_fits(engine, machine)
+            check_plan_fits(plan, machine)
             _check_bindings("trt", machine)
         except (EngineError, BundleError) as error:
             refused = refused or error
         else:
-            return engine
+            return plan
     if refused is not None:
         raise refused
     raise EngineError(

@@ -222,7 +222,7 @@ def run_on_device(
         backend: what runs it.
         memory: of that backend.
         graph: names the tensors.
-        inputs: every input; a scalar may come as [1].
+        inputs: every input.
 
     Returns:
         Every output by name; bfloat16 ones as float32.
@@ -235,8 +235,6 @@ def run_on_device(
         if spec.name not in inputs:
             raise EngineError(f"the input {spec.name} is missing")
         array = inputs[spec.name]
-        if not spec.shape:
-            array = array.reshape(())
         if spec.dtype == "int64":
             given[spec.name] = np.ascontiguousarray(array, np.int64).reshape(array.shape)
         else:
@@ -260,7 +258,7 @@ def output_shapes(graph: GraphSpec, inputs: Mapping[str, Any]) -> dict[str, tupl
     sizes = {DEPTH: int(inputs[DEPTH].reshape(-1)[0])}
     for spec in graph.inputs:
         given = inputs[spec.name].shape
-        if len(given) != len(spec.shape) and spec.shape:
+        if len(given) != len(spec.shape):
             raise EngineError(f"{spec.name} has the shape {list(given)}, not {list(spec.shape)}")
         for name, size in zip(spec.shape, given, strict=False):
             if isinstance(name, int) or "+" in name:

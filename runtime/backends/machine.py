@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from runtime.backends.gpu import Gpu, describe_gpu, has_cuda_bindings
 from runtime.backends.trt_flavours import FLAVOURS, Installed, find_flavours
-from runtime.bundle.plans import EngineSpec
+from runtime.bundle.plans import PlanSpec
 from runtime.errors import BundleError, EngineError
 
 
@@ -31,7 +31,7 @@ def describe_machine() -> Machine:
     return Machine(describe_gpu(), find_flavours(), has_cuda_bindings())
 
 
-def check_engine_fits(spec: EngineSpec, machine: Machine) -> Installed:
+def check_plan_fits(spec: PlanSpec, machine: Machine) -> Installed:
     """Refuses a plan that this machine can't run, naming both sides.
 
     Returns:

@@ -82,11 +82,15 @@ class Backend(Protocol):
         name: "cpu", "cuda" or "trt".
         max_slots: the most slots a cache can have here; a model's positions, or a plan's limit.
         max_batch: the most rows of a call; None where there is no limit.
+        max_new_tokens: the most tokens a row that one call takes; None where there is no limit.
+        max_logits: the most positions a row whose logits one call gives; None likewise.
     """
 
     name: str
     max_slots: int
     max_batch: int | None
+    max_new_tokens: int | None
+    max_logits: int | None
 
     def new_memory(self) -> Memory:
         """Memory for one batch."""

@@ -64,6 +64,8 @@ class CpuBackend:
 
     name = "cpu"
     max_batch: int | None = None
+    max_new_tokens: int | None = None
+    max_logits: int | None = None
 
     def __init__(self, session: Any, manifest: Manifest) -> None:
         """Takes an onnxruntime.InferenceSession, from `open_session`."""

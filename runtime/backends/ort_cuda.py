@@ -33,6 +33,8 @@ class CudaBackend:
 
     name = "cuda"
     max_batch: int | None = None
+    max_new_tokens: int | None = None
+    max_logits: int | None = None
 
     def __init__(self, session: Any, manifest: Manifest, cuda: Any, device: str = "cuda") -> None:
         """Takes an open session.

@@ -19,11 +19,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from runtime.backends.cuda import CudaMemory, DeviceArray, load_cuda, run_on_device
-from runtime.backends.machine import Machine, check_engine_fits
+from runtime.backends.machine import Machine, check_plan_fits
 from runtime.backends.trt_flavours import load_module
 from runtime.bundle.contract import INPUT_IDS, PAST_PREFIX
 from runtime.bundle.manifest import GraphSpec
-from runtime.bundle.plans import EngineSpec, ProfileSpec, read_plan
+from runtime.bundle.plans import PlanSpec, ProfileSpec, read_plan
 from runtime.errors import EngineError
 
 ALIGNMENT = 256  # bytes, of every tensor (IExecutionContext::setTensorAddress)
@@ -31,7 +31,7 @@ ALIGNMENT = 256  # bytes, of every tensor (IExecutionContext::setTensorAddress)
 Array = NDArray[Any]
 
 
-class TrtSession:
+class TrtBackend:
     """`runtime.backends.memory.Backend` on a loaded plan. Runs from several threads take turns.
 
     Attributes:
@@ -39,13 +39,13 @@ class TrtSession:
         graph: the tensors of the graph it was built from.
         max_slots: the longest past that every profile takes.
         max_batch: the most rows that every profile takes; None where none has rows.
+        max_new_tokens: the most tokens a row that the plan takes in one call.
+        max_logits: the most logits a row that it gives in one call.
     """
 
     name = "trt"
 
-    def __init__(
-        self, spec: EngineSpec, graph: GraphSpec, plan: bytes, trt: Any, cuda: Any
-    ) -> None:
+    def __init__(self, spec: PlanSpec, graph: GraphSpec, plan: bytes, trt: Any, cuda: Any) -> None:
         """Loads a plan whose hash was compared; most callers want `open_plan`.
 
         Raises:
@@ -55,6 +55,8 @@ class TrtSession:
         self.graph = graph
         self.max_slots = min(_longest_past(profile) for profile in spec.profiles)
         self.max_batch = _most_rows(spec.profiles)
+        self.max_new_tokens: int | None = spec.max_new_tokens
+        self.max_logits: int | None = spec.max_logits
         self._cuda = cuda
         self._memory = self.new_memory()
         self._lock = threading.Lock()
@@ -109,7 +111,7 @@ class TrtSession:
         self._contexts.clear()
         self._engine = None
 
-    def __enter__(self) -> TrtSession:
+    def __enter__(self) -> TrtBackend:
         return self
 
     def __exit__(
@@ -150,7 +152,7 @@ class TrtBinding:
 
     def __init__(
         self,
-        session: TrtSession,
+        session: TrtBackend,
         number: int,
         memory: CudaMemory,
         inputs: Mapping[str, Any],
@@ -165,9 +167,7 @@ class TrtBinding:
         self.addresses: dict[str, int] = {}
         for name, one in inputs.items():
             if name in by_value:
-                # A scalar, as the bundle's graph has it, or [1], as the plan does: the same memory,
-                # which every run reads anew.
-                self.addresses[name] = one.reshape(1).ctypes.data
+                self.addresses[name] = one.ctypes.data  # read anew by every run
                 continue
             if isinstance(one, DeviceArray):
                 held = one
@@ -188,8 +188,8 @@ class TrtBinding:
 
 
 def open_plan(
-    file: Path, spec: EngineSpec, graph: GraphSpec, sha256: str, machine: Machine
-) -> TrtSession:
+    file: Path, spec: PlanSpec, graph: GraphSpec, sha256: str, machine: Machine
+) -> TrtBackend:
     """Loads a plan onto the GPU.
 
     Args:
@@ -203,13 +203,13 @@ def open_plan(
         BundleError: the plan is not the one that the manifest lists; it was not loaded.
         EngineError: it does not fit this machine, or TensorRT refuses it.
     """
-    installed = check_engine_fits(spec, machine)
+    installed = check_plan_fits(spec, machine)
     plan = read_plan(file, sha256)
     cuda = load_cuda()
-    return TrtSession(spec, graph, plan, load_module(installed), cuda)
+    return TrtBackend(spec, graph, plan, load_module(installed), cuda)
 
 
-def run_once(session: TrtSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
+def run_once(session: TrtBackend, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Runs a plan on arrays and returns every output by name, like `runtime.backends.ort.run_once`.
 
     Raises:

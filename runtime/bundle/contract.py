@@ -17,6 +17,8 @@ DEPTH = "depth"
 ROW_DEPTH = "row_depth"
 LOGIT_INDEX = "logit_index"
 PAST_POOL_SUM = "past_pool_sum"
+HALT_THRESHOLD = "halt_threshold"
+DEPTH_USED = "depth_used"
 LOGITS = "logits"
 POOL_SUM = "pool_sum"
 
@@ -119,6 +121,14 @@ class Dimensions(Protocol):
         """Kept layers: prelude and coda."""
 
     @property
+    def recurrent_layers(self) -> int:
+        """Layers that one step of the loop runs."""
+
+    @property
+    def halting(self) -> bool:
+        """Whether the graph can choose its depth."""
+
+    @property
     def num_key_value_heads(self) -> int:
         """Heads of keys and values."""
 
@@ -145,12 +155,12 @@ class Tensor:
         name: of the input or output.
         dtype: a name of ELEMENT_TYPES, or CACHE for the type that the bundle's precision computes
             in.
-        shape: names of dimensions that differ from call to call, and the model's numbers.
+        shape: numbers, names of dimensions that differ from call to call, and the model's numbers.
     """
 
     name: str
     dtype: str
-    shape: tuple[str, ...]
+    shape: tuple[int | str, ...]
 
     def resolve(self, model: Dimensions, precision: str) -> TensorSpec:
         """The tensor of one bundle."""
@@ -167,10 +177,12 @@ PLAIN_INPUTS = (
     Tensor(INPUT_IDS, "int64", (BATCH, NEW)),
     Tensor(POSITION_IDS, "int64", (BATCH, NEW)),
     Tensor(ATTENTION_MASK, "int64", (BATCH, TOTAL)),
-    Tensor(DEPTH, "int64", ()),
+    Tensor(DEPTH, "int64", (1,)),
     Tensor(ROW_DEPTH, "int64", (BATCH,)),
     Tensor(LOGIT_INDEX, "int64", (BATCH, PICKED)),
 )
+HALT_INPUT = Tensor(HALT_THRESHOLD, "float32", (1,))
+HALT_OUTPUT = Tensor(DEPTH_USED, "int64", (BATCH,))
 POOL_INPUT = Tensor(PAST_POOL_SUM, "float32", (BATCH, SLOTS, _HIDDEN))
 LOGITS_OUTPUT = Tensor(LOGITS, "float32", (BATCH, PICKED, _VOCABULARY))
 POOL_OUTPUT = Tensor(POOL_SUM, "float32", (BATCH, DEPTH, PICKED, _HIDDEN))
@@ -197,23 +209,33 @@ COMPARED_OUTPUTS = (LOGITS, POOL_SUM, *RECURRENT_OUTPUTS)
 """Outputs that a recorded case holds: the kept layers' keys and values show in the logits."""
 
 
-def input_tensors(num_layers: int) -> Iterator[Tensor]:
-    """Every input of a graph with that many kept layers, in order."""
+def input_tensors(model: Dimensions) -> Iterator[Tensor]:
+    """Every input of a model's graph, in order."""
     yield from PLAIN_INPUTS
-    yield from _cache(PAST_PREFIX, num_layers, PAST, SLOTS)
+    yield from _cache(PAST_PREFIX, model, PAST, SLOTS)
     yield POOL_INPUT
+    if model.halting:
+        yield HALT_INPUT
 
 
-def output_tensors(num_layers: int) -> Iterator[Tensor]:
-    """Every output of a graph with that many kept layers, in order."""
+def output_tensors(model: Dimensions) -> Iterator[Tensor]:
+    """Every output of a model's graph, in order."""
     yield LOGITS_OUTPUT
-    yield from _cache(NEW_PREFIX, num_layers, NEW, DEPTH)
+    yield from _cache(NEW_PREFIX, model, NEW, DEPTH)
     yield POOL_OUTPUT
+    if model.halting:
+        yield HALT_OUTPUT
 
 
-def _cache(prefix: str, num_layers: int, tokens: str, slots: str) -> Iterator[Tensor]:
-    for end in cache_ends(num_layers):
-        looped = (slots,) if end.startswith(RECURRENT) else ()
+def _cache(prefix: str, model: Dimensions, tokens: str, slots: str) -> Iterator[Tensor]:
+    """Keys and values `[B, kv, T, hd]` of a kept layer, `[B, D * k, kv, T, hd]` of the loop.
+
+    Entry `i * k + j` of the loop's is that of step i and of layer j of its k.
+    """
+    count = model.recurrent_layers
+    stacked = slots if count == 1 else f"{count} * {slots}"
+    for end in cache_ends(model.num_layers):
+        looped = (stacked,) if end.startswith(RECURRENT) else ()
         yield Tensor(f"{prefix}{end}", CACHE, (BATCH, *looped, _HEADS, tokens, _HEAD))
 
 
@@ -224,12 +246,12 @@ def inputs(model: Dimensions, precision: str) -> tuple[TensorSpec, ...]:
         model: its dimensions.
         precision: a name of PRECISIONS.
     """
-    return tuple(one.resolve(model, precision) for one in input_tensors(model.num_layers))
+    return tuple(one.resolve(model, precision) for one in input_tensors(model))
 
 
 def outputs(model: Dimensions, precision: str) -> tuple[TensorSpec, ...]:
     """The outputs of a bundle's graph, in order; arguments as for `inputs`."""
-    return tuple(one.resolve(model, precision) for one in output_tensors(model.num_layers))
+    return tuple(one.resolve(model, precision) for one in output_tensors(model))
 
 
 def find_unfed(tensors: Iterable[TensorSpec], given: Mapping[str, object]) -> str | None:

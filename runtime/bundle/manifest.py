@@ -3,8 +3,8 @@
 Every key must be there and no other may: a manifest this version does not fully understand is
 refused by the name of the first thing that is wrong, never half-read. A key that is added, removed
 or changes its meaning takes a new FORMAT_VERSION, so that an older bundle is refused as one.
-Its last key, `sha256`, is the hash of all the others (see `hash_manifest`), so that a changed
-manifest is seen as well as a changed file.
+The hash of its bytes stands in a file beside it (see `check_hash`), so that a changed manifest is
+seen as well as a changed file. `docs/bundle.md` is the specification.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from runtime.bundle.contract import PRECISIONS, TensorSpec
-from runtime.bundle.plans import EngineSpec, check_engine_graph
+from runtime.bundle.plans import PlanSpec, check_plan_graph
 from runtime.bundle.rules import ACCURACY_LEVELS as ACCURACY_LEVELS
 from runtime.bundle.rules import (
     INT32,
     INT64,
     check_depth,
-    check_engine,
     check_model,
+    check_plan,
     check_quantization,
     check_tensors,
     is_sha256,
@@ -34,9 +34,11 @@ from runtime.bundle.rules import (
 )
 from runtime.errors import BundleError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
+HASH_NAME = "manifest.sha256"  # as `sha256sum manifest.json` prints it
 POOLINGS = ("causal", "mean", "token")
+BRIDGES = ("none", "entry", "exit")
 
 SPECIAL_TOKENS = ("tokenizer.bos_token", "tokenizer.eos_token")  # may be a line break
 
@@ -47,8 +49,10 @@ T = TypeVar("T")
 class ModelSpec:
     """Dimensions of the model.
 
-    `step_bytes` and `once_bytes` are what a token reads of the weights as they are stored: in
-    every step of the loop, and in everything around it.
+    `bridge` says where a linear map stands beside the loop, `recurrent_layers` how many layers the
+    loop runs in each step, `halting` whether the graph can choose its depth (`halt_threshold`,
+    `depth_used`). `step_bytes` and `once_bytes` are what a token reads of the weights as they are
+    stored: in every step of the loop, and in everything around it.
     """
 
     source: str
@@ -57,6 +61,9 @@ class ModelSpec:
     num_layers: int
     prelude: int
     coda: int
+    recurrent_layers: int
+    bridge: str
+    halting: bool
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
@@ -183,10 +190,9 @@ class Manifest:
     sampling: SamplingSpec
     parity: ParitySpec
     files: dict[str, FileSpec]
-    engines: tuple[EngineSpec, ...]
+    plans: tuple[PlanSpec, ...]
     checkpoint: CheckpointSpec
     tools: dict[str, str]
-    sha256: str
 
     @property
     def cache_dtype(self) -> str:
@@ -213,38 +219,53 @@ def parse_manifest_text(text: str | bytes) -> Manifest:
     Raises:
         BundleError: not JSON, or not a manifest this version understands.
     """
-    try:
-        data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}") from error
-    manifest = parse_manifest(data)
-    # One bit can turn 1e-05 into 1E-05, which is the same number and another file.
-    if text not in (written := render_manifest(data), written.encode()):
-        raise _changed()
-    return manifest
+    return parse_manifest(_read_json(text))
+
+
+def check_hash(text: bytes, said: bytes | None) -> None:
+    """Compares the bytes of manifest.json with the hash beside it.
+
+    Args:
+        text: of manifest.json.
+        said: the content of manifest.sha256: the sha256 in lower-case hexadecimal, two spaces and
+            the name, as `sha256sum` prints it; None where there is no such file.
+
+    Raises:
+        BundleError: an older bundle, which has none; or they differ.
+    """
+    if said is None:
+        check_version(_read_json(text))
+        raise BundleError(f"the bundle lacks {HASH_NAME}; copy or export it again")
+    if said != render_hash(text):
+        raise BundleError(
+            f"{MANIFEST_NAME} is damaged or was changed: its sha256 is not the one in {HASH_NAME}; "
+            "copy or export the bundle again"
+        )
+
+
+def render_hash(text: bytes) -> bytes:
+    """The content of manifest.sha256."""
+    return f"{hashlib.sha256(text).hexdigest()}  {MANIFEST_NAME}\n".encode()
 
 
 def render_manifest(data: dict[str, Any]) -> str:
-    """The text of manifest.json, to the byte."""
+    """The text of manifest.json as it is written; any other JSON of the same values reads alike."""
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
-def hash_manifest(data: dict[str, Any]) -> str:
-    """The sha256 of a manifest, in lower-case hexadecimal.
+def _read_json(text: str | bytes) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}") from error
 
-    Args:
-        data: its JSON values; the key `sha256` is left out.
 
-    Returns:
-        The hash of its JSON with sorted keys, no spaces and non-ASCII characters escaped.
+def check_version(data: object) -> dict[str, Any]:
+    """Refuses what is no manifest of this version, and returns what is.
+
+    Raises:
+        BundleError: not an object, or of another format version.
     """
-    rest = {key: value for key, value in data.items() if key != "sha256"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def parse_manifest(data: object) -> Manifest:
-    """Reads a manifest from JSON values; see `Manifest.parse`."""
     if not isinstance(data, dict):
         raise BundleError(f"{MANIFEST_NAME} holds a {type(data).__name__}, not an object")
     version = data.get("format_version")
@@ -252,15 +273,18 @@ def parse_manifest(data: object) -> Manifest:
         raise BundleError(f"{MANIFEST_NAME} has no format_version; is this an Ouroboros bundle?")
     if type(version) is not int or version != FORMAT_VERSION:
         newer = type(version) is int and version > FORMAT_VERSION
-        advice = "update ouroboros" if newer else "export the bundle again"
+        advice = "update ouroboros" if newer else "export the checkpoint again"
         raise BundleError(
             f"bundle format_version {shorten(version)} is not the {FORMAT_VERSION} that this "
             f"version reads; {advice}"
         )
-    manifest = typing.cast(Manifest, _read(Manifest, data, ""))
+    return data
+
+
+def parse_manifest(data: object) -> Manifest:
+    """Reads a manifest from JSON values; see `Manifest.parse`."""
+    manifest = typing.cast(Manifest, _read(Manifest, check_version(data), ""))
     _check(manifest)
-    if hash_manifest(data) != manifest.sha256:
-        raise _changed()
     return manifest
 
 
@@ -363,13 +387,6 @@ def _wrong(where: str, value: object, wanted: str) -> BundleError:
     return BundleError(f"{MANIFEST_NAME}: {where} is {shorten(value)}, not {wanted}")
 
 
-def _changed() -> BundleError:
-    return BundleError(
-        f"{MANIFEST_NAME} is damaged or was changed: its sha256 is not the one it holds; copy or "
-        "export the bundle again"
-    )
-
-
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise BundleError(f"{MANIFEST_NAME}: {message}")
@@ -385,10 +402,11 @@ def _check(manifest: Manifest) -> None:
         f" + {model.coda}",
     )
     _require(model.pooling in POOLINGS, f"model.pooling is {model.pooling!r}, allowed: {POOLINGS}")
+    _require(model.bridge in BRIDGES, f"model.bridge is {model.bridge!r}, allowed: {BRIDGES}")
     check_depth(manifest.depth)
     for name, file in manifest.files.items():
         check_file_name(name)
-        _require(name != MANIFEST_NAME, f"files lists {MANIFEST_NAME} itself")
+        _require(name not in (MANIFEST_NAME, HASH_NAME), f"files lists {name} itself")
         _require(
             is_sha256(file.sha256), f"files.{name}.sha256 is not 64 lower-case hexadecimal digits"
         )
@@ -424,17 +442,11 @@ def _check(manifest: Manifest) -> None:
         "checkpoint.sha256 is not 64 lower-case hexadecimal digits",
     )
     onnx = manifest.graphs.onnx
-    for engine in manifest.engines:
-        _require(
-            engine.file in manifest.files, f"{engine.file!r} is used but not listed under files"
-        )
-        _require(
-            engine.depth_shape == (1,),
-            f"{engine.file} takes depth as {list(engine.depth_shape)}, not as [1]",
-        )
+    for plan in manifest.plans:
+        _require(plan.file in manifest.files, f"{plan.file!r} is used but not listed under files")
         graph_files = (onnx.file, *onnx.data)
-        check_engine_graph(engine, {name: manifest.files[name].sha256 for name in graph_files})
-        check_engine(engine, manifest)
+        check_plan_graph(plan, {name: manifest.files[name].sha256 for name in graph_files})
+        check_plan(plan, manifest)
     if quantization is not None:
         check_quantization(quantization)
     check_tensors(manifest)

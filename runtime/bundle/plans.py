@@ -41,7 +41,7 @@ class ProfileSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineSpec:
+class PlanSpec:
     """One plan of a bundle.
 
     Attributes:
@@ -54,8 +54,8 @@ class EngineSpec:
         refittable: its weights can be replaced.
         graph_sha256: of the ONNX files it was built from, see `hash_graph`.
         profiles: in the plan's own order.
-        depth_shape: of the plan's input `depth`, (1,) as Triton wants it; the bundle's graph has a
-            scalar.
+        max_new_tokens: most tokens a row that one call takes.
+        max_logits: most positions a row whose logits one call gives.
     """
 
     file: str
@@ -67,7 +67,8 @@ class EngineSpec:
     refittable: bool
     graph_sha256: str
     profiles: tuple[ProfileSpec, ...]
-    depth_shape: tuple[int, ...]
+    max_new_tokens: int
+    max_logits: int
 
 
 def hash_graph(file_hashes: Mapping[str, str]) -> str:
@@ -80,7 +81,7 @@ def hash_graph(file_hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_engine_graph(spec: EngineSpec, file_hashes: Mapping[str, str]) -> None:
+def check_plan_graph(spec: PlanSpec, file_hashes: Mapping[str, str]) -> None:
     """Refuses a plan that was built from other weights than its bundle's graph holds.
 
     Args:

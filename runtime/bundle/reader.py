@@ -10,13 +10,15 @@ from pathlib import Path
 
 from runtime.bundle.manifest import (
     FORMAT_VERSION,
+    HASH_NAME,
     MANIFEST_NAME,
     FileSpec,
     Manifest,
     check_file_name,
-    hash_manifest,
+    check_hash,
     parse_manifest,
     parse_manifest_text,
+    render_hash,
     render_manifest,
 )
 from runtime.errors import BundleError
@@ -66,7 +68,9 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     try:
         if file.stat().st_size > MANIFEST_BYTES_LIMIT:
             raise BundleError(f"{file} is larger than {MANIFEST_BYTES_LIMIT} bytes")
-        return parse_manifest_text(file.read_bytes())
+        text, hashes = file.read_bytes(), directory / HASH_NAME
+        check_hash(text, hashes.read_bytes() if hashes.is_file() else None)
+        return parse_manifest_text(text)
     except OSError as error:
         raise BundleError(f"cannot read {file}: {error.strerror}") from error
 
@@ -122,8 +126,8 @@ def write_manifest(directory: Path, **fields: object) -> Manifest:
 
     Args:
         directory: the bundle, complete but for its manifest.
-        **fields: every key of the manifest but `format_version`, `files` and `sha256`, each as
-            JSON values or as the dataclass of runtime.bundle.manifest.
+        **fields: every key of the manifest but `format_version` and `files`, each as JSON values or
+            as the dataclass of runtime.bundle.manifest.
 
     Returns:
         The manifest, read back as `open_bundle` reads it.
@@ -141,18 +145,19 @@ def write_manifest(directory: Path, **fields: object) -> Manifest:
     files = {}
     for file in sorted(directory.rglob("*")):
         name = file.relative_to(directory).as_posix()
-        if file.is_file() and name != MANIFEST_NAME:
+        if file.is_file() and name not in (MANIFEST_NAME, HASH_NAME):
             files[name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
     plain = json.loads(json.dumps(fields, default=_to_json, allow_nan=False))
     data = {"format_version": FORMAT_VERSION, **plain, "files": files}
-    data["sha256"] = hash_manifest(data)
     manifest = parse_manifest(data)
-    staged = directory / f".{MANIFEST_NAME}.{os.getpid()}"
-    try:
-        staged.write_text(render_manifest(data), encoding="utf-8")
-        staged.replace(target)
-    finally:
-        staged.unlink(missing_ok=True)
+    text = render_manifest(data).encode()
+    for name, content in ((MANIFEST_NAME, text), (HASH_NAME, render_hash(text))):
+        staged = directory / f".{name}.{os.getpid()}"
+        try:
+            staged.write_bytes(content)
+            staged.replace(directory / name)
+        finally:
+            staged.unlink(missing_ok=True)
     return manifest
 
 

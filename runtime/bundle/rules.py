@@ -14,7 +14,7 @@ from runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from runtime.bundle.manifest import DepthSpec, Manifest, ModelSpec, QuantizationSpec
-    from runtime.bundle.plans import EngineSpec, RangeSpec
+    from runtime.bundle.plans import PlanSpec, RangeSpec
 
 ACCURACY_LEVELS = (1, 4)  # ONNX Runtime's for MatMulNBits: float32, 8-bit activations
 MAX_DEPTH = 4096  # the most that a checkpoint's configuration allows
@@ -26,6 +26,7 @@ MODEL_BOUNDS = {
     "num_layers": (0, 2**16),
     "prelude": (0, 2**16),
     "coda": (0, 2**16),
+    "recurrent_layers": (1, 2**16),
     "num_attention_heads": (1, 2**16),
     "num_key_value_heads": (1, 2**16),
     "head_dim": (1, 2**16),
@@ -104,8 +105,8 @@ def check_tensors(manifest: Manifest) -> None:
     if not 1 <= graph.opset <= MAX_OPSET:
         _refuse(f"graphs.onnx.opset is {shorten(graph.opset)}, allowed: 1..{MAX_OPSET}")
     for side, listed, wanted in (
-        ("input", graph.inputs, contract.input_tensors(model.num_layers)),
-        ("output", graph.outputs, contract.output_tensors(model.num_layers)),
+        ("input", graph.inputs, contract.input_tensors(model)),
+        ("output", graph.outputs, contract.output_tensors(model)),
     ):
         missing = {tensor.name: tensor for tensor in wanted}
         for spec in listed:
@@ -138,7 +139,7 @@ def _check_tensor(spec: TensorSpec, wanted: Tensor, manifest: Manifest) -> None:
             _refuse(f"the graph's {spec.name} has {shorten(size)} in the place of {dimension!r}")
 
 
-def check_engine(engine: EngineSpec, manifest: Manifest) -> None:
+def check_plan(plan: PlanSpec, manifest: Manifest) -> None:
     """Refuses a plan that can't be this bundle's, or whose profiles are none.
 
     Raises:
@@ -147,18 +148,20 @@ def check_engine(engine: EngineSpec, manifest: Manifest) -> None:
     graph, tokenizer = manifest.graphs.onnx, manifest.tokenizer
     others = {graph.file, *graph.data, tokenizer.file, tokenizer.chat_template}
     others |= {"tokenizer_config.json", "cases.safetensors", "LICENSE", "ATTRIBUTION"}
-    if engine.file in others:
-        _refuse(f"the plan {engine.file!r} is another file of the bundle's")
-    if engine.precision != manifest.precision:
+    if plan.file in others:
+        _refuse(f"the plan {plan.file!r} is another file of the bundle's")
+    if plan.precision != manifest.precision:
         _refuse(
-            f"{engine.file} has the precision {engine.precision!r}, the bundle "
-            f"{manifest.precision!r}"
+            f"{plan.file} has the precision {plan.precision!r}, the bundle {manifest.precision!r}"
         )
-    if not engine.profiles:
-        _refuse(f"{engine.file} has no profile")
+    for limit in ("max_new_tokens", "max_logits"):
+        if not 1 <= getattr(plan, limit) <= INT32:
+            _refuse(f"{plan.file}: {limit} is {shorten(getattr(plan, limit))}, allowed: 1..{INT32}")
+    if not plan.profiles:
+        _refuse(f"{plan.file} has no profile")
     ranks = {tensor.name: len(tensor.shape) for tensor in graph.inputs}
-    for profile in engine.profiles:
-        where = f"{engine.file}, profile {profile.name!r}"
+    for profile in plan.profiles:
+        where = f"{plan.file}, profile {profile.name!r}"
         for one in (*profile.shapes, *profile.values):
             if one.name not in ranks:
                 _refuse(f"{where}: the graph has no input {one.name!r}")

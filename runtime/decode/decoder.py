@@ -34,7 +34,7 @@ class Decoder:
         self.run_s = 0.0
         batch = len(row_depth)
         self.cache = KVCache(manifest, self._memory, batch, max(row_depth), backend.max_slots)
-        self._depth = np.array(max(row_depth), np.int64)
+        self._depth = np.array([max(row_depth)], np.int64)
         self._row_depth = np.array(row_depth, np.int64)
         self._counts = np.zeros((batch, 1), np.int64)  # valid tokens a row
         # The buffers of a decoding step; bound again only when the cache grows.
@@ -55,7 +55,9 @@ class Decoder:
             float32 [batch, V], the caller's to keep.
         """
         logits = np.empty((0, 0), np.float32)
-        for _, (ids, valid) in self._chunks(rows, PREFILL_CHUNK):
+        for _, (ids, valid) in self._chunks(
+            rows, _least(PREFILL_CHUNK, self._backend.max_new_tokens)
+        ):
             logits = self._run(ids, valid, np.full((len(rows), 1), ids.shape[1] - 1))[:, -1]
         return logits
 
@@ -68,7 +70,8 @@ class Decoder:
         Yields:
             The chunk's first position and its logits, float32 [batch, chunk, V].
         """
-        for start, (ids, valid) in self._chunks(rows, SCORE_CHUNK):
+        most = _least(SCORE_CHUNK, self._backend.max_new_tokens, self._backend.max_logits)
+        for start, (ids, valid) in self._chunks(rows, most):
             index = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
             yield start, self._run(ids, valid, np.ascontiguousarray(index))
 
@@ -151,3 +154,8 @@ class Decoder:
     def _pool_buffer(self, asked: int) -> Buffer:
         shape = (self.cache.batch, self.cache.depth, asked, self._manifest.model.hidden_size)
         return self._memory.zeros(shape, "float32")
+
+
+def _least(size: int, *limits: int | None) -> int:
+    """A chunk's size, or the least of a plan's limits."""
+    return min([size, *(limit for limit in limits if limit is not None)])

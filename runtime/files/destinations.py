@@ -112,7 +112,7 @@ def find_strangers(path: Path, kind: str) -> list[str]:
     if kind == BUNDLE:
         files = _read_object(path / "manifest.json").get("files")
         listed = set(files) if isinstance(files, dict) else set()
-        known = {"manifest.json", *listed}
+        known = {"manifest.json", "manifest.sha256", *listed}
         return [name for name in _walk(path) if name not in known]
     patterns = {CHECKPOINT: _CHECKPOINT_FILES, RUN: _RUN_FILES, TRITON: _TRITON_FILES}[kind]
     return [name for name in _list(path) if not _belongs(path / name, kind, patterns)]

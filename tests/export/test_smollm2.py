@@ -52,7 +52,7 @@ def test_rtx_plan_builds_and_bundle_keeps_its_bounds(
         checkpoint, bundle, max_depth=DEPTH, precision=precision, format="trt", trt=options
     )
     opened = open_bundle(bundle)
-    (plan,) = opened.manifest.engines
+    (plan,) = opened.manifest.plans
     assert (plan.flavour, plan.compute_capabilities) == ("tensorrt_rtx", ("8.9",))
     assert {profile.name for profile in plan.profiles} == {"prefill", "decode"}
     assert opened.file(plan.file).stat().st_size > 50_000_000

@@ -14,7 +14,6 @@ from onnx import TensorProto, helper
 
 from export.errors import ExportError
 from export.graph.passes import run_passes
-from export.graph.passes.depth import vector_depth
 from export.graph.passes.duplicates import share_constants, share_nodes
 from export.graph.passes.folding import fold_constants
 from export.graph.passes.opset import check_opset, set_opset
@@ -267,21 +266,3 @@ def test_newer_attribute_is_dropped_only_at_its_default() -> None:
     with pytest.raises(ExportError, match="its attribute round_mode is newer"):
         set_opset(model, 21)
     assert "round_mode" in model.graph[0].attributes
-
-
-def test_vector_depth_runs_at_the_same_depth(tiny_bundle: Path) -> None:
-    model = load(tiny_bundle)
-    inputs = prefill_inputs(model)
-    before = run(model, inputs)
-
-    assert vector_depth(model).changed == 1
-
-    for one, other in zip(run(model, inputs | {"depth": np.array([3])}), before, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert vector_depth(model).changed == 0
-
-
-def test_vector_depth_without_depth_is_refused() -> None:
-    model = build("g (float[1] x) => (float[1] y) { y = Neg(x) }")
-    with pytest.raises(ExportError, match="the graph has no input depth"):
-        vector_depth(model)

@@ -23,11 +23,11 @@ from export.tensorrt.messages import clean, describe_builder_error, describe_cra
 from export.tensorrt.options import TrtOptions, check_options, choose_capabilities, make_profiles
 from runtime import BundleError, EngineError
 from runtime.backends.gpu import Gpu, describe_gpu
-from runtime.backends.machine import Machine, check_engine_fits
+from runtime.backends.machine import Machine, check_plan_fits
 from runtime.backends.trt import choose_profile, open_plan
 from runtime.backends.trt_flavours import RTX, TENSORRT, Installed
 from runtime.bundle.manifest import TensorSpec
-from runtime.bundle.plans import EngineSpec, ProfileSpec, RangeSpec, check_engine_graph
+from runtime.bundle.plans import PlanSpec, ProfileSpec, RangeSpec, check_plan_graph
 from runtime.bundle.reader import hash_file, open_bundle, read_manifest
 from runtime.parity.cases import load_cases
 from tests.support.fake_cuda import stand_in_for_builder, stand_in_for_tensorrt
@@ -40,7 +40,7 @@ GPU = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, "13.0")
 HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30, "13.0")
 HERE = Installed(RTX, "tensorrt_rtx_bindings", "1.7.1.116", "1.7.1.116", "13")
 CENTRE = Installed(TENSORRT, "tensorrt", "10.14.1", "10.14.1", "13")
-ENGINES = "engines"
+PLANS = "plans"
 
 builds = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -49,15 +49,15 @@ builds = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[EngineSpec, Path]:
+def plan(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[PlanSpec, Path]:
     """The tiny bundle's plan for compute capability 8.9, and the folder above its own."""
     folder = tmp_path_factory.mktemp("plans")
     options = TrtOptions(flavour="rtx", compute_capabilities=("8.9",), max_batch=3, max_seq=100)
-    (spec,) = build_plans(tiny_bundle / "model.onnx", folder / ENGINES, options, FACTS)
+    (spec,) = build_plans(tiny_bundle / "model.onnx", folder / PLANS, options, FACTS)
     return spec, folder
 
 
-def build(file: Path, out: Path, **options: Any) -> list[EngineSpec]:
+def build(file: Path, out: Path, **options: Any) -> list[PlanSpec]:
     chosen: dict[str, Any] = {"flavour": "rtx", "compute_capabilities": ("8.9",), **options}
     return build_plans(file, out, TrtOptions(**chosen), FACTS)
 
@@ -92,16 +92,16 @@ def request(file: Path, plan: Path, module: str = "tensorrt_rtx_bindings") -> di
 
 
 @builds
-def test_plan_is_described_as_built(plan: tuple[EngineSpec, Path], tiny_bundle: Path) -> None:
+def test_plan_is_described_as_built(plan: tuple[PlanSpec, Path], tiny_bundle: Path) -> None:
     spec, folder = plan
     assert (folder / spec.file).read_bytes()[:8].strip(b"\0")
-    assert [file.name for file in (folder / ENGINES).iterdir()] == ["rtx-sm89.plan"]
-    assert spec.file == "engines/rtx-sm89.plan"
+    assert [file.name for file in (folder / PLANS).iterdir()] == ["rtx-sm89.plan"]
+    assert spec.file == "plans/rtx-sm89.plan"
     assert (spec.flavour, spec.version, spec.cuda) == ("tensorrt_rtx", HERE.version, "13")
     assert spec.compute_capabilities == ("8.9",)
     assert not spec.refittable
-    assert spec.depth_shape == (1,)  # as TensorRT itself read the graph it was given
-    check_engine_fits(spec, Machine(GPU, (HERE,)))
+    assert spec.max_new_tokens >= spec.max_logits > 0
+    check_plan_fits(spec, Machine(GPU, (HERE,)))
 
 
 def test_tensorrt_is_given_a_copy_whose_depth_is_a_vector(
@@ -111,17 +111,17 @@ def test_tensorrt_is_given_a_copy_whose_depth_is_a_vector(
 
     before = {file.name: hash_file(file) for file in tiny_bundle.iterdir()}
     builder = stand_in_for_builder(monkeypatch, CENTRE)
-    (spec,) = build_plans(tiny_bundle / "model.onnx", tmp_path / ENGINES, TrtOptions(), FACTS)
+    (spec,) = build_plans(tiny_bundle / "model.onnx", tmp_path / PLANS, TrtOptions(), FACTS)
 
     graph = read_manifest(tiny_bundle).graphs.onnx
     assert builder.shapes == {
         one.name: [size if isinstance(size, int) else -1 for size in one.shape] or [1]
         for one in graph.inputs
     }
-    assert spec.depth_shape == (1,)
-    assert [file.name for file in (tmp_path / ENGINES).iterdir()] == ["trt-sm90.plan"]
+    assert spec.max_new_tokens >= spec.max_logits > 0
+    assert [file.name for file in (tmp_path / PLANS).iterdir()] == ["trt-sm90.plan"]
     assert {file.name: hash_file(file) for file in tiny_bundle.iterdir()} == before
-    check_engine_graph(spec, {name: before[name] for name in (graph.file, *graph.data)})
+    check_plan_graph(spec, {name: before[name] for name in (graph.file, *graph.data)})
 
     session = onnxruntime.InferenceSession(
         builder.graph.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -147,12 +147,12 @@ def test_exported_bundle_holds_a_plan_that_takes_a_vector(
         trt=options,
     )
     manifest = open_bundle(tmp_path / "out").manifest
-    assert manifest.engines == report.engines
-    (spec,) = manifest.engines
-    assert spec.depth_shape == (1,)
+    assert manifest.plans == report.plans
+    (spec,) = manifest.plans
+    assert spec.max_new_tokens >= spec.max_logits > 0
     assert [profile.values[0].max for profile in spec.profiles] == [(2,), (2,)]
     assert next(one for one in manifest.graphs.onnx.inputs if one.name == "depth").shape == ()
-    assert [file.name for file in (tmp_path / "out" / ENGINES).iterdir()] == ["rtx-sm89.plan"]
+    assert [file.name for file in (tmp_path / "out" / PLANS).iterdir()] == ["rtx-sm89.plan"]
 
 
 def test_timing_cache_is_made_by_the_first_build_and_grows_with_the_next(
@@ -161,7 +161,7 @@ def test_timing_cache_is_made_by_the_first_build_and_grows_with_the_next(
     stand_in_for_tensorrt(monkeypatch)
     cache, sizes = tmp_path / "kernels.cache", []
     for number in range(2):
-        out = tmp_path / f"engines{number}"
+        out = tmp_path / f"plans{number}"
         build_plans(tiny_bundle / "model.onnx", out, TrtOptions(timing_cache=cache), FACTS)
         assert [file.name for file in out.iterdir()] == ["trt-sm90.plan"]
         sizes.append(cache.read_bytes().count(b"one build"))
@@ -179,7 +179,7 @@ def test_timing_cache_of_another_tensorrt_is_refused_and_kept(
         ExportError, match=r"kernels\.cache is not of TensorRT 10\.14\.1 and this GPU"
     ):
         build_plans(
-            tiny_bundle / "model.onnx", tmp_path / ENGINES, TrtOptions(timing_cache=cache), FACTS
+            tiny_bundle / "model.onnx", tmp_path / PLANS, TrtOptions(timing_cache=cache), FACTS
         )
     assert cache.read_bytes() == b"something else"
     assert [file.name for file in tmp_path.iterdir()] == ["kernels.cache"]
@@ -190,31 +190,31 @@ def test_flavour_without_a_timing_cache_refuses_it(
 ) -> None:
     stand_in_for_builder(monkeypatch, HERE)
     with pytest.raises(ExportError, match=r"--timing-cache: TensorRT for RTX times no kernels"):
-        build(tmp_path / "x.onnx", tmp_path / ENGINES, timing_cache=tmp_path / "cache")
+        build(tmp_path / "x.onnx", tmp_path / PLANS, timing_cache=tmp_path / "cache")
 
 
 def test_graph_without_a_depth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in_for_builder(monkeypatch, CENTRE)
     file = write_graph(tmp_path / "tanh.onnx", "Tanh")
     with pytest.raises(ExportError, match="the graph has no input depth"):
-        build_plans(file, tmp_path / ENGINES, TrtOptions(), FACTS)
-    assert not (tmp_path / ENGINES).exists()
+        build_plans(file, tmp_path / PLANS, TrtOptions(), FACTS)
+    assert not (tmp_path / PLANS).exists()
 
 
 @builds
 def test_plan_names_the_graph_it_was_built_from(
-    plan: tuple[EngineSpec, Path], tiny_bundle: Path
+    plan: tuple[PlanSpec, Path], tiny_bundle: Path
 ) -> None:
     graph, files = read_manifest(tiny_bundle).graphs.onnx, read_manifest(tiny_bundle).files
     hashes = {name: files[name].sha256 for name in (graph.file, *graph.data)}
-    check_engine_graph(plan[0], hashes)
+    check_plan_graph(plan[0], hashes)
     hashes[graph.data[0]] = "f" * 64
     with pytest.raises(BundleError, match="different checkpoints"):
-        check_engine_graph(plan[0], hashes)
+        check_plan_graph(plan[0], hashes)
 
 
 @builds
-def test_plan_entry_is_plain_json(plan: tuple[EngineSpec, Path]) -> None:
+def test_plan_entry_is_plain_json(plan: tuple[PlanSpec, Path]) -> None:
     entry = dataclasses.asdict(plan[0])
     again = json.loads(json.dumps(entry))
     assert again["profiles"][0]["values"] == [
@@ -227,7 +227,7 @@ def test_plan_entry_is_plain_json(plan: tuple[EngineSpec, Path]) -> None:
 
 
 @builds
-def test_recorded_cases_find_a_profile(plan: tuple[EngineSpec, Path], tiny_bundle: Path) -> None:
+def test_recorded_cases_find_a_profile(plan: tuple[PlanSpec, Path], tiny_bundle: Path) -> None:
     # Every recorded call of the bundle must be one that its plan can serve.
     names = [profile.name for profile in plan[0].profiles]
     kinds = {
@@ -253,7 +253,7 @@ def test_capability_that_cannot_be_built_is_one_line(
     tiny_bundle: Path, tmp_path: Path, capability: str, words: list[str]
 ) -> None:
     with pytest.raises(ExportError) as caught:
-        build(tiny_bundle / "model.onnx", tmp_path / ENGINES, compute_capabilities=(capability,))
+        build(tiny_bundle / "model.onnx", tmp_path / PLANS, compute_capabilities=(capability,))
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 400
@@ -266,7 +266,7 @@ def test_capability_that_cannot_be_built_is_one_line(
 @builds
 def test_operator_that_tensorrt_lacks_is_named(tmp_path: Path) -> None:
     file = write_graph(tmp_path / "foo.onnx", "Foo", "ours", with_depth=True)
-    out = tmp_path / ENGINES
+    out = tmp_path / PLANS
     with pytest.raises(
         ExportError, match=r"cannot read the node only \(Foo\): .*; export"
     ) as caught:
@@ -279,7 +279,7 @@ def test_operator_that_tensorrt_lacks_is_named(tmp_path: Path) -> None:
 @builds
 def test_failed_build_leaves_what_was_there(tmp_path: Path) -> None:
     file = write_graph(tmp_path / "foo.onnx", "Foo", "ours", with_depth=True)
-    out = tmp_path / ENGINES
+    out = tmp_path / PLANS
     out.mkdir()
     (out / "rtx-sm89.plan").write_bytes(b"the old one")
     with pytest.raises(ExportError):
@@ -309,17 +309,17 @@ def test_full_disk_is_an_os_error(tmp_path: Path) -> None:
 
 @builds
 def test_interrupted_build_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    process, child = start_stopped_build(tiny_bundle, tmp_path / ENGINES)
+    process, child = start_stopped_build(tiny_bundle, tmp_path / PLANS)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert b"KeyboardInterrupt" in said
-    assert not (tmp_path / ENGINES).exists()
+    assert not (tmp_path / PLANS).exists()
     assert not Path(f"/proc/{child}").exists()
 
 
 @builds
 def test_builder_ends_with_its_parent(tiny_bundle: Path, tmp_path: Path) -> None:
-    process, child = start_stopped_build(tiny_bundle, tmp_path / ENGINES)
+    process, child = start_stopped_build(tiny_bundle, tmp_path / PLANS)
     process.kill()
     process.communicate(timeout=30)
     wait_until(lambda: is_gone(child))
@@ -398,7 +398,7 @@ def test_capabilities_follow_flavour_and_gpu() -> None:
 @pytest.mark.skipif(describe_gpu() is not None, reason="says what happens without a GPU")
 def test_refit_without_a_gpu_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"--refit: .* on a GPU, and CUDA shows none here"):
-        build(tiny_bundle / "model.onnx", tmp_path / ENGINES, refit=True)
+        build(tiny_bundle / "model.onnx", tmp_path / PLANS, refit=True)
 
 
 def test_profiles_serve_decoding_and_prefill(tiny_bundle: Path) -> None:
@@ -436,7 +436,7 @@ def test_dimension_that_no_profile_knows_is_named() -> None:
 
 @builds
 def test_changed_plan_never_reaches_tensorrt(
-    plan: tuple[EngineSpec, Path], tiny_bundle: Path
+    plan: tuple[PlanSpec, Path], tiny_bundle: Path
 ) -> None:
     spec, folder = plan
     graph = read_manifest(tiny_bundle).graphs.onnx
@@ -447,7 +447,7 @@ def test_changed_plan_never_reaches_tensorrt(
 @builds
 @pytest.mark.skipif(describe_gpu() is not None, reason="says what happens without a GPU")
 def test_right_plan_without_a_driver_is_one_line(
-    plan: tuple[EngineSpec, Path], tiny_bundle: Path
+    plan: tuple[PlanSpec, Path], tiny_bundle: Path
 ) -> None:
     import hashlib
 

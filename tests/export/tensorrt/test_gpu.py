@@ -17,9 +17,9 @@ from export.tensorrt.refit import changed_weights
 from export.tensorrt.refit_plan import refit_plan
 from ouroboros import load_checkpoint, save_checkpoint
 from runtime.backends.machine import describe_machine
-from runtime.backends.trt import TrtSession, open_plan
+from runtime.backends.trt import TrtBackend, open_plan
 from runtime.backends.trt_flavours import load_module
-from runtime.bundle.plans import EngineSpec
+from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import read_manifest
 from runtime.parity.cases import REQUIRED, Case, load_cases
 from runtime.parity.replay import replay
@@ -40,27 +40,27 @@ def flavour(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-Build = Callable[..., tuple[EngineSpec, Path]]
+Build = Callable[..., tuple[PlanSpec, Path]]
 
 
 @pytest.fixture
 def build(flavour: str) -> Build:
     """Builds a plan of a bundle for this machine's GPU; gives its entry and its file."""
 
-    def make(bundle: Path, folder: Path, **options: object) -> tuple[EngineSpec, Path]:
+    def make(bundle: Path, folder: Path, **options: object) -> tuple[PlanSpec, Path]:
         asked = TrtOptions(flavour=flavour, max_seq=128, **options)  # type: ignore[arg-type]
-        (spec,) = build_plans(bundle / "model.onnx", folder / "engines", asked, FACTS)
+        (spec,) = build_plans(bundle / "model.onnx", folder / "plans", asked, FACTS)
         return spec, folder / spec.file
 
     return make
 
 
-def open_file(spec: EngineSpec, file: Path, bundle: Path) -> TrtSession:
+def open_file(spec: PlanSpec, file: Path, bundle: Path) -> TrtBackend:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return open_plan(file, spec, read_manifest(bundle).graphs.onnx, digest, describe_machine())
 
 
-def failures(session: TrtSession, bundle: Path, cases: list[Case]) -> list[str]:
+def failures(session: TrtBackend, bundle: Path, cases: list[Case]) -> list[str]:
     """What of the recorded cases a plan does not compute as PyTorch did."""
     manifest = read_manifest(bundle)
     rows, _ = judge(replay(session, manifest, cases), manifest.parity.relative_l2)
@@ -72,13 +72,13 @@ def failures(session: TrtSession, bundle: Path, cases: list[Case]) -> list[str]:
 
 
 @pytest.fixture
-def session(build: Build, tiny_bundle: Path, tmp_path: Path) -> Iterator[TrtSession]:
+def session(build: Build, tiny_bundle: Path, tmp_path: Path) -> Iterator[TrtBackend]:
     with open_file(*build(tiny_bundle, tmp_path), tiny_bundle) as opened:
         yield opened
 
 
 def test_plan_gives_what_pytorch_gave_at_every_depth(
-    session: TrtSession, tiny_bundle: Path
+    session: TrtBackend, tiny_bundle: Path
 ) -> None:
     cases = load_cases(tiny_bundle / "cases.safetensors")
     assert {case.kind for case in cases} == set(REQUIRED)
@@ -95,10 +95,10 @@ def test_plan_of_one_row_gives_what_pytorch_gave(
         assert failures(opened, tiny_bundle, cases) == []
 
 
-def test_plan_takes_depth_as_a_vector_on_the_host(session: TrtSession) -> None:
+def test_plan_takes_depth_as_a_vector_on_the_host(session: TrtBackend) -> None:
     # Source: what Triton's TensorRT backend compares, CompareShapeDimsSupported.
     engine = session._engine
-    assert tuple(engine.get_tensor_shape("depth")) == (1,) == session.spec.depth_shape
+    assert tuple(engine.get_tensor_shape("depth")) == (1,)
     shape_inputs = {
         one.name for one in session.graph.inputs if engine.is_shape_inference_io(one.name)
     }

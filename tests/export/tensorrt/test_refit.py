@@ -23,7 +23,7 @@ from export.tensorrt.refit_plan import refit_plan
 from ouroboros import load_checkpoint, save_checkpoint
 from runtime.backends.gpu import Gpu
 from runtime.backends.machine import Machine
-from runtime.backends.trt import TrtSession
+from runtime.backends.trt import TrtBackend
 from runtime.backends.trt_flavours import TENSORRT, Installed
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.plans import read_plan
@@ -73,14 +73,14 @@ def retrain(checkpoint: Path, out: Path) -> Path:
 def replay_plan(plan: bytes, manifest: Manifest, cases_of: Path) -> set[str]:
     """Verdicts of the cases of a bundle on a plan."""
     cuda, graph = FakeCuda(), manifest.graphs.onnx
-    with TrtSession(manifest.engines[0], graph, plan, FakeTensorRT(), cuda) as session:
+    with TrtBackend(manifest.plans[0], graph, plan, FakeTensorRT(), cuda) as session:
         measured = replay(session, manifest, load_cases(cases_of / "cases.safetensors"))
     return {row.verdict for row in judge(measured, manifest.parity.relative_l2)[0]}
 
 
 def read_spec(bundle: Path) -> tuple[Manifest, bytes]:
     manifest = open_bundle(bundle).manifest
-    (spec,) = manifest.engines
+    (spec,) = manifest.plans
     return manifest, read_plan(bundle / spec.file, manifest.files[spec.file].sha256)
 
 
@@ -91,16 +91,16 @@ def test_new_checkpoint_goes_into_the_old_plan(
     command = ["export", str(newer), str(out), "--format", "trt", "--max-depth", str(DEPTH)]
     done = CliRunner().invoke(app, [*command, "--refit-from", str(old)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "refitting engines/trt-sm90.plan of" in done.output
+    assert "refitting plans/trt-sm90.plan of" in done.output
 
     (before, built), (manifest, refitted) = read_spec(old), read_spec(out)
     ids = [fake_tensorrt.Engine(plan).facts["build"] for plan in (built, refitted)]
     assert ids[0] == ids[1]  # not a new build
-    (spec,) = manifest.engines
+    (spec,) = manifest.plans
     assert spec.refittable
-    assert spec.graph_sha256 != before.engines[0].graph_sha256
+    assert spec.graph_sha256 != before.plans[0].graph_sha256
     assert dataclasses.replace(spec, graph_sha256="") == dataclasses.replace(
-        before.engines[0], graph_sha256=""
+        before.plans[0], graph_sha256=""
     )
     assert replay_plan(refitted, manifest, out) <= {PASS, AMBIGUOUS}
     assert FAIL in replay_plan(built, manifest, out)  # the old weights are other ones
@@ -152,10 +152,10 @@ def test_bundle_without_a_refittable_plan_is_refused(
     with pytest.raises(ExportError, match="holds no plan; export it with --format trt"):
         find_refittable(tiny_bundle, TrtOptions(), facts)
     manifest = read_manifest(old)
-    fixed = dataclasses.replace(manifest.engines[0], refittable=False)
+    fixed = dataclasses.replace(manifest.plans[0], refittable=False)
     monkeypatch.setattr(
         "export.tensorrt.refit.read_manifest",
-        lambda _: dataclasses.replace(manifest, engines=(fixed,)),
+        lambda _: dataclasses.replace(manifest, plans=(fixed,)),
     )
     with pytest.raises(ExportError, match=r"sm90\.plan was built without --refit; export it with"):
         find_refittable(old, TrtOptions(), FACTS)
@@ -215,14 +215,14 @@ def test_graph_without_replaceable_weights_is_not_built(tmp_path: Path, stand_in
     graph = helper.make_graph([helper.make_node("Tanh", ["x"], ["y"])], "g", [x, depth], [y])
     onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
     with pytest.raises(ExportError, match="--refit: TensorRT keeps no weight of this graph replac"):
-        build_plans(tmp_path / "g.onnx", tmp_path / "engines", TrtOptions(refit=True), FACTS)
-    assert not (tmp_path / "engines").exists()
+        build_plans(tmp_path / "g.onnx", tmp_path / "plans", TrtOptions(refit=True), FACTS)
+    assert not (tmp_path / "plans").exists()
 
 
 def test_changed_plan_is_not_refitted(old: Path, tmp_path: Path) -> None:
-    copy, out = tmp_path / "copy", tmp_path / "engines"
+    copy, out = tmp_path / "copy", tmp_path / "plans"
     shutil.copytree(old, copy)
-    file = copy / read_manifest(old).engines[0].file
+    file = copy / read_manifest(old).plans[0].file
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleError, match="is damaged or was changed"):
         refit_plans(old / "model.onnx", out, copy, TrtOptions(), FACTS)

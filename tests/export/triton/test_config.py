@@ -20,14 +20,14 @@ from export.tensorrt.options import TrtOptions
 from export.triton.config import write_triton
 from export.triton.folder import SIGN, publish_model
 from runtime.backends.trt_flavours import RTX, TENSORRT, Installed
-from runtime.bundle.plans import EngineSpec
+from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import open_bundle, write_manifest
 from runtime.errors import BundleError
 from tests.support.fake_cuda import FakeBuilder, stand_in_for_builder
 
 CENTRE = Installed(TENSORRT, "tensorrt", "10.14.1", "10.14.1", "13")
 GEFORCE = Installed(RTX, "tensorrt_rtx_bindings", "1.7.1.116", "1.7.1.116", "13")
-PLAN = "engines/trt-sm90.plan"
+PLAN = "plans/trt-sm90.plan"
 
 
 def parse(repository: Path, name: str = "ouroboros") -> Any:
@@ -99,7 +99,7 @@ class Planned:
     """A bundle with a plan, and the stand-in that built it."""
 
     path: Path
-    spec: EngineSpec
+    spec: PlanSpec
     builder: FakeBuilder
 
 
@@ -110,18 +110,16 @@ def planned(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copytree(tiny_bundle, path)
     builder = stand_in_for_builder(monkeypatch, CENTRE)
     facts = GraphFacts(max_depth=5, default_depth=3, max_positions=512, precision="fp32")
-    (spec,) = build_plans(path / "model.onnx", path / "engines", TrtOptions(), facts)
+    (spec,) = build_plans(path / "model.onnx", path / "plans", TrtOptions(), facts)
     list_plan(path, spec)
     return Planned(path, spec, builder)
 
 
-def list_plan(bundle: Path, spec: EngineSpec) -> None:
+def list_plan(bundle: Path, spec: PlanSpec) -> None:
     """Writes the manifest again, with this plan."""
-    skipped = ("format_version", "files", "sha256", "engines")
+    skipped = ("format_version", "files", "plans")
     manifest = open_bundle(bundle).manifest.to_json()
-    write_manifest(
-        bundle, **{k: v for k, v in manifest.items() if k not in skipped}, engines=[spec]
-    )
+    write_manifest(bundle, **{k: v for k, v in manifest.items() if k not in skipped}, plans=[spec])
 
 
 def test_plan_is_served_by_tensorrt(planned: Planned, tmp_path: Path) -> None:
@@ -172,23 +170,19 @@ def test_bundle_with_a_plan_keeps_a_scalar_and_triton_gets_a_vector(
     builder = stand_in_for_builder(monkeypatch, CENTRE)
     out, models = tmp_path / "bundle", tmp_path / "models"
     arguments = ["export", str(tiny_checkpoint), str(out), "--format", "trt", "--max-depth", "1"]
-    arguments.append("--explain")
     result = CliRunner().invoke(app, [*arguments, "--triton", str(models)])
     assert result.exit_code == 0, result.output
     assert "MB for Triton, backend tensorrt\n" in result.stdout
-    assert "\n  vector_depth           1  depth is [1], " in result.stdout
     assert (models / "ouroboros" / "1" / "model.plan").read_bytes() == FakeBuilder.PLAN
     config = parse(models)
     (depth,) = [io for io in config.input if io.is_shape_tensor]
     assert (depth.name, list(depth.dims)) == ("depth", builder.shapes["depth"])
-    # The plan's depth is a vector; the bundle's graph and what its manifest says stay a scalar.
     manifest = open_bundle(out).manifest
-    assert [engine.depth_shape for engine in manifest.engines] == [(1,)]
-    assert manifest.engines[0].profiles[0].values[0].max == (1,)
-    assert next(o for o in manifest.graphs.onnx.inputs if o.name == "depth").shape == ()
+    assert manifest.plans[0].profiles[0].values[0].max == (1,)
+    assert next(o for o in manifest.graphs.onnx.inputs if o.name == "depth").shape == (1,)
     graph = onnx.load(out / "model.onnx", load_external_data=False).graph
     (scalar,) = [value for value in graph.input if value.name == "depth"]
-    assert len(scalar.type.tensor_type.shape.dim) == 0
+    assert [size.dim_value for size in scalar.type.tensor_type.shape.dim] == [1]
 
 
 @pytest.mark.parametrize(
@@ -238,11 +232,11 @@ def test_command_line_refuses_what_triton_cannot_serve_at_once(
         ({"name": "../x"}, "the model name '../x' can't be a directory"),
         ({"instances": 0}, "instances=0 would serve nothing; allowed: 1 or more"),
         ({"backend": "tensorrt"}, "tensorrt backend needs the name of a plan"),
-        ({"plan": "engines/a.plan"}, "onnxruntime backend serves no plan"),
+        ({"plan": "plans/a.plan"}, "onnxruntime backend serves no plan"),
         ({"profiles": (0,)}, r"profiles=\[0\] are a plan's; leave them out without a plan"),
-        ({"backend": "tensorrt", "plan": "engines/a.plan"}, "holds no engines/a.plan; it holds no"),
+        ({"backend": "tensorrt", "plan": "plans/a.plan"}, "holds no plans/a.plan; it holds no"),
         (
-            {"backend": "tensorrt", "plan": "engines/a.plan", "device": "cpu"},
+            {"backend": "tensorrt", "plan": "plans/a.plan", "device": "cpu"},
             "a TensorRT plan runs on no CPU",
         ),
     ],

@@ -16,7 +16,7 @@ from runtime.backends.machine import Machine
 from runtime.backends.ort import open_session
 from runtime.backends.trt_flavours import TENSORRT, Installed
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.plans import EngineSpec
+from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import open_bundle
 from tests.support.paths import ROOT
 
@@ -28,8 +28,8 @@ CPU = ["CPUExecutionProvider"]
 CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def plan(flavour: str = "tensorrt", version: str = "10.14.1") -> EngineSpec:
-    return EngineSpec("e.plan", flavour, version, "13", ("8.9",), "fp32", False, "", (), (1,))
+def plan(flavour: str = "tensorrt", version: str = "10.14.1") -> PlanSpec:
+    return PlanSpec("e.plan", flavour, version, "13", ("8.9",), "fp32", False, "", (), 512, 128)
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def manifest(engine: Engine) -> Manifest:
 
 
 def test_auto_takes_trt_then_cuda_then_cpu(manifest: Manifest) -> None:
-    planned = dataclasses.replace(manifest, engines=(plan(version="9"), plan()))
+    planned = dataclasses.replace(manifest, plans=(plan(version="9"), plan()))
     assert choose_backend(planned, "auto", WITH_TRT, CUDA) == "trt"
-    assert choose_plan(planned.engines, WITH_TRT).version == "10.14.1"
+    assert choose_plan(planned.plans, WITH_TRT).version == "10.14.1"
     assert choose_backend(manifest, "auto", WITH_TRT, CUDA) == "cuda"
     assert choose_backend(planned, "auto", WITH_GPU, CUDA) == "cuda"
     assert choose_backend(planned, "auto", WITH_GPU, CPU) == "cpu"
     assert choose_backend(planned, "auto", BARE, CUDA) == "cpu"
     assert choose_backend(manifest, "auto", BARE, CPU) == "cpu"
-    newer = dataclasses.replace(manifest, engines=(plan(flavour="tensorrt_next"),))
+    newer = dataclasses.replace(manifest, plans=(plan(flavour="tensorrt_next"),))
     assert choose_backend(newer, "auto", WITH_TRT, CUDA) == "cuda"
 
 
@@ -64,7 +64,7 @@ def test_named_backend_is_never_replaced(manifest: Manifest) -> None:
 
 
 def test_without_cuda_bindings_auto_takes_the_cpu(manifest: Manifest) -> None:
-    planned = dataclasses.replace(manifest, engines=(plan(),))
+    planned = dataclasses.replace(manifest, plans=(plan(),))
     assert choose_backend(planned, "auto", UNBOUND, CUDA) == "cpu"
     with pytest.raises(EngineError, match=r"backend 'trt' needs the CUDA runtime for Python"):
         choose_backend(planned, "trt", UNBOUND, CUDA)
@@ -73,7 +73,7 @@ def test_without_cuda_bindings_auto_takes_the_cpu(manifest: Manifest) -> None:
 def test_trt_says_why_no_plan_fits(manifest: Manifest) -> None:
     with pytest.raises(EngineError, match="the bundle holds none; export it with --format trt"):
         choose_backend(manifest, "trt", WITH_TRT, CUDA)
-    old = dataclasses.replace(manifest, engines=(plan(version="9.3"), plan(flavour="x")))
+    old = dataclasses.replace(manifest, plans=(plan(version="9.3"), plan(flavour="x")))
     with pytest.raises(EngineError, match=r"built with TensorRT 9\.3, installed here is 10\.14"):
         choose_backend(old, "trt", WITH_TRT, CUDA)
 

@@ -13,8 +13,8 @@ import pytest
 from export.tensorrt.builder import write_plan_graph
 from export.tensorrt.options import TrtOptions, check_options, make_profiles
 from runtime import Engine, EngineError
-from runtime.backends.trt import TrtSession, run_once
-from runtime.bundle.plans import EngineSpec
+from runtime.backends.trt import TrtBackend
+from runtime.bundle.plans import PlanSpec
 from runtime.decode.decoder import Decoder
 from runtime.measure.loss import score_windows
 from runtime.parity.cases import load_cases
@@ -46,21 +46,21 @@ def plan(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def make_spec(
     engine: Engine, max_batch: int = 3, max_seq: int = MAX_SEQ, whole_prompt: bool = False
-) -> EngineSpec:
+) -> PlanSpec:
     inputs, options = engine.manifest.graphs.onnx.inputs, TrtOptions(max_batch=max_batch)
     profiles = make_profiles(inputs, options, max_seq, MAX_DEPTH, 3, whole_prompt)
     names = ("p.plan", "tensorrt", "10.0", "13", ("8.9",), "fp32", False, "")
-    return EngineSpec(*names, profiles, depth_shape=(1,))
+    return PlanSpec(*names, profiles, max_new_tokens=512, max_logits=128)
 
 
 @pytest.fixture(scope="module")
-def session(engine: Engine, plan: bytes, trt: FakeTensorRT, cuda: FakeCuda) -> TrtSession:
-    return TrtSession(make_spec(engine), engine.manifest.graphs.onnx, plan, trt, cuda)
+def session(engine: Engine, plan: bytes, trt: FakeTensorRT, cuda: FakeCuda) -> TrtBackend:
+    return TrtBackend(make_spec(engine), engine.manifest.graphs.onnx, plan, trt, cuda)
 
 
 @pytest.fixture
 def planned(
-    session: TrtSession, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    session: TrtBackend, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Engine]:
     """An engine on the plan."""
     monkeypatch.setattr("runtime.engine.open_backend", lambda *_: session)
@@ -68,7 +68,7 @@ def planned(
         yield opened
 
 
-def test_decoding_equals_the_cpu(session: TrtSession, engine: Engine) -> None:
+def test_decoding_equals_the_cpu(session: TrtBackend, engine: Engine) -> None:
     rows, depths = [[5, 6, 7] * 9, [8, 9]], [4, 2]
     found = decode(Decoder(session, engine.manifest, depths), rows, 80)
     np.testing.assert_allclose(
@@ -76,7 +76,7 @@ def test_decoding_equals_the_cpu(session: TrtSession, engine: Engine) -> None:
     )
 
 
-def test_two_decoders_take_turns_on_one_context(session: TrtSession, engine: Engine) -> None:
+def test_two_decoders_take_turns_on_one_context(session: TrtBackend, engine: Engine) -> None:
     rows = [[5, 6, 7], [9, 8, 7, 6]]
     decoders = [Decoder(session, engine.manifest, [2]) for _ in rows]
     alone = [engine.new_decoder([2]) for _ in rows]
@@ -90,7 +90,7 @@ def test_two_decoders_take_turns_on_one_context(session: TrtSession, engine: Eng
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_steps_set_addresses_once(session: TrtSession, engine: Engine, trt: FakeTensorRT) -> None:
+def test_steps_set_addresses_once(session: TrtBackend, engine: Engine, trt: FakeTensorRT) -> None:
     decoder = Decoder(session, engine.manifest, [3])
     decode(decoder, [[5, 6, 7]], 3)
     before = sum(context.sets for context in trt.contexts)
@@ -99,7 +99,7 @@ def test_steps_set_addresses_once(session: TrtSession, engine: Engine, trt: Fake
     assert sum(context.sets for context in trt.contexts) == before
 
 
-def test_the_cache_fills_the_plan_to_its_last_slot(session: TrtSession, engine: Engine) -> None:
+def test_the_cache_fills_the_plan_to_its_last_slot(session: TrtBackend, engine: Engine) -> None:
     # 200 tokens take 256 slots, though the model has 512 positions.
     assert session.max_slots == 256
     decoder = Decoder(session, engine.manifest, [1])
@@ -110,7 +110,7 @@ def test_the_cache_fills_the_plan_to_its_last_slot(session: TrtSession, engine: 
         decoder.step([5])
 
 
-def test_batch_beyond_the_plan_is_refused(session: TrtSession, engine: Engine) -> None:
+def test_batch_beyond_the_plan_is_refused(session: TrtBackend, engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"profile prefill takes .*--max-batch"):
         Decoder(session, engine.manifest, [1] * 4).prefill([[5]] * 4)
 
@@ -163,7 +163,7 @@ def test_text_that_comes_whole_is_scored_in_one_call(
     manifest = engine.manifest
     model = dataclasses.replace(manifest.model, pooling="mean")
     spec = make_spec(engine, whole_prompt=True)
-    with TrtSession(spec, manifest.graphs.onnx, plan, FakeTensorRT(), cuda) as session:
+    with TrtBackend(spec, manifest.graphs.onnx, plan, FakeTensorRT(), cuda) as session:
         decoder = Decoder(session, dataclasses.replace(manifest, model=model), [1])
         ((start, logits),) = decoder.score([[5] * MAX_SEQ])
     assert (start, logits.shape[1]) == (0, MAX_SEQ)
@@ -176,7 +176,7 @@ def test_recorded_cases_pass(
     # Recorded batches have 3 rows: a plan of fewer gets them in groups.
     manifest, spec = engine.manifest, make_spec(engine, max_batch, max_seq)
     cases = load_cases(tiny_bundle / "cases.safetensors")
-    with TrtSession(spec, manifest.graphs.onnx, plan, FakeTensorRT(), cuda) as session:
+    with TrtBackend(spec, manifest.graphs.onnx, plan, FakeTensorRT(), cuda) as session:
         rows, _ = judge(replay(session, manifest, cases), manifest.parity.relative_l2)
     assert [row.reason for row in rows if row.verdict not in (PASS, AMBIGUOUS)] == []
     assert {"padded", "mixed"} <= {row.measurement.kind for row in rows}
@@ -192,24 +192,16 @@ def test_recorded_cases_fit_the_least_max_seq(tiny_bundle: Path) -> None:
     assert check_options(TrtOptions(max_seq=max(longest, greedy)), 512) == 28
 
 
-def test_scalar_recorded_as_a_list_of_one_is_taken(session: TrtSession, tiny_bundle: Path) -> None:
-    case = load_cases(tiny_bundle / "cases.safetensors")[0]
-    inputs = {**case.inputs, "depth": np.array([case.depth])}
-    np.testing.assert_allclose(
-        run_once(session, inputs)["logits"], case.outputs["logits"], rtol=1e-3, atol=1e-4
-    )
-
-
 def test_plan_that_tensorrt_refuses_is_one_line(engine: Engine, cuda: FakeCuda) -> None:
     with pytest.raises(EngineError, match=r"p\.plan: TensorRT cannot load it: it gave no reason"):
-        TrtSession(make_spec(engine), engine.manifest.graphs.onnx, b"", FakeTensorRT(), cuda)
+        TrtBackend(make_spec(engine), engine.manifest.graphs.onnx, b"", FakeTensorRT(), cuda)
 
 
 def test_failure_names_the_plan(
     engine: Engine, plan: bytes, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = FakeTensorRT()
-    with TrtSession(make_spec(engine), engine.manifest.graphs.onnx, plan, trt, cuda) as session:
+    with TrtBackend(make_spec(engine), engine.manifest.graphs.onnx, plan, trt, cuda) as session:
         decoder = Decoder(session, engine.manifest, [1])
         decoder.prefill([[5]])
         for context in trt.contexts:

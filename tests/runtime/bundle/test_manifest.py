@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,18 @@ from runtime.bundle.manifest import (
     parse_manifest,
     parse_manifest_text,
 )
-from runtime.bundle.plans import EngineSpec, ProfileSpec, RangeSpec, hash_graph
+from runtime.bundle.plans import PlanSpec, ProfileSpec, RangeSpec, hash_graph
 from runtime.bundle.reader import hash_file, open_bundle, read_manifest, write_manifest
 from runtime.errors import BundleError
 
 SIZES = SimpleNamespace(
-    hidden_size=16, num_layers=2, num_key_value_heads=1, head_dim=8, vocab_size=32
+    recurrent_layers=1,
+    halting=False,
+    hidden_size=16,
+    num_layers=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    vocab_size=32,
 )
 FIELDS: dict[str, Any] = {
     "model": {
@@ -33,6 +40,9 @@ FIELDS: dict[str, Any] = {
         "num_layers": 2,
         "prelude": 1,
         "coda": 1,
+        "recurrent_layers": 1,
+        "bridge": "none",
+        "halting": False,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 8,
@@ -67,7 +77,7 @@ FIELDS: dict[str, Any] = {
     },
     "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0},
     "parity": {"relative_l2": 1e-5, "kl": None, "float": "float32"},
-    "engines": [],
+    "plans": [],
     "checkpoint": {"sha256": "0" * 64, "name": "tiny"},
     "tools": {"ouroboros": "0.1.0"},
 }
@@ -203,30 +213,35 @@ def test_manifest_rubbish_is_one_line(text: bytes) -> None:
 
 
 def test_manifest_newer_version_names_both(bundle: Path) -> None:
-    data = changed(bundle, "format_version", value=4)
+    data = changed(bundle, "format_version", value=5)
     data["something_new"] = 1
-    with pytest.raises(BundleError, match=r"format_version 4 is not the 3 .*update ouroboros"):
+    with pytest.raises(BundleError, match=r"format_version 5 is not the 4 .*update ouroboros"):
         parse_manifest(data)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_manifest_older_version_says_to_export_again(bundle: Path, version: int) -> None:
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_older_bundle_says_to_export_again(bundle: Path, version: int) -> None:
     data = changed(bundle, "format_version", value=version)
     del data["quantization"]  # version 2 was written without it too
-    with pytest.raises(BundleError, match=rf"version {version} is not the 3 .*export .* again"):
-        parse_manifest(data)
+    (bundle / "manifest.json").write_text(json.dumps(data))
+    (bundle / "manifest.sha256").unlink()  # that of version 3 stood in the manifest
+    with pytest.raises(BundleError, match=rf"version {version} is not the 4 .*export .* again"):
+        open_bundle(bundle)
 
 
 def test_manifest_any_flipped_bit_is_caught(bundle: Path) -> None:
-    file = bundle / "manifest.json"
-    data = bytearray(file.read_bytes())
-    for bit in range(8 * len(data)):
-        data[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(BundleError) as caught:
-            parse_manifest_text(bytes(data))
-        assert "\n" not in str(caught.value)
-        data[bit // 8] ^= 1 << bit % 8
-    parse_manifest_text(bytes(data))
+    for name in ("manifest.json", "manifest.sha256"):
+        file = bundle / name
+        whole = file.read_bytes()
+        data = bytearray(whole)
+        for bit in range(8 * len(data)):
+            data[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(data)
+            with pytest.raises(BundleError, match="is damaged or was changed"):
+                read_manifest(bundle)
+            data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(whole)
+    read_manifest(bundle)
 
 
 @pytest.mark.parametrize(
@@ -237,31 +252,28 @@ def test_manifest_any_flipped_bit_is_caught(bundle: Path) -> None:
         (("sampling", "temperature"), 0.5),
         (("parity", "relative_l2"), 1e-4),
         (("tools", "torch"), "2"),
-        (("sha256",), "0" * 64),
     ],
 )
 def test_manifest_changed_value_that_is_allowed_is_caught(
     bundle: Path, keys: tuple[str, ...], value: Any
 ) -> None:
+    (bundle / "manifest.json").write_text(json.dumps(changed(bundle, *keys, value=value)))
     with pytest.raises(BundleError, match=r"damaged or was changed.*export the bundle again"):
-        parse_manifest(changed(bundle, *keys, value=value))
+        open_bundle(bundle)
 
 
-def test_manifest_written_otherwise_is_caught(bundle: Path) -> None:
-    """The same JSON in other bytes: only the hash of the file's own text would differ."""
-    file = bundle / "manifest.json"
-    for text in (json.dumps(read(bundle)), file.read_text().replace("1e-05", "1E-05")):
-        assert json.loads(text) == read(bundle)
+def test_manifest_is_hashed_as_sha256sum_does(bundle: Path) -> None:
+    """Over the bytes of the file: no reader needs to write JSON as Python does."""
+    subprocess.run(["sha256sum", "--check", "manifest.sha256"], cwd=bundle, check=True)
+    text = json.dumps(read(bundle), sort_keys=True).replace("1e-05", "1E-05").encode()
+    (bundle / "manifest.json").write_bytes(text)
+    said = f"{hashlib.sha256(text).hexdigest()}  manifest.json\n"
+    (bundle / "manifest.sha256").write_text(said)
+    assert open_bundle(bundle).manifest == parse_manifest_text(text)
+    for other in (said.upper(), said.strip(), f"{said}x", said.replace("manifest.json", "x")):
+        (bundle / "manifest.sha256").write_text(other)
         with pytest.raises(BundleError, match="damaged or was changed"):
-            parse_manifest_text(text)
-
-
-def test_manifest_hash_is_of_the_canonical_json(bundle: Path) -> None:
-    """Spelled out, so that another reader of the format can be held against it."""
-    data = read(bundle)
-    said = data.pop("sha256")
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    assert hashlib.sha256(text.encode("ascii")).hexdigest() == said
+            open_bundle(bundle)
 
 
 def test_manifest_without_its_data_file_is_refused(bundle: Path) -> None:
@@ -308,7 +320,7 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         *(
             (("model", name), 10**30, rf"model\.{name} is 10+, allowed: at most")
             for name, value in FIELDS["model"].items()
-            if isinstance(value, int)
+            if type(value) is int
         ),
         (("model", "vocab_size"), 10**100, r"vocab_size is 10{56}\.\.\., allowed"),
         (("model", "head_dim"), 16, "head_dim is 16, the graph's past_key_values.0.key has 8"),
@@ -337,7 +349,7 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         *(
             (("model", name), -1, rf"model\.{name} is -1, allowed")
             for name, value in FIELDS["model"].items()
-            if isinstance(value, int)
+            if type(value) is int
         ),
         (("depth", "min"), -1, "depth range"),
         (("depth", "default"), -(10**30), "depth range"),
@@ -352,7 +364,7 @@ def test_manifest_every_key_is_needed_and_no_other_taken(bundle: Path) -> None:
         (("files", "model.onnx", "bytes"), 2**64, r"bytes is 18446744073709551616, allowed: 0"),
         (("tokenizer", "pad_token_id"), 10**400, r"token id 10{56}\.\.\. is outside 0\.\.31"),
         (("model", "num_layers"), 10**4000, r"num_layers is 10{56}\.\.\., allowed: at most"),
-        (("format_version",), 10**4000, r"format_version 10{56}\.\.\. is not the 3"),
+        (("format_version",), 10**4000, r"format_version 10{56}\.\.\. is not the 4"),
         (("graphs", "onnx", "inputs"), [], "lacks the input input_ids"),
         (("graphs", "onnx", "outputs"), [], "lacks the output logits"),
         (("graphs", "onnx", "outputs"), LOGITS * 2, "vocab_size is 32"),
@@ -481,9 +493,9 @@ def add_plan(bundle: Path, **changes: Any) -> None:
     profiles = (ProfileSpec("decode", (ranges,), ()),)
     graph = hash_graph(hashes)
     names = ("a.plan", "tensorrt", "10.0", "13", ("8.9",), "fp32", False, graph, profiles)
-    entry = dataclasses.asdict(EngineSpec(*names, depth_shape=(1,))) | changes
+    entry = dataclasses.asdict(PlanSpec(*names, max_new_tokens=512, max_logits=128)) | changes
     entry = {key: value for key, value in entry.items() if value is not None}
-    write_manifest(bundle, **{**copy.deepcopy(FIELDS), "engines": [entry]})
+    write_manifest(bundle, **{**copy.deepcopy(FIELDS), "plans": [entry]})
 
 
 def profile(**changes: Any) -> dict[str, Any]:
@@ -495,16 +507,16 @@ def profile(**changes: Any) -> dict[str, Any]:
 
 def test_plan_entry_round_trip(bundle: Path) -> None:
     add_plan(bundle)
-    (plan,) = open_bundle(bundle).manifest.engines
-    assert (plan.file, plan.depth_shape) == ("a.plan", (1,))
+    (plan,) = open_bundle(bundle).manifest.plans
+    assert (plan.file, plan.max_new_tokens) == ("a.plan", 512)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"depth_shape": None}, r"lacks the key engines\[0\]\.depth_shape"),
-        ({"depth_shape": [2]}, r"a\.plan takes depth as \[2\], not as \[1\]"),
-        ({"depth_shape": 1}, r"engines\[0\]\.depth_shape is 1, not a list"),
+        ({"max_logits": None}, r"lacks the key plans\[0\]\.max_logits"),
+        ({"max_logits": 0}, r"a\.plan: max_logits is 0, allowed: 1\.\."),
+        ({"max_new_tokens": 2**64}, r"a\.plan: max_new_tokens is 18446744073709551616, allowed"),
         ({"profiles": []}, r"a\.plan has no profile"),
         ({"precision": "fp16"}, r"precision 'fp16', the bundle 'fp32'"),
         ({"file": "model.onnx"}, r"'model\.onnx' is another file"),
@@ -515,7 +527,7 @@ def test_plan_entry_round_trip(bundle: Path) -> None:
         (profile(opt=[1, 1, 65, 8]), r"0 <= min <= opt <= max"),
         (profile(max=[2, 1, 10**30, 8]), r"0 <= min <= opt <= max"),
         (profile(min=[], opt=[], max=[]), r"has 0 dimensions, the graph's has 4"),
-        ({"rank": 1}, r"unknown key engines\[0\]\.rank"),
+        ({"rank": 1}, r"unknown key plans\[0\]\.rank"),
     ],
 )
 def test_plan_entry_that_is_not_understood_is_refused(

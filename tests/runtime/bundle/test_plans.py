@@ -13,10 +13,10 @@ import pytest
 from runtime import BundleError, EngineError
 from runtime.backends.cuda import output_shapes
 from runtime.backends.gpu import Gpu, describe_gpu
-from runtime.backends.machine import Machine, check_engine_fits
+from runtime.backends.machine import Machine, check_plan_fits
 from runtime.backends.trt import choose_profile
 from runtime.backends.trt_flavours import RTX, TENSORRT, Installed, check_libraries, choose_flavour
-from runtime.bundle.plans import EngineSpec, ProfileSpec, RangeSpec, read_plan
+from runtime.bundle.plans import PlanSpec, ProfileSpec, RangeSpec, read_plan
 from runtime.bundle.reader import read_manifest
 from runtime.parity.cases import load_cases
 from tests.support.paths import ROOT
@@ -28,10 +28,10 @@ CENTRE = Installed(TENSORRT, "tensorrt", "10.14.1", "10.14.1", "13")
 
 
 @pytest.fixture
-def spec() -> EngineSpec:
+def spec() -> PlanSpec:
     """A plan's entry, for what needs no plan."""
-    return EngineSpec(
-        file="engines/rtx-sm89.plan",
+    return PlanSpec(
+        file="plans/rtx-sm89.plan",
         flavour="tensorrt_rtx",
         version="1.7.1.116",
         cuda="13",
@@ -40,7 +40,8 @@ def spec() -> EngineSpec:
         refittable=False,
         graph_sha256="0" * 64,
         profiles=(),
-        depth_shape=(1,),
+        max_new_tokens=512,
+        max_logits=128,
     )
 
 
@@ -82,17 +83,17 @@ def test_bindings_and_libraries_of_two_versions_are_refused() -> None:
     ],
 )
 def test_plan_that_does_not_fit_names_both_sides(
-    spec: EngineSpec, change: dict[str, Any], machine: Machine, words: str
+    spec: PlanSpec, change: dict[str, Any], machine: Machine, words: str
 ) -> None:
     with pytest.raises(EngineError) as caught:
-        check_engine_fits(dataclasses.replace(spec, **change), machine)
+        check_plan_fits(dataclasses.replace(spec, **change), machine)
     assert words in str(caught.value)
     assert spec.file in str(caught.value)
 
 
-def test_plan_of_an_unknown_flavour_is_refused(spec: EngineSpec) -> None:
+def test_plan_of_an_unknown_flavour_is_refused(spec: PlanSpec) -> None:
     with pytest.raises(BundleError, match="is for 'openvino', known here: tensorrt, tensorrt_rtx"):
-        check_engine_fits(dataclasses.replace(spec, flavour="openvino"), Machine(GPU, (HERE,)))
+        check_plan_fits(dataclasses.replace(spec, flavour="openvino"), Machine(GPU, (HERE,)))
 
 
 def test_changed_plan_is_not_handed_out(tmp_path: Path) -> None:

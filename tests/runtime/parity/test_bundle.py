@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from cli.check import record_live
 from runtime.backends.ort import run_error
-from runtime.bundle.manifest import hash_manifest, render_manifest
+from runtime.bundle.manifest import render_hash, render_manifest
 from runtime.bundle.reader import hash_file, read_manifest, write_manifest
 from runtime.decode.kv_cache import BUCKET, KVCache
 from runtime.errors import BundleError
@@ -414,8 +414,9 @@ def test_data_file_of_two_names_is_refused_with_the_cure(
         edited = read_manifest(tiny_bundle).to_json()
         edited["graphs"]["onnx"]["data"] = ["weights/model.onnx.data"]
         edited["files"]["weights/model.onnx.data"] = edited["files"].pop("model.onnx.data")
-        edited["sha256"] = hash_manifest(edited)
-        (path / "manifest.json").write_text(render_manifest(edited))
+        text = render_manifest(edited).encode()
+        (path / "manifest.json").write_bytes(text)
+        (path / "manifest.sha256").write_bytes(render_hash(text))
         with pytest.raises(BundleError, match="is a link out of the bundle") as caught:
             verdict_of(path)
     assert "\n" not in str(caught.value)
