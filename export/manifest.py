@@ -79,7 +79,7 @@ def describe_bundle(
             "chat_template": TEMPLATE if (folder / TEMPLATE).is_file() else None,
             **tokens,
         },
-        "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0},
+        "sampling": _GREEDY,
         "parity": {
             "relative_l2": RELATIVE_L2,
             "float": "float32",
@@ -89,6 +89,7 @@ def describe_bundle(
     }
 
 
+_GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 _DIMENSIONS = (
     "hidden_size",
     "num_layers",

@@ -30,18 +30,14 @@ def describe_tokens(
             end of a text that is named is one.
     """
     begin = prefix_ids(tokenizer)
-    if len(begin) > 1:
-        raise ExportError(
-            f"{checkpoint}: its tokenizer puts {len(begin)} tokens, {begin}, before every text, a "
-            "bundle at most one; change the post-processor in tokenizer.json"
-        )
     bos = begin[0] if begin else tokenizer.bos_token_id
     pad = tokenizer.pad_token_id
     vocabulary = range(model.config.vocab_size)
-    if begin and bos not in vocabulary:
+    if outside := [one for one in begin if one not in vocabulary]:
         raise ExportError(
-            f"{checkpoint}: its tokenizer puts token {bos} before every text, outside the model's "
-            f"vocabulary, 0..{vocabulary[-1]}; put the model's own tokenizer beside its weights"
+            f"{checkpoint}: its tokenizer puts token {outside[0]} before every text, outside the "
+            f"model's vocabulary, 0..{vocabulary[-1]}; put the model's own tokenizer beside its "
+            "weights"
         )
     named = _named_ends(model)
     if named and max(named) >= len(vocabulary) and not any(one in vocabulary for one in named):
@@ -57,7 +53,7 @@ def describe_tokens(
         "bos_token_id": bos if bos in vocabulary else None,
         "eos_token_ids": [one for one in _end_ids(model, tokenizer) if one in vocabulary],
         "pad_token_id": pad if pad in vocabulary else None,
-        "add_bos": bool(begin),
+        "prefix_token_ids": begin,
     }
 
 

@@ -144,7 +144,9 @@ _ENDS = {
 def _describe_loop(loop: ir.Node, body: ir.Graph) -> list[str]:
     trips = loop.inputs[0]
     size = _size(_weights_of(body))
-    times = trips.name if trips is not None else "?"
+    made = trips.producer() if trips is not None else None
+    given = made.inputs[0] if made is not None else trips  # the input, or what makes it a scalar
+    times = given.name if given is not None else "?"
     lines = [f"├─ loop: {times} times, {len(body)} nodes a step, {size} of weights"]
     for section in split_body(body):
         lines += _describe(section, section.name)

@@ -38,7 +38,7 @@ from runtime.backends.trt_flavours import (
     choose_flavour,
     find_flavours,
 )
-from runtime.bundle.contract import INPUT_IDS, LOGIT_INDEX, TensorSpec
+from runtime.bundle.contract import DEPTH, INPUT_IDS, LOGIT_INDEX, TensorSpec
 from runtime.bundle.plans import PlanSpec, ProfileSpec, hash_graph
 from runtime.bundle.reader import hash_file
 from runtime.errors import EngineError
@@ -135,8 +135,12 @@ def build_plans(
     installed, capabilities, gpu = target.installed, target.capabilities, target.gpu
     flavour = installed.flavour
     graph, files = read_graph(onnx_file)
+    inputs = _inputs(graph)
+    names = {one.name for one in inputs}
+    if missing := [one for one in (INPUT_IDS, DEPTH, LOGIT_INDEX) if one not in names]:
+        raise ExportError(f"the graph has no input {missing[0]}; export the checkpoint again")
     profiles = make_profiles(
-        _inputs(graph), options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
+        inputs, options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
     )
     name = f"{flavour.option}-{'-'.join('sm' + c.replace('.', '') for c in capabilities)}.plan"
     say(f"building {name} with {flavour.title} {installed.version}")

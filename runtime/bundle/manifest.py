@@ -105,7 +105,10 @@ class GraphsSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSpec:
-    """Tokenizer file, chat template and special tokens."""
+    """Tokenizer file, chat template and special tokens.
+
+    `prefix_token_ids` go before every text that begins a sequence.
+    """
 
     file: str
     chat_template: str | None
@@ -114,16 +117,21 @@ class TokenizerSpec:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
-    add_bos: bool
+    prefix_token_ids: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingSpec:
-    """Sampling used where a request names none. temperature 0 is greedy, top_k 0 is off."""
+    """Sampling used where a request names none.
+
+    temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
+    """
 
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    repetition_penalty: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,8 +432,11 @@ def _check(manifest: Manifest) -> None:
     _require(
         0 <= sampling.temperature < float("inf")
         and 0 <= sampling.top_k <= INT32
-        and 0 < sampling.top_p <= 1,
-        f"sampling needs a finite temperature >= 0, top_k in 0..{INT32} and 0 < top_p <= 1",
+        and 0 < sampling.top_p <= 1
+        and 0 <= sampling.min_p <= 1
+        and 0 < sampling.repetition_penalty < float("inf"),
+        f"sampling needs a finite temperature >= 0, top_k in 0..{INT32}, 0 < top_p <= 1, "
+        "0 <= min_p <= 1 and a finite repetition_penalty > 0",
     )
     _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
     kl = manifest.parity.kl
@@ -450,7 +461,7 @@ def _check(manifest: Manifest) -> None:
     if quantization is not None:
         check_quantization(quantization)
     check_tensors(manifest)
-    identifiers = [*manifest.tokenizer.eos_token_ids]
+    identifiers = [*manifest.tokenizer.eos_token_ids, *manifest.tokenizer.prefix_token_ids]
     identifiers += [
         i
         for i in (manifest.tokenizer.bos_token_id, manifest.tokenizer.pad_token_id)

@@ -32,15 +32,14 @@ class Codec:
             raise BundleError(f"{file} is not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._first = [spec.bos_token_id] if spec.add_bos and spec.bos_token_id is not None else []
+        self._first = list(spec.prefix_token_ids)
 
     def encode(self, text: str, first: bool = True) -> list[int]:
         """Token ids of a text.
 
         Args:
             text: special tokens written out in it become their ids.
-            first: begins a sequence, so the model's begin-of-text token goes before it, if the
-                model has one.
+            first: begins a sequence, so the tokens go before it that the tokenizer puts there.
 
         Raises:
             EngineError: it holds half a surrogate pair, as a command line that is not UTF-8 does.

@@ -161,7 +161,7 @@ def speaker(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -
     (path / "chat_template.jinja").write_text(CHATML)
     fields = read_manifest(path).to_json()
     fields["tokenizer"] |= {"bos_token": None, "eos_token": None, "bos_token_id": None}
-    fields["tokenizer"] |= {"eos_token_ids": [], "pad_token_id": None, "add_bos": False}
+    fields["tokenizer"] |= {"eos_token_ids": [], "pad_token_id": None, "prefix_token_ids": []}
     write_manifest(path, **fields)
     with Engine.open(path, threads=1) as opened:
         yield opened

@@ -166,7 +166,7 @@ def test_timing_cache_is_made_by_the_first_build_and_grows_with_the_next(
         assert [file.name for file in out.iterdir()] == ["trt-sm90.plan"]
         sizes.append(cache.read_bytes().count(b"one build"))
     assert sizes == [1, 2]
-    assert {file.name for file in tmp_path.iterdir()} == {"kernels.cache", "engines0", "engines1"}
+    assert {file.name for file in tmp_path.iterdir()} == {"kernels.cache", "plans0", "plans1"}
 
 
 def test_timing_cache_of_another_tensorrt_is_refused_and_kept(
@@ -196,7 +196,7 @@ def test_flavour_without_a_timing_cache_refuses_it(
 def test_graph_without_a_depth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in_for_builder(monkeypatch, CENTRE)
     file = write_graph(tmp_path / "tanh.onnx", "Tanh")
-    with pytest.raises(ExportError, match="the graph has no input depth"):
+    with pytest.raises(ExportError, match="the graph has no input input_ids"):
         build_plans(file, tmp_path / PLANS, TrtOptions(), FACTS)
     assert not (tmp_path / PLANS).exists()
 

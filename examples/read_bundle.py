@@ -1,0 +1,90 @@
+"""Reads, verifies and runs a bundle with the standard library, numpy and onnxruntime alone.
+
+Written from docs/bundle.md, not from Ouroboros' code, none of which it imports: what it prints are
+the tokens that any other engine finds.
+
+    python examples/read_bundle.py BUNDLE DEPTH TOKENS ID [ID ...]
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+FORMAT = 4
+TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+
+
+def open_bundle(folder: Path) -> dict:
+    """Returns the manifest once it and every file it lists are what they were."""
+    text = (folder / "manifest.json").read_bytes()
+    manifest = json.loads(text)
+    if manifest.get("format_version") != FORMAT:
+        sys.exit(f"format_version {manifest.get('format_version')} is not {FORMAT}")
+    said = (folder / "manifest.sha256").read_text().split()
+    if said != [hashlib.sha256(text).hexdigest(), "manifest.json"]:
+        sys.exit("manifest.json is not the one that manifest.sha256 was made of")
+    for name, entry in manifest["files"].items():
+        file = (folder / name).resolve()
+        if not file.is_relative_to(folder.resolve()) or not file.is_file():
+            sys.exit(f"{name} is missing, or lies elsewhere")
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if (file.stat().st_size, found) != (entry["bytes"], entry["sha256"]):
+            sys.exit(f"{name} is damaged")
+    return manifest
+
+
+def empty_cache(graph: dict, depth: int) -> dict:
+    """The cache before the first call: no slots, sums of zero."""
+    sizes = {"batch": 1, "slots": depth, "past_sequence": 0}
+    return {
+        one["name"]: np.zeros([sizes.get(size, size) for size in one["shape"]], TYPES[one["dtype"]])
+        for one in graph["inputs"]
+        if one["name"].startswith("past_")
+    }
+
+
+def generate(folder: Path, prompt: list, depth: int, count: int) -> list:
+    """Returns `count` greedy tokens at a depth, fewer where a text ends before."""
+    manifest = open_bundle(folder)
+    model, graph = manifest["model"], manifest["graphs"]["onnx"]
+    if not 1 <= depth <= manifest["depth"]["max"]:
+        sys.exit(f"depth {depth} is outside 1..{manifest['depth']['max']}")
+    session = onnxruntime.InferenceSession(str(folder / graph["file"]))
+    names = [one["name"] for one in graph["outputs"]]
+    cache, tokens, fed = empty_cache(graph, depth), [], 0
+    new = [*manifest["tokenizer"]["prefix_token_ids"], *prompt]
+    if not new or min(new) < 0 or max(new) >= model["vocab_size"]:
+        sys.exit(f"token ids must be in 0..{model['vocab_size'] - 1}")
+    while len(tokens) < count:
+        length = len(new)
+        inputs = {
+            "input_ids": np.array([new]),
+            "position_ids": np.arange(fed, fed + length)[None],
+            "attention_mask": np.ones((1, fed + length), np.int64),
+            "depth": np.array([depth]),
+            "row_depth": np.array([depth]),
+            "logit_index": np.array([[length - 1]]),
+        }
+        outputs = dict(zip(names, session.run(names, inputs | cache), strict=True))
+        fed += length
+        # New keys and values go behind the old ones; the sums are those of the last position.
+        for name, value in outputs.items():
+            if name.startswith("new_key_values."):
+                past = "past" + name.removeprefix("new")
+                cache[past] = np.concatenate([cache[past], value], axis=-2)
+        cache["past_pool_sum"] = outputs["pool_sum"][:, :, -1]
+        new = [int(outputs["logits"][0, -1].argmax())]
+        tokens += new
+        if new[0] in manifest["tokenizer"]["eos_token_ids"]:
+            break
+    return tokens
+
+
+if __name__ == "__main__":
+    bundle, depth, count, *ids = sys.argv[1:]
+    print(*generate(Path(bundle), [int(one) for one in ids], int(depth), int(count)))

@@ -1,0 +1,67 @@
+"""The reader that was written from docs/bundle.md alone finds the engine's tokens."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import Engine
+from tests.support.paths import ROOT
+
+READER = ROOT / "examples" / "read_bundle.py"
+
+
+def read(bundle: Path, depth: int, ids: list[int]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(READER), str(bundle), str(depth), "12", *map(str, ids)]
+    # In a directory of its own, so that nothing of ours is found beside it.
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=bundle.parent, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+def test_it_finds_the_tokens_of_the_engine(engine: Engine, tiny_bundle: Path, depth: int) -> None:
+    prompt = engine.tokenize("The sea is wide")
+    wanted = engine.generate(prompt, depth=depth, max_new_tokens=12).tokens
+    first = len(engine.manifest.tokenizer.prefix_token_ids)
+    done = read(tiny_bundle, depth, prompt[first:])
+    assert done.stderr == ""
+    assert [int(one) for one in done.stdout.split()] == list(wanted)
+
+
+def test_it_is_a_hundred_lines_of_standard_library() -> None:
+    text = READER.read_text()
+    assert len(text.splitlines()) <= 100
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)]
+    imported = {alias.name for node in nodes for alias in node.names}
+    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("manifest.json", "not the one that manifest.sha256"),
+        ("model.onnx.data", "model.onnx.data is damaged"),
+        ("tokenizer.json", "tokenizer.json is missing"),
+    ],
+)
+def test_it_refuses_what_is_damaged(
+    tiny_bundle: Path, tmp_path: Path, file: str, words: str
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    if "missing" in words:
+        (copy / file).unlink()
+    else:
+        data = bytearray((copy / file).read_bytes())
+        place = data.index(b'"fp32"') + 1 if file == "manifest.json" else len(data) // 2
+        data[place] ^= 1
+        (copy / file).write_bytes(data)
+    done = read(copy, 1, [5])
+    assert done.returncode == 1
+    assert words in done.stderr
