@@ -68,7 +68,11 @@ def write_graph(file: Path, operator: str, domain: str = "", with_depth: bool = 
     from onnx import TensorProto, helper
 
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in ("x", "y")]
-    depth = [helper.make_tensor_value_info("depth", TensorProto.INT64, [])] if with_depth else []
+    named = {"depth": [1], "input_ids": ["batch", "sequence"], "logit_index": ["batch", "logits"]}
+    depth = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, dims)
+        for name, dims in (named.items() if with_depth else ())
+    ]
     node = helper.make_node(operator, ["x"], ["y"], name="only", domain=domain)
     graph = helper.make_graph([node], "g", [*ends[:1], *depth], ends[1:])
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ours", 1)]

@@ -211,8 +211,9 @@ def test_weight_that_the_plan_holds_fixed_is_refused(old: Path) -> None:
 
 def test_graph_without_replaceable_weights_is_not_built(tmp_path: Path, stand_ins: None) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in "xy")
-    depth = helper.make_tensor_value_info("depth", TensorProto.INT64, [])
-    graph = helper.make_graph([helper.make_node("Tanh", ["x"], ["y"])], "g", [x, depth], [y])
+    named = {"depth": [1], "input_ids": ["batch", "sequence"], "logit_index": ["batch", "logits"]}
+    fed = [helper.make_tensor_value_info(n, TensorProto.INT64, dims) for n, dims in named.items()]
+    graph = helper.make_graph([helper.make_node("Tanh", ["x"], ["y"])], "g", [x, *fed], [y])
     onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
     with pytest.raises(ExportError, match="--refit: TensorRT keeps no weight of this graph replac"):
         build_plans(tmp_path / "g.onnx", tmp_path / "plans", TrtOptions(refit=True), FACTS)

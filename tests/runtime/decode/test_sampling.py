@@ -7,7 +7,7 @@ from runtime.bundle.manifest import SamplingSpec
 from runtime.decode.sampling import Sampling, make_generator, make_sampling, sample
 from runtime.errors import EngineError
 
-DEFAULTS = SamplingSpec(0.0, 0, 1.0)
+DEFAULTS = SamplingSpec(0.0, 0, 1.0, 0.0, 1.0)
 LOGITS = np.log(np.array([0.1, 0.4, 0.3, 0.15, 0.05], np.float32))
 
 
@@ -95,7 +95,7 @@ def test_make_sampling_refuses(options: dict[str, object]) -> None:
 
 
 def test_make_sampling_takes_the_bundle_defaults() -> None:
-    defaults = SamplingSpec(0.7, 5, 0.9)
+    defaults = SamplingSpec(0.7, 5, 0.9, 0.0, 1.0)
     assert make_sampling(defaults) == Sampling(0.7, 5, 0.9)
     assert make_sampling(defaults, temperature=0, top_k=0) == Sampling(0.0, 0, 0.9)
 

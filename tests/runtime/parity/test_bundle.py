@@ -269,20 +269,20 @@ def test_depth_without_cases_fails(copy: Path) -> None:
 
 
 def test_graph_unlike_its_manifest_is_refused(copy: Path) -> None:
-    fields = read_manifest(copy).to_json()
-    fields["graphs"]["onnx"]["outputs"] = fields["graphs"]["onnx"]["outputs"][1:]
-    write_manifest(copy, **fields)
-    with pytest.raises(BundleError, match="in the manifest: False"):
+    def drop(model: onnx.ModelProto) -> None:
+        del model.graph.output[0]
+
+    edit(copy, drop)
+    with pytest.raises(BundleError, match="logits is in the graph: False, in the manifest: True"):
         verdict_of(copy)
 
 
-@pytest.mark.parametrize("side", ["inputs", "outputs"])
-def test_tensor_shape_unlike_the_manifest_is_refused(copy: Path, side: str) -> None:
-    fields = read_manifest(copy).to_json()
-    tensor = fields["graphs"]["onnx"][side][-1]
-    tensor["shape"] = [7, *tensor["shape"][1:]]
-    write_manifest(copy, **fields)
-    with pytest.raises(BundleError, match=rf"{tensor['name']} is float32 \[batch, .* says .*\[7, "):
+def test_tensor_shape_unlike_the_manifest_is_refused(copy: Path) -> None:
+    def fix(model: onnx.ModelProto) -> None:
+        model.graph.input[-1].type.tensor_type.shape.dim[0].dim_value = 7
+
+    edit(copy, fix)
+    with pytest.raises(BundleError, match=r"sum is float32 \[7, .* says float32 \[batch, "):
         verdict_of(copy)
 
 
