@@ -104,6 +104,24 @@ def measure(result: Result, reference: Result) -> list[Measurement]:
             return [measure_output(result, reference, output) for output in COMPARED]
 
 
+def measure_text(name: str, depth: int, actual: Array, reference: Array) -> Measurement:
+    """Measures the logits of one text, which both subjects were fed token by token or at once.
+
+    Args:
+        name: of the text.
+        depth: recurrences.
+        actual: float [n, V], to be measured.
+        reference: float [n, V], what they should be.
+    """
+    places = tuple(range(len(reference)))
+    result, expected = (
+        Result(name, "long", depth, {"logits": logits[None]}, places)
+        for logits in (actual, reference)
+    )
+    (measurement,) = measure(result, expected)
+    return measurement
+
+
 def measure_output(result: Result, reference: Result, output: str) -> Measurement:
     """Measures one output of the graph.
 
