@@ -12,7 +12,7 @@ from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
 from demo import settings
 from runtime.parity.comparison import measure_text
-from runtime.parity.verdict import split_ties
+from runtime.parity.verdict import RELATIVE_L2, judge
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Comparison:
         depth: recurrences.
         tokens: how many PyTorch generated.
         ties: tokens that differ where PyTorch's two best logits are closer than twice the
-            largest absolute error seen.
+            largest absolute error, of logits that are right within the parity check's bound: an
+            engine that is wrong has no ties.
         different: tokens that differ and are no ties.
         first_divergence: index of the first token that differs, or None.
         margin: between PyTorch's two best logits there, or None.
@@ -74,12 +75,13 @@ def compare(model: Any, engine: Any, prompt: str, depth: int, new_tokens: int) -
         engine.logits([*ids, *expected], depth=depth)[len(ids) - 1 : -1],
         logits[len(ids) - 1 : -1],
     )
-    ties, beyond = split_ties(measured.divergences, 2 * measured.difference.max_abs)
-    first, margin = measured.divergences[0] if measured.divergences else (None, None)
+    (row,), _ = judge([measured], RELATIVE_L2)
     # The sequences part, yet nothing differs when fed the same tokens, or there is no number to
     # compare: that is no tie.
-    different = len(beyond) if measured.divergences else 1
-    return Comparison(prompt, depth, len(expected), len(ties), different, first, margin)
+    different = len(measured.divergences) - row.ties if measured.divergences else 1
+    return Comparison(
+        prompt, depth, len(expected), row.ties, different, row.first_divergence, row.margin
+    )
 
 
 def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def expected_sums(
             return hidden
 
 
-@pytest.mark.parametrize("mask", ["padded", "a row of padding"])
+@pytest.mark.parametrize("mask", ["padded", "rows of little"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("rope", [None, YARN], ids=["plain", "yarn"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -263,12 +263,13 @@ def test_opening_equals_pytorch(
     model, given = build(family, rope), make_call(*call)
     if rope is not None:
         assert model.rotary_emb.attention_scaling != 1
-    if mask == "a row of padding":
-        empty = given.mask * torch.tensor([[1], [0], [1]])
+    if mask == "rows of little":  # the second is all padding, the third's prompt is one token
+        kept = torch.tensor([[1] * 8, [0] * 8, [0, 0, *[1] * 6]])
+        little = given.mask * kept[:, : given.last]
         sequences = describe_sequences(
-            3, given.last - given.first, given.first, empty, None, torch.device("cpu")
+            3, given.last - given.first, given.first, little, None, torch.device("cpu")
         )
-        given = given._replace(mask=empty, sequences=sequences)
+        given = given._replace(mask=little, sequences=sequences)
     # At the far end of the positions too, where an angle of float32 is coarsest.
     far = given.positions + DIMENSIONS["max_position_embeddings"] - 1 - given.positions.max()
     ids = torch.arange(given.positions.numel()).reshape(given.positions.shape) + 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import BundleError, EngineError
-from runtime.parity.cases import Case, Result, load_cases, make_cases
+from runtime.parity.cases import Case, Result, load_cases, make_cases, save_cases
 from runtime.parity.check import ParityReport, missing_cases
 from runtime.parity.comparison import Measurement, measure_output
 from runtime.parity.metrics import channel_error, compare_arrays, compare_logits, log_softmax
@@ -252,6 +253,22 @@ def test_make_cases_refuses_what_it_does_not_understand() -> None:
         make_cases({"stray": np.zeros(1)}, [])
     with pytest.raises(BundleError, match="not a list"):
         make_cases(tensors, {"a": 1})
+
+
+def test_cases_saved_again_are_the_same_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    recorded = tiny_bundle / "cases.safetensors"
+    save_cases(load_cases(recorded), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == recorded.read_bytes()
+
+
+def test_error_that_is_infinite_survives_the_file(tmp_path: Path) -> None:
+    errors = {"logits": float("inf"), "pool_sum": 1e-7}
+    arrays = {"logits": np.zeros((1, 1, 3), np.float32)}
+    case = Case("a", "far", 2, (5,), None, {"depth": np.array([2])}, arrays, {}, errors)
+    save_cases([case, replace(case, name="b", after="a")], tmp_path / "cases")
+    first, second = load_cases(tmp_path / "cases")
+    assert first.reference_error == errors
+    assert (first.positions, first.after, second.after) == ((5,), None, "a")
 
 
 def test_load_cases_refuses_a_broken_file(tmp_path: Path) -> None:
