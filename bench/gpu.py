@@ -73,7 +73,7 @@ def bench_gpu(
         torch_device: where PyTorch runs; None leaves it out.
         report: called with a line of progress now and then.
     """
-    from runtime.parity.verdict import check_bundle
+    from runtime.parity.check import check_bundle
 
     parity: list[ParityRow] = []
     speeds: list[SpeedRow] = []

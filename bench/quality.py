@@ -22,7 +22,8 @@ from cli.output import require_writable, write_json
 from runtime import Engine
 from runtime.bundle.manifest import ACCURACY_LEVELS
 from runtime.bundle.reader import read_manifest
-from runtime.parity.metrics import compare_logits, log_softmax
+from runtime.parity.comparison import measure_text
+from runtime.parity.metrics import log_softmax
 
 Logits = Callable[[NDArray[Any], int], NDArray[Any]]
 
@@ -63,18 +64,26 @@ def measure_quality(
         windows: int64 `[windows, seq]`.
         depths: recurrences.
         report: called with each figure.
+
+    Raises:
+        CommandError: a subject's logits are not finite.
     """
     rows = []
     for depth in depths:
         sums = {name: np.zeros(3) for name in ("PyTorch", *subjects)}
-        for ids in windows:
+        for number, ids in enumerate(windows):
             expected = reference(ids, depth)[:-1]
             for name in sums:
                 found = expected if name == "PyTorch" else subjects[name](ids, depth)[:-1]
-                difference = compare_logits(expected, found)
+                measured = measure_text(f"window {number}", depth, found, expected)
+                if measured.mean_kl is None or measured.argmax_agreement is None:
+                    raise CommandError(
+                        f"{name} at depth {depth}, window {number}: {measured.note}; "
+                        "see what `ouro check` says of the bundle"
+                    )
                 log_p = log_softmax(found)
-                chosen = np.take_along_axis(log_p, ids[1:, None], axis=1)
-                sums[name] += -chosen.mean(), difference.kl.mean(), difference.agrees.mean()
+                loss = -np.take_along_axis(log_p, ids[1:, None], axis=1).mean()
+                sums[name] += loss, measured.mean_kl, measured.argmax_agreement
         for name, total in sums.items():
             loss, kl, agreement = (float(value) for value in total / len(windows))
             rows.append(Quality(name, depth, loss, math.exp(loss), kl, agreement))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from runtime.parity.cases import Case
-    from runtime.parity.verdict import ParityReport
+    from runtime.parity.check import ParityReport
 
 
 def check(
@@ -45,8 +45,8 @@ def check(
     from rich import get_console
 
     from cli.output import require_writable, write_output
+    from runtime.parity.check import check_bundle
     from runtime.parity.picture import check_picture, draw_parity
-    from runtime.parity.verdict import check_bundle
 
     require_writable(json, [bundle, live, plot])
     require_writable(plot, [bundle, live, json])
@@ -87,7 +87,6 @@ def record_live(bundle: Path, checkpoint: Path, seed: int | None) -> list[Case]:
     from export.quantize.model import Quantization, quantize_model
     from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
     from runtime.bundle.reader import read_manifest
-    from runtime.parity.cases import make_cases
 
     if seed is None:
         seed = secrets.randbelow(1 << 31)
@@ -115,8 +114,7 @@ def record_live(bundle: Path, checkpoint: Path, seed: int | None) -> list[Case]:
     half = find_precision(manifest.precision).half
     # A pair, since a bundle's own inputs come of a single number.
     live = (seed, 1)
-    tensors, entries = record_cases(model, tokenizer, depths=depths, seed=live, half=half)
-    return make_cases(tensors, entries)
+    return record_cases(model, tokenizer, depths=depths, seed=live, half=half)
 
 
 def print_report(report: ParityReport, console: Console, every: bool) -> None:

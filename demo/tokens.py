@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
 from demo import settings
+from runtime.parity.comparison import measure_text
+from runtime.parity.verdict import RELATIVE_L2, judge
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,11 @@ class Comparison:
         depth: recurrences.
         tokens: how many PyTorch generated.
         ties: tokens that differ where PyTorch's two best logits are closer than twice the
-            largest absolute error seen.
+            largest absolute error, of logits that are right within the parity check's bound: an
+            engine that is wrong has no ties.
         different: tokens that differ and are no ties.
+        first_divergence: index of the first token that differs, or None.
+        margin: between PyTorch's two best logits there, or None.
     """
 
     prompt: str
@@ -33,6 +36,8 @@ class Comparison:
     tokens: int
     ties: int
     different: int
+    first_divergence: int | None = None
+    margin: float | None = None
 
 
 def compare(model: Any, engine: Any, prompt: str, depth: int, new_tokens: int) -> Comparison:
@@ -60,36 +65,23 @@ def compare(model: Any, engine: Any, prompt: str, depth: int, new_tokens: int) -
         )
     expected = output[0, len(ids) :].tolist()
     found = engine.generate(ids, depth=depth, max_new_tokens=new_tokens, temperature=0.0).tokens
-    ties = different = 0
-    if found != expected:
-        with torch.inference_mode():
-            logits = model(input_ids=output, depth=depth, use_cache=False).logits[0].numpy()
-        ties, different = judge(
-            logits[len(ids) - 1 : -1],
-            engine.logits([*ids, *expected], depth=depth)[len(ids) - 1 : -1],
-        )
-        # The sequences part, yet nothing differs when fed the same tokens: that is no tie.
-        if ties + different == 0:
-            different = 1
-    return Comparison(prompt, depth, len(expected), ties, different)
-
-
-def judge(reference: np.ndarray, found: np.ndarray) -> tuple[int, int]:
-    """Counts the positions whose best token differs: those that are ties, and those that are not.
-
-    Args:
-        reference: float32 [positions, V], PyTorch's logits.
-        found: the same from the engine.
-
-    Returns:
-        Ties and real differences.
-    """
-    largest_error = float(np.abs(reference - found).max())
-    best_two = np.partition(reference, -2, axis=-1)[:, -2:]
-    margin = best_two[:, 1] - best_two[:, 0]
-    differs = reference.argmax(-1) != found.argmax(-1)
-    tie = differs & (margin < 2 * largest_error)
-    return int(tie.sum()), int((differs & ~tie).sum())
+    if found == expected:
+        return Comparison(prompt, depth, len(expected), 0, 0)
+    with torch.inference_mode():
+        logits = model(input_ids=output, depth=depth, use_cache=False).logits[0].numpy()
+    measured = measure_text(
+        prompt,
+        depth,
+        engine.logits([*ids, *expected], depth=depth)[len(ids) - 1 : -1],
+        logits[len(ids) - 1 : -1],
+    )
+    (row,), _ = judge([measured], RELATIVE_L2)
+    # The sequences part, yet nothing differs when fed the same tokens, or there is no number to
+    # compare: that is no tie.
+    different = len(measured.divergences) - row.ties if measured.divergences else 1
+    return Comparison(
+        prompt, depth, len(expected), row.ties, different, row.first_divergence, row.margin
+    )
 
 
 def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:

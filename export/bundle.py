@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from export.cases import record_cases
 from export.errors import ExportError, refuse_unused
@@ -39,9 +37,10 @@ from export.tokens import (
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.model.configuration import OuroborosConfig
 from runtime.bundle.plans import PlanSpec
-from runtime.bundle.reader import write_manifest
+from runtime.bundle.reader import CASES_NAME, write_manifest
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import BUNDLE
+from runtime.parity.cases import save_cases
 
 DEPTH = 16
 FORMATS = ("onnx", "trt")
@@ -159,12 +158,8 @@ def export_bundle(
             say("writing the graph")
             nodes = _write_graph(graph, staging / GRAPH_NAME)
             say(f"recording PyTorch's outputs at depths 1..{max_depth}")
-            tensors, entries = record_cases(
-                model, tokenizer, range(1, max_depth + 1), half=chosen.half
-            )
-            save_file(
-                tensors, staging / "cases.safetensors", metadata={"cases": json.dumps(entries)}
-            )
+            cases = record_cases(model, tokenizer, range(1, max_depth + 1), half=chosen.half)
+            save_cases(cases, staging / CASES_NAME)
             _copy_papers(checkpoint, staging)
             plans = build(staging) if build else []
             fields = describe_bundle(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from export.exact import exact_twin
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.modeling import OuroborosForCausalLM
 from runtime.bundle.contract import BUCKET, PREFILL_CHUNK
-from runtime.parity.metrics import output_error
+from runtime.parity.cases import Case, Result, recorded_results
+from runtime.parity.comparison import measure
 
 PREFILL, DECODE, PADDED, GREEDY = 12, 3, 8, 16
 PICKED = 3
@@ -37,38 +38,6 @@ LONG_SPANS = (
 )
 
 Array = NDArray[Any]
-
-
-@dataclass
-class Recording:
-    """Cases as flat tensors and a list of entries, as a bundle stores them.
-
-    Attributes:
-        tensors: inputs and outputs by case, part and name.
-        entries: name, kind, depth and more of each case.
-        finite: refuse logits that are NaN or infinite.
-    """
-
-    tensors: dict[str, Array] = field(default_factory=dict)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    finite: bool = True
-
-    def add(self, name: str, kind: str, depth: int, parts: Parts, **extra: Any) -> None:
-        """Adds a case; `parts` holds its tensors under `in`, `out` and `valid`.
-
-        Raises:
-            ExportError: PyTorch's own logits are not finite.
-        """
-        for key in ("logits", "top2"):
-            if self.finite and not np.isfinite(parts["out"].get(key, 0.0)).all():
-                raise ExportError(
-                    f"the model itself gives NaN or infinity at depth {depth} ({kind}): a weight "
-                    "or alpha is broken; convert or train it again"
-                )
-        for part, tensors in parts.items():
-            for key, value in tensors.items():
-                self.tensors[f"{name}.{part}.{key}"] = np.ascontiguousarray(value)
-        self.entries.append({"name": name, "kind": kind, "depth": depth, **extra})
 
 
 @dataclass(frozen=True)
@@ -95,7 +64,7 @@ def record_cases(
     depths: Sequence[int],
     seed: int | Sequence[int] = 0,
     half: torch.dtype | None = None,
-) -> tuple[dict[str, Array], list[dict[str, Any]]]:
+) -> list[Case]:
     """Records prefill, decode, padded and mixed batches, greedy tokens, long and far positions.
 
     Args:
@@ -106,24 +75,48 @@ def record_cases(
         half: the 16-bit type whose own error in PyTorch bounds the engine's; None for float32.
 
     Returns:
-        tensors by name, and the list of cases (see the bundle's format). `reference_error` of a
-        case is the error of PyTorch at that precision against float64, by output; None where it
-        overflows, which the graph does not.
+        the cases, each after the one that it follows. `reference_error` of a case is the error of
+        PyTorch at that precision against float64, by output; infinite where it overflows, which
+        the graph does not.
 
     Raises:
         ExportError: PyTorch's own logits are not finite.
     """
     inputs = _draw_inputs(model, tokenizer, depths, seed)
-    recording = Recording()
-    _record(recording, exact_twin(model), inputs, depths)
-    own = Recording(finite=False)
+    cases = []
+    for case in _record(exact_twin(model), inputs, depths):
+        _require_finite(case)
+        cases.append(case)
     narrow = model if half is None else _narrowed(model, half)
-    _record(own, narrow, inputs, depths)
     # PyTorch's libraries sum in another order for three tokens than for fifteen, which with large
     # attention scores is a few times as exact: how it errs on the same text in one call counts too.
     joined = {} if model.config.pooling == "mean" else _run_joined(narrow, inputs.prompt, depths)
-    _add_reference_errors(recording, own.tensors, joined)
-    return recording.tensors, recording.entries
+    return _add_reference_errors(cases, _record(narrow, inputs, depths), joined)
+
+
+def _require_finite(case: Case) -> None:
+    for name in ("logits", "top2"):
+        if not np.isfinite(case.outputs.get(name, 0.0)).all():
+            raise ExportError(
+                f"the model itself gives NaN or infinity at depth {case.depth} ({case.kind}): a "
+                "weight or alpha is broken; convert or train it again"
+            )
+
+
+def _make_case(
+    name: str,
+    kind: str,
+    depth: int,
+    parts: Parts,
+    positions: Sequence[int] = (),
+    after: str | None = None,
+) -> Case:
+    """A case of what `parts` hold under `in`, `out` and `valid`."""
+    inputs, outputs, valid = (
+        {key: np.ascontiguousarray(value) for key, value in parts.get(part, {}).items()}
+        for part in ("in", "out", "valid")
+    )
+    return Case(name, kind, depth, tuple(positions), after, inputs, outputs, valid)
 
 
 def _draw_inputs(
@@ -157,18 +150,16 @@ def _continue_greedily(
     return list(torch.cat(tokens, dim=1).numpy())
 
 
-def _record(
-    recording: Recording, model: OuroborosForCausalLM, inputs: _Inputs, depths: Sequence[int]
-) -> None:
-    _record_decode(recording, model, inputs.prompt, depths)
+def _record(model: OuroborosForCausalLM, inputs: _Inputs, depths: Sequence[int]) -> Iterator[Case]:
+    yield from _record_decode(model, inputs.prompt, depths)
     for depth, parts in _run_batch(model, inputs.batch, [[depth] * 3 for depth in depths]):
-        recording.add(f"padded-d{depth:02}", "padded", depth, parts, positions=[PADDED - 1])
+        yield _make_case(f"padded-d{depth:02}", "padded", depth, parts, [PADDED - 1])
     top, some = max(depths), min(depths, key=lambda depth: abs(depth - LONG_DEPTH))
     for _, parts in _run_batch(model, inputs.batch, [[top, max(1, top // 2), 1]]):
-        recording.add(f"mixed-d{top:02}", "mixed", top, parts, positions=[PADDED - 1])
-    _record_greedy(recording, model, inputs.prompt[:, :PREFILL], inputs.greedy)
-    _record_far(recording, model, inputs.prompt[:, :PREFILL], some)
-    _record_long(recording, model, inputs.long, some)
+        yield _make_case(f"mixed-d{top:02}", "mixed", top, parts, [PADDED - 1])
+    yield from _record_greedy(model, inputs.prompt[:, :PREFILL], inputs.greedy)
+    yield _record_far(model, inputs.prompt[:, :PREFILL], some)
+    yield _record_long(model, inputs.long, some)
 
 
 def _narrowed(model: OuroborosForCausalLM, half: torch.dtype) -> OuroborosForCausalLM:
@@ -183,52 +174,45 @@ def _narrowed(model: OuroborosForCausalLM, half: torch.dtype) -> OuroborosForCau
 
 def _run_joined(
     model: OuroborosForCausalLM, prompt: Array, depths: Sequence[int]
-) -> dict[str, Array]:
-    """The outputs of the decode cases by their names, prompt and tokens run in one call."""
+) -> dict[str, Result]:
+    """Results of the decode cases by their names, prompt and tokens run in one call."""
     whole, rows = np.repeat(prompt, len(depths), axis=0), [[depth] for depth in depths]
     cache, index = OuroborosCache(model.config.num_layers), _last(PREFILL + DECODE, len(depths))
     parts = run_case(model, whole, np.ones_like(whole), rows, cache, index)
     for kind in ("key", "value"):
         name = f"new_key_values.recurrent.{kind}"
         parts["out"][name] = parts["out"][name][..., -DECODE:, :]
-    return {
-        f"decode-d{depth:02}.out.{name}": value
-        for depth, part in take_apart(parts, rows)
-        for name, value in part["out"].items()
-    }
+    names = ((f"decode-d{depth:02}", depth, part) for depth, part in take_apart(parts, rows))
+    return {name: Result(name, "decode", depth, part["out"]) for name, depth, part in names}
 
 
 def _add_reference_errors(
-    recording: Recording, own: dict[str, Array], joined: dict[str, Array]
-) -> None:
-    """Adds to every case the errors of PyTorch's own outputs: of `own`, or `joined` if worse."""
+    cases: list[Case], own: Iterator[Case], joined: dict[str, Result]
+) -> list[Case]:
+    """Adds to every case the errors of PyTorch's own outputs: of `own`, or `joined` if worse.
+
+    Nothing of `own` is kept: it is recorded and measured a case at a time.
+    """
     by_depth: dict[int, float] = {}
-    for entry in recording.entries:
-        name, depth = entry["name"], entry["depth"]
-        errors = {}
-        for output in (one for one in _OUTPUTS if f"{name}.out.{one}" in own):
-            key = f"{name}.out.{output}"
-            valid = recording.tensors.get(f"{name}.valid.{output}")
-            errors[output] = max(
-                output_error(output, recording.tensors[key], found[key], valid)
-                for found in (own, joined)
-                if key in found
-            )
-        by_depth[depth] = max(by_depth.get(depth, 0.0), errors.get("logits", 0.0))
-        # Of a greedy text two logits a token are kept: they err as the other cases' do.
-        errors = errors or {"tokens": by_depth[depth]}
-        # JSON knows no infinity.
-        entry["reference_error"] = {
-            key: None if math.isinf(error) else error for key, error in errors.items()
-        }
-
-
-_OUTPUTS = ("logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value")
+    judged: list[Case] = []
+    for exact, case in zip(recorded_results(cases), own, strict=True):
+        depth, errors = case.depth, dict[str, float]()
+        if case.kind == "greedy":
+            # Of a greedy text two logits a token are kept: they err as the other cases' do.
+            errors["tokens"] = by_depth[depth]
+        else:
+            found = [*recorded_results([case]), *filter(None, [joined.get(case.name)])]
+            for measured in (one for result in found for one in measure(result, exact)):
+                error = max(errors.get(measured.output, 0.0), measured.worst_relative_l2)
+                errors[measured.output] = error
+            by_depth[depth] = max(by_depth.get(depth, 0.0), errors["logits"])
+        judged.append(replace(cases[len(judged)], reference_error=errors))
+    return judged
 
 
 def _record_decode(
-    recording: Recording, model: OuroborosForCausalLM, prompt: Array, depths: Sequence[int]
-) -> None:
+    model: OuroborosForCausalLM, prompt: Array, depths: Sequence[int]
+) -> Iterator[Case]:
     """Records a prompt in one call, then three tokens on its cache; every depth is a row."""
     whole = np.repeat(prompt, len(depths), axis=0)
     rows = [[depth] for depth in depths]
@@ -238,13 +222,12 @@ def _record_decode(
     for depth, part in take_apart(parts, rows):
         part["in"].update(empty_past(model, 1, depth))
         positions = first[0].tolist()
-        recording.add(f"prefill-d{depth:02}", "prefill", depth, part, positions=positions)
+        yield _make_case(f"prefill-d{depth:02}", "prefill", depth, part, positions)
     index = _last(DECODE, len(depths))
     parts = run_case(model, whole[:, PREFILL:], mask, rows, cache, index)
     for depth, part in take_apart(parts, rows):
         positions, after = (index[0] + PREFILL).tolist(), f"prefill-d{depth:02}"
-        name = f"decode-d{depth:02}"
-        recording.add(name, "decode", depth, part, positions=positions, after=after)
+        yield _make_case(f"decode-d{depth:02}", "decode", depth, part, positions, after)
 
 
 def _run_batch(
@@ -271,8 +254,8 @@ def _run_batch(
 
 
 def _record_greedy(
-    recording: Recording, model: OuroborosForCausalLM, prompt: Array, greedy: dict[int, Array]
-) -> None:
+    model: OuroborosForCausalLM, prompt: Array, greedy: dict[int, Array]
+) -> Iterator[Case]:
     """Records, at every token of a greedy text, its logit and the best of the others."""
     cache = OuroborosCache(model.config.num_layers)
     depths = list(greedy)
@@ -292,10 +275,10 @@ def _record_greedy(
             "in": {"prompt": prompt[0]},
             "out": {"tokens": tokens[row], "top2": best[row]},
         }
-        recording.add(f"greedy-d{depth:02}", "greedy", depth, parts)
+        yield _make_case(f"greedy-d{depth:02}", "greedy", depth, parts)
 
 
-def _record_far(recording: Recording, model: OuroborosForCausalLM, ids: Array, depth: int) -> None:
+def _record_far(model: OuroborosForCausalLM, ids: Array, depth: int) -> Case:
     """Records a prompt that ends at the model's last position."""
     count = min(ids.shape[1], model.config.max_position_embeddings)
     ids = ids[:, :count]
@@ -306,10 +289,10 @@ def _record_far(recording: Recording, model: OuroborosForCausalLM, ids: Array, d
     (((_, part)),) = take_apart(parts, [[depth]])
     part["in"].update(empty_past(model, 1, depth))
     positions = (index[0] + last).tolist()
-    recording.add(f"far-d{depth:02}", "far", depth, part, positions=positions)
+    return _make_case(f"far-d{depth:02}", "far", depth, part, positions)
 
 
-def _record_long(recording: Recording, model: OuroborosForCausalLM, ids: Array, depth: int) -> None:
+def _record_long(model: OuroborosForCausalLM, ids: Array, depth: int) -> Case:
     """Records a text to be fed from prompts of several lengths, each up to the end of its span."""
     length = ids.shape[1]
     spans = [(start, min(end, length)) for start, end in LONG_SPANS if start < length]
@@ -330,7 +313,7 @@ def _record_long(recording: Recording, model: OuroborosForCausalLM, ids: Array, 
         "in": {"tokens": ids[0], "spans": np.array(spans, dtype=np.int64)},
         "out": {"logits": np.concatenate(logits, axis=1)},
     }
-    recording.add(f"long-d{depth:02}", "long", depth, parts, positions=places)
+    return _make_case(f"long-d{depth:02}", "long", depth, parts, places)
 
 
 def _last(length: int, rows: int) -> Array:

@@ -15,7 +15,8 @@ from export.tokens import TEMPLATE, TOKENIZER
 from ouroboros.model.modeling import OuroborosForCausalLM
 from runtime.bundle.contract import ELEMENT_TYPES
 from runtime.bundle.manifest import QuantizationSpec
-from runtime.parity.verdict import FAST_KL, RELATIVE_L2
+from runtime.parity.check import FAST_KL
+from runtime.parity.verdict import RELATIVE_L2
 
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 

@@ -1,14 +1,19 @@
-"""The recorded cases of a bundle: inputs of the graph and what PyTorch made of them."""
+"""Cases and results: what is run, and what came of it.
+
+A case holds inputs of the graph and what PyTorch made of them; it is what a bundle stores. A result
+is what anything gave for a case: PyTorch, a backend, another precision, another release.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.rules import MAX_DEPTH, shorten
@@ -31,11 +36,13 @@ class Case:
         depth: steps the loop runs.
         positions: place in the sequence of each position asked for; may be empty.
         after: the case whose new keys and values are this one's past, or None.
-        inputs: by the graph's names.
-        outputs: PyTorch's in float64, rounded to float32, by the graph's names.
+        inputs: by the graph's names. Of a greedy case `prompt` int64 [n]; of a long one `tokens`
+            int64 [n] and `spans` int64 [k, 2]: how many of them are a prompt, and where it ends.
+        outputs: PyTorch's in float64, rounded to float32, by the graph's names. Of a greedy case
+            `tokens` int64 [n] and `top2` float32 [n, 2], as in a `Result`.
         valid: boolean masks of the entries to compare, by output; missing where all are.
         reference_error: by output, the error against `outputs` that PyTorch itself makes in the
-            bundle's precision (`runtime.parity.metrics.output_error`); infinite where it overflows.
+            bundle's precision (`worst_relative_l2` of a Measurement); infinite where it overflows.
     """
 
     name: str
@@ -47,6 +54,69 @@ class Case:
     outputs: Mapping[str, Array]
     valid: Mapping[str, Array]
     reference_error: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one case gave, whoever ran it: plain arrays, to be compared with another's.
+
+    Attributes:
+        case: the case's name.
+        kind: one of KINDS.
+        depth: steps the loop ran.
+        outputs: by the graph's names; the cache's of prelude and coda are left out. Of a greedy
+            case `tokens` int64 [n], the best token after each of the text's before, and `top2`
+            float [n, 2], the logits of the text's own token and of the best other one; NaN where
+            any logit was no finite number.
+        positions: place in the sequence of each position of the logits; may repeat in a long case,
+            and be empty where it is their number.
+        valid: of a reference, boolean masks of the entries to compare, by output; missing where
+            all are.
+        reference_error: of a reference, by output, the error that itself is known to make.
+        failure: why there are no outputs; empty where there are.
+    """
+
+    case: str
+    kind: str
+    depth: int
+    outputs: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    positions: tuple[int, ...] = ()
+    valid: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    reference_error: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    failure: str = ""
+
+
+def recorded_results(cases: Iterable[Case]) -> list[Result]:
+    """PyTorch's results, as the cases hold them: the reference for `runtime.parity.verdict`."""
+    return [
+        Result(
+            case.name,
+            case.kind,
+            case.depth,
+            case.outputs,
+            case.positions,
+            case.valid,
+            case.reference_error,
+        )
+        for case in cases
+    ]
+
+
+def save_cases(cases: Sequence[Case], file: Path) -> None:
+    """Writes cases to a safetensors file, as `load_cases` reads them.
+
+    Args:
+        cases: each after the one that it follows, if it does.
+        file: what is there is overwritten.
+
+    Raises:
+        OSError: the file can't be written.
+        safetensors.SafetensorError: likewise.
+    """
+    from safetensors.numpy import save_file
+
+    tensors, entries = flatten_cases(cases)
+    save_file(tensors, file, metadata={"cases": json.dumps(entries, allow_nan=False)})
 
 
 def load_cases(file: Path) -> list[Case]:
@@ -68,6 +138,29 @@ def load_cases(file: Path) -> list[Case]:
     except (KeyError, ValueError) as error:
         raise BundleError(f"{file} holds no list of cases; export the bundle again") from error
     return make_cases(tensors, entries)
+
+
+def flatten_cases(cases: Iterable[Case]) -> tuple[dict[str, Array], list[dict[str, Any]]]:
+    """The tensors and entries that `make_cases` makes the same cases of."""
+    tensors: dict[str, Array] = {}
+    entries: list[dict[str, Any]] = []
+    for case in cases:
+        parts = {"in": case.inputs, "out": case.outputs, "valid": case.valid}
+        for part, named in parts.items():
+            for name, tensor in named.items():
+                tensors[f"{case.name}.{part}.{name}"] = np.ascontiguousarray(tensor)
+        entry: dict[str, Any] = {"name": case.name, "kind": case.kind, "depth": case.depth}
+        if case.positions:
+            entry["positions"] = list(case.positions)
+        if case.after is not None:
+            entry["after"] = case.after
+        # JSON knows no infinity.
+        entry["reference_error"] = {
+            output: None if math.isinf(error) else error
+            for output, error in case.reference_error.items()
+        }
+        entries.append(entry)
+    return tensors, entries
 
 
 def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:

@@ -48,7 +48,7 @@ class LogitDifference:
 INFINITE = Difference(float("inf"), float("inf"), float("inf"), 0.0, False)
 
 
-def compare(reference: Array, actual: Array, valid: Array | None = None) -> Difference:
+def compare_arrays(reference: Array, actual: Array, valid: Array | None = None) -> Difference:
     """Compares two tensors of one shape.
 
     Args:
@@ -98,26 +98,6 @@ def compare_logits(reference: Array, actual: Array) -> LogitDifference:
     )
 
 
-def output_error(name: str, reference: Array, actual: Array, valid: Array | None = None) -> float:
-    """The figure of one output of the graph that is judged; infinite where a number is not finite.
-
-    Args:
-        name: of the output.
-        reference: what PyTorch gave.
-        actual: float, of the same shape.
-        valid: as for `compare`.
-
-    Returns:
-        For logits the relative L2 of the worst position, for every other output `channel_error`.
-    """
-    if not (np.isfinite(_chosen(reference, valid)).all() and np.isfinite(actual).all()):
-        return float("inf")
-    if name != "logits":
-        return channel_error(reference, actual, valid)
-    rows = np.broadcast_to(True if valid is None else valid, reference.shape).any(axis=-1)
-    return float(compare_logits(reference[rows], actual[rows]).relative_l2.max(initial=0.0))
-
-
 def channel_error(reference: Array, actual: Array, valid: Array | None = None) -> float:
     """The root mean square, over channels, of each channel's relative L2 error.
 
@@ -129,7 +109,7 @@ def channel_error(reference: Array, actual: Array, valid: Array | None = None) -
         reference: pooled sums `[B, D, K, d]`, a channel each of d; or keys or values
             `[B, D, kv, S, hd]`, a channel each of kv x hd.
         actual: float, of the same shape.
-        valid: as for `compare`.
+        valid: as for `compare_arrays`.
     """
     expected, error = reference.astype(np.float64), actual.astype(np.float64)
     error -= expected
@@ -144,10 +124,6 @@ def channel_error(reference: Array, actual: Array, valid: Array | None = None) -
     if not floor:
         return float("inf")
     return float(np.sqrt((distance / np.maximum(scale, floor)).mean()))
-
-
-def _chosen(values: Array, valid: Array | None) -> Array:
-    return values if valid is None else values[np.broadcast_to(valid, values.shape)]
 
 
 def log_softmax(logits: Array) -> Array:

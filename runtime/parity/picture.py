@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import EngineError
-from runtime.parity.verdict import ParityReport
+from runtime.parity.verdict import Comparison
 
 LINEAR_POSITIONS = 32
 FLOOR = 1e-12  # an error of zero has no place on a logarithmic axis
@@ -32,11 +32,11 @@ def check_picture(file: Path) -> None:
         raise EngineError(f"cannot draw {file}: allowed endings are {', '.join(known)}")
 
 
-def draw_parity(report: ParityReport, file: Path) -> None:
+def draw_parity(report: Comparison, file: Path) -> None:
     """Draws the worst relative L2 error of the logits by depth and by position.
 
     Args:
-        report: from `check_bundle`.
+        report: of an engine with PyTorch, say from `check_bundle`.
         file: an image file; its ending chooses the format.
 
     Raises:

@@ -1,35 +1,42 @@
-"""The parity check: does an engine compute what PyTorch computed?
+"""Is one subject's result another's? Bounds, ties and the verdict on what was measured.
 
-Both are held against PyTorch in float64. A float32 bundle passes where the error of every output is
-at most 1e-5, or three times the error of PyTorch's own float32 where that is more, and the best
-token is PyTorch's, ties apart, at every depth of its range.
+Nothing here runs anything. A bundle is held against PyTorch in float64: it passes where the error
+of every output is at most 1e-5, or three times the error of PyTorch's own float32 where that is
+more, and the best token is PyTorch's, ties apart. Two backends, precisions or releases are compared
+alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from runtime.backends.choose import open_backend
-from runtime.bundle.manifest import Manifest
-from runtime.bundle.reader import CASES_NAME, open_bundle
-from runtime.errors import EngineError
-from runtime.parity.cases import EVERY_DEPTH, REQUIRED, Case, load_cases
-from runtime.parity.replay import Measurement, replay
+from runtime.parity.cases import Result
+from runtime.parity.comparison import Measurement, measure_all
 
 PASS, FAIL, AMBIGUOUS = "PASS", "FAIL", "AMBIGUOUS"
-# A manifest may ask for less, never allow more.
 RELATIVE_L2 = 1e-5
-FAST_KL = 1e-3  # nats, mean over the recorded logits
-# An engine may be so many times as far off as PyTorch itself. In 16 bits both round at the same
-# places, so that this holds case by case. In float32 the order of sums decides, which PyTorch's
-# libraries choose by the shape: the factor is on the worst of an output's cases.
+# A subject may be so many times as far off as its reference is known to be. In 16 bits both round
+# at the same places, so that this holds case by case. In float32 the order of sums decides, which
+# PyTorch's libraries choose by the shape: the factor is on the worst of an output's cases.
 FLOAT32_ERRORS, HALF_ERRORS = 3.0, 2.0
-EXACT_LEVEL = 1  # MatMulNBits in float32
+
+Divergence = tuple[int, float]
+"""Index of a position whose best token differs, and the margin of the reference's two best."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What a result may differ by.
+
+    Attributes:
+        relative_l2: on the error of every output; the reference's own error may ask for more.
+        half: the subject computes in 16 bits.
+    """
+
+    relative_l2: float = RELATIVE_L2
+    half: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +46,12 @@ class ParityRow:
     Attributes:
         measurement: what was measured.
         bound: on its relative L2 error.
-        verdict: PASS, FAIL or AMBIGUOUS (it differs only where PyTorch's best tokens tie, or
+        verdict: PASS, FAIL or AMBIGUOUS (it differs only where the reference's best tokens tie, or
             PyTorch itself overflows at the bundle's precision, and so gives no bound).
         reason: why it is not PASS; empty where it is.
         ties: positions whose best token differs within a tie.
         first_divergence: index of the first position whose best token differs, or None.
-        margin: between PyTorch's two best logits there, or None.
+        margin: between the reference's two best logits there, or None.
     """
 
     measurement: Measurement
@@ -63,16 +70,16 @@ class ParityRow:
             "kind": measurement.kind,
             "depth": measurement.depth,
             "output": measurement.output,
-            "max_abs": _number(measurement.difference.max_abs),
-            "mean_abs": _number(measurement.difference.mean_abs),
-            "relative_l2": _number(measurement.worst_relative_l2),
-            "reference_error": _number(measurement.reference_error),
-            "bound": _number(self.bound),
-            "cosine": _number(measurement.difference.cosine),
-            "kl": _number(measurement.kl),
-            "argmax_agreement": _number(measurement.argmax_agreement),
+            "max_abs": finite_or_none(measurement.difference.max_abs),
+            "mean_abs": finite_or_none(measurement.difference.mean_abs),
+            "relative_l2": finite_or_none(measurement.worst_relative_l2),
+            "reference_error": finite_or_none(measurement.reference_error),
+            "bound": finite_or_none(self.bound),
+            "cosine": finite_or_none(measurement.difference.cosine),
+            "kl": finite_or_none(measurement.kl),
+            "argmax_agreement": finite_or_none(measurement.argmax_agreement),
             "first_divergence": self.first_divergence,
-            "margin": _number(self.margin),
+            "margin": finite_or_none(self.margin),
             "ties": self.ties,
             "verdict": self.verdict,
             "reason": self.reason or measurement.note,
@@ -80,54 +87,20 @@ class ParityRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class FastReport:
-    """What the arithmetic that a quantised bundle ships with adds to its exact arithmetic.
-
-    Attributes:
-        accuracy_level: ONNX Runtime's, for MatMulNBits.
-        mean_kl: in nats, of PyTorch's distribution to the engine's, over all recorded logits.
-        worst_kl: of the worst position.
-        bound: on mean_kl.
-        argmax_agreement: share of positions whose best token is PyTorch's.
-    """
-
-    accuracy_level: int
-    mean_kl: float
-    worst_kl: float
-    bound: float
-    argmax_agreement: float
-
-    @property
-    def verdict(self) -> str:
-        """PASS or FAIL."""
-        return PASS if self.mean_kl <= self.bound else FAIL
-
-
-@dataclasses.dataclass(frozen=True)
-class ParityReport:
-    """The outcome of a parity check.
+class Comparison:
+    """The outcome of comparing two subjects' results.
 
     Attributes:
         verdict: PASS, FAIL or AMBIGUOUS.
-        bound: on the relative L2 error, where PyTorch's own error does not ask for more.
-        depths: depths that were checked.
+        bound: on the relative L2 error, where the reference's own error does not ask for more.
         rows: one a case x output.
-        problems: what is missing from the recording, each a line; any of them is a FAIL.
         tie_margin: two best logits closer than this count as a tie.
-        bundle: the bundle's directory.
-        backend: what it ran on: cpu, cuda or trt.
-        fast: of a quantised bundle that ships with faster arithmetic than was compared.
     """
 
     verdict: str
     bound: float
-    depths: tuple[int, ...]
     rows: tuple[ParityRow, ...]
-    problems: tuple[str, ...]
     tie_margin: float
-    bundle: str
-    backend: str
-    fast: FastReport | None = None
 
     @property
     def worst_relative_l2(self) -> float:
@@ -137,7 +110,7 @@ class ParityReport:
 
     @property
     def reference_error(self) -> float:
-        """The worst of PyTorch's own errors of the logits, in the bundle's precision."""
+        """The worst of the reference's own errors of the logits."""
         logits = [r.measurement for r in self.rows if r.measurement.output == "logits"]
         return max((m.reference_error for m in logits), default=float("inf"))
 
@@ -151,112 +124,42 @@ class ParityReport:
         """Positions whose best token differs within a tie."""
         return sum(row.ties for row in self.rows)
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
-        return {
-            "verdict": self.verdict,
-            "bound": self.bound,
-            "worst_relative_l2": _number(self.worst_relative_l2),
-            "reference_error": _number(self.reference_error),
-            "allowed": _number(self.allowed),
-            "depths": list(self.depths),
-            "ambiguous": self.ambiguous,
-            "tie_margin": _number(self.tie_margin),
-            "problems": list(self.problems),
-            "bundle": self.bundle,
-            "backend": self.backend,
-            "fast": None if self.fast is None else dataclasses.asdict(self.fast),
-            "rows": [row.to_json() for row in self.rows],
-        }
 
-    def write_json(self, file: Path) -> None:
-        """Writes the report to a file."""
-        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        file.write_text(text, encoding="utf-8")
-
-
-def check_bundle(
-    path: str | os.PathLike[str],
-    backend: str = "auto",
-    cases: Sequence[Case] | None = None,
-    depths: Iterable[int] | None = None,
-    threads: int | None = None,
-) -> ParityReport:
-    """Replays recorded cases on a bundle and compares with what PyTorch gave.
-
-    A quantised bundle is compared in exact arithmetic, with a PyTorch model of the same
-    dequantised weights; what its faster arithmetic adds is measured apart, in KL.
+def compare(results: Iterable[Result], references: Iterable[Result], bounds: Bounds) -> Comparison:
+    """Compares a subject's results with those of a reference, which are taken for right.
 
     Args:
-        path: the bundle's directory; it is verified first.
-        backend: as for `Engine.open`.
-        cases: fresh ones, from `runtime.parity.cases.make_cases`; None takes the bundle's own.
-        depths: depths that must have cases; None means all of the bundle's range.
-        threads: as for `Engine.open`.
-
-    Raises:
-        BundleError: the bundle is not whole.
-        EngineError: an unknown backend.
+        results: of a backend, a precision or a release, from `runtime.parity.replay.run`.
+        references: of the same cases, PyTorch's (`runtime.parity.cases.recorded_results`) or of
+            another run; their masks and their own errors count. One without a result fails.
+        bounds: what they may differ by.
     """
-    bundle = open_bundle(path)
-    manifest = bundle.manifest
-    wanted = tuple(range(manifest.depth.min, manifest.depth.max + 1) if depths is None else depths)
-    if not wanted:
-        raise EngineError("no depths to check; give at least one")
-    problems: list[str] = []
-    if cases is None:
-        if CASES_NAME in manifest.files:
-            cases = load_cases(bundle.file(CASES_NAME))
-        else:
-            cases = []
-            problems.append(f"the bundle holds no {CASES_NAME}")
-    problems += missing_cases(cases, wanted)
-    opened = open_backend(bundle, backend, threads, EXACT_LEVEL)
-    measurements = replay(opened, manifest, list(cases))
-    bound = min(manifest.parity.relative_l2, RELATIVE_L2)
-    rows, tie_margin = judge(measurements, bound, half=manifest.cache_dtype != "float32")
-    fast = None
-    level = EXACT_LEVEL if manifest.quantization is None else manifest.quantization.accuracy_level
-    if opened.name == "cpu" and level != EXACT_LEVEL:  # a GPU has no levels
-        opened = open_backend(bundle, backend, threads)
-        fast = _measure_fast(replay(opened, manifest, list(cases)), manifest)
-    verdicts = {row.verdict for row in rows} | ({fast.verdict} if fast else set())
-    failed = bool(problems) or FAIL in verdicts or not rows
-    verdict = FAIL if failed else AMBIGUOUS if AMBIGUOUS in verdicts else PASS
-    return ParityReport(
-        verdict, bound, wanted, rows, tuple(problems), tie_margin, str(path), opened.name, fast
-    )
+    rows, tie_margin = judge(measure_all(results, references), bounds.relative_l2, bounds.half)
+    verdict = join_verdicts(row.verdict for row in rows)
+    return Comparison(verdict, bounds.relative_l2, rows, tie_margin)
 
 
-def _measure_fast(measurements: Sequence[Measurement], manifest: Manifest) -> FastReport:
-    logits = [m for m in measurements if m.output == "logits"]
-    known = [m for m in logits if m.mean_kl is not None and m.argmax_agreement is not None]
-    whole = bool(known) and len(known) == len(logits)
-    mean = sum(m.mean_kl or 0.0 for m in known) / len(known) if whole else float("inf")
-    quantization = manifest.quantization
-    return FastReport(
-        accuracy_level=0 if quantization is None else quantization.accuracy_level,
-        mean_kl=mean,
-        worst_kl=max((m.kl or 0.0 for m in known), default=float("inf")),
-        bound=min(manifest.parity.kl or FAST_KL, FAST_KL),
-        argmax_agreement=min((m.argmax_agreement or 0.0 for m in known), default=0.0),
-    )
+def join_verdicts(verdicts: Iterable[str]) -> str:
+    """The verdict of a whole: FAIL where a part fails or there is none, AMBIGUOUS where one is."""
+    found = set(verdicts)
+    return FAIL if FAIL in found or not found else AMBIGUOUS if AMBIGUOUS in found else PASS
 
 
-def missing_cases(cases: Iterable[Case], depths: Iterable[int]) -> list[str]:
-    """Lines naming the kinds and depths that a recording lacks."""
-    found: dict[str, set[int]] = {}
-    for case in cases:
-        found.setdefault(case.kind, set()).add(case.depth)
-    lines = []
-    for kind in REQUIRED:
-        if kind not in found:
-            lines.append(f"no {kind} case is recorded")
-        elif kind in EVERY_DEPTH:
-            lacking = [depth for depth in depths if depth not in found[kind]]
-            if lacking:
-                lines.append(f"no {kind} case at depth {', '.join(map(str, lacking))}")
-    return lines
+def split_ties(
+    divergences: Sequence[Divergence], tie_margin: float
+) -> tuple[list[Divergence], list[Divergence]]:
+    """Parts other tokens that are ties from those that are not.
+
+    Args:
+        divergences: of a Measurement.
+        tie_margin: the reference's two best logits tie where they are closer: twice the largest
+            absolute error of a logit, which may lift one and lower the other.
+
+    Returns:
+        the ties and the others, in order.
+    """
+    ties = [one for one in divergences if one[1] < tie_margin]
+    return ties, [one for one in divergences if not one[1] < tie_margin]  # a NaN is no tie
 
 
 def judge(
@@ -265,13 +168,13 @@ def judge(
     """Turns measurements into verdicts.
 
     Args:
-        measurements: from `replay`.
-        bound: on the error; PyTorch's own error may ask for more.
-        half: the bundle computes in 16 bits.
+        measurements: of one subject.
+        bound: on the error; the reference's own error may ask for more.
+        half: the subject computes in 16 bits.
 
     Returns:
-        A row a measurement, and the margin below which PyTorch's two best logits tie: twice the
-        largest absolute error of any logit that is within its bound.
+        A row a measurement, and the margin below which the reference's two best logits tie: twice
+        the largest absolute error of any logit that is within its bound.
     """
     bounds = _bounds(measurements, bound, half)
     errors = [
@@ -300,8 +203,7 @@ def _bounds(measurements: Sequence[Measurement], bound: float, half: bool) -> li
 
 def _judge_one(measurement: Measurement, bound: float, tie_margin: float) -> ParityRow:
     index, margin = measurement.divergences[0] if measurement.divergences else (None, None)
-    beyond = [d for d in measurement.divergences if not d[1] < tie_margin]
-    ties = len(measurement.divergences) - len(beyond)
+    ties, beyond = split_ties(measurement.divergences, tie_margin)
     verdict, reason = PASS, ""
     if measurement.note:
         verdict, reason = FAIL, measurement.note
@@ -312,9 +214,10 @@ def _judge_one(measurement: Measurement, bound: float, tie_margin: float) -> Par
     elif beyond:
         verdict, reason = FAIL, f"another token at {beyond[0][0]}, margin {beyond[0][1]:.2e}"
     elif ties:
-        verdict, reason = AMBIGUOUS, f"{ties} tied"
-    return ParityRow(measurement, bound, verdict, reason, ties, index, margin)
+        verdict, reason = AMBIGUOUS, f"{len(ties)} tied"
+    return ParityRow(measurement, bound, verdict, reason, len(ties), index, margin)
 
 
-def _number(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
+    """What JSON takes for a number that may be infinite or missing."""
     return value if value is not None and abs(value) < float("inf") else None

@@ -11,7 +11,8 @@ import pytest
 from export import export_bundle
 from ouroboros import convert, load_checkpoint, save_checkpoint
 from runtime.bundle.reader import read_manifest
-from runtime.parity.verdict import PASS, check_bundle
+from runtime.parity.check import check_bundle
+from runtime.parity.verdict import PASS
 from tests.support.tiny import randomise
 
 DEPTHS = (1, 2, 3)

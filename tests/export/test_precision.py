@@ -27,7 +27,7 @@ from export.quantize.model import Quantization, quantize_model
 from ouroboros import load_checkpoint, save_checkpoint
 from runtime import Engine, EngineError
 from runtime.bundle.reader import open_bundle, write_manifest
-from runtime.parity.verdict import check_bundle
+from runtime.parity.check import check_bundle
 
 DEPTH = 3
 CALIBRATION = "The quick brown fox jumps over the lazy dog, and then it rests. " * 40
@@ -202,15 +202,9 @@ def test_four_bits_in_the_loop_run_as_matmulnbits(tiny_checkpoint: Path, tmp_pat
     options = ort.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), options)
-    tensors, _ = record_cases(model, None, [DEPTH])
-    name = f"prefill-d{DEPTH:02}"
-    inputs = {
-        key.removeprefix(f"{name}.in."): value
-        for key, value in tensors.items()
-        if key.startswith(f"{name}.in.")
-    }
-    (logits,) = session.run(["logits"], inputs)
-    expected = tensors[f"{name}.out.logits"]
+    case = record_cases(model, None, [DEPTH])[0]
+    (logits,) = session.run(["logits"], dict(case.inputs))
+    expected = case.outputs["logits"]
     assert np.linalg.norm(logits - expected) <= 1e-5 * np.linalg.norm(expected)
 
 

@@ -16,7 +16,7 @@ from demo.fetch import fetch
 from export import TrtOptions, export_bundle
 from ouroboros import convert, load_checkpoint, save_checkpoint
 from runtime.bundle.reader import open_bundle
-from runtime.parity.verdict import check_bundle
+from runtime.parity.check import check_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DEPTH = 4

@@ -21,9 +21,9 @@ from runtime.backends.trt import TrtBackend, open_plan
 from runtime.backends.trt_flavours import load_module
 from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import read_manifest
-from runtime.parity.cases import REQUIRED, Case, load_cases
-from runtime.parity.replay import replay
-from runtime.parity.verdict import AMBIGUOUS, PASS, judge
+from runtime.parity.cases import REQUIRED, Case, load_cases, recorded_results
+from runtime.parity.replay import run
+from runtime.parity.verdict import AMBIGUOUS, PASS, Bounds, compare
 from tests.support.builders import find_builders
 from tests.support.tiny import MAX_DEPTH
 
@@ -63,7 +63,8 @@ def open_file(spec: PlanSpec, file: Path, bundle: Path) -> TrtBackend:
 def failures(session: TrtBackend, bundle: Path, cases: list[Case]) -> list[str]:
     """What of the recorded cases a plan does not compute as PyTorch did."""
     manifest = read_manifest(bundle)
-    rows, _ = judge(replay(session, manifest, cases), manifest.parity.relative_l2)
+    bounds = Bounds(manifest.parity.relative_l2)
+    rows = compare(run(cases, session, manifest), recorded_results(cases), bounds).rows
     return [
         f"{row.measurement.case}: {row.reason}"
         for row in rows

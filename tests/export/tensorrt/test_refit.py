@@ -29,9 +29,9 @@ from runtime.bundle.manifest import Manifest
 from runtime.bundle.plans import read_plan
 from runtime.bundle.reader import open_bundle, read_manifest
 from runtime.errors import BundleError, EngineError
-from runtime.parity.cases import load_cases
-from runtime.parity.replay import replay
-from runtime.parity.verdict import AMBIGUOUS, FAIL, PASS, judge
+from runtime.parity.cases import load_cases, recorded_results
+from runtime.parity.replay import run
+from runtime.parity.verdict import AMBIGUOUS, FAIL, PASS, Bounds, compare
 from tests.support import fake_tensorrt
 from tests.support.fake_cuda import FakeCuda, FakeTensorRT, stand_in_for_tensorrt
 
@@ -74,8 +74,10 @@ def replay_plan(plan: bytes, manifest: Manifest, cases_of: Path) -> set[str]:
     """Verdicts of the cases of a bundle on a plan."""
     cuda, graph = FakeCuda(), manifest.graphs.onnx
     with TrtBackend(manifest.plans[0], graph, plan, FakeTensorRT(), cuda) as session:
-        measured = replay(session, manifest, load_cases(cases_of / "cases.safetensors"))
-    return {row.verdict for row in judge(measured, manifest.parity.relative_l2)[0]}
+        cases = load_cases(cases_of / "cases.safetensors")
+        results = run(cases, session, manifest)
+    bounds = Bounds(manifest.parity.relative_l2)
+    return {row.verdict for row in compare(results, recorded_results(cases), bounds).rows}
 
 
 def read_spec(bundle: Path) -> tuple[Manifest, bytes]:

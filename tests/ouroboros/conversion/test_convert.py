@@ -168,16 +168,10 @@ def test_every_family_converts_and_exports(config: Any, tmp_path: Path) -> None:
                 value.normal_(std=0.1)
     ir.save(build_graph(model, 3)[0], tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    tensors, entries = record_cases(model, None, [3])
-    assert entries[0]["kind"] == "prefill"
-    prefix = f"{entries[0]['name']}."
-    feed = {
-        name.removeprefix(f"{prefix}in."): value
-        for name, value in tensors.items()
-        if name.startswith(f"{prefix}in.")
-    }
-    (logits,) = session.run(["logits"], feed)
-    expected = tensors[f"{prefix}out.logits"]
+    case = record_cases(model, None, [3])[0]
+    assert case.kind == "prefill"
+    (logits,) = session.run(["logits"], dict(case.inputs))
+    expected = case.outputs["logits"]
     error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
     assert error < 1e-5, error
 

@@ -15,9 +15,9 @@ from runtime.backends.ort import open_cpu, open_session
 from runtime.backends.ort_cuda import CudaBackend
 from runtime.bundle.reader import open_bundle
 from runtime.decode.decoder import Decoder
-from runtime.parity.cases import load_cases
-from runtime.parity.replay import replay
-from runtime.parity.verdict import AMBIGUOUS, PASS, judge
+from runtime.parity.cases import load_cases, recorded_results
+from runtime.parity.replay import run
+from runtime.parity.verdict import AMBIGUOUS, PASS, Bounds, compare
 from tests.support.decoding import decode
 from tests.support.fake_cuda import CudaLikeSession, FakeCuda
 
@@ -158,7 +158,8 @@ def test_buffers_are_freed_with_the_decoder(
 def test_recorded_cases_pass(backend: CudaBackend, engine: Engine, tiny_bundle: Path) -> None:
     manifest = engine.manifest
     cases = load_cases(tiny_bundle / "cases.safetensors")
-    rows, _ = judge(replay(backend, manifest, cases), manifest.parity.relative_l2)
+    bounds = Bounds(manifest.parity.relative_l2)
+    rows = compare(run(cases, backend, manifest), recorded_results(cases), bounds).rows
     assert len(rows) > len(cases)
     assert {row.verdict for row in rows} <= {PASS, AMBIGUOUS}
 

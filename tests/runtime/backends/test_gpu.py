@@ -14,7 +14,7 @@ from runtime.backends.choose import choose_backend, list_providers
 from runtime.backends.cuda import DeviceArray, load_cuda
 from runtime.backends.machine import describe_machine
 from runtime.parity.cases import REQUIRED
-from runtime.parity.verdict import check_bundle
+from runtime.parity.check import check_bundle
 from tests.support.builders import find_builders
 from tests.support.tiny import MAX_DEPTH
 

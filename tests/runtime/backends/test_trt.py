@@ -17,9 +17,9 @@ from runtime.backends.trt import TrtBackend
 from runtime.bundle.plans import PlanSpec
 from runtime.decode.decoder import Decoder
 from runtime.measure.loss import score_windows
-from runtime.parity.cases import load_cases
-from runtime.parity.replay import replay
-from runtime.parity.verdict import AMBIGUOUS, PASS, judge
+from runtime.parity.cases import load_cases, recorded_results
+from runtime.parity.replay import run
+from runtime.parity.verdict import AMBIGUOUS, PASS, Bounds, compare
 from tests.support.decoding import decode
 from tests.support.fake_cuda import FakeCuda, FakeTensorRT
 from tests.support.tiny import MAX_DEPTH
@@ -177,7 +177,8 @@ def test_recorded_cases_pass(
     manifest, spec = engine.manifest, make_spec(engine, max_batch, max_seq)
     cases = load_cases(tiny_bundle / "cases.safetensors")
     with TrtBackend(spec, manifest.graphs.onnx, plan, FakeTensorRT(), cuda) as session:
-        rows, _ = judge(replay(session, manifest, cases), manifest.parity.relative_l2)
+        results = run(cases, session, manifest)
+    rows = compare(results, recorded_results(cases), Bounds(manifest.parity.relative_l2)).rows
     assert [row.reason for row in rows if row.verdict not in (PASS, AMBIGUOUS)] == []
     assert {"padded", "mixed"} <= {row.measurement.kind for row in rows}
 

@@ -23,7 +23,8 @@ from runtime.bundle.reader import hash_file, read_manifest, write_manifest
 from runtime.decode.kv_cache import BUCKET, KVCache
 from runtime.errors import BundleError
 from runtime.parity.cases import load_cases
-from runtime.parity.verdict import FAIL, PASS, ParityReport, check_bundle
+from runtime.parity.check import ParityReport, check_bundle
+from runtime.parity.verdict import FAIL, PASS
 
 Edit = Callable[[onnx.ModelProto], None]
 

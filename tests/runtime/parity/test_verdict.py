@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,11 @@ import numpy as np
 import pytest
 
 from runtime.errors import BundleError, EngineError
-from runtime.parity.cases import Case, load_cases, make_cases
-from runtime.parity.metrics import channel_error, compare, compare_logits, log_softmax
-from runtime.parity.replay import Measurement, _measure
-from runtime.parity.verdict import (
-    AMBIGUOUS,
-    FAIL,
-    PASS,
-    ParityReport,
-    judge,
-    missing_cases,
-)
+from runtime.parity.cases import Case, Result, load_cases, make_cases, save_cases
+from runtime.parity.check import ParityReport, missing_cases
+from runtime.parity.comparison import Measurement, measure_output
+from runtime.parity.metrics import channel_error, compare_arrays, compare_logits, log_softmax
+from runtime.parity.verdict import AMBIGUOUS, FAIL, PASS, judge
 
 
 def logits_case(
@@ -29,8 +24,9 @@ def logits_case(
 ) -> Measurement:
     masks = {} if valid is None else {"logits": valid}
     own = {"logits": reference_error}
-    case = Case("prefill-d01", "prefill", 1, (), None, {}, {"logits": reference}, masks, own)
-    return _measure(case, "logits", {"logits": found})
+    what = ("prefill-d01", "prefill", 1)
+    expected = Result(*what, {"logits": reference}, valid=masks, reference_error=own)
+    return measure_output(Result(*what, {"logits": found}), expected, "logits")
 
 
 @pytest.fixture
@@ -39,15 +35,15 @@ def reference() -> np.ndarray:
 
 
 def test_compare_known_values() -> None:
-    found = compare(np.array([3.0, 4.0]), np.array([3.0, 4.5]))
+    found = compare_arrays(np.array([3.0, 4.0]), np.array([3.0, 4.5]))
     assert found.max_abs == 0.5
     assert found.mean_abs == 0.25
     assert found.relative_l2 == pytest.approx(0.1)  # 0.5 / 5
     assert found.cosine == pytest.approx((9 + 18) / (5 * np.hypot(3, 4.5)))
-    masked = compare(np.array([3.0, np.nan]), np.array([3.0, 1.0]), np.array([True, False]))
+    masked = compare_arrays(np.array([3.0, np.nan]), np.array([3.0, 1.0]), np.array([True, False]))
     assert masked.relative_l2 == 0
-    assert compare(np.zeros(2), np.ones(2)).relative_l2 == float("inf")
-    assert compare(np.zeros(2), np.zeros(2)).relative_l2 == 0
+    assert compare_arrays(np.zeros(2), np.ones(2)).relative_l2 == float("inf")
+    assert compare_arrays(np.zeros(2), np.zeros(2)).relative_l2 == 0
 
 
 def test_compare_logits_known_values() -> None:
@@ -118,7 +114,7 @@ def test_channel_error_sees_what_a_massive_channel_hides() -> None:
     reference[..., 5] += 1e4
     found = reference.copy()
     found[..., 6:] *= 1.01
-    assert compare(reference, found).relative_l2 < 1e-5
+    assert compare_arrays(reference, found).relative_l2 < 1e-5
     assert channel_error(reference, found) == pytest.approx(0.01 * np.sqrt(58 / 64))
     assert channel_error(reference, reference) == 0
     # A channel that is almost zero is no cause to fail: it is measured by a hundredth of the rest.
@@ -160,7 +156,13 @@ def test_judge_a_tie_is_ambiguous_and_a_real_difference_fails() -> None:
     assert margin == pytest.approx(1.6e-4, rel=0.05)
     # The same difference beside smaller errors only is no tie.
     measured = Measurement(
-        "g", "greedy", 1, "tokens", compare(reference, reference), 0.0, divergences=((3, 1e-3),)
+        "g",
+        "greedy",
+        1,
+        "tokens",
+        compare_arrays(reference, reference),
+        0.0,
+        divergences=((3, 1e-3),),
     )
     row = judge([measured, logits_case(reference, reference)], 1e-5)[0][0]
     assert row.verdict == FAIL
@@ -170,7 +172,13 @@ def test_judge_a_tie_is_ambiguous_and_a_real_difference_fails() -> None:
 def test_judge_errors_beyond_the_bound_make_no_ties(reference: np.ndarray) -> None:
     broken = logits_case(reference, reference + 10)
     diverged = Measurement(
-        "g", "greedy", 1, "tokens", compare(reference, reference), 0.0, divergences=((0, 1.0),)
+        "g",
+        "greedy",
+        1,
+        "tokens",
+        compare_arrays(reference, reference),
+        0.0,
+        divergences=((0, 1.0),),
     )
     rows, margin = judge([broken, diverged], 1e-5)
     assert [row.verdict for row in rows] == [FAIL, FAIL]
@@ -182,8 +190,8 @@ def test_measure_refuses_to_compare_nothing(reference: np.ndarray) -> None:
     assert "no entry" in logits_case(reference, reference, nothing).note
     assert "shape" in logits_case(reference, reference[:, :2]).note
     assert "mask" in logits_case(reference, reference, np.ones((7, 7), bool)).note
-    case = Case("a", "prefill", 1, (), None, {}, {}, {})
-    unmeasured = _measure(case, "logits", {"logits": reference})
+    found = Result("a", "prefill", 1, {"logits": reference})
+    unmeasured = measure_output(found, Result("a", "prefill", 1), "logits")
     assert judge([unmeasured], 1e-5)[0][0].verdict == FAIL
 
 
@@ -247,6 +255,22 @@ def test_make_cases_refuses_what_it_does_not_understand() -> None:
         make_cases(tensors, {"a": 1})
 
 
+def test_cases_saved_again_are_the_same_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    recorded = tiny_bundle / "cases.safetensors"
+    save_cases(load_cases(recorded), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == recorded.read_bytes()
+
+
+def test_error_that_is_infinite_survives_the_file(tmp_path: Path) -> None:
+    errors = {"logits": float("inf"), "pool_sum": 1e-7}
+    arrays = {"logits": np.zeros((1, 1, 3), np.float32)}
+    case = Case("a", "far", 2, (5,), None, {"depth": np.array([2])}, arrays, {}, errors)
+    save_cases([case, replace(case, name="b", after="a")], tmp_path / "cases")
+    first, second = load_cases(tmp_path / "cases")
+    assert first.reference_error == errors
+    assert (first.positions, first.after, second.after) == ((5,), None, "a")
+
+
 def test_load_cases_refuses_a_broken_file(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -266,7 +290,7 @@ def test_load_cases_refuses_a_broken_file(tmp_path: Path) -> None:
 @pytest.fixture
 def report(reference: np.ndarray) -> ParityReport:
     rows, margin = judge([logits_case(reference, reference)], 1e-5)
-    return ParityReport(PASS, 1e-5, (1,), rows, (), margin, "bundle", "cpu")
+    return ParityReport(PASS, 1e-5, rows, margin, (1,), (), "bundle", "cpu")
 
 
 def test_report_json_and_picture(report: ParityReport, tmp_path: Path) -> None:
