@@ -217,6 +217,8 @@ def full_table(report: ParityReport) -> Table:
     """
     from rich.table import Table
 
+    from runtime.bundle.contract import NEW_PREFIX
+
     table = Table(title="engine against PyTorch")
     names = ("depth", "case", "output", "max abs", "mean abs", "rel. L2", "1-cosine", "KL")
     for name in (*names, "best token", "first other", "margin", "verdict"):
@@ -226,7 +228,7 @@ def full_table(report: ParityReport) -> Table:
         table.add_row(
             str(one.depth),
             one.case,
-            one.output.removeprefix("new_key_values."),
+            one.output.removeprefix(NEW_PREFIX),
             f"{one.difference.max_abs:.1e}",
             f"{one.difference.mean_abs:.1e}",
             f"{one.worst_relative_l2:.1e}",

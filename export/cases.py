@@ -21,7 +21,15 @@ from export.errors import ExportError
 from export.exact import exact_twin
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.modeling import OuroborosForCausalLM
-from runtime.bundle.contract import BUCKET, PREFILL_CHUNK
+from runtime.bundle.contract import (
+    BUCKET,
+    LOGITS,
+    POOL_SUM,
+    PREFILL_CHUNK,
+    RECURRENT,
+    RECURRENT_OUTPUTS,
+    new_name,
+)
 from runtime.parity.cases import Case, Result, recorded_results
 from runtime.parity.comparison import measure
 
@@ -95,7 +103,7 @@ def record_cases(
 
 
 def _require_finite(case: Case) -> None:
-    for name in ("logits", "top2"):
+    for name in (LOGITS, "top2"):
         if not np.isfinite(case.outputs.get(name, 0.0)).all():
             raise ExportError(
                 f"the model itself gives NaN or infinity at depth {case.depth} ({case.kind}): a "
@@ -180,7 +188,7 @@ def _run_joined(
     cache, index = OuroborosCache(model.config.num_layers), _last(PREFILL + DECODE, len(depths))
     parts = run_case(model, whole, np.ones_like(whole), rows, cache, index)
     for kind in ("key", "value"):
-        name = f"new_key_values.recurrent.{kind}"
+        name = new_name(RECURRENT, kind)
         parts["out"][name] = parts["out"][name][..., -DECODE:, :]
     names = ((f"decode-d{depth:02}", depth, part) for depth, part in take_apart(parts, rows))
     return {name: Result(name, "decode", depth, part["out"]) for name, depth, part in names}
@@ -205,7 +213,7 @@ def _add_reference_errors(
             for measured in (one for result in found for one in measure(result, exact)):
                 error = max(errors.get(measured.output, 0.0), measured.worst_relative_l2)
                 errors[measured.output] = error
-            by_depth[depth] = max(by_depth.get(depth, 0.0), errors["logits"])
+            by_depth[depth] = max(by_depth.get(depth, 0.0), errors[LOGITS])
         judged.append(replace(cases[len(judged)], reference_error=errors))
     return judged
 
@@ -246,9 +254,8 @@ def _run_batch(
         steps = np.arange(depth)[None] < np.array(depths)[:, None]
         valid = steps[:, :, None, None, None] & (mask != 0)[:, None, None, :, None]
         part["valid"] = {
-            "new_key_values.recurrent.key": valid,
-            "new_key_values.recurrent.value": valid,
-            "pool_sum": steps[:, :, None, None],
+            **dict.fromkeys(RECURRENT_OUTPUTS, valid),
+            POOL_SUM: steps[:, :, None, None],
         }
         yield depth, part
 
@@ -308,10 +315,10 @@ def _record_long(model: OuroborosForCausalLM, ids: Array, depth: int) -> Case:
         if picked:
             part, seen = ids[:, start:end], mask[:, :end]
             found = run_case(model, part, seen, [[depth]], cache, np.array([picked]))
-            logits.append(found["out"]["logits"])
+            logits.append(found["out"][LOGITS])
     parts = {
         "in": {"tokens": ids[0], "spans": np.array(spans, dtype=np.int64)},
-        "out": {"logits": np.concatenate(logits, axis=1)},
+        "out": {LOGITS: np.concatenate(logits, axis=1)},
     }
     return _make_case(f"long-d{depth:02}", "long", depth, parts, places)
 

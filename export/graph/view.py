@@ -110,7 +110,7 @@ def _describe_tensors(title: str, values: Sequence[ir.Value]) -> list[str]:
 
 
 def _layer_of(name: str) -> int | None:
-    """The number in `layers.3.x` or `past_key_values.3.key`, None where there is none."""
+    """The number in `layers.3.x` or in the name of a cache, None where there is none."""
     parts = name.split(".")
     return int(parts[1]) if len(parts) > 2 and parts[1].isdecimal() else None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backends.choose import open_backend
+from runtime.bundle.contract import LOGITS
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import CASES_NAME, open_bundle
 from runtime.errors import EngineError
@@ -166,7 +167,7 @@ def bounds_of(manifest: Manifest) -> Bounds:
 
 
 def _judge_fast(measurements: Sequence[Measurement], manifest: Manifest) -> FastReport:
-    logits = [m for m in measurements if m.output == "logits"]
+    logits = [m for m in measurements if m.output == LOGITS]
     known = [m for m in logits if m.mean_kl is not None and m.argmax_agreement is not None]
     whole = bool(known) and len(known) == len(logits)
     mean = sum(m.mean_kl or 0.0 for m in known) / len(known) if whole else float("inf")

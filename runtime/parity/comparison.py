@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bundle.contract import COMPARED_OUTPUTS, LOGITS
 from runtime.parity.cases import Result
 from runtime.parity.metrics import (
     INFINITE,
@@ -17,8 +18,6 @@ from runtime.parity.metrics import (
     compare_arrays,
     compare_logits,
 )
-
-COMPARED = ("logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value")
 
 Array = NDArray[Any]
 
@@ -75,10 +74,10 @@ def measure_all(results: Iterable[Result], references: Iterable[Result]) -> list
     for reference in references:
         one = found.pop(reference.case, None)
         if one is None:
-            measurements.append(unmeasured(reference, "logits", "there is no result of it"))
+            measurements.append(unmeasured(reference, LOGITS, "there is no result of it"))
         else:
             measurements += measure(one, reference)
-    measurements += [unmeasured(one, "logits", "there is no reference") for one in found.values()]
+    measurements += [unmeasured(one, LOGITS, "there is no reference") for one in found.values()]
     return measurements
 
 
@@ -90,18 +89,18 @@ def measure(result: Result, reference: Result) -> list[Measurement]:
         reference: of the same case; its masks and its own errors count.
     """
     if failure := result.failure or reference.failure:
-        return [unmeasured(reference, "logits", failure)]
+        return [unmeasured(reference, LOGITS, failure)]
     if (result.kind, result.depth) != (reference.kind, reference.depth):
         other = f"{reference.kind} at depth {reference.depth}"
         note = f"{result.kind} at depth {result.depth}, its reference is {other}"
-        return [unmeasured(reference, "logits", note)]
+        return [unmeasured(reference, LOGITS, note)]
     match reference.kind:
         case "greedy":
             return [_measure_tokens(result, reference)]
         case "long":
             return [_measure_long(result, reference)]
         case _:
-            return [measure_output(result, reference, output) for output in COMPARED]
+            return [measure_output(result, reference, output) for output in COMPARED_OUTPUTS]
 
 
 def measure_text(name: str, depth: int, actual: Array, reference: Array) -> Measurement:
@@ -115,7 +114,7 @@ def measure_text(name: str, depth: int, actual: Array, reference: Array) -> Meas
     """
     places = tuple(range(len(reference)))
     result, expected = (
-        Result(name, "long", depth, {"logits": logits[None]}, places)
+        Result(name, "long", depth, {LOGITS: logits[None]}, places)
         for logits in (actual, reference)
     )
     (measurement,) = measure(result, expected)
@@ -128,7 +127,7 @@ def measure_output(result: Result, reference: Result, output: str) -> Measuremen
     Args:
         result: holds the output to be measured.
         reference: holds what it should be.
-        output: one of COMPARED.
+        output: one of COMPARED_OUTPUTS.
     """
     expected, actual = reference.outputs.get(output), result.outputs.get(output)
     if expected is None:
@@ -148,7 +147,7 @@ def measure_output(result: Result, reference: Result, output: str) -> Measuremen
     difference = compare_arrays(expected, actual, chosen)
     if not difference.finite:
         return unmeasured(reference, output, "NaN or infinity")
-    if output == "logits":
+    if output == LOGITS:
         rows = chosen.any(axis=-1)
         places = np.broadcast_to(_places(reference, rows.shape[1]), rows.shape)[rows]
         return _measure_logits(reference, difference, expected[rows], actual[rows], places)
@@ -186,7 +185,7 @@ def _measure_logits(
         case=reference.case,
         kind=reference.kind,
         depth=reference.depth,
-        output="logits",
+        output=LOGITS,
         difference=difference,
         worst_relative_l2=float(details.relative_l2.max()),
         kl=float(details.kl.max()),
@@ -196,7 +195,7 @@ def _measure_logits(
             (int(index), float(details.margin[index])) for index in np.flatnonzero(~details.agrees)
         ),
         position_errors=tuple(zip(places.tolist(), details.relative_l2.tolist(), strict=True)),
-        reference_error=reference.reference_error.get("logits", 0.0),
+        reference_error=reference.reference_error.get(LOGITS, 0.0),
     )
 
 
@@ -210,7 +209,7 @@ def _measure_tokens(result: Result, reference: Result) -> Measurement:
     expected, actual = (one.outputs.get("top2") for one in (reference, result))
     if tokens is None or expected is None or expected.shape != (tokens.size, 2) or not tokens.size:
         note = "its recorded tokens and logits do not fit together"
-        return unmeasured(reference, "logits", note)
+        return unmeasured(reference, LOGITS, note)
     if found is None or actual is None or found.size != tokens.size:
         return unmeasured(reference, "tokens", f"the result has not its {tokens.size} tokens")
     if actual.shape != expected.shape:
@@ -242,19 +241,19 @@ def _measure_tokens(result: Result, reference: Result) -> Measurement:
 
 def _measure_long(result: Result, reference: Result) -> Measurement:
     """Measures the logits of a text at the places that the result has, each as often as it has."""
-    expected, actual = reference.outputs.get("logits"), result.outputs.get("logits")
+    expected, actual = reference.outputs.get(LOGITS), result.outputs.get(LOGITS)
     places, asked = reference.positions, result.positions
     if expected is None or expected.ndim != 3 or expected.shape[:2] != (1, len(places)):
         note = "its recorded tokens and logits do not fit together"
-        return unmeasured(reference, "logits", note)
+        return unmeasured(reference, LOGITS, note)
     if actual is None or actual.shape != (1, len(asked), expected.shape[2]) or not asked:
         note = f"the result has no logits for the {len(asked)} positions it names"
-        return unmeasured(reference, "logits", note)
+        return unmeasured(reference, LOGITS, note)
     row_of = {place: row for row, place in enumerate(places)}
     if unknown := sorted(set(asked) - set(places)):
-        return unmeasured(reference, "logits", f"the reference has no logits at {unknown[0]}")
+        return unmeasured(reference, LOGITS, f"the reference has no logits at {unknown[0]}")
     rows = expected[0][[row_of[place] for place in asked]]
     difference = compare_arrays(rows, actual[0])
     if not difference.finite:
-        return unmeasured(reference, "logits", "NaN or infinity")
+        return unmeasured(reference, LOGITS, "NaN or infinity")
     return _measure_logits(reference, difference, rows, actual[0], np.array(asked))

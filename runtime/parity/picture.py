@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from runtime.bundle.contract import LOGITS
 from runtime.errors import EngineError
 from runtime.parity.verdict import Comparison
 
@@ -50,7 +51,7 @@ def draw_parity(report: Comparison, file: Path) -> None:
     by_position: dict[int, dict[int, float]] = {}
     for row in report.rows:
         measured = row.measurement
-        if measured.output not in ("logits", "tokens"):
+        if measured.output not in (LOGITS, "tokens"):
             continue
         _keep_worst(
             by_depth.setdefault(measured.kind, {}), measured.depth, measured.worst_relative_l2

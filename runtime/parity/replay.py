@@ -9,11 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.memory import Backend
+from runtime.bundle.contract import (
+    COMPARED_OUTPUTS,
+    DEPTH,
+    LOGITS,
+    NEW_PREFIX,
+    PAST_POOL_SUM,
+    POOL_SUM,
+    ROW_DEPTH,
+)
 from runtime.bundle.manifest import Manifest
 from runtime.decode.decoder import Decoder
 from runtime.errors import EngineError
 from runtime.parity.cases import Case, Result
-from runtime.parity.comparison import COMPARED
 
 Array = NDArray[Any]
 
@@ -44,7 +52,7 @@ def run(cases: Iterable[Case], backend: Backend, manifest: Manifest) -> list[Res
                     outputs = run_in_groups(backend, _inputs(case, manifest, kept))
                     if case.name in wanted:
                         kept[case.name] = outputs
-                    compared = {name: outputs[name] for name in COMPARED}
+                    compared = {name: outputs[name] for name in COMPARED_OUTPUTS}
                     result = Result(case.name, case.kind, case.depth, compared, case.positions)
         except (EngineError, KeyError, ValueError, IndexError) as error:
             failure = _line(error) or "failed"
@@ -70,16 +78,14 @@ def run_in_groups(backend: Backend, inputs: Mapping[str, Array]) -> dict[str, Ar
         EngineError: a run failed.
         KeyError: the inputs hold no row_depth.
     """
-    rows, most = len(inputs["row_depth"]), backend.max_batch
+    rows, most = len(inputs[ROW_DEPTH]), backend.max_batch
     if most is None or rows <= most:
         return backend.run(inputs)
     groups = []
     for first in range(0, rows, most):
         part = slice(first, first + most)
         groups.append(
-            backend.run(
-                {name: one if name == "depth" else one[part] for name, one in inputs.items()}
-            )
+            backend.run({name: one if name == DEPTH else one[part] for name, one in inputs.items()})
         )
     return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
 
@@ -91,10 +97,10 @@ def _inputs(case: Case, manifest: Manifest, kept: dict[str, dict[str, Array]]) -
             raise ValueError(f"the case before it, {case.after}, did not run")
         before = kept[case.after]
         for name, tensor in before.items():
-            if name.startswith("new_key_values."):
+            if name.startswith(NEW_PREFIX):
                 inputs.setdefault(name.replace("new_", "past_", 1), tensor)
-        inputs.setdefault("past_pool_sum", np.ascontiguousarray(before["pool_sum"][:, :, -1]))
-    depth, rows = inputs.get("depth"), inputs.get("row_depth")
+        inputs.setdefault(PAST_POOL_SUM, np.ascontiguousarray(before[POOL_SUM][:, :, -1]))
+    depth, rows = inputs.get(DEPTH), inputs.get(ROW_DEPTH)
     if depth is None or rows is None or depth.size != 1 or int(depth.reshape(-1)[0]) != case.depth:
         raise ValueError(f"its depth input is not the {case.depth} it is listed with")
     if case.kind != "mixed" and not bool(np.all(rows == case.depth)):
@@ -149,7 +155,7 @@ def _run_long(case: Case, backend: Backend, manifest: Manifest) -> Result:
         asked += range(prompt - 1, end)
     if not asked:
         raise ValueError(f"none of its prompts fits the {backend.max_slots} slots there are")
-    logits = {"logits": np.stack(found)[None]}
+    logits = {LOGITS: np.stack(found)[None]}
     return Result(case.name, case.kind, case.depth, logits, tuple(asked))
 
 

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from runtime.bundle.contract import LOGITS
 from runtime.parity.cases import Result
 from runtime.parity.comparison import Measurement, measure_all
 
@@ -105,19 +106,19 @@ class Comparison:
     @property
     def worst_relative_l2(self) -> float:
         """The worst relative L2 error of the logits, infinite where nothing was measured."""
-        logits = [r.measurement for r in self.rows if r.measurement.output == "logits"]
+        logits = [r.measurement for r in self.rows if r.measurement.output == LOGITS]
         return max((m.worst_relative_l2 for m in logits), default=float("inf"))
 
     @property
     def reference_error(self) -> float:
         """The worst of the reference's own errors of the logits."""
-        logits = [r.measurement for r in self.rows if r.measurement.output == "logits"]
+        logits = [r.measurement for r in self.rows if r.measurement.output == LOGITS]
         return max((m.reference_error for m in logits), default=float("inf"))
 
     @property
     def allowed(self) -> float:
         """The largest error of the logits that passes."""
-        return max((r.bound for r in self.rows if r.measurement.output == "logits"), default=0.0)
+        return max((r.bound for r in self.rows if r.measurement.output == LOGITS), default=0.0)
 
     @property
     def ambiguous(self) -> int:
@@ -180,7 +181,7 @@ def judge(
     errors = [
         one.difference.max_abs
         for one, most in zip(measurements, bounds, strict=True)
-        if one.output in ("logits", "tokens") and one.worst_relative_l2 <= most
+        if one.output in (LOGITS, "tokens") and one.worst_relative_l2 <= most
     ]
     tie_margin = 2 * max(errors, default=0.0)
     rows = (_judge_one(m, b, tie_margin) for m, b in zip(measurements, bounds, strict=True))

@@ -47,7 +47,7 @@ def test_made_up_input_is_followed_or_refused_by_name(
 def test_nobody_else_spells_a_tensor() -> None:
     """But for the model's own arguments, which Hugging Face names, and names within one part."""
     root = Path(contract.__file__).resolve().parents[2]
-    own = ("past_key_values.", "new_key_values.", "past_pool_sum", '"pool_sum"', '"row_depth"')
+    own = ("past_key_values.", "new_key_values.", 'pool_sum"', 'row_depth"', 'logit_index"')
     spelled = [
         f"{file.relative_to(root)}: {word}"
         for folder in ("runtime", "export", "bench", "demo", "cli")
