@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from runtime.errors import CommandError as CommandError
+from runtime.errors import OuroError
+
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 # Which extra brings a module that the base installation lacks.
@@ -30,20 +33,12 @@ EXTRAS = {
 FULL_DISK = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
 
 
-class CommandError(Exception):
-    """A command line that can't be carried out, for a reason no library of ours knows."""
-
-
 def describe(error: BaseException) -> str | None:
     """Returns the one line to print for an error a user can act on; None for a bug of ours.
 
     Args:
         error: what a command raised.
     """
-    from export.errors import ExportError
-    from ouroboros.errors import OuroborosError
-    from runtime.errors import RuntimeFault
-
     if _is_full_disk(error):
         return (
             "no space left on the disk; free some and run the command again "
@@ -56,7 +51,7 @@ def describe(error: BaseException) -> str | None:
                 f'{module} is not installed; run pip install ".[{EXTRAS[module]}]" in the checkout '
                 "of ouroboros"
             )
-        case OuroborosError() | ExportError() | RuntimeFault() | CommandError():
+        case OuroError():
             return " ".join(str(error).split())
         case OSError(strerror=str(reason), filename=name) if name is not None:
             return f"{name}: {reason}"

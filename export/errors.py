@@ -1,12 +1,10 @@
-"""The exception of the export stage, and the refusal of options that would have no effect."""
+"""The error of the export stage, and the refusal of options that would have no effect."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-
-class ExportError(Exception):
-    """A checkpoint can't be exported as asked; the message is one line."""
+from runtime.errors import ExportError as ExportError
 
 
 def refuse_unused(options: Mapping[str, object], use: str, chosen: str) -> None:

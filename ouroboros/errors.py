@@ -1,23 +1,11 @@
-"""The exceptions of the training core: one class a concern, one line a message."""
+"""The errors of the training core; `runtime.errors` has the tree of all."""
 
-from __future__ import annotations
+from runtime.errors import CheckpointError as CheckpointError
+from runtime.errors import ConfigError as ConfigError
+from runtime.errors import DataError as DataError
+from runtime.errors import OuroError
+from runtime.errors import SourceError as SourceError
+from runtime.errors import TrainingError as TrainingError
 
-
-class OuroborosError(Exception):
-    """Base of every error the training core raises on purpose."""
-
-
-class ConfigError(OuroborosError, ValueError):
-    """A dimension, option or argument is outside what the model allows."""
-
-
-class CheckpointError(OuroborosError):
-    """A checkpoint or source model is missing, damaged or of the wrong kind."""
-
-
-class DataError(OuroborosError):
-    """A text file can't be used: empty, binary, too short or malformed."""
-
-
-class TrainingError(OuroborosError):
-    """A training run can't start, resume or go on."""
+OuroborosError = OuroError
+"""The name that the training core's users have caught so far."""
