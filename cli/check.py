@@ -92,13 +92,13 @@ def record_live(bundle: Path, checkpoint: Path, seed: int | None) -> list[Case]:
         seed = secrets.randbelow(1 << 31)
         get_console().print(f"fresh inputs of --seed {seed}", highlight=False)
     if seed < 0:
-        raise CommandError(f"--seed {seed} is not allowed; it must be 0 or more")
+        raise CommandError(f"--seed {seed} is not allowed", "it must be 0 or more")
     manifest = read_manifest(bundle)
     depth, spec = manifest.depth, manifest.quantization
     if spec is not None and spec.calibration is not None:
         raise CommandError(
-            f"{bundle} holds calibrated weights, which the checkpoint alone does not tell; leave "
-            "out --live to compare with the outputs that were recorded from them"
+            f"{bundle} holds calibrated weights, which the checkpoint alone does not tell",
+            "leave out --live to compare with the outputs that were recorded from them",
         )
     model, tokenizer = load_checkpoint(checkpoint)
     if manifest.checkpoint.sha256 not in ("", checkpoint_sha256(checkpoint)):

@@ -61,7 +61,7 @@ def evaluate(
     from ouroboros.text.windows import load_eval_windows
 
     if not text:
-        raise DataError("no held-out text; give --text FILE")
+        raise DataError("no held-out text", "give --text FILE")
     require_writable(json, [model, *text, converted, Path(original) if original else None])
     console = get_console()
     with plain_warnings():
@@ -153,8 +153,8 @@ def require_same_split(other: Scored, main: Scored) -> None:
         ours, theirs = getattr(main.config, name), getattr(other.config, name)
         if ours != theirs:
             raise DataError(
-                f"--converted has {name} {theirs}, the model {ours}; give the checkpoint that it "
-                "was trained from"
+                f"--converted has {name} {theirs}, the model {ours}",
+                "give the checkpoint that it was trained from",
             )
 
 
@@ -207,7 +207,7 @@ def _open_checkpoint(path: Path) -> Scored:
 
     model, tokenizer = load_checkpoint(path)
     if tokenizer is None:
-        raise CheckpointError(f"{path}: has no tokenizer.json; convert the model again")
+        raise CheckpointError(f"{path}: has no tokenizer.json", "convert the model again")
     config = model.config
     return Scored(
         name="trained" if config.trained_depths else "converted",

@@ -128,7 +128,7 @@ def inspect_checkpoint(path: Path, console: Any, tensors: bool) -> None:
     listing = new_table("tensor", "type", "shape")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
-        raise CheckpointError(f"{path} holds no .safetensors file; convert it again")
+        raise CheckpointError(f"{path} holds no .safetensors file", "convert it again")
     shapes: dict[str, tuple[int, ...]] = {}
     first_problem: CheckpointError | None = None
     for file in weights:
@@ -172,12 +172,12 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file} can't be read: {reason}; copy it again") from error
+        raise CheckpointError(f"{file} can't be read: {reason}", "copy it again") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(config, dict) or kind != "ouroboros":
         raise CheckpointError(
-            f"{path} is an original model ({kind}), not a checkpoint of Ouroboros; convert it "
-            f"first: ouro convert {path} OUT"
+            f"{path} is an original model ({kind}), not a checkpoint of Ouroboros",
+            f"convert it first: ouro convert {path} OUT",
         )
     return config
 
@@ -217,7 +217,8 @@ def require_matching(path: Path, shapes: dict[str, tuple[int, ...]], console: An
         if wanted.get(name) != shapes.get(name):
             raise CheckpointError(
                 f"{path}: the tensor {name} has the shape {shapes.get(name)}, config.json asks for "
-                f"{wanted.get(name)}; config.json and the weights are not of one checkpoint"
+                f"{wanted.get(name)}",
+                "config.json and the weights are not of one checkpoint",
             )
 
 

@@ -29,14 +29,14 @@ def require_writable(file: Path | None, apart: Iterable[Path | None]) -> None:
         if other is not None and real.is_relative_to(os.path.realpath(other)):
             where = "is" if real == Path(os.path.realpath(other)) else "lies in"
             raise CommandError(
-                f"{file} {where} {other}, which this command uses; give a file elsewhere"
+                f"{file} {where} {other}, which this command uses", "give a file elsewhere"
             )
     if file.is_dir():
-        raise CommandError(f"{file} is a directory; give a file to write to")
+        raise CommandError(f"{file} is a directory", "give a file to write to")
     if not file.parent.is_dir():
-        raise CommandError(f"{file}: its directory is not there; make it, or give another file")
+        raise CommandError(f"{file}: its directory is not there", "make it, or give another file")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise CommandError(f"{file}: may not be written; give another file")
+        raise CommandError(f"{file}: may not be written", "give another file")
 
 
 def write_output(file: Path, write: Callable[[Path], object]) -> None:
@@ -59,7 +59,7 @@ def write_output(file: Path, write: Callable[[Path], object]) -> None:
         staged.replace(target)
     except OSError as error:
         reason = error.strerror or error
-        raise CommandError(f"{file}: can't be written: {reason}; it is as it was") from error
+        raise CommandError(f"{file}: can't be written: {reason}", "it is as it was") from error
     finally:
         staged.unlink(missing_ok=True)
 

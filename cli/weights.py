@@ -61,7 +61,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             header = json.loads(stream.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file} is damaged: {reason}; copy it again") from error
+        raise CheckpointError(f"{file} is damaged: {reason}", "copy it again") from error
     header.pop("__metadata__", None)
     return {
         name: TensorEntry(
@@ -95,5 +95,5 @@ def require_finite(file: Path, entries: Mapping[str, TensorEntry]) -> None:
         for first in range(0, count, CHUNK):
             if ((values[first : first + CHUNK] & mask) == mask).any():
                 raise CheckpointError(
-                    f"{file} is damaged: {name} holds NaN or infinity; copy or make it again"
+                    f"{file} is damaged: {name} holds NaN or infinity", "copy or make it again"
                 )

@@ -111,7 +111,7 @@ def export_bundle(
     started = time.perf_counter()
     say = report or (lambda line: None)
     if format not in FORMATS:
-        raise ExportError(f"--format {format} is not known; allowed: {', '.join(FORMATS)}")
+        raise ExportError(f"--format {format} is not known", f"allowed: {', '.join(FORMATS)}")
     check_opset(opset)
     chosen = find_precision(precision)
     if format != "trt":
@@ -130,10 +130,11 @@ def export_bundle(
     if not 1 <= max_depth <= limit:
         raise ExportError(
             f"--max-depth {max_depth} is outside 1..{limit}, what the checkpoint has step norms "
-            "for; the --max-depth of `ouro convert` sets it"
+            "for",
+            "the --max-depth of `ouro convert` sets it",
         )
     if tokenizer is None:
-        raise ExportError(f"{checkpoint} has no {TOKENIZER}; a bundle needs one to run text")
+        raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = describe_tokens(checkpoint, model, tokenizer)
     for line in name_unused(model, tokenizer):
@@ -181,7 +182,7 @@ def export_bundle(
             size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     except (OSError, SafetensorError) as error:
         raise ExportError(
-            f"{out}: can't write the bundle: {_reason(error)}; what was there is untouched"
+            f"{out}: can't write the bundle: {_reason(error)}", "what was there is untouched"
         ) from error
     seconds = time.perf_counter() - started
     return ExportReport(seconds, size, nodes, tuple(passes), tuple(plans))

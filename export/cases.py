@@ -107,7 +107,8 @@ def _require_finite(case: Case) -> None:
         if not np.isfinite(case.outputs.get(name, 0.0)).all():
             raise ExportError(
                 f"the model itself gives NaN or infinity at depth {case.depth} ({case.kind}): a "
-                "weight or alpha is broken; convert or train it again"
+                "weight or alpha is broken",
+                "convert or train it again",
             )
 
 

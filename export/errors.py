@@ -22,5 +22,5 @@ def refuse_unused(options: Mapping[str, object], use: str, chosen: str) -> None:
     if given:
         verb, pronoun = ("is", "it") if len(given) == 1 else ("are", "them")
         raise ExportError(
-            f"{' and '.join(given)} {verb} for {use}, not for {chosen}; leave {pronoun} out"
+            f"{' and '.join(given)} {verb} for {use}, not for {chosen}", f"leave {pronoun} out"
         )

@@ -36,15 +36,15 @@ def describe_tokens(
     if outside := [one for one in begin if one not in vocabulary]:
         raise ExportError(
             f"{checkpoint}: its tokenizer puts token {outside[0]} before every text, outside the "
-            f"model's vocabulary, 0..{vocabulary[-1]}; put the model's own tokenizer beside its "
-            "weights"
+            f"model's vocabulary, 0..{vocabulary[-1]}",
+            "put the model's own tokenizer beside its weights",
         )
     named = _named_ends(model)
     if named and max(named) >= len(vocabulary) and not any(one in vocabulary for one in named):
         raise ExportError(
             f"{checkpoint}: eos_token_id {max(named)} is outside the model's vocabulary, "
-            f"0..{vocabulary[-1]}, and no other is named, so no text would end as meant; correct "
-            "generation_config.json"
+            f"0..{vocabulary[-1]}, and no other is named, so no text would end as meant",
+            "correct generation_config.json",
         )
     # What is outside can neither be made nor read: it is left out, `name_unused` says of what.
     return {
@@ -148,7 +148,7 @@ def check_chat_template(checkpoint: Path) -> None:
         template = ChatTemplate(file.read_text(encoding="utf-8"), {})
         template.prove()
     except (BundleError, UnicodeDecodeError, OSError) as error:
-        raise ExportError(f"{file}: {error}; correct it or take it away") from error
+        raise ExportError(f"{file}: {error}", "correct it or take it away") from error
 
 
 def name_unused_templates(checkpoint: Path) -> list[str]:

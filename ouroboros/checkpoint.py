@@ -68,8 +68,8 @@ def read_config(path: Path) -> OuroborosConfig:
     file = path / "config.json"
     if not file.is_file():
         raise CheckpointError(
-            f"{path}: no checkpoint here (config.json is missing); make one with "
-            "`ouro convert SOURCE OUT`"
+            f"{path}: no checkpoint here (config.json is missing)",
+            "make one with `ouro convert SOURCE OUT`",
         )
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -78,15 +78,15 @@ def read_config(path: Path) -> OuroborosConfig:
     if not isinstance(fields, dict) or fields.get("model_type") != "ouroboros":
         kind = fields.get("model_type") if isinstance(fields, dict) else None
         raise CheckpointError(
-            f"{path}: a {kind!r} model, not an Ouroboros checkpoint; convert it first with "
-            f"`ouro convert {path} OUT`"
+            f"{path}: a {kind!r} model, not an Ouroboros checkpoint",
+            f"convert it first with `ouro convert {path} OUT`",
         )
     try:
         config: OuroborosConfig = OuroborosConfig.from_dict(fields)
     except Exception as error:  # ours, and the kinds of transformers' validators
         raise ConfigError(f"{file}: {one_line(error)}") from error
     if not config.base_config:
-        raise ConfigError(f"{file}: has no base_config; convert the model again")
+        raise ConfigError(f"{file}: has no base_config", "convert the model again")
     return config
 
 
@@ -100,7 +100,7 @@ def weight_files(path: Path) -> list[Path]:
     if not index.is_file():
         file = path / "model.safetensors"
         if not file.is_file():
-            raise CheckpointError(f"{path}: model.safetensors is missing; copy the whole folder")
+            raise CheckpointError(f"{path}: model.safetensors is missing", "copy the whole folder")
         return [file]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -126,12 +126,12 @@ def check_weight_files(path: Path) -> None:
                     kind = tensors.get_slice(name).get_dtype()
                     if kind not in FLOATS:
                         raise CheckpointError(
-                            f"{file}: {name} is {kind}, allowed: {', '.join(FLOATS)}; "
-                            "convert or train again"
+                            f"{file}: {name} is {kind}, allowed: {', '.join(FLOATS)}",
+                            "convert or train again",
                         )
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{file}: truncated or not a safetensors file ({one_line(error)}); copy it again"
+                f"{file}: truncated or not a safetensors file ({one_line(error)})", "copy it again"
             ) from error
 
 
@@ -142,8 +142,8 @@ def _require_complete(path: Path, config: OuroborosConfig, info: dict[str, Any])
         found = [key if isinstance(key, str) else _mismatch(*key) for key in info.get(kind) or []]
         if keys := sorted(key for key in found if kind != "missing_keys" or key not in tied):
             raise CheckpointError(
-                f"{path}: {len(keys)} {kind.removesuffix('_keys')} weights, {keys[0]} first; "
-                "config.json and model.safetensors are not of one checkpoint"
+                f"{path}: {len(keys)} {kind.removesuffix('_keys')} weights, {keys[0]} first",
+                "config.json and model.safetensors are not of one checkpoint",
             )
 
 
@@ -153,8 +153,8 @@ def _require_one_head(path: Path, model: OuroborosForCausalLM) -> None:
         model.lm_head.weight, model.embed_tokens.weight
     ):
         raise CheckpointError(
-            f"{path}: tie_word_embeddings is true, but lm_head.weight differs from the embedding; "
-            "set tie_word_embeddings to false, in base_config and beside it, to keep the head"
+            f"{path}: tie_word_embeddings is true, but lm_head.weight differs from the embedding",
+            "set tie_word_embeddings to false, in base_config and beside it, to keep the head",
         )
 
 
@@ -208,7 +208,7 @@ def save_checkpoint(
                     shutil.copyfile(content, staging / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{out}: can't write the checkpoint: {one_line(error)}; what was there is untouched"
+            f"{out}: can't write the checkpoint: {one_line(error)}", "what was there is untouched"
         ) from error
 
 

@@ -115,7 +115,8 @@ def score_windows(
     if windows.ndim != 2 or not len(windows) or not 0 <= prefix < windows.shape[1] - 1:
         raise DataError(
             f"windows of shape {list(windows.shape)} with a prefix of {prefix} leave nothing to "
-            "predict; give windows of at least prefix + 2 tokens"
+            "predict",
+            "give windows of at least prefix + 2 tokens",
         )
     import torch
     from torch.nn.functional import cross_entropy
@@ -125,7 +126,7 @@ def score_windows(
     looped = isinstance(model, OuroborosForCausalLM)
     frozen_mean = looped and model.config.pooling == "mean"
     if frozen_mean and prefix == 0:
-        raise DataError("a model with mean pooling is scored after a prefix; give prefix >= 1")
+        raise DataError("a model with mean pooling is scored after a prefix", "give prefix >= 1")
     device = next(model.parameters()).device
     options = {"depth": depth} if looped else {}
     was_training = model.training
@@ -189,7 +190,8 @@ def evaluate_scorer(
                 at = "" if depth is None else f" at depth {depth}"
                 raise CheckpointError(
                     f"the loss of the {name} model on {text!r} is {loss}{at}: its weights are "
-                    "too large or damaged; train it again with a lower --learning-rate"
+                    "too large or damaged",
+                    "train it again with a lower --learning-rate",
                 )
         rows.append(row)
         if report is not None:
@@ -229,7 +231,8 @@ def evaluate_original(
     if vocab_size != config.vocab_size:
         raise DataError(
             f"{source} has {vocab_size} tokens, the checkpoint {config.vocab_size}: not the model "
-            "it was converted from; give that one to --original"
+            "it was converted from",
+            "give that one to --original",
         )
     rows = evaluate_model("full", original.model, windows, [None], prefix, report, advance)
     dropped = drop_middle(original.model, config.prelude, config.coda)

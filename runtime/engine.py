@@ -295,7 +295,7 @@ class Engine:
 
     def _require_open(self) -> Backend:
         if self._backend is None:
-            raise EngineError("the engine is closed; open it again with Engine.open")
+            raise EngineError("the engine is closed", "open it again with Engine.open")
         return self._backend
 
     def _encode(self, prompt: Any, chat: bool) -> tuple[list[list[int]], bool]:

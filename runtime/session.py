@@ -129,7 +129,7 @@ class Session:
         self, prompt: Any, most: int, chat: bool, row: Row, cancelled: Callable[[], bool]
     ) -> Iterator[Piece]:
         if not self._busy.acquire(blocking=False):
-            raise EngineError("a session serves one request at a time; open another session")
+            raise EngineError("a session serves one request at a time", "open another session")
         try:
             turn = self._read(prompt, most, chat)
             if turn.restart:

@@ -34,7 +34,7 @@ class Opening(nn.Module):
         try:
             require_fixed_rope(rotary.rope_type)
         except ConfigError as error:
-            raise ExportError(str(error)) from error
+            raise ExportError(error.problem, error.cure) from error
         self.table = frozen(model.embed_tokens.weight, precision.compute)
         self.inv_freq = frozen(rotary.inv_freq)
         self.rope_scale = float(rotary.attention_scaling)

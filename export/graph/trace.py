@@ -124,7 +124,7 @@ def read_later(value: ir.Value, read: Callable[[], ir.TensorProtocol]) -> None:
 
 
 def _refuse(name: str) -> ir.TensorProtocol:
-    raise ExportError(f"the traced layer's {name} is no weight of the model; this is a bug")
+    raise ExportError(f"the traced layer's {name} is no weight of the model", "this is a bug")
 
 
 def _template(layer: nn.Module, precision: Precision) -> Plain:

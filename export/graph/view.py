@@ -73,8 +73,8 @@ def describe_graph(path: str | Path) -> list[str]:
     loops = [node for node in graph if node.op_type == "Loop"]
     if len(loops) != 1:
         raise ExportError(
-            f"{path} holds {len(loops)} Loop nodes, not the 1 that `ouro export` writes; "
-            "give the model.onnx of a bundle"
+            f"{path} holds {len(loops)} Loop nodes, not the 1 that `ouro export` writes",
+            "give the model.onnx of a bundle",
         )
     (loop,) = loops
     body = loop.attributes["body"].as_graph()

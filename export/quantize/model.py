@@ -275,7 +275,7 @@ def _gptq(
             left[row + 1 : stop].addr_(upper[row, row + 1 : stop], error, alpha=-1)
         left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     if not bool(torch.isfinite(left).all()):
-        raise ExportError("the calibration text leaves a matrix undetermined; give a longer text")
+        raise ExportError("the calibration text leaves a matrix undetermined", "give a longer text")
     return values.T
 
 

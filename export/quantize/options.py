@@ -55,17 +55,17 @@ def make_quantization(
         return None
     symmetric = tensorrt if symmetric is None else symmetric
     if tensorrt and not symmetric:
-        raise ExportError("TensorRT takes no zero points; leave out --asymmetric")
+        raise ExportError("TensorRT takes no zero points", "leave out --asymmetric")
     block = BLOCKS[0] if block is None else block
     if block not in BLOCKS:
         allowed = ", ".join(map(str, BLOCKS))
-        raise ExportError(f"--block-size {block} is not allowed; allowed: {allowed}")
+        raise ExportError(f"--block-size {block} is not allowed", f"allowed: {allowed}")
     exact, fast = ACCURACY_LEVELS
     level = accuracy_level
     if level is None:
         level = exact if calibration is None else fast
     if level not in ACCURACY_LEVELS:
-        raise ExportError(f"--accuracy-level {accuracy_level} is not allowed; allowed: 1, 4")
+        raise ExportError(f"--accuracy-level {accuracy_level} is not allowed", "allowed: 1, 4")
     return Quantization(precision.bits, block, symmetric, accuracy_level=level)
 
 
@@ -83,7 +83,7 @@ def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:
         windows = np.empty((0, SEQ_LEN), dtype=np.int64)
     if len(windows) < LEAST_WINDOWS:
         raise ExportError(
-            f"{path}: too short to calibrate on, fewer than {(len(windows) + 1) * SEQ_LEN} tokens; "
-            f"give a text of at least {LEAST_WINDOWS * SEQ_LEN}"
+            f"{path}: too short to calibrate on, fewer than {(len(windows) + 1) * SEQ_LEN} tokens",
+            f"give a text of at least {LEAST_WINDOWS * SEQ_LEN}",
         )
     return torch.from_numpy(windows)

@@ -136,7 +136,8 @@ def check_block(block: int, inputs: Sequence[int]) -> None:
     floats = [name for name, precision in PRECISIONS.items() if not precision.quantized]
     raise ExportError(
         f"{line}none of {', '.join(map(str, BLOCKS))} fits all of them, so int8 and int4 can't be "
-        f"had for it; export with --precision {', '.join(floats[:-1])} or {floats[-1]}"
+        f"had for it",
+        f"export with --precision {', '.join(floats[:-1])} or {floats[-1]}",
     )
 
 

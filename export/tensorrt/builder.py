@@ -97,7 +97,8 @@ def choose_target(options: TrtOptions) -> Target:
     if options.refit and gpu is None:
         raise ExportError(
             f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
-            "here; build on the GPU's machine or leave --refit out"
+            "here",
+            "build on the GPU's machine or leave --refit out",
         )
     return Target(installed, capabilities, gpu)
 
@@ -138,7 +139,7 @@ def build_plans(
     inputs = _inputs(graph)
     names = {one.name for one in inputs}
     if missing := [one for one in (INPUT_IDS, DEPTH, LOGIT_INDEX) if one not in names]:
-        raise ExportError(f"the graph has no input {missing[0]}; export the checkpoint again")
+        raise ExportError(f"the graph has no input {missing[0]}", "export the checkpoint again")
     profiles = make_profiles(
         inputs, options, max_seq, facts.max_depth, facts.default_depth, facts.whole_prompt
     )
@@ -257,7 +258,7 @@ def _follow(
     child: subprocess.Popen[bytes], request: dict[str, Any], title: str, noise: IO[bytes]
 ) -> dict[str, Any]:
     if child.stdin is None or child.stdout is None:
-        raise ExportError(f"the builder of {title} has no pipes; this is a bug in ouroboros")
+        raise ExportError(f"the builder of {title} has no pipes", "this is a bug in ouroboros")
     try:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         child.stdin.flush()
@@ -304,12 +305,12 @@ def choose_builder(options: TrtOptions, gpu: Gpu | None) -> Installed:
         )
         check_libraries(chosen)
     except EngineError as error:
-        raise ExportError(str(error)) from error
+        raise ExportError(error.problem, error.cure) from error
     # Its functions are there, but do nothing since version 1.2 (its guide, "Timing Cache").
     if options.timing_cache is not None and chosen.flavour == RTX:
         raise ExportError(
-            f"--timing-cache: {RTX.title} times no kernels while it builds and keeps no such file; "
-            "leave the option out, or take --trt trt"
+            f"--timing-cache: {RTX.title} times no kernels while it builds and keeps no such file",
+            "leave the option out, or take --trt trt",
         )
     return chosen
 
@@ -327,7 +328,8 @@ def _keep_timing_cache(written: Path, target: Path) -> None:
         os.replace(staged, target)
     except OSError as error:
         raise ExportError(
-            f"--timing-cache {target} can't be written: {error.strerror or error}; it is as it was"
+            f"--timing-cache {target} can't be written: {error.strerror or error}",
+            "it is as it was",
         ) from error
     finally:
         staged.unlink(missing_ok=True)

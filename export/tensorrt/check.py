@@ -56,6 +56,6 @@ def find_capabilities(installed: Installed) -> list[str]:
         raise ExportError(describe_crash(title, asked.returncode, ""))
     if asked.returncode > 0:
         reason = clean((asked.stderr.strip().splitlines() or ["no reason given"])[-1])
-        raise ExportError(f"{title} can't be loaded: {reason}; install it again: {install}")
+        raise ExportError(f"{title} can't be loaded: {reason}", f"install it again: {install}")
     # Its libraries print to stdout themselves; the answer comes last.
     return list(json.loads(asked.stdout.strip().splitlines()[-1]))

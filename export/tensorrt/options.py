@@ -80,12 +80,12 @@ def check_options(options: TrtOptions, max_positions: int) -> int:
         ExportError: an option is out of its range.
     """
     if options.flavour not in CHOICES:
-        raise ExportError(f"--trt {options.flavour} is not known; allowed: {', '.join(CHOICES)}")
+        raise ExportError(f"--trt {options.flavour} is not known", f"allowed: {', '.join(CHOICES)}")
     for capability in options.compute_capabilities:
         if not re.fullmatch(r"[1-9]\d?\.\d", capability):
             raise ExportError(
-                f"--compute-capability {capability} is not one such as 8.9; give a list such as "
-                f"{','.join(DEFAULT_CAPABILITIES)}"
+                f"--compute-capability {capability} is not one such as 8.9",
+                f"give a list such as {','.join(DEFAULT_CAPABILITIES)}",
             )
     if not 1 <= options.max_batch <= MAX_BATCH:
         raise ExportError(f"--max-batch {options.max_batch} is outside 1..{MAX_BATCH}")
@@ -99,10 +99,12 @@ def check_options(options: TrtOptions, max_positions: int) -> int:
             f"`ouro check` replays have {least} tokens, the model has {max_positions} positions"
         )
     if options.workspace_mb is not None and options.workspace_mb < 1:
-        raise ExportError(f"workspace of {options.workspace_mb} MiB; allowed: 1 or more")
+        raise ExportError(f"workspace of {options.workspace_mb} MiB", "allowed: 1 or more")
     if options.timing_cache is not None:
         if options.refit_from is not None:
-            raise ExportError("--timing-cache: --refit-from builds nothing; leave one of them out")
+            raise ExportError(
+                "--timing-cache: --refit-from builds nothing", "leave one of them out"
+            )
         _check_writable(options.timing_cache)
     return max_seq
 
@@ -111,10 +113,10 @@ def _check_writable(file: Path) -> None:
     """Refuses a file that could not be written once a build of minutes is done."""
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise ExportError(
-            f"--timing-cache {file} is a directory, or its directory is not there; give a file"
+            f"--timing-cache {file} is a directory, or its directory is not there", "give a file"
         )
     if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise ExportError(f"--timing-cache {file} may not be written; give another file")
+        raise ExportError(f"--timing-cache {file} may not be written", "give another file")
 
 
 def _recorded_tokens() -> int:
@@ -136,13 +138,14 @@ def choose_capabilities(options: TrtOptions, flavour: Flavour, gpu: Gpu | None) 
         return asked or own
     if gpu is None:
         raise ExportError(
-            f"{flavour.title} builds on the GPU that will run the plan, and CUDA shows none here; "
-            "run this on that machine, or build ahead of time with --trt rtx"
+            f"{flavour.title} builds on the GPU that will run the plan, and CUDA shows none here",
+            "run this on that machine, or build ahead of time with --trt rtx",
         )
     if asked and asked != (gpu.compute_capability,):
         raise ExportError(
             f"--compute-capability {','.join(asked)}: {flavour.title} builds only for the GPU it "
-            f"runs on, {gpu.name} with {gpu.compute_capability}; leave the option out"
+            f"runs on, {gpu.name} with {gpu.compute_capability}",
+            "leave the option out",
         )
     return (gpu.compute_capability,)
 
@@ -214,8 +217,8 @@ def _range_of(spec: TensorSpec, sizes: dict[str, Range]) -> RangeSpec:
         unknown = next((name for name in names if name not in sizes), None)
         if unknown is not None:
             raise ExportError(
-                f"the graph's input {spec.name} has the dimension {unknown!r}; a TensorRT profile "
-                f"knows {', '.join(sizes)}"
+                f"the graph's input {spec.name} has the dimension {unknown!r}",
+                f"a TensorRT profile knows {', '.join(sizes)}",
             )
         low, best, high = (sum(part) for part in zip(*(sizes[n] for n in names), strict=True))
         ranges.append((low, best, high))

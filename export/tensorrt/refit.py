@@ -106,24 +106,25 @@ def find_refittable(
     max_seq = check_options(options, facts.max_positions)
     manifest = read_manifest(source)
     if not manifest.plans:
-        raise ExportError(f"--refit-from {source} holds no plan; export it with --format trt")
+        raise ExportError(f"--refit-from {source} holds no plan", "export it with --format trt")
     spec = manifest.plans[0]  # an export writes one
     if not spec.refittable:
         raise ExportError(
-            f"--refit-from {source}: {spec.file} was built without --refit; export it with --refit"
+            f"--refit-from {source}: {spec.file} was built without --refit",
+            "export it with --refit",
         )
     machine = describe_machine()
     if machine.gpu is None:
         raise ExportError(
             f"--refit-from {source}: weights are replaced on the GPU that {spec.file} is for, and "
-            "CUDA shows none here; run this on that machine"
+            "CUDA shows none here",
+            "run this on that machine",
         )
     try:
         installed = check_plan_fits(spec, machine)
     except EngineError as error:
-        # The runtime's other way out is none here.
-        reason = str(error).removesuffix(", or take --backend cpu")
-        raise ExportError(f"--refit-from {source}: {reason}") from error
+        cure = "run this where it fits, or build a new plan"  # the CPU is no way out here
+        raise ExportError(f"--refit-from {source}: {error.problem}", cure) from error
     for option, held, asked in (
         ("precision", manifest.precision, facts.precision),
         ("max-depth", manifest.depth.max, facts.max_depth),
@@ -137,7 +138,8 @@ def find_refittable(
         if asked and asked != held:
             raise ExportError(
                 f"--refit-from {source}: its plan is of --{option} {_shown(held)}, asked for is "
-                f"{_shown(asked)}; give the plan's, or build one without --refit-from"
+                f"{_shown(asked)}",
+                "give the plan's, or build one without --refit-from",
             )
     inputs = manifest.graphs.onnx.inputs
     _check_profiles(source, spec, _profiles(inputs, options, facts, max_seq))
@@ -165,8 +167,8 @@ def _check_profiles(source: Path, spec: PlanSpec, asked: Sequence[ProfileSpec]) 
                 most = list(old[one.name].max) if one.name in old else "none"
                 raise ExportError(
                     f"--refit-from {source}: its plan's profile {profile.name} takes {one.name} up "
-                    f"to {most}, asked for is {list(one.max)}; give the --max-batch and --max-seq "
-                    "that it was built with"
+                    f"to {most}, asked for is {list(one.max)}",
+                    "give the --max-batch and --max-seq that it was built with",
                 )
 
 

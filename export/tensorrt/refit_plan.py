@@ -34,21 +34,23 @@ def refit_plan(
     logger = trt.Logger(trt.Logger.ERROR)
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{name}: TensorRT cannot load it; `ouro doctor` shows what is here")
+        raise EngineError(f"{name}: TensorRT cannot load it", "`ouro doctor` shows what is here")
     refitter = trt.Refitter(engine, logger)
     fixed = sorted(set(changed) - set(refitter.get_all_weights()))
     if fixed:
         raise EngineError(
-            f"{name} holds the weight {fixed[0]} fixed, which has changed; build a new plan"
+            f"{name} holds the weight {fixed[0]} fixed, which has changed", "build a new plan"
         )
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(onnx_file)):
         reason = parser.get_error(0).desc() if parser.num_errors else "it gave no reason"
         raise EngineError(
-            f"{name} does not take the new weights: {' '.join(reason.split())[:300]}; "
-            "build a new plan"
+            f"{name} does not take the new weights: {' '.join(reason.split())[:300]}",
+            "build a new plan",
         )
     missing = refitter.get_missing_weights()
     if missing or not refitter.refit_cuda_engine():
-        raise EngineError(f"{name} still lacks {len(missing)} of the new weights; build a new plan")
+        raise EngineError(
+            f"{name} still lacks {len(missing)} of the new weights", "build a new plan"
+        )
     return bytes(engine.serialize())

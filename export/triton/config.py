@@ -104,8 +104,8 @@ def write_triton(
             size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     except OSError as error:
         raise ExportError(
-            f"{folder}: can't write the model: {error.strerror or error}; what was there is "
-            "untouched"
+            f"{folder}: can't write the model: {error.strerror or error}",
+            "what was there is untouched",
         ) from error
     return TritonReport(name, size)
 
@@ -120,24 +120,27 @@ def _check_options(
 ) -> None:
     for option, given, allowed in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
         if given not in allowed:
-            raise ExportError(f"{option} {given} is not Triton's; allowed: {', '.join(allowed)}")
+            raise ExportError(f"{option} {given} is not Triton's", f"allowed: {', '.join(allowed)}")
     if not _NAME.fullmatch(name):
         raise ExportError(
-            f"the model name {name!r} can't be a directory of a Triton repository; allowed: "
-            "letters, digits, '_', '-' and '.', the first no '-' or '.'"
+            f"the model name {name!r} can't be a directory of a Triton repository",
+            "allowed: letters, digits, '_', '-' and '.', the first no '-' or '.'",
         )
     if instances < 1:
-        raise ExportError(f"instances={instances} would serve nothing; allowed: 1 or more")
+        raise ExportError(f"instances={instances} would serve nothing", "allowed: 1 or more")
     if (backend == "tensorrt") != (plan is not None):
         wanted = "needs the name of a plan" if plan is None else "serves no plan"
         raise ExportError(
-            f"Triton's {backend} backend {wanted}; export with --format trt and name one of "
-            "plans/*.plan with backend tensorrt, or use backend onnxruntime"
+            f"Triton's {backend} backend {wanted}",
+            "export with --format trt and name one of "
+            "plans/*.plan with backend tensorrt, or use backend onnxruntime",
         )
     if profiles is not None and plan is None:
-        raise ExportError(f"profiles={list(profiles)} are a plan's; leave them out without a plan")
+        raise ExportError(
+            f"profiles={list(profiles)} are a plan's", "leave them out without a plan"
+        )
     if backend == "tensorrt" and device == "cpu":
-        raise ExportError("a TensorRT plan runs on no CPU; allowed: device gpu")
+        raise ExportError("a TensorRT plan runs on no CPU", "allowed: device gpu")
 
 
 def require_servable(options: TrtOptions) -> None:
@@ -157,8 +160,9 @@ def _require_tensorrt(flavour: str, subject: str) -> None:
     if flavour != TENSORRT.name:
         title = FLAVOURS[flavour].title if flavour in FLAVOURS else flavour
         raise ExportError(
-            f"{subject}: Triton loads plans of {TENSORRT.title}, not of {title}; export with "
-            "--trt trt on the GPU's machine, or with --format onnx for Triton's ONNX Runtime"
+            f"{subject}: Triton loads plans of {TENSORRT.title}, not of {title}",
+            "export with "
+            "--trt trt on the GPU's machine, or with --format onnx for Triton's ONNX Runtime",
         )
 
 
@@ -173,8 +177,8 @@ def _find_plan(bundle: Bundle, plan: str) -> PlanSpec:
     plans = {one.file: one for one in bundle.manifest.plans}
     if plan not in plans:
         raise ExportError(
-            f"the bundle {bundle.path} holds no {plan}; it holds "
-            f"{', '.join(plans) or 'no plan: export with --format trt'}"
+            f"the bundle {bundle.path} holds no {plan}",
+            f"it holds {', '.join(plans) or 'no plan: export with --format trt'}",
         )
     _require_tensorrt(plans[plan].flavour, plan)
     return plans[plan]
@@ -245,7 +249,9 @@ def _check_profiles(engine: PlanSpec, profiles: Sequence[int] | None) -> Sequenc
     unknown = [index for index in profiles if index not in held]
     if unknown or not profiles:
         names = ", ".join(f"{index} ({engine.profiles[index].name})" for index in held)
-        raise ExportError(f"profiles={list(profiles)} are not of {engine.file}; allowed: {names}")
+        raise ExportError(
+            f"profiles={list(profiles)} are not of {engine.file}", f"allowed: {names}"
+        )
     return profiles
 
 

@@ -37,7 +37,7 @@ def check_folder(repository: Path, bundle: Path, name: str = DEFAULT_NAME) -> Pa
     for place in (repository, folder):
         _check_apart(place, bundle)
     if repository.exists() and not repository.is_dir():
-        raise ExportError(f"{repository} is a file; give --triton a directory")
+        raise ExportError(f"{repository} is a file", "give --triton a directory")
     if obstacle := check_place(folder, (TRITON,)):
         raise ExportError(f"{folder} {obstacle}")
     return folder
@@ -53,7 +53,7 @@ def _check_apart(place: Path, bundle: Path) -> None:
         reason = f"lies in the bundle {bundle}, which an export replaces as a whole"
     else:
         return
-    raise ExportError(f"{place} {reason}; give --triton a directory apart from it")
+    raise ExportError(f"{place} {reason}", "give --triton a directory apart from it")
 
 
 @contextmanager

@@ -117,8 +117,8 @@ def convert(
     if layer is not None and layer < 0:
         last = place.config.num_hidden_layers - coda - 1
         raise ConfigError(
-            f"recurrent layer {layer} is negative; give auto or one of the replaced layers "
-            f"{prelude}..{last}"
+            f"recurrent layer {layer} is negative",
+            f"give auto or one of the replaced layers {prelude}..{last}",
         )
     settings: dict[str, Any] = {
         "prelude": prelude,
@@ -254,17 +254,17 @@ def _calibration_windows(original: Original, path: Path | None) -> torch.Tensor:
         text = read_whole(path)
     if original.tokenizer is None:
         raise CheckpointError(
-            f"{original.name} has no tokenizer, so nothing can be measured on text; name the "
-            "layer with --recurrent N and pass --norm-init ones"
+            f"{original.name} has no tokenizer, so nothing can be measured on text",
+            "name the layer with --recurrent N and pass --norm-init ones",
         )
     least = len(prefix_ids(original.tokenizer)) + 2
     seq = max(least, min(CALIBRATION_TOKENS, original.config.max_position_embeddings))
     try:
         windows = eval_windows(text, original.tokenizer, seq, CALIBRATION_WINDOWS)
     except DataError as error:
-        reason = str(error).partition(";")[0].replace("sequence", "window")
+        reason = error.problem.replace("sequence", "window")
         raise DataError(
-            f"{path or 'the calibration text'}: {reason}; give a longer text"
+            f"{path or 'the calibration text'}: {reason}", "give a longer text"
         ) from error
     return torch.from_numpy(windows)
 

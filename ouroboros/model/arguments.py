@@ -54,8 +54,8 @@ def refuse_attentions() -> None:
         ConfigError: always.
     """
     raise ConfigError(
-        "output_attentions is not built: a looped layer has one set of weights a step; "
-        "ask for output_hidden_states, or leave it False"
+        "output_attentions is not built: a looped layer has one set of weights a step",
+        "ask for output_hidden_states, or leave it False",
     )
 
 
@@ -68,7 +68,8 @@ def check_cache(cache: Any) -> None:
     if cache is not None and not isinstance(cache, OuroborosCache):
         raise ConfigError(
             f"past_key_values is a {type(cache).__name__}, and only an OuroborosCache has slots "
-            "for the steps; leave it out, a call with use_cache=True returns one"
+            "for the steps",
+            "leave it out, a call with use_cache=True returns one",
         )
 
 
@@ -85,16 +86,19 @@ def check_shapes(
         ConfigError: there is no token, or a shape is not `[B, P+S]` or `[B, S]`.
     """
     if not batch or not new:
-        raise ConfigError(f"the input has {batch} rows of {new} tokens; give at least one of each")
+        raise ConfigError(
+            f"the input has {batch} rows of {new} tokens", "give at least one of each"
+        )
     if attention_mask is not None and tuple(attention_mask.shape) != (batch, past + new):
         raise ConfigError(
-            f"attention_mask has shape {list(attention_mask.shape)}; give [{batch}, {past + new}]: "
-            f"1 for each of the {past} cached and {new} new tokens that counts, 0 for padding"
+            f"attention_mask has shape {list(attention_mask.shape)}",
+            f"give [{batch}, {past + new}]: "
+            f"1 for each of the {past} cached and {new} new tokens that counts, 0 for padding",
         )
     if position_ids is not None and tuple(position_ids.shape) not in ((batch, new), (1, new)):
         raise ConfigError(
-            f"position_ids has shape {list(position_ids.shape)}; give [{batch}, {new}], "
-            "one for each new token, or leave it out"
+            f"position_ids has shape {list(position_ids.shape)}",
+            f"give [{batch}, {new}], one for each new token, or leave it out",
         )
 
 
@@ -108,11 +112,12 @@ def check_logit_index(
     """
     if logit_index is not None and (logit_index.dim() != 2 or logit_index.shape[0] != batch):
         raise ConfigError(
-            f"logit_index has shape {list(logit_index.shape)}; give [{batch}, K], K positions a row"
+            f"logit_index has shape {list(logit_index.shape)}",
+            f"give [{batch}, K], K positions a row",
         )
     keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
     if has_labels and (logit_index is not None or not keeps_all):
-        raise ConfigError("labels need all logits; leave out logit_index and logits_to_keep")
+        raise ConfigError("labels need all logits", "leave out logit_index and logits_to_keep")
 
 
 def check_attention(name: str | None) -> None:
@@ -122,7 +127,7 @@ def check_attention(name: str | None) -> None:
         ConfigError: `name` is such an implementation.
     """
     if name is not None and name.startswith("paged|"):
-        raise ConfigError(f"attn_implementation={name!r} is not built; choose sdpa or eager")
+        raise ConfigError(f"attn_implementation={name!r} is not built", "choose sdpa or eager")
 
 
 def check_continuation(cache: OuroborosCache, batch: int, steps: int) -> None:
@@ -135,12 +140,14 @@ def check_continuation(cache: OuroborosCache, batch: int, steps: int) -> None:
         return
     rows = cache.layers[0].keys.shape[0]
     if rows != batch:
-        raise ConfigError(f"past_key_values holds {rows} rows and the input {batch}; give as many")
+        raise ConfigError(
+            f"past_key_values holds {rows} rows and the input {batch}", "give as many"
+        )
     held = len(cache.layers) - cache.num_layers
     if held < steps:
         raise ConfigError(
-            f"depth={steps} can't go on from past_key_values of depth {held}; depth stays fixed "
-            "while a sequence is decoded, so begin again without a cache"
+            f"depth={steps} can't go on from past_key_values of depth {held}",
+            "depth stays fixed while a sequence is decoded, so begin again without a cache",
         )
 
 
@@ -165,9 +172,9 @@ def depth_of_rows(depth: Any, batch: int, config: OuroborosConfig) -> list[int]:
     for value in rows:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(
-                f"depth={value!r:.80} is no whole number; give one for all rows, or one a row"
+                f"depth={value!r:.80} is no whole number", "give one for all rows, or one a row"
             )
         config.check_depth(value)
     if len(rows) not in (1, batch):
-        raise ConfigError(f"depth has {len(rows)} entries for {batch} rows; give 1 or all")
+        raise ConfigError(f"depth has {len(rows)} entries for {batch} rows", "give 1 or all")
     return rows

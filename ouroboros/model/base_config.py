@@ -60,8 +60,8 @@ def check_architecture(model_type: Any) -> str:
     """
     if model_type not in ARCHITECTURES:
         raise ConfigError(
-            f"architecture {model_type!r:.80} can't be converted; allowed are "
-            f"{', '.join(ARCHITECTURES)} (SmolLM2 is a llama, Qwen2.5 a qwen2)"
+            f"architecture {model_type!r:.80} can't be converted",
+            f"allowed are {', '.join(ARCHITECTURES)} (SmolLM2 is a llama, Qwen2.5 a qwen2)",
         )
     return str(model_type)
 
@@ -85,9 +85,10 @@ def refuse_quantized(source: str, values: dict[str, Any]) -> None:
         method = "bitsandbytes" if bits else None
     raise ConfigError(
         f"{source}: its weights are quantised by {method or 'an unknown method'!s:.40} "
-        "(quantization_config in config.json), which does not convert; give the unquantised "
+        "(quantization_config in config.json), which does not convert",
+        "give the unquantised "
         "original, or a .gguf file of it. Only where the weights are plain floats after all, take "
-        "quantization_config out"
+        "quantization_config out",
     )
 
 
@@ -103,8 +104,8 @@ def check_base_config(values: dict[str, Any]) -> None:
     known = _base_fields(check_architecture(values.get("model_type")))
     if unknown := sorted(map(str, set(values) - known)):
         raise ConfigError(
-            f"base_config has unknown keys {', '.join(unknown)}; this version can't honour them, "
-            "so load the checkpoint with the version that wrote it"
+            f"base_config has unknown keys {', '.join(unknown)}",
+            "this version can't honour them, so load the checkpoint with the version that wrote it",
         )
     for name in _SIZES:
         value = values.get(name)
@@ -114,13 +115,14 @@ def check_base_config(values: dict[str, Any]) -> None:
     if heads and groups and heads % groups:
         raise ConfigError(
             f"base_config: num_attention_heads={heads} is no multiple of num_key_value_heads="
-            f"{groups}, so they can't share keys; correct the model's config.json"
+            f"{groups}, so they can't share keys",
+            "correct the model's config.json",
         )
     activation = values.get("hidden_act", "silu")
     if not isinstance(activation, str) or activation not in ACT2FN:
         raise ConfigError(
-            f"base_config: hidden_act={activation!r:.80} is unknown; transformers has "
-            f"{', '.join(sorted(ACT2FN))}"
+            f"base_config: hidden_act={activation!r:.80} is unknown",
+            f"transformers has {', '.join(sorted(ACT2FN))}",
         )
     eps = values.get("rms_norm_eps")
     if eps is not None and not (is_number(eps) and eps >= 0):
@@ -138,7 +140,8 @@ def _check_rope(values: dict[str, Any]) -> None:
     allowed = ("default", *ROPE_INIT_FUNCTIONS)
     if kind not in allowed:
         raise ConfigError(
-            f"base_config: rope_type={kind!r:.80} is unknown; transformers has {', '.join(allowed)}"
+            f"base_config: rope_type={kind!r:.80} is unknown",
+            f"transformers has {', '.join(allowed)}",
         )
     theta = rope.get("rope_theta", values.get("rope_theta"))
     if theta is not None and not (is_number(theta) and theta > 0):
@@ -178,8 +181,8 @@ def require_fixed_rope(kind: str) -> None:
     """
     if kind not in FIXED_ROPE:
         raise ConfigError(
-            f"RoPE scaling {kind!r:.80} changes with the sequence's length and can't be exported; "
-            f"allowed are {', '.join(FIXED_ROPE)}"
+            f"RoPE scaling {kind!r:.80} changes with the sequence's length and can't be exported",
+            f"allowed are {', '.join(FIXED_ROPE)}",
         )
 
 
@@ -208,6 +211,7 @@ def refuse_sliding_window(base: PreTrainedConfig) -> None:
     if active:
         raise ConfigError(
             f"the {base.model_type} model uses sliding-window attention "
-            f"(sliding_window={base.sliding_window}), which is not built yet; set sliding_window "
-            "to null in its config.json only if full attention is what it was trained with"
+            f"(sliding_window={base.sliding_window}), which is not built yet",
+            "set sliding_window "
+            "to null in its config.json only if full attention is what it was trained with",
         )

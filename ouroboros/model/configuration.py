@@ -231,8 +231,8 @@ class OuroborosConfig(PreTrainedConfig):
             expected = self.head_dim if name == "head_dim" else getattr(base, name, None)
             if value != expected:
                 raise ConfigError(
-                    f"{name}={value!r:.80} disagrees with base_config's {expected!r:.80}; make "
-                    "them the same"
+                    f"{name}={value!r:.80} disagrees with base_config's {expected!r:.80}",
+                    "make them the same",
                 )
 
     @staticmethod
@@ -254,8 +254,9 @@ class OuroborosConfig(PreTrainedConfig):
         unknown = sorted(set(kwargs) - known)
         if unknown:
             raise ConfigError(
-                f"config has unknown keys {', '.join(unknown)}; this version can't honour them, "
-                "so load the checkpoint with the version that wrote it"
+                f"config has unknown keys {', '.join(unknown)}",
+                "this version can't honour them, "
+                "so load the checkpoint with the version that wrote it",
             )
 
     def base(self) -> PreTrainedConfig:
@@ -327,23 +328,24 @@ class OuroborosConfig(PreTrainedConfig):
         total = int(base.num_hidden_layers)
         for name in ("prelude", "coda"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} is negative; give 0 or more")
+                raise ConfigError(f"{name}={getattr(self, name)} is negative", "give 0 or more")
         if self.prelude + self.coda >= total:
             raise ConfigError(
                 f"prelude {self.prelude} + coda {self.coda} leave nothing to replace in a model "
-                f"of {total} layers; their sum must be at most {total - 1}"
+                f"of {total} layers",
+                f"their sum must be at most {total - 1}",
             )
         if self.recurrent == -1:
             self.recurrent = total // 2
         if not 0 <= self.recurrent < total:
             raise ConfigError(
-                f"recurrent layer {self.recurrent} is out of range; the model has layers "
-                f"0..{total - 1}"
+                f"recurrent layer {self.recurrent} is out of range",
+                f"the model has layers 0..{total - 1}",
             )
         if not self.prelude <= self.recurrent < total - self.coda:
             raise ConfigError(
-                f"recurrent layer {self.recurrent} is kept in the prelude or coda; choose one of "
-                f"the replaced layers {self.prelude}..{total - self.coda - 1}"
+                f"recurrent layer {self.recurrent} is kept in the prelude or coda",
+                f"choose one of the replaced layers {self.prelude}..{total - self.coda - 1}",
             )
         widths = (base.hidden_size, self.num_key_value_heads * self.head_dim)
         limit = min(*widths, base.intermediate_size)
@@ -358,13 +360,14 @@ class OuroborosConfig(PreTrainedConfig):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r:.80} is unknown; choose one of "
-                    f"{', '.join(allowed)}"
+                    f"{name}={getattr(self, name)!r:.80} is unknown",
+                    f"choose one of {', '.join(allowed)}",
                 )
         if self.bases == "per_step" and not self.removed_layers():
             raise ConfigError(
                 f"bases=per_step needs a removed layer, and prelude {self.prelude} + coda "
-                f"{self.coda} of {total} layers remove none; keep fewer or choose bases=mean"
+                f"{self.coda} of {total} layers remove none",
+                "keep fewer or choose bases=mean",
             )
         refuse_sliding_window(base)
 
@@ -376,8 +379,8 @@ class OuroborosConfig(PreTrainedConfig):
         """
         if not 1 <= depth <= self.max_depth:
             raise ConfigError(
-                f"depth={depth} is outside this model's range 1..{self.max_depth}; "
-                "convert with a larger --max-depth for more"
+                f"depth={depth} is outside this model's range 1..{self.max_depth}",
+                "convert with a larger --max-depth for more",
             )
         return depth
 

@@ -49,18 +49,19 @@ class LoopedGenerationMixin(GenerationMixin):
         if kind not in (None, "dynamic"):
             raise ConfigError(
                 f"cache_implementation={kind!r} is not built: only an OuroborosCache has slots "
-                "for the steps; leave it out, one is made"
+                "for the steps",
+                "leave it out, one is made",
             )
         config.cache_implementation = None
         if config.output_attentions:
             refuse_attentions()
         if config.is_assistant:
             raise ConfigError(
-                "a looped model can't be the assistant_model: its cache can't be cropped; "
-                "choose another, or none"
+                "a looped model can't be the assistant_model: its cache can't be cropped",
+                "choose another, or none",
             )
         if config.token_healing:
-            raise ConfigError("token_healing is not built for a looped model; leave it out")
+            raise ConfigError("token_healing is not built for a looped model", "leave it out")
         # A config with a field `depth` takes the argument `depth` too, as any generation setting.
         if getattr(config, "depth", None) is not None:
             inputs["depth"] = config.depth
@@ -165,15 +166,15 @@ class LoopedGenerationMixin(GenerationMixin):
             ConfigError: always.
         """
         raise ConfigError(
-            "continuous batching is not built for a looped model; call generate() with a batch"
+            "continuous batching is not built for a looped model", "call generate() with a batch"
         )
 
 
 def _refuse_mode(mode: GenerationMode) -> None:
     if mode not in _MODES:
         raise ConfigError(
-            f"generation mode {mode.value} is not built for a looped model; use greedy search, "
-            "sampling or beams (num_beams, do_sample)"
+            f"generation mode {mode.value} is not built for a looped model",
+            "use greedy search, sampling or beams (num_beams, do_sample)",
         )
 
 

@@ -22,8 +22,8 @@ def check_seq_len(seq_len: int, max_positions: int) -> None:
     """
     if seq_len > max_positions:
         raise DataError(
-            f"--seq-len={seq_len} is more than the model's {max_positions} positions; "
-            f"give {max_positions} or less"
+            f"--seq-len={seq_len} is more than the model's {max_positions} positions",
+            f"give {max_positions} or less",
         )
 
 
@@ -42,5 +42,6 @@ def check_ids(name: str, ids: np.ndarray, vocab_size: int) -> None:
     if greatest >= vocab_size:
         raise DataError(
             f"{name}: the tokenizer gives token id {greatest}, the model's vocabulary is "
-            f"0..{vocab_size - 1}; put the model's own tokenizer beside its weights"
+            f"0..{vocab_size - 1}",
+            "put the model's own tokenizer beside its weights",
         )

@@ -186,7 +186,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             ConfigError: `coda` is none of these.
         """
         if coda not in ("frozen", "norms", "full"):
-            raise ConfigError(f"coda={coda!r} is unknown; choose one of frozen, norms, full")
+            raise ConfigError(f"coda={coda!r} is unknown", "choose one of frozen, norms, full")
         self.requires_grad_(False)
         own = (self.recurrent.controller, self.recurrent.norm, self.recurrent.gate)
         for module in own:
@@ -306,8 +306,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             return None
         if packed:
             raise ConfigError(
-                "packed documents (position_ids that restart at 0) have no cache; "
-                "pass use_cache=False, or one document a row"
+                "packed documents (position_ids that restart at 0) have no cache",
+                "pass use_cache=False, or one document a row",
             )
         check_continuation(cache, batch, steps)
         return cache

@@ -59,7 +59,8 @@ def check_names(source: str, config: Any, held: Collection[str], wanted: Collect
     if quantized := sorted(name for name in held if _QUANTIZED.search(name)):
         raise CheckpointError(
             f"{source}: {quantized[0]} is of a quantised model, though config.json has no "
-            "quantization_config; give the unquantised original"
+            "quantization_config",
+            "give the unquantised original",
         )
     tied = {HEAD} if config.tie_word_embeddings else set()
     missing = sorted(set(wanted) - set(held) - tied)
@@ -71,12 +72,14 @@ def check_names(source: str, config: Any, held: Collection[str], wanted: Collect
     if count and count != config.num_hidden_layers:
         raise CheckpointError(
             f"{source}: the files hold layers 0..{count - 1}, config.json says num_hidden_layers="
-            f"{config.num_hidden_layers}; {_NOT_ONE}"
+            f"{config.num_hidden_layers}",
+            f"{_NOT_ONE}",
         )
     if unmerged := [name for name in extra if ".lora_" in name or ".base_layer." in name]:
         raise CheckpointError(
-            f"{source}: {unmerged[0]} is of an adapter that was not merged; merge it into its base "
-            "model (peft: merge_and_unload, save_pretrained) and give the result"
+            f"{source}: {unmerged[0]} is of an adapter that was not merged",
+            "merge it into its base "
+            "model (peft: merge_and_unload, save_pretrained) and give the result",
         )
     if missing:
         raise CheckpointError(f"{source}: {_explain_missing(config, missing, extra)}")
@@ -138,8 +141,8 @@ def check_shapes(source: str, held: dict[str, list[int]], wanted: dict[str, list
         if name in held and held[name] != shape:
             part = name.split(".")[-2]
             raise CheckpointError(
-                f"{source}: can't load the weights: {name} is {held[name]}, by its config {shape}; "
-                f"{_NOT_ONE} (see {_FIELDS.get(part, 'hidden_size')})"
+                f"{source}: can't load the weights: {name} is {held[name]}, by its config {shape}",
+                f"{_NOT_ONE} (see {_FIELDS.get(part, 'hidden_size')})",
             )
 
 
@@ -158,7 +161,8 @@ def require_one_head(source: str, head: Rows, embedding: Rows) -> None:
         return
     raise CheckpointError(
         f"{source}: tie_word_embeddings is true in config.json, but {HEAD} differs from the "
-        f"embedding; set it to false to keep the head, or take {HEAD} away"
+        f"embedding",
+        f"set it to false to keep the head, or take {HEAD} away",
     )
 
 

@@ -59,7 +59,7 @@ def check_model(header: GgufHeader, architecture: str) -> dict[str, Any]:
     """
     if not header.tensors:
         raise CheckpointError(
-            f"{header.path}: holds no weights, only a vocabulary; give the .gguf of the model"
+            f"{header.path}: holds no weights, only a vocabulary", "give the .gguf of the model"
         )
     sizes = {
         name: _whole(header, f"{architecture}.{key}", name != "num_key_value_heads")
@@ -70,7 +70,8 @@ def check_model(header: GgufHeader, architecture: str) -> dict[str, Any]:
         if architecture != "qwen2" and architecture != "qwen3":
             raise ConfigError(
                 f"{header.path}: {architecture}.attention.head_count_kv is missing, which "
-                f"transformers misreads; {CURE}"
+                f"transformers misreads",
+                f"{CURE}",
             )
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     fields: dict[str, Any] = {
@@ -92,7 +93,7 @@ def _whole(header: GgufHeader, key: str, required: bool) -> int | None:
     if not is_whole(value) or not 1 <= value < MAX_SIZE:
         said = "is missing" if value is None else f"is {value!r:.60}"
         raise CheckpointError(
-            f"{header.path}: {key} {said}, it must be one whole number above 0; download it again"
+            f"{header.path}: {key} {said}, it must be one whole number above 0", "download it again"
         )
     return int(value)
 
@@ -103,7 +104,7 @@ def _positive(header: GgufHeader, key: str, default: float | None) -> float:
     if not real or not math.isfinite(value) or value <= 0:
         said = "is missing" if value is None else f"is {value!r:.60}"
         raise CheckpointError(
-            f"{header.path}: {key} {said}, it must be a finite number above 0; download it again"
+            f"{header.path}: {key} {said}, it must be a finite number above 0", "download it again"
         )
     return float(value)
 
@@ -113,14 +114,15 @@ def _head_dim(header: GgufHeader, architecture: str, sizes: dict[str, int | None
     key = _whole(header, f"{architecture}.attention.key_length", False) or hidden // heads
     if (kept := sizes["num_key_value_heads"] or 1) > heads or heads % kept:
         raise CheckpointError(
-            f"{header.path}: {kept} key-value heads do not divide {heads} heads; download it again"
+            f"{header.path}: {kept} key-value heads do not divide {heads} heads",
+            "download it again",
         )
     for name in ("attention.value_length", "rope.dimension_count"):
         found = _whole(header, f"{architecture}.{name}", False)
         if found is not None and found != key:
             raise ConfigError(
-                f"{header.path}: {architecture}.{name} is {found} and the heads are {key} wide; "
-                "partly rotated heads and values of another width are not read"
+                f"{header.path}: {architecture}.{name} is {found} and the heads are {key} wide",
+                "partly rotated heads and values of another width are not read",
             )
     return key
 
@@ -131,7 +133,8 @@ def _check_positions(header: GgufHeader, architecture: str, context: int) -> Non
     if not is_whole(window) or 0 < window < context:
         raise ConfigError(
             f"{header.path}: {prefix}attention.sliding_window={window!r:.40} is active below the "
-            f"context of {context}; sliding-window attention is not supported"
+            f"context of {context}",
+            "sliding-window attention is not supported",
         )
     scaling = metadata.get(f"{prefix}rope.scaling.type", "none")
     numbers = [
@@ -144,11 +147,12 @@ def _check_positions(header: GgufHeader, architecture: str, context: int) -> Non
     if scaling != "none" or stretched or "rope_freqs.weight" in header.tensors:
         raise ConfigError(
             f"{header.path}: its RoPE scaling is not read from a .gguf file by transformers, so "
-            f"the positions would be wrong; {CURE}"
+            f"the positions would be wrong",
+            f"{CURE}",
         )
     if metadata.get(f"{prefix}attention.causal", True) is not True:
         raise ConfigError(
-            f"{header.path}: {prefix}attention.causal is false; only causal models convert"
+            f"{header.path}: {prefix}attention.causal is false", "only causal models convert"
         )
     for key, value in metadata.items():
         name = key.removeprefix(prefix)
@@ -160,7 +164,8 @@ def _check_positions(header: GgufHeader, architecture: str, context: int) -> Non
         ):
             raise ConfigError(
                 f"{header.path}: {key}={value!r:.60} is not read from a .gguf file, so it would be "
-                f"lost; {CURE}"
+                f"lost",
+                f"{CURE}",
             )
 
 
@@ -168,7 +173,7 @@ def _vocabulary(header: GgufHeader, architecture: str) -> int:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(
-            f"{header.path}: has no token_embd.weight of two dimensions; download it again"
+            f"{header.path}: has no token_embd.weight of two dimensions", "download it again"
         )
     rows = embedding.shape[0]
     said = {
@@ -181,8 +186,8 @@ def _vocabulary(header: GgufHeader, architecture: str) -> int:
     for key, count in said.items():
         if count is not None and count != rows:
             raise CheckpointError(
-                f"{header.path}: {key} counts {count} tokens and token_embd.weight has {rows} "
-                "rows; they are not of one model"
+                f"{header.path}: {key} counts {count} tokens and token_embd.weight has {rows} rows",
+                "they are not of one model",
             )
     return rows
 
@@ -196,7 +201,8 @@ def _check_tensors(header: GgufHeader, architecture: str, fields: dict[str, Any]
     if layers * 9 > len(header.tensors):
         raise CheckpointError(
             f"{header.path}: {architecture}.block_count is {layers} and only "
-            f"{len(header.tensors)} tensors are there; download it again"
+            f"{len(header.tensors)} tensors are there",
+            "download it again",
         )
     wanted = {
         "token_embd.weight": (vocabulary, hidden),
@@ -205,20 +211,21 @@ def _check_tensors(header: GgufHeader, architecture: str, fields: dict[str, Any]
     }
     if missing := [name for name in wanted if name not in header.tensors]:
         raise CheckpointError(
-            f"{header.path}: {len(missing)} weights are missing, {missing[0]} first; "
-            "download it again"
+            f"{header.path}: {len(missing)} weights are missing, {missing[0]} first",
+            "download it again",
         )
     if more := [name for name in header.tensors if name not in wanted and name not in optional]:
         raise ConfigError(
             f"{header.path}: holds {len(more)} tensors that {architecture} with {layers} layers "
-            f"has no place for, {more[0]!r:.80} first, so they would be lost; {CURE}"
+            f"has no place for, {more[0]!r:.80} first, so they would be lost",
+            f"{CURE}",
         )
     for name, tensor in header.tensors.items():
         right = wanted.get(name) or optional[name]
         if tensor.shape != right:
             raise CheckpointError(
-                f"{header.path}: {name} is {list(tensor.shape)}, by the metadata {list(right)}; "
-                "download it again"
+                f"{header.path}: {name} is {list(tensor.shape)}, by the metadata {list(right)}",
+                "download it again",
             )
 
 

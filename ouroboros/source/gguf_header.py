@@ -137,8 +137,8 @@ def read_header(path: Path) -> GgufHeader:
                 return _parse(path, _Cursor(data))
     except _BadHeaderError as error:
         raise CheckpointError(
-            f"{path}: truncated or not a GGUF file ({' '.join(str(error).split())}); "
-            "download it again"
+            f"{path}: truncated or not a GGUF file ({' '.join(str(error).split())})",
+            "download it again",
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror or error}") from error
@@ -165,13 +165,14 @@ def _parse(path: Path, cursor: _Cursor) -> GgufHeader:
     _check_places(list(found.values()), -(-cursor.at // alignment) * alignment, len(cursor.data))
     if metadata.get("split.count", 1) not in (0, 1):
         raise ConfigError(
-            f"{path}: one of {metadata['split.count']!r:.20} parts of a split model; join them "
-            "with llama-gguf-split --merge FIRST_PART OUT.gguf and give OUT.gguf"
+            f"{path}: one of {metadata['split.count']!r:.20} parts of a split model",
+            "join them with llama-gguf-split --merge FIRST_PART OUT.gguf and give OUT.gguf",
         )
     kind = metadata.get("general.type", "model")
     if kind != "model":
         raise ConfigError(
-            f"{path}: its general.type is {kind!r:.40}, no whole model; give the .gguf of the model"
+            f"{path}: its general.type is {kind!r:.40}, no whole model",
+            "give the .gguf of the model",
         )
     return GgufHeader(path, metadata, found)
 
@@ -181,13 +182,14 @@ def _check_version(path: Path, version: int) -> None:
         return
     if version & 0xFFFF == 0 and version:
         raise ConfigError(
-            f"{path}: a big-endian GGUF file; only little-endian ones are read, so convert the "
-            "model's Hugging Face directory or hub id"
+            f"{path}: a big-endian GGUF file",
+            "only little-endian ones are read, so convert the "
+            "model's Hugging Face directory or hub id",
         )
     if version != 1:
         raise _BadHeaderError(f"its version is {version}, known are 2 and 3")
     raise ConfigError(
-        f"{path}: GGUF version 1; allowed are 2 and 3: write it anew with a current llama.cpp"
+        f"{path}: GGUF version 1", "allowed are 2 and 3: write it anew with a current llama.cpp"
     )
 
 
@@ -222,8 +224,8 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Gguf
             except NotImplementedError:
                 label = GGMLQuantizationType(kind).name
                 raise ConfigError(
-                    f"{name!r:.80} has the type {label}, which can't be read as weights; give "
-                    "another quantisation of this model"
+                    f"{name!r:.80} has the type {label}, which can't be read as weights",
+                    "give another quantisation of this model",
                 ) from None
             readable.add(kind)
         if shape[0] % per_block or start % alignment:

@@ -115,7 +115,8 @@ class _Reader:
         if self.model not in ("gpt2", "llama"):
             raise ConfigError(
                 f"{self.path}: its tokenizer is of kind {self.model!r:.40}, allowed are gpt2 and "
-                f"llama; {_CURE}"
+                f"llama",
+                f"{_CURE}",
             )
         self.rule = self._rule()
         self.tokens: list[str] = [
@@ -130,7 +131,8 @@ class _Reader:
         if self.model == "gpt2" and self.space and self.rule.cuts:
             raise ConfigError(
                 f"{self.path}: tokenizer.ggml.add_space_prefix is true, which can't be joined with "
-                f"the pre-tokenizer {self.metadata.get(_PREFIX + 'pre')!r:.40}; {_CURE}"
+                f"the pre-tokenizer {self.metadata.get(_PREFIX + 'pre')!r:.40}",
+                f"{_CURE}",
             )
         self.bos = self.get("add_bos_token", bool, self.model == "llama" or self.rule.bos)
         self.eos = self.get("add_eos_token", bool, False)
@@ -153,7 +155,7 @@ class _Reader:
 
     def bad(self, reason: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: bad tokenizer: {' '.join(reason.split())}; download it again"
+            f"{self.path}: bad tokenizer: {' '.join(reason.split())}", "download it again"
         )
 
     def get(self, key: str, kind: type, default: Any) -> Any:
@@ -192,12 +194,13 @@ class _Reader:
         if name is None:
             raise ConfigError(
                 f"{self.path}: tokenizer.ggml.pre is missing (an old file), so how it cuts a text "
-                f"is not known; {_CURE}"
+                f"is not known",
+                f"{_CURE}",
             )
         if not isinstance(name, str) or name not in RULES:
             raise ConfigError(
-                f"{self.path}: the pre-tokenizer tokenizer.ggml.pre={name!r:.60} is unknown; "
-                f"{_CURE}"
+                f"{self.path}: the pre-tokenizer tokenizer.ggml.pre={name!r:.60} is unknown",
+                f"{_CURE}",
             )
         return RULES[name]
 
@@ -221,8 +224,8 @@ class _Reader:
             if name == "added_tokens" or name.endswith("_token_id"):
                 continue
             raise ConfigError(
-                f"{self.path}: {key:.80} is not read from a .gguf file and may change "
-                f"tokens; {_CURE}"
+                f"{self.path}: {key:.80} is not read from a .gguf file and may change tokens",
+                f"{_CURE}",
             )
 
     def _stated_merges(self) -> list[tuple[str, str]]:

@@ -283,7 +283,7 @@ def require_finite_tensor(key: str, value: torch.Tensor, name: str) -> None:
     # In pieces: the comparison makes copies of what it is given.
     for piece in value.detach().reshape(-1).split(_PIECE):
         if not bool(torch.isfinite(piece).all()):
-            raise CheckpointError(f"{name}: {key} holds NaN or infinity; get an intact copy")
+            raise CheckpointError(f"{name}: {key} holds NaN or infinity", "get an intact copy")
 
 
 def read_papers(place: Location) -> Papers:

@@ -96,18 +96,18 @@ def _local_path(source: str) -> Path | None:
     """Returns the directory or .gguf file that `source` names, None where it may be a hub id."""
     if not source.strip():
         raise CheckpointError(
-            "the source is empty; give a Hugging Face model directory, a .gguf file or a hub id"
+            "the source is empty", "give a Hugging Face model directory, a .gguf file or a hub id"
         )
     path = _plain(source)
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return path
     if path.exists():
         raise CheckpointError(
-            f"{source}: neither a model directory nor a .gguf file; give one of these or a hub id"
+            f"{source}: neither a model directory nor a .gguf file", "give one of these or a hub id"
         )
     if path.suffix.lower() == ".gguf" or not _is_repo_id(source):
         what = "file" if path.suffix else "directory"
-        raise CheckpointError(f"{source}: no such {what}; {_near(path)}check the path")
+        raise CheckpointError(f"{source}: no such {what}", f"{_near(path)}check the path")
     return None
 
 
@@ -154,26 +154,27 @@ def _require_model(source: str, folder: Path) -> None:
     """Refuses a directory that holds no model, or more than one."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{source}: holds a PEFT adapter (adapter_config.json), which would be left out; merge "
-            "it into its base model (peft: merge_and_unload, save_pretrained) and give the result"
+            f"{source}: holds a PEFT adapter (adapter_config.json), which would be left out",
+            "merge "
+            "it into its base model (peft: merge_and_unload, save_pretrained) and give the result",
         )
     if (folder / "config.json").is_file():
         return
     if files := sorted(p.name for p in folder.iterdir() if p.suffix.lower() == ".gguf"):
         raise CheckpointError(
-            f"{source}: no config.json in this directory but a .gguf file; give the file: "
-            f"{folder / files[0]}"
+            f"{source}: no config.json in this directory but a .gguf file",
+            f"give the file: {folder / files[0]}",
         )
     for parent in (folder, folder / "snapshots"):
         if parent.name == "snapshots" and parent.is_dir():
             inside = sorted(p for p in parent.iterdir() if (p / "config.json").is_file())
             if inside:
                 raise CheckpointError(
-                    f"{source}: a folder of the hub's cache; give the model in it: {inside[-1]}"
+                    f"{source}: a folder of the hub's cache", f"give the model in it: {inside[-1]}"
                 )
     raise CheckpointError(
-        f"{source}: no config.json {'in this directory' if folder == _plain(source) else 'in it'}; "
-        "give a Hugging Face model directory, a .gguf file or a hub id"
+        f"{source}: no config.json {'in this directory' if folder == _plain(source) else 'in it'}",
+        "give a Hugging Face model directory, a .gguf file or a hub id",
     )
 
 
@@ -190,8 +191,8 @@ def _refuse_only_gguf(repo: str, folder: Path) -> None:
         return
     if found := sorted(name for name in files if name.lower().endswith(".gguf")):
         raise CheckpointError(
-            f"{repo}: holds .gguf files and no config.json; fetch one of them, "
-            f"`hf download {repo} {found[0]}`, and give the path that prints"
+            f"{repo}: holds .gguf files and no config.json",
+            f"fetch one of them, `hf download {repo} {found[0]}`, and give the path that prints",
         )
 
 
@@ -202,15 +203,15 @@ def _fetch(repo: str, commit: str | None, patterns: Sequence[str]) -> Path:
             found = snapshot_download(repo, revision=commit, allow_patterns=list(patterns))
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{repo}: a gated model; accept its terms at {HUB_PAGE}{repo} and log in: {_LOG_IN}"
+            f"{repo}: a gated model", f"accept its terms at {HUB_PAGE}{repo} and log in: {_LOG_IN}"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(_explain_unknown(repo)) from error
     except errors.LocalEntryNotFoundError as error:
         if getattr(error, "snapshot_path", None):  # of IncompleteSnapshotError, which is newer
             raise CheckpointError(
-                f"{repo}: only part of it lies in the hub's cache and the hub can't be reached; "
-                "run this again with a connection"
+                f"{repo}: only part of it lies in the hub's cache and the hub can't be reached",
+                "run this again with a connection",
             ) from error
         raise CheckpointError(_explain_unreachable(repo)) from error
     except Exception as error:  # of the connection, the server, the disk: each raises its own kind

@@ -50,7 +50,7 @@ def read_generation_config(source: str, folder: Path, config: Any) -> tuple[Any,
         else:
             found = GenerationConfig.from_model_config(config)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: {_line(error)}; correct it or take it away") from error
+        raise CheckpointError(f"{file}: {_line(error)}", "correct it or take it away") from error
     _check_ids(source, found)
     return _writable(source, found)
 
@@ -62,7 +62,8 @@ def _check_ids(source: str, found: Any) -> None:
         if not all(one is None or is_whole(one) for one in many):
             raise CheckpointError(
                 f"{source}: {FILE}: {name}={value!r:.80} must be a token id"
-                f"{', a list of them' if name == 'eos_token_id' else ''} or null; correct it"
+                f"{', a list of them' if name == 'eos_token_id' else ''} or null",
+                "correct it",
             )
 
 
@@ -79,7 +80,7 @@ def _writable(source: str, found: Any) -> tuple[Any, tuple[str, ...]]:
                 setattr(found, name, None)
         reason = _why_unwritable(found)
     if reason is not None:
-        raise CheckpointError(f"{source}: {FILE}: {reason}; correct it or take it away")
+        raise CheckpointError(f"{source}: {FILE}: {reason}", "correct it or take it away")
     why = "without effect since do_sample is not true"
     return found, (f"left out of the sampling defaults, {why}: {', '.join(left_out)}",)
 

@@ -54,8 +54,8 @@ def find_weights(source: str, path: Path, fetch: Callable[..., None]) -> WeightF
             beside = {found.name for pattern in _PATTERNS for found in path.glob(pattern)}
             return WeightFiles(files, pickled, tuple(sorted(beside - set(names) - _TRAINING)))
     raise CheckpointError(
-        f"{source}: can't load the weights: there is no {SINGLE}, {INDEX} or {PICKLED}; "
-        "download it again"
+        f"{source}: can't load the weights: there is no {SINGLE}, {INDEX} or {PICKLED}",
+        "download it again",
     )
 
 
@@ -64,8 +64,8 @@ def _refuse_pointers(source: str, files: tuple[Path, ...]) -> None:
         with file.open("rb") as stream:
             if stream.read(len(_POINTER)) == _POINTER:
                 raise CheckpointError(
-                    f"{source}: {file.name} is a Git LFS pointer, not the weights; run "
-                    "`git lfs pull` in the clone"
+                    f"{source}: {file.name} is a Git LFS pointer, not the weights",
+                    "run `git lfs pull` in the clone",
                 )
 
 
@@ -78,14 +78,14 @@ def _named(
     names = _shards(path / index)
     if one and names != [single]:
         raise CheckpointError(
-            f"{source}: holds {single} and {index}, which names other files ({names[0]}, ...); "
-            "they may differ, so take away the one that is not meant"
+            f"{source}: holds {single} and {index}, which names other files ({names[0]}, ...)",
+            "they may differ, so take away the one that is not meant",
         )
     fetch(*names)
     if gone := [name for name in names if not (path / name).is_file()]:
         raise CheckpointError(
-            f"{source}: can't load the weights: {index} names {gone[0]}, which is missing; "
-            "download it again"
+            f"{source}: can't load the weights: {index} names {gone[0]}, which is missing",
+            "download it again",
         )
     return names
 
@@ -100,7 +100,7 @@ def _shards(index: Path) -> list[str]:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index}: names {name!r:.80}, no file beside it")
     if not names:
-        raise CheckpointError(f"{index}: names no file; download it again")
+        raise CheckpointError(f"{index}: names no file", "download it again")
     return sorted(names)
 
 

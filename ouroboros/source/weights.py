@@ -154,8 +154,8 @@ def _check_tensors(place: Location, tensors: TensorFiles, expected: dict[str, li
         if kind not in FLOATS and len(shape) > 1:
             raise CheckpointError(
                 f"{place.source}: {name} is {kind}, allowed: {', '.join(FLOATS)}; the weights are "
-                "quantised, though config.json has no quantization_config; give the unquantised "
-                "original"
+                "quantised, though config.json has no quantization_config",
+                "give the unquantised original",
             )
     if place.config.tie_word_embeddings and HEAD in held:
         require_one_head(place.source, tensors.rows(HEAD), tensors.rows(EMBEDDING))
@@ -242,8 +242,8 @@ def _open_tensors(place: Location, weights: WeightFiles) -> TensorFiles | None:
                 for name in file.keys():  # noqa: SIM118 (no dict)
                     if name in files:
                         raise CheckpointError(
-                            f"{place.source}: {name} is in {files[name].name} and in {path.name}; "
-                            "they may differ, so download it again"
+                            f"{place.source}: {name} is in {files[name].name} and in {path.name}",
+                            "they may differ, so download it again",
                         )
                     part = file.get_slice(name)
                     files[name], shapes[name] = path, list(part.get_shape())

@@ -65,7 +65,7 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
             return int(vocabulary[name])
     if eos is None:
         raise DataError(
-            "the tokenizer has no end-of-text token to put between documents; "
-            "set its eos_token and save the checkpoint's tokenizer again"
+            "the tokenizer has no end-of-text token to put between documents",
+            "set its eos_token and save the checkpoint's tokenizer again",
         )
     return int(eos)

@@ -83,21 +83,23 @@ def find_files(paths: Sequence[Path], report: Report | None = None) -> list[Path
             if not inside:
                 raise DataError(
                     f"{path}: the folder holds no {', '.join(SUFFIXES)} file"
-                    f"{f', but {_count_kinds(others)}' if others else ''}; give another --data"
+                    f"{f', but {_count_kinds(others)}' if others else ''}",
+                    "give another --data",
                 )
             found.extend(inside)
         elif not path.exists():
-            raise DataError(f"{path}: no such file or folder; check the path")
+            raise DataError(f"{path}: no such file or folder", "check the path")
         elif not file_kind(path):
             raise DataError(
                 f"{path}: files ending in {''.join(path.suffixes[-2:]) or 'nothing'!r} are not "
-                f"read; allowed are {ALLOWED}: rename or convert it"
+                f"read",
+                f"allowed are {ALLOWED}: rename or convert it",
             )
         else:
             found.append(path)
     if not found:
         raise DataError(
-            f"no data given; name at least one {', '.join(SUFFIXES)} file or a folder of them"
+            "no data given", f"name at least one {', '.join(SUFFIXES)} file or a folder of them"
         )
     return found
 
@@ -110,7 +112,7 @@ def _search(folder: Path) -> tuple[list[Path], list[Path]]:
     others: list[Path] = []
 
     def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: can't be listed ({error.strerror}); check its rights")
+        raise DataError(f"{error.filename}: can't be listed ({error.strerror})", "check its rights")
 
     links = [folder]
     while links:
@@ -169,7 +171,7 @@ def read_text(path: Path) -> str:
     with _open(path) as file:
         text = _decode(file.read(), path, offset=0)
     if not text.strip():
-        raise DataError(f"{path}: the file is empty; give a file with text in it")
+        raise DataError(f"{path}: the file is empty", "give a file with text in it")
     return text
 
 
@@ -216,16 +218,16 @@ def read_documents(path: Path, report: Report | None = None) -> Iterator[str]:
             yield document
     if not count:
         null = f": all {nulls} texts are null" if nulls else ""
-        raise DataError(f"{path}: no documents in it{null}; give a file with text in it")
+        raise DataError(f"{path}: no documents in it{null}", "give a file with text in it")
     if nulls and report is not None:
         report(f"{path}: {nulls} of its texts {'is' if nulls == 1 else 'are'} null and left out")
 
 
 def _require_file(path: Path) -> None:
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; name a file")
+        raise DataError(f"{path}: is a folder", "name a file")
     if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+        raise DataError(f"{path}: no such file", "check the path")
 
 
 @contextmanager
@@ -242,7 +244,8 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             yield stream
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(
-            f"{path}: damaged or no {suffix} file ({first_line(error)}); copy or compress it again"
+            f"{path}: damaged or no {suffix} file ({first_line(error)})",
+            "copy or compress it again",
         ) from error
 
 
@@ -258,7 +261,7 @@ def _decompress(path: Path, suffix: str) -> BinaryIO:
         import pyarrow
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{path}: pyarrow, which reads .zst, is not installed; decompress the file"
+            f"{path}: pyarrow, which reads .zst, is not installed", "decompress the file"
         ) from error
     stream = pyarrow.input_stream(str(path), compression="zstd")
     return cast("BinaryIO", io.BufferedReader(stream))
@@ -266,18 +269,18 @@ def _decompress(path: Path, suffix: str) -> BinaryIO:
 
 def _decode(raw: bytes, path: Path, offset: int) -> str:
     if offset == 0 and raw.startswith(_UTF16):
-        raise DataError(f"{path}: is UTF-16; convert it with iconv -f UTF-16 -t UTF-8")
+        raise DataError(f"{path}: is UTF-16", "convert it with iconv -f UTF-16 -t UTF-8")
     nul = raw.find(b"\0")
     if nul >= 0:
         raise DataError(
-            f"{path}: not a text file (a NUL byte at byte {offset + nul}); give UTF-8 text"
+            f"{path}: not a text file (a NUL byte at byte {offset + nul})", "give UTF-8 text"
         )
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: not UTF-8 at byte {offset + error.start}; "
-            "convert it, for example with iconv -f LATIN1 -t UTF-8"
+            f"{path}: not UTF-8 at byte {offset + error.start}",
+            "convert it, for example with iconv -f LATIN1 -t UTF-8",
         ) from error
 
 
@@ -293,7 +296,7 @@ def _read_jsonl(path: Path) -> Iterator[str | None]:
                 record: Any = json.loads(line)
             except (ValueError, RecursionError) as error:  # the latter: nested too deeply
                 raise DataError(
-                    f"{path}: line {number} is not JSON ({error}); write one object a line"
+                    f"{path}: line {number} is not JSON ({error})", "write one object a line"
                 ) from error
             yield _text_of(record, line, f"{path}: line {number}")
 
@@ -303,25 +306,27 @@ def _text_of(record: Any, line: str, where: str) -> str | None:
     cure = f'write objects like {{"{FIELD}": "..."}}'
     if not isinstance(record, dict):
         raise DataError(
-            f"{where} has no text in a field {FIELD!r}, it is {_json_kind(record)}; {cure}"
+            f"{where} has no text in a field {FIELD!r}, it is {_json_kind(record)}", f"{cure}"
         )
     if FIELD not in record:
         fields = ", ".join(map(repr, list(record)[:8])) or "none"
-        raise DataError(f"{where} has no text in a field {FIELD!r}, only {fields:.200}; {cure}")
+        raise DataError(f"{where} has no text in a field {FIELD!r}, only {fields:.200}", f"{cure}")
     text = record[FIELD]
     if line.count(f'"{FIELD}"') > 1:
         pairs: list[tuple[str, Any]] = json.loads(line, object_pairs_hook=list)
         if sum(name == FIELD for name, _ in pairs) > 1:
-            raise DataError(f"{where} has the field {FIELD!r} more than once; leave one")
+            raise DataError(f"{where} has the field {FIELD!r} more than once", "leave one")
     if text is None:
         return None
     if not isinstance(text, str):
-        raise DataError(f"{where} has no text in a field {FIELD!r}, but {_json_kind(text)}; {cure}")
+        raise DataError(
+            f"{where} has no text in a field {FIELD!r}, but {_json_kind(text)}", f"{cure}"
+        )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where} holds half a surrogate pair, which is no text; mend or drop the line"
+            f"{where} holds half a surrogate pair, which is no text", "mend or drop the line"
         ) from error
     return text
 
@@ -351,7 +356,7 @@ def _read_parquet(path: Path) -> Iterator[str | None]:
         table = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: not a readable parquet file ({first_line(error)}); write it again"
+            f"{path}: not a readable parquet file ({first_line(error)})", "write it again"
         ) from error
     with table:
         _require_strings(path, table.schema_arrow)
@@ -360,12 +365,12 @@ def _read_parquet(path: Path) -> Iterator[str | None]:
                 yield from batch.column(0).to_pylist()
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path}: column {FIELD!r} holds text that is not UTF-8 ({error.reason}); "
-                "mend or drop the row"
+                f"{path}: column {FIELD!r} holds text that is not UTF-8 ({error.reason})",
+                "mend or drop the row",
             ) from error
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(
-                f"{path}: damaged parquet file ({first_line(error)}); write it again"
+                f"{path}: damaged parquet file ({first_line(error)})", "write it again"
             ) from error
 
 
@@ -375,16 +380,16 @@ def _require_strings(path: Path, schema: Any) -> None:
     if (count := schema.names.count(FIELD)) != 1:
         what = f"{count} columns {FIELD!r}" if count else f"no column {FIELD!r} of strings"
         raise DataError(
-            f"{path}: {what}, only {', '.join(schema.names):.200}; "
-            f"rename the column with the text to {FIELD!r}"
+            f"{path}: {what}, only {', '.join(schema.names):.200}",
+            f"rename the column with the text to {FIELD!r}",
         )
     kind = schema.field(FIELD).type
     plain = kind.value_type if types.is_dictionary(kind) else kind
     kinds = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(is_kind(plain) for is_kind in kinds):
         raise DataError(
-            f"{path}: the column {FIELD!r} holds {first_line(str(kind)):.80}, not strings; "
-            "write it as strings, one text a row"
+            f"{path}: the column {FIELD!r} holds {first_line(str(kind)):.80}, not strings",
+            "write it as strings, one text a row",
         )
 
 

@@ -120,20 +120,20 @@ def pack_documents(
         DataError: There are no documents, or too few tokens for one window.
     """
     if seq_len < 2:
-        raise DataError(f"seq_len={seq_len} leaves nothing to predict; allowed is 2 or more")
+        raise DataError(f"seq_len={seq_len} leaves nothing to predict", "allowed is 2 or more")
     end, begin = end_of_text_id(tokenizer), prefix_ids(tokenizer)
     pieces: list[np.ndarray] = []
     for ids in _tokenise(documents, tokenizer):
         pieces.append(np.asarray([*begin, *ids, end], dtype=np.int32))
     if not pieces:
-        raise DataError(f"{name}: no documents in it; give files with text in them")
+        raise DataError(f"{name}: no documents in it", "give files with text in them")
     lengths = np.asarray([len(piece) for piece in pieces])
     total = int(lengths.sum())
     count = total // seq_len
     if count == 0:
         raise DataError(
-            f"{name}: {total} tokens in all, shorter than one sequence of {seq_len}; "
-            f"give more text or a --seq-len of at most {total}"
+            f"{name}: {total} tokens in all, shorter than one sequence of {seq_len}",
+            f"give more text or a --seq-len of at most {total}",
         )
     starts = np.zeros(total, dtype=bool)
     starts[np.cumsum(lengths) - lengths] = True
@@ -185,15 +185,16 @@ def eval_windows(
     """
     if seq_len < 2 or max_windows < 1:
         raise DataError(
-            f"seq_len={seq_len} with {max_windows} windows scores nothing; "
-            "allowed are 2 tokens or more and 1 window or more"
+            f"seq_len={seq_len} with {max_windows} windows scores nothing",
+            "allowed are 2 tokens or more and 1 window or more",
         )
     begin = prefix_ids(tokenizer)
     own = seq_len - len(begin)
     if own < 1:
         raise DataError(
             f"seq_len={seq_len} leaves no room for text after the {len(begin)} tokens that this "
-            f"tokenizer puts before it; allowed is {len(begin) + 1} or more"
+            f"tokenizer puts before it",
+            f"allowed is {len(begin) + 1} or more",
         )
     wanted = own * max_windows
     ids: list[int] = []
@@ -208,8 +209,8 @@ def eval_windows(
     if count == 0:
         most = len(ids) + len(begin)
         raise DataError(
-            f"{most} tokens, shorter than one sequence of {seq_len}; "
-            f"give more text or a --seq-len of at most {most}"
+            f"{most} tokens, shorter than one sequence of {seq_len}",
+            f"give more text or a --seq-len of at most {most}",
         )
     cut = np.asarray(ids[: count * own], dtype=np.int64).reshape(count, own)
     return np.hstack([np.tile(np.asarray(begin, dtype=np.int64), (count, 1)), cut])
@@ -234,9 +235,9 @@ def load_eval_windows(
     for path in paths:
         name = text_name(path)
         if name in windows:
-            raise DataError(f"{path}: a second held-out file called {name!r}; rename one")
+            raise DataError(f"{path}: a second held-out file called {name!r}", "rename one")
         if path.is_dir():
-            raise DataError(f"{path}: is a folder; name the held-out files one by one")
+            raise DataError(f"{path}: is a folder", "name the held-out files one by one")
         text = read_whole(path, report)
         try:
             windows[name] = eval_windows(text, tokenizer, seq_len, max_windows)

@@ -75,38 +75,38 @@ class TrainOptions:
             TrainingError: A value is not allowed; the message names it and what is.
         """
         if not self.data:
-            raise TrainingError("no training text; give --data FILE or folder")
+            raise TrainingError("no training text", "give --data FILE or folder")
         for name, least in (
             ("train_steps", 1), ("batch_size", 1), ("grad_accum", 1), ("seq_len", 2), ("warmup", 0),
             ("seed", 0), ("eval_every", 0), ("eval_windows", 1), ("save_every", 1),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise TrainingError(
-                    f"{_flag(name)}={getattr(self, name)} is not allowed; give {least} or more"
+                    f"{_flag(name)}={getattr(self, name)} is not allowed", f"give {least} or more"
                 )
         if self.seed > MAX_SEED:
-            raise TrainingError(f"--seed={self.seed} is not allowed; give 0..{MAX_SEED}")
+            raise TrainingError(f"--seed={self.seed} is not allowed", f"give 0..{MAX_SEED}")
         if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
             raise TrainingError(
-                f"--learning-rate={self.learning_rate} is not allowed; give more than 0 and at "
-                f"most {MAX_LEARNING_RATE:g} (0.001 is usual)"
+                f"--learning-rate={self.learning_rate} is not allowed",
+                f"give more than 0 and at most {MAX_LEARNING_RATE:g} (0.001 is usual)",
             )
         for name in ("weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise TrainingError(
-                    f"{_flag(name)}={getattr(self, name)} is not allowed; give 0 or more"
+                    f"{_flag(name)}={getattr(self, name)} is not allowed", "give 0 or more"
                 )
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
-                    f"{_flag(name)}={getattr(self, name)!r} is unknown; "
-                    f"choose one of {', '.join(choices)}"
+                    f"{_flag(name)}={getattr(self, name)!r} is unknown",
+                    f"choose one of {', '.join(choices)}",
                 )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
-                raise TrainingError(f"depth={depth} is not allowed; the least is 1")
+                raise TrainingError(f"depth={depth} is not allowed", "the least is 1")
 
     @property
     def depth_range(self) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class TrainOptions:
             first, last = 1, 0
         if first > last:
             raise TrainingError(
-                f"--depth={self.depth!r} is no depth; give a number like 8 or a range like 1-16"
+                f"--depth={self.depth!r} is no depth", "give a number like 8 or a range like 1-16"
             )
         return first, last
 
@@ -153,12 +153,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path}: can't read the recipe ({error}); check the path") from error
+        raise TrainingError(f"{path}: can't read the recipe ({error})", "check the path") from error
     if path.suffix == ".toml":
         try:
             content: Any = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise TrainingError(f"{path}: not TOML ({error}); mend the recipe") from error
+            raise TrainingError(f"{path}: not TOML ({error})", "mend the recipe") from error
     elif path.suffix in (".yaml", ".yml"):
         import yaml  # type: ignore[import-untyped]
 
@@ -166,9 +166,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
             content = yaml.safe_load(text) or {}
         except yaml.YAMLError as error:
             where = str(error).replace("\n", " ")
-            raise TrainingError(f"{path}: not YAML ({where}); mend the recipe") from error
+            raise TrainingError(f"{path}: not YAML ({where})", "mend the recipe") from error
     else:
-        raise TrainingError(f"{path}: a recipe is a .toml, .yaml or .yml file; rename it")
+        raise TrainingError(f"{path}: a recipe is a .toml, .yaml or .yml file", "rename it")
     if not isinstance(content, dict):
         raise TrainingError(f"{path}: a recipe is a table of options, like `train_steps: 300`")
     return {name: _coerce(name, value, path) for name, value in content.items()}
@@ -189,7 +189,7 @@ def _coerce(name: str, value: Any, path: Path) -> Any:
     kinds = typing.get_type_hints(TrainOptions)
     if name not in kinds:
         raise TrainingError(
-            f"{path}: unknown option {name!r}; the options are {', '.join(sorted(kinds))}"
+            f"{path}: unknown option {name!r}", f"the options are {', '.join(sorted(kinds))}"
         )
     kind = kinds[name]
     if isinstance(kind, types.GenericAlias):

@@ -89,7 +89,7 @@ def train(
     _check_out(checkpoint, out, resume, (*options.data, *options.eval))
     model, tokenizer = load_checkpoint(checkpoint)
     if tokenizer is None:
-        raise CheckpointError(f"{checkpoint}: has no tokenizer.json; convert the model again")
+        raise CheckpointError(f"{checkpoint}: has no tokenizer.json", "convert the model again")
     _check_depths(options, model.config.max_depth)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
 
@@ -136,7 +136,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(found) if found else None)
         except OSError as error:
             raise TrainingError(
-                f"{out}: can't save the state ({error}); {_how_to_go_on(state_dir)}"
+                f"{out}: can't save the state ({error})", f"{_how_to_go_on(state_dir)}"
             ) from error
         finally:
             display.close()
@@ -148,7 +148,7 @@ def train(
         try:
             _publish(model, tokenizer, checkpoint, out, options, history)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {_how_to_go_on(state_dir)}") from error
+            raise CheckpointError(f"{error}", f"{_how_to_go_on(state_dir)}") from error
     trainer.accelerator.wait_for_everyone()
     return TrainReport(
         train_steps=trainer.state.global_step,
@@ -168,8 +168,8 @@ def _check_out(checkpoint: Path, out: Path, resume: bool, data: Sequence[Path]) 
         raise TrainingError(f"{out} {obstacle}")
     if not resume and state.list_steps(out / "state"):
         raise TrainingError(
-            f"{out} holds the state of an earlier run; go on with --resume, or start over in "
-            f"another folder (or delete {out / 'state'})"
+            f"{out} holds the state of an earlier run",
+            f"go on with --resume, or start over in another folder (or delete {out / 'state'})",
         )
 
 
@@ -178,8 +178,8 @@ def _check_depths(options: TrainOptions, max_depth: int) -> None:
     for flag, depths in asked.items():
         if max(depths) > max_depth:
             raise ConfigError(
-                f"depth={max(depths)} is above this checkpoint's max_depth {max_depth}; "
-                f"give {flag} 1-{max_depth} or convert with a larger --max-depth"
+                f"depth={max(depths)} is above this checkpoint's max_depth {max_depth}",
+                f"give {flag} 1-{max_depth} or convert with a larger --max-depth",
             )
 
 

@@ -40,7 +40,7 @@ def train_step_of(folder: Path) -> int:
     """Returns N of a folder called step-N."""
     matched = STEP.fullmatch(folder.name)
     if matched is None:
-        raise TrainingError(f"{folder}: not a state folder; they are called step-N")
+        raise TrainingError(f"{folder}: not a state folder", "they are called step-N")
     return int(matched[1])
 
 
@@ -81,8 +81,8 @@ def find_newest_valid(state_dir: Path, warn: Callable[[str], None]) -> Path | No
         warn(f"warning: {folder} can't be used ({problem}); trying an older state")
     if folders:
         raise TrainingError(
-            f"{state_dir} holds no whole state ({'; '.join(problems)}); "
-            f"delete {state_dir} to start from the beginning"
+            f"{state_dir} holds no whole state ({'; '.join(problems)})",
+            f"delete {state_dir} to start from the beginning",
         )
     return None
 
@@ -160,8 +160,8 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
     ]
     if differing:
         raise TrainingError(
-            f"{folder.parent.parent} can't be resumed with other options: {'; '.join(differing)}; "
-            "give the old ones, or start over in another folder"
+            f"{folder.parent.parent} can't be resumed with other options: {'; '.join(differing)}",
+            "give the old ones, or start over in another folder",
         )
     if before != now:
         warn(

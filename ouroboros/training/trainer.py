@@ -183,10 +183,11 @@ class OuroborosTrainer(Trainer):
 
     def _divergence(self, what: str) -> TrainingError:
         if self.state.global_step == 0:
-            return TrainingError(f"{what} before any training; start from another checkpoint")
+            return TrainingError(f"{what} before any training", "start from another checkpoint")
         return TrainingError(
-            f"{what} at train step {self.state.global_step}; start over in another folder with a "
-            f"--learning-rate below {self.options.learning_rate:g}"
+            f"{what} at train step {self.state.global_step}",
+            f"start over in another folder with a "
+            f"--learning-rate below {self.options.learning_rate:g}",
         )
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -229,8 +230,8 @@ class OuroborosTrainer(Trainer):
         parameters = self._trainable()
         if saved.keys() != parameters.keys():
             raise TrainingError(
-                f"{resume_from_checkpoint} holds other parameters than this model trains; "
-                "start over in another folder"
+                f"{resume_from_checkpoint} holds other parameters than this model trains",
+                "start over in another folder",
             )
         with torch.no_grad():
             for name, parameter in parameters.items():

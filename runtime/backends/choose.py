@@ -35,11 +35,13 @@ def open_backend(
         BundleError: the graph or plan does not load or is not the one its manifest describes.
     """
     if backend not in BACKENDS:
-        raise EngineError(f"backend={backend!r} is not known; allowed: {', '.join(BACKENDS)}")
+        raise EngineError(f"backend={backend!r} is not known", f"allowed: {', '.join(BACKENDS)}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise EngineError(f"threads={threads!r} is not a number of threads; allowed: 1..1024")
+        raise EngineError(f"threads={threads!r} is not a number of threads", "allowed: 1..1024")
     if accuracy_level not in (None, *ACCURACY_LEVELS):
-        raise EngineError(f"accuracy_level={accuracy_level!r} is not known; allowed: 1, 4 or None")
+        raise EngineError(
+            f"accuracy_level={accuracy_level!r} is not known", "allowed: 1, 4 or None"
+        )
     manifest = bundle.manifest
     if backend == "cpu":
         return open_cpu(bundle, threads, accuracy_level)
@@ -109,21 +111,21 @@ def choose_plan(plans: Sequence[PlanSpec], machine: Machine) -> PlanSpec:
     if refused is not None:
         raise refused
     raise EngineError(
-        "backend 'trt' needs a TensorRT plan and the bundle holds none; export it with "
-        "--format trt, or take backend cuda or cpu"
+        "backend 'trt' needs a TensorRT plan and the bundle holds none",
+        "export it with --format trt, or take backend cuda or cpu",
     )
 
 
 def _check_cuda(machine: Machine, providers: Sequence[str]) -> None:
     if PROVIDER not in providers:
         raise EngineError(
-            f"backend 'cuda' needs ONNX Runtime's CUDA provider, here are "
-            f"{', '.join(providers)}; {INSTALL_CUDA}, or take backend cpu"
+            f"backend 'cuda' needs ONNX Runtime's CUDA provider, here are {', '.join(providers)}",
+            f"{INSTALL_CUDA}, or take backend cpu",
         )
     if machine.gpu is None:
         raise EngineError(
-            "backend 'cuda' needs an NVIDIA GPU, and CUDA shows none here; check nvidia-smi, or "
-            "take backend cpu"
+            "backend 'cuda' needs an NVIDIA GPU, and CUDA shows none here",
+            "check nvidia-smi, or take backend cpu",
         )
     _check_bindings("cuda", machine)
 
@@ -131,6 +133,6 @@ def _check_cuda(machine: Machine, providers: Sequence[str]) -> None:
 def _check_bindings(backend: str, machine: Machine) -> None:
     if not machine.cuda_bindings:
         raise EngineError(
-            f"backend '{backend}' needs the CUDA runtime for Python, which is not installed; "
-            f"{INSTALL_BINDINGS}, or take backend cpu"
+            f"backend '{backend}' needs the CUDA runtime for Python, which is not installed",
+            f"{INSTALL_BINDINGS}, or take backend cpu",
         )

@@ -209,7 +209,7 @@ class CudaMemory:
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *results = getattr(self._cuda, function)(*arguments)
         if int(error) != 0:
-            raise EngineError(f"CUDA: {function} failed with {error.name}; is a GPU free?")
+            raise EngineError(f"CUDA: {function} failed with {error.name}", "is a GPU free?")
         return results[0] if results else None
 
 

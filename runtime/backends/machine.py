@@ -44,37 +44,39 @@ def check_plan_fits(spec: PlanSpec, machine: Machine) -> Installed:
     flavour = FLAVOURS.get(spec.flavour)
     if flavour is None:
         raise BundleError(
-            f"{spec.file} is for {spec.flavour!r}, known here: {', '.join(FLAVOURS)}; "
-            "update ouroboros"
+            f"{spec.file} is for {spec.flavour!r}, known here: {', '.join(FLAVOURS)}",
+            "update ouroboros",
         )
     installed = next((one for one in machine.installed if one.flavour == flavour), None)
     if installed is None:
         raise EngineError(
-            f"{spec.file} needs {flavour.title} {spec.version}, which is not installed; "
-            f"{flavour.install}, or take --backend cpu"
+            f"{spec.file} needs {flavour.title} {spec.version}, which is not installed",
+            f"{flavour.install}, or take backend cpu",
         )
     if installed.version != spec.version:
         raise EngineError(
             f"{spec.file} was built with {flavour.title} {spec.version}, installed here is "
-            f"{installed.version}; install that version or export again with --format trt"
+            f"{installed.version}",
+            "install that version or export again with --format trt",
         )
     gpu = machine.gpu
     if gpu is None:
         raise EngineError(
             f"{spec.file} needs an NVIDIA GPU of compute capability "
-            f"{_listed(spec.compute_capabilities)}, and CUDA shows none here; "
-            "take --backend cpu"
+            f"{_listed(spec.compute_capabilities)}, and CUDA shows none here",
+            "take backend cpu",
         )
     if gpu.compute_capability not in spec.compute_capabilities:
         raise EngineError(
             f"{spec.file} was built for compute capability {_listed(spec.compute_capabilities)}, "
-            f"{gpu.name} has {gpu.compute_capability}; export again with --compute-capability "
-            f"{gpu.compute_capability}"
+            f"{gpu.name} has {gpu.compute_capability}",
+            f"export again with --compute-capability {gpu.compute_capability}",
         )
     if major_cuda(gpu.cuda) < major_cuda(spec.cuda):
         raise EngineError(
             f"{spec.file} needs CUDA {spec.cuda}, the driver of {gpu.name} runs CUDA up to "
-            f"{gpu.cuda}; update the NVIDIA driver"
+            f"{gpu.cuda}",
+            "update the NVIDIA driver",
         )
     return installed
 

@@ -137,7 +137,8 @@ def open_session(
     if provider not in session.get_providers():  # ONNX Runtime goes on without it
         raise EngineError(
             f"ONNX Runtime could not load its {provider}: its libraries are missing or of another "
-            f"version; {INSTALL_CUDA}, or take backend cpu"
+            f"version",
+            f"{INSTALL_CUDA}, or take backend cpu",
         )
     _check_tensors(session, manifest)
     return session
@@ -151,8 +152,8 @@ def open_cpu(bundle: Bundle, threads: int | None, accuracy_level: int | None = N
     """
     if bundle.manifest.precision == "bf16":
         raise EngineError(
-            "the cpu engine has no bfloat16 arithmetic; run this bundle on a GPU, or export with "
-            "--precision fp32, fp16, int8 or int4"
+            "the cpu engine has no bfloat16 arithmetic",
+            "run this bundle on a GPU, or export with --precision fp32, fp16, int8 or int4",
         )
     session = open_session(bundle, "CPUExecutionProvider", {}, threads, accuracy_level)
     return CpuBackend(session, bundle.manifest)
@@ -175,7 +176,7 @@ def run_once(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 def _shared(name: str, array: Array) -> Array:
     if not array.flags.c_contiguous:
-        raise EngineError(f"the buffer of {name} is not contiguous; this is a bug in the runtime")
+        raise EngineError(f"the buffer of {name} is not contiguous", "this is a bug in the runtime")
     return array
 
 
@@ -188,7 +189,8 @@ def _check_data(file: Path, manifest: Manifest) -> None:
         odd = min(named ^ set(spec.data))
         raise BundleError(
             f"cannot load {file}: the data file {odd!r} is in the graph: {odd in named}, in the "
-            f"manifest: {odd in spec.data}; export it again"
+            f"manifest: {odd in spec.data}",
+            "export it again",
         )
     for name in spec.data:
         _check_single(file.parent.joinpath(PurePosixPath(name).relative_to(folder)))
@@ -198,11 +200,12 @@ def _check_single(data: Path) -> None:
     """ONNX Runtime opens no data file that is known by another name too, and does not say so."""
     cure = f"put a copy in its place: cp {data} {data}.copy && mv {data}.copy {data}"
     if data.is_symlink():
-        raise BundleError(f"{data} is a symbolic link, which ONNX Runtime does not open; {cure}")
+        raise BundleError(f"{data} is a symbolic link, which ONNX Runtime does not open", f"{cure}")
     if (links := data.stat().st_nlink) > 1:
         raise BundleError(
             f"{data} has {links} hard links (cp -al and some backups make them), and ONNX Runtime "
-            f"opens no weights that have another name; {cure}"
+            f"opens no weights that have another name",
+            f"{cure}",
         )
 
 
@@ -220,7 +223,8 @@ def _check_tensors(session: Any, manifest: Manifest) -> None:
             if not (name in found and name in said):
                 raise BundleError(
                     f"the graph's {side} {name} is in the graph: {name in found}, in the manifest:"
-                    f" {name in said}; export it again"
+                    f" {name in said}",
+                    "export it again",
                 )
             (dtype, shape), (wanted, dimensions) = found[name], said[name]
             # ONNX Runtime infers the shapes of outputs: a named dimension may come back a number.
@@ -230,7 +234,8 @@ def _check_tensors(session: Any, manifest: Manifest) -> None:
             ):
                 raise BundleError(
                     f"the graph's {side} {name} is {_shown(*found[name])}, its manifest says "
-                    f"{_shown(*said[name])}; export it again"
+                    f"{_shown(*said[name])}",
+                    "export it again",
                 )
 
 

@@ -231,7 +231,7 @@ def choose_profile(profiles: Sequence[ProfileSpec], inputs: Mapping[str, Array])
             return number
         problem = found
     raise EngineError(
-        f"{problem}; export again with a larger --max-batch, --max-seq or --max-depth"
+        f"{problem}", "export again with a larger --max-batch, --max-seq or --max-depth"
     )
 
 

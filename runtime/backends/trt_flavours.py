@@ -104,12 +104,13 @@ def choose_flavour(
         EngineError: an unknown choice, or what was chosen is not installed.
     """
     if choice not in CHOICES:
-        raise EngineError(f"--trt {choice} is not known; allowed: {', '.join(CHOICES)}")
+        raise EngineError(f"--trt {choice} is not known", f"allowed: {', '.join(CHOICES)}")
     if not installed:
         raise EngineError(
-            f"no TensorRT is installed; {RTX.install} brings {RTX.title} (GeForce and RTX GPUs, "
+            "no TensorRT is installed",
+            f"{RTX.install} brings {RTX.title} (GeForce and RTX GPUs, "
             f"builds without one), {TENSORRT.install} brings {TENSORRT.title} (data-centre GPUs, "
-            "builds on the GPU)"
+            "builds on the GPU)",
         )
     by_option = {one.flavour.option: one for one in installed}
     if choice == "auto":
@@ -118,8 +119,8 @@ def choose_flavour(
     if choice not in by_option:
         missing = next(f for f in FLAVOURS.values() if f.option == choice)
         raise EngineError(
-            f"--trt {choice}: {missing.title} is not installed; {missing.install}, or take "
-            f"--trt {installed[0].flavour.option}"
+            f"--trt {choice}: {missing.title} is not installed",
+            f"{missing.install}, or take --trt {installed[0].flavour.option}",
         )
     return by_option[choice]
 
@@ -136,8 +137,8 @@ def load_module(installed: Installed) -> Any:
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise EngineError(
-            f"{installed.flavour.title} is installed but can't be loaded: {reason}; "
-            f"install it again: {installed.flavour.install}"
+            f"{installed.flavour.title} is installed but can't be loaded: {reason}",
+            f"install it again: {installed.flavour.install}",
         ) from error
 
 
@@ -150,7 +151,8 @@ def check_libraries(installed: Installed) -> None:
     if installed.libraries and installed.libraries != installed.version:
         raise EngineError(
             f"{installed.flavour.title}: the bindings are {installed.version}, the libraries "
-            f"{installed.libraries}; install both in one version: {installed.flavour.install}"
+            f"{installed.libraries}",
+            f"install both in one version: {installed.flavour.install}",
         )
 
 

@@ -46,7 +46,9 @@ def external_files(graph: Path) -> set[str]:
     except OSError as error:
         raise BundleError(f"cannot read {graph}: {error.strerror or error}") from error
     except ValueError as error:
-        raise BundleError(f"cannot load {graph}, no ONNX file: {error}; export it again") from error
+        raise BundleError(
+            f"cannot load {graph}, no ONNX file: {error}", "export it again"
+        ) from error
 
 
 def _locations(model: memoryview) -> set[str]:

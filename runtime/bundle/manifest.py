@@ -243,11 +243,11 @@ def check_hash(text: bytes, said: bytes | None) -> None:
     """
     if said is None:
         check_version(_read_json(text))
-        raise BundleError(f"the bundle lacks {HASH_NAME}; copy or export it again")
+        raise BundleError(f"the bundle lacks {HASH_NAME}", "copy or export it again")
     if said != render_hash(text):
         raise BundleError(
-            f"{MANIFEST_NAME} is damaged or was changed: its sha256 is not the one in {HASH_NAME}; "
-            "copy or export the bundle again"
+            f"{MANIFEST_NAME} is damaged or was changed: its sha256 is not the one in {HASH_NAME}",
+            "copy or export the bundle again",
         )
 
 
@@ -278,13 +278,14 @@ def check_version(data: object) -> dict[str, Any]:
         raise BundleError(f"{MANIFEST_NAME} holds a {type(data).__name__}, not an object")
     version = data.get("format_version")
     if version is None:
-        raise BundleError(f"{MANIFEST_NAME} has no format_version; is this an Ouroboros bundle?")
+        raise BundleError(f"{MANIFEST_NAME} has no format_version", "is this an Ouroboros bundle?")
     if type(version) is not int or version != FORMAT_VERSION:
         newer = type(version) is int and version > FORMAT_VERSION
         advice = "update ouroboros" if newer else "export the checkpoint again"
         raise BundleError(
             f"bundle format_version {shorten(version)} is not the {FORMAT_VERSION} that this "
-            f"version reads; {advice}"
+            f"version reads",
+            f"{advice}",
         )
     return data
 

@@ -95,7 +95,8 @@ def check_plan_graph(spec: PlanSpec, file_hashes: Mapping[str, str]) -> None:
     if found != spec.graph_sha256:
         raise BundleError(
             f"{spec.file} was built from the graph {spec.graph_sha256[:12]}..., the bundle holds "
-            f"{found[:12]}...: they come from different checkpoints; export it again"
+            f"{found[:12]}...: they come from different checkpoints",
+            "export it again",
         )
 
 
@@ -117,6 +118,7 @@ def read_plan(file: Path, sha256: str) -> bytes:
     if digest != sha256:
         raise BundleError(
             f"{file} is damaged or was changed: sha256 {digest[:12]}..., its manifest says "
-            f"{sha256[:12]}...; it was not loaded; copy or export it again"
+            f"{sha256[:12]}...; it was not loaded",
+            "copy or export it again",
         )
     return data

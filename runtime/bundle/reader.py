@@ -41,7 +41,7 @@ class Bundle:
             BundleError: the manifest does not list it.
         """
         if name not in self.manifest.files:
-            raise BundleError(f"the bundle {self.path} holds no {name}; export it again")
+            raise BundleError(f"the bundle {self.path} holds no {name}", "export it again")
         return self.path / name
 
 
@@ -59,9 +59,9 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     directory = Path(path)
     if not directory.exists():
-        raise BundleError(f"no bundle at {directory}; make one with `ouro export CHECKPOINT OUT`")
+        raise BundleError(f"no bundle at {directory}", "make one with `ouro export CHECKPOINT OUT`")
     if not directory.is_dir():
-        raise BundleError(f"{directory} is a file; a bundle is a directory with {MANIFEST_NAME}")
+        raise BundleError(f"{directory} is a file", f"a bundle is a directory with {MANIFEST_NAME}")
     file = directory / MANIFEST_NAME
     if not file.is_file():
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}")
@@ -103,13 +103,14 @@ def verify_file(directory: Path, name: str, spec: FileSpec) -> None:
     file = directory / name
     try:
         if not file.resolve().is_relative_to(directory.resolve()):
-            raise BundleError(f"{file} is a link out of the bundle; copy the file in its place")
+            raise BundleError(f"{file} is a link out of the bundle", "copy the file in its place")
         if not file.is_file():
-            raise BundleError(f"the bundle {directory} lacks {name}; copy or export it again")
+            raise BundleError(f"the bundle {directory} lacks {name}", "copy or export it again")
         size = file.stat().st_size
         if size != spec.bytes:
             raise BundleError(
-                f"{file} has {size} bytes, its manifest says {spec.bytes}; copy or export it again"
+                f"{file} has {size} bytes, its manifest says {spec.bytes}",
+                "copy or export it again",
             )
         digest = hash_file(file)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
@@ -117,7 +118,8 @@ def verify_file(directory: Path, name: str, spec: FileSpec) -> None:
     if digest != spec.sha256:
         raise BundleError(
             f"{file} is damaged or was changed: sha256 {digest[:12]}..., its manifest says "
-            f"{spec.sha256[:12]}...; copy or export it again"
+            f"{spec.sha256[:12]}...",
+            "copy or export it again",
         )
 
 
@@ -140,7 +142,7 @@ def write_manifest(directory: Path, **fields: object) -> Manifest:
     target = directory / MANIFEST_NAME
     if os.path.lexists(target) and not _is_ours(target):
         raise BundleError(
-            f"{target} is not a bundle's, so it is left alone; give another directory"
+            f"{target} is not a bundle's, so it is left alone", "give another directory"
         )
     files = {}
     for file in sorted(directory.rglob("*")):

@@ -27,20 +27,22 @@ def is_batch(prompt: object) -> bool:
         return False
     if isinstance(prompt, np.ndarray):
         if prompt.ndim not in (1, 2):
-            raise EngineError(f"a prompt array has {prompt.ndim} dimensions; allowed: 1 or 2")
+            raise EngineError(f"a prompt array has {prompt.ndim} dimensions", "allowed: 1 or 2")
         if len(prompt) == 0:
-            raise EngineError("empty prompt; give at least one token")
+            raise EngineError("empty prompt", "give at least one token")
         return prompt.ndim == 2
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise EngineError(
-            f"a prompt of type {type(prompt).__name__} is not allowed; give a text, a list of "
-            "token ids, or a list of those"
+            f"a prompt of type {type(prompt).__name__} is not allowed",
+            "give a text, a list of token ids, or a list of those",
         )
     if len(prompt) == 0:
-        raise EngineError("empty prompt; give at least one token")
+        raise EngineError("empty prompt", "give at least one token")
     plain = [isinstance(item, int | np.integer) for item in prompt]
     if any(plain) and not all(plain):
-        raise EngineError("a prompt mixes token ids with other things; give only ids or only texts")
+        raise EngineError(
+            "a prompt mixes token ids with other things", "give only ids or only texts"
+        )
     return not plain[0]
 
 
@@ -65,7 +67,7 @@ def encode_prompt(
             raise EngineError("one prompt is expected here, a batch was given")
         ids = check_ids(prompt, manifest)
     if not ids:
-        raise EngineError("empty prompt; give at least one token")
+        raise EngineError("empty prompt", "give at least one token")
     # The tokenizer may know added tokens that the model has no row for.
     for token in ids:
         _check_id(token, manifest)
@@ -102,11 +104,13 @@ def check_length(prompt: int, new: int, manifest: Manifest, backend: Backend) ->
         whose = f"the {most} that this bundle's plan holds (the model has {positions} positions)"
         cure = ", or export again with a larger --max-seq"
     if prompt > most:
-        raise EngineError(f"a prompt of {prompt} tokens is longer than {whose}; shorten it{cure}")
+        raise EngineError(
+            f"a prompt of {prompt} tokens is longer than {whose}", f"shorten it{cure}"
+        )
     if prompt + new > most:
         raise EngineError(
-            f"{prompt} tokens and max_new_tokens={new} pass {whose}; "
-            f"allowed here: max_new_tokens up to {most - prompt}{cure}"
+            f"{prompt} tokens and max_new_tokens={new} pass {whose}",
+            f"allowed here: max_new_tokens up to {most - prompt}{cure}",
         )
 
 
@@ -122,8 +126,8 @@ def check_batch(rows: int, backend: Backend) -> None:
     """
     if backend.max_batch is not None and rows > backend.max_batch:
         raise EngineError(
-            f"{rows} sequences at once, this bundle's plan takes up to {backend.max_batch}; give "
-            f"fewer at a time, or export again with --max-batch {rows}"
+            f"{rows} sequences at once, this bundle's plan takes up to {backend.max_batch}",
+            f"give fewer at a time, or export again with --max-batch {rows}",
         )
 
 
@@ -135,7 +139,7 @@ def check_max_new_tokens(value: object) -> int:
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < 1:  # type: ignore[operator]
-        raise EngineError(f"max_new_tokens={value!r} is not allowed; a whole number of 1 or more")
+        raise EngineError(f"max_new_tokens={value!r} is not allowed", "a whole number of 1 or more")
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
@@ -154,7 +158,7 @@ def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
     for value in depths:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise EngineError(
-                f"depth={value!r} is not a whole number; allowed: {spec.min}..{spec.max}"
+                f"depth={value!r} is not a whole number", f"allowed: {spec.min}..{spec.max}"
             )
         if not spec.min <= value <= spec.max:
             advice = f"; re-export with --max-depth {value}" if value > spec.max else ""
@@ -176,7 +180,7 @@ def check_stops(stop: object) -> tuple[str, ...]:
     stops: tuple[Any, ...] = tuple(stop) if several else (stop,)  # type: ignore[arg-type]
     for text in stops:
         if not isinstance(text, str) or not text:
-            raise EngineError(f"stop={text!r} is not allowed; a text that is not empty")
+            raise EngineError(f"stop={text!r} is not allowed", "a text that is not empty")
     return stops
 
 
@@ -195,7 +199,7 @@ def _one_a_row(value: object, rows: int, name: str) -> list[Any]:
     if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
         return [value] * rows
     if len(value) != rows:
-        raise EngineError(f"{len(value)} {name} were given for {rows} prompts; one a prompt")
+        raise EngineError(f"{len(value)} {name} were given for {rows} prompts", "one a prompt")
     return list(value)
 
 
@@ -221,7 +225,7 @@ def _never() -> bool:
 def _check_id(token: object, manifest: Manifest) -> bool:
     size = manifest.model.vocab_size
     if isinstance(token, bool) or not isinstance(token, int | np.integer):
-        raise EngineError(f"{token!r:.60} is not a token id; allowed: 0..{size - 1}")
+        raise EngineError(f"{token!r:.60} is not a token id", f"allowed: 0..{size - 1}")
     if not 0 <= token < size:
         raise EngineError(f"token id {token} is outside the vocabulary 0..{size - 1}")
     return True

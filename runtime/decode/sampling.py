@@ -39,11 +39,13 @@ def make_sampling(
     top_k = defaults.top_k if top_k is None else top_k
     top_p = defaults.top_p if top_p is None else top_p
     if not _is_number(temperature) or not 0 <= temperature < math.inf:
-        raise EngineError(f"temperature={temperature!r} is not allowed; 0 is greedy, else above 0")
+        raise EngineError(
+            f"temperature={temperature!r} is not allowed", "0 is greedy, else above 0"
+        )
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 0:
-        raise EngineError(f"top_k={top_k!r} is not allowed; a whole number, 0 keeps every token")
+        raise EngineError(f"top_k={top_k!r} is not allowed", "a whole number, 0 keeps every token")
     if not _is_number(top_p) or not 0 < top_p <= 1:
-        raise EngineError(f"top_p={top_p!r} is not allowed; above 0 and at most 1")
+        raise EngineError(f"top_p={top_p!r} is not allowed", "above 0 and at most 1")
     return Sampling(float(temperature), int(top_k), float(top_p))
 
 
@@ -55,7 +57,7 @@ def make_generator(seed: int | None) -> np.random.Generator:
     """
     wrong = isinstance(seed, bool) or not isinstance(seed, int | np.integer)
     if seed is not None and (wrong or seed < 0):
-        raise EngineError(f"seed={seed!r} is not allowed; a whole number of 0 or more")
+        raise EngineError(f"seed={seed!r} is not allowed", "a whole number of 0 or more")
     return np.random.default_rng(seed)
 
 
@@ -75,7 +77,7 @@ def sample(logits: Array, sampling: Sampling, generator: np.random.Generator) ->
     """
     best = int(logits.argmax())
     if not math.isfinite(logits[best]):
-        raise EngineError("the model's logits are not finite; run `ouro check` on the bundle")
+        raise EngineError("the model's logits are not finite", "run `ouro check` on the bundle")
     if sampling.temperature == 0 or sampling.top_k == 1:
         return best
     with np.errstate(over="ignore"):  # by a tiny temperature: minus infinity, so weight 0

@@ -40,13 +40,15 @@ def score_windows(
         EngineError: windows of a wrong shape, an unknown token, a depth or prefix out of range.
     """
     if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
-        raise EngineError(f"windows of shape {list(windows.shape)}; allowed: [1.., 2..] token ids")
+        raise EngineError(
+            f"windows of shape {list(windows.shape)}", "allowed: [1.., 2..] token ids"
+        )
     manifest, length = engine.manifest, windows.shape[1]
     if not 0 <= prefix < length - 1:
         raise EngineError(f"prefix={prefix} is outside 0..{length - 2} for windows of {length}")
     frozen_mean = manifest.model.pooling == "mean"
     if frozen_mean and prefix == 0:
-        raise EngineError("a model with mean pooling is scored after a prefix; give prefix >= 1")
+        raise EngineError("a model with mean pooling is scored after a prefix", "give prefix >= 1")
     if windows.min() < 0 or windows.max() >= manifest.model.vocab_size:
         raise EngineError(
             f"a token id is outside the vocabulary 0..{manifest.model.vocab_size - 1}"

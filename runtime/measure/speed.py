@@ -94,7 +94,7 @@ def bench_engine(
     """
     manifest = engine.manifest
     if repeats < 1:
-        raise EngineError(f"repeats={repeats} is not allowed; a whole number of 1 or more")
+        raise EngineError(f"repeats={repeats} is not allowed", "a whole number of 1 or more")
     request.check_max_new_tokens(tokens)
     pairs = [(depth, context) for depth in depths for context in contexts]
     for depth, context in pairs:

@@ -136,7 +136,7 @@ def load_cases(file: Path) -> list[Case]:
     try:
         entries = json.loads(metadata["cases"])
     except (KeyError, ValueError) as error:
-        raise BundleError(f"{file} holds no list of cases; export the bundle again") from error
+        raise BundleError(f"{file} holds no list of cases", "export the bundle again") from error
     return make_cases(tensors, entries)
 
 
@@ -174,7 +174,7 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
         BundleError: an entry is not understood, or a tensor belongs to none.
     """
     if not isinstance(entries, list):
-        raise BundleError("the list of recorded cases is not a list; export the bundle again")
+        raise BundleError("the list of recorded cases is not a list", "export the bundle again")
     parts: dict[str, dict[str, dict[str, Array]]] = {}
     for name, tensor in tensors.items():
         case, part, rest = _split(name)
@@ -182,7 +182,7 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
     cases: list[Case] = []
     for entry in entries:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-            raise BundleError("a recorded case has no name; export the bundle again")
+            raise BundleError("a recorded case has no name", "export the bundle again")
         name, kind, depth = entry["name"], entry.get("kind"), entry.get("depth")
         if kind not in KINDS or type(depth) is not int or not 1 <= depth <= MAX_DEPTH:
             raise BundleError(
@@ -215,4 +215,4 @@ def _split(name: str) -> tuple[str, str, str]:
         case, found, rest = name.partition(f".{part}.")
         if found:
             return case, part, rest
-    raise BundleError(f"the recorded tensor {name} belongs to no case; export the bundle again")
+    raise BundleError(f"the recorded tensor {name} belongs to no case", "export the bundle again")

@@ -129,7 +129,7 @@ def check_bundle(
     manifest = bundle.manifest
     wanted = tuple(range(manifest.depth.min, manifest.depth.max + 1) if depths is None else depths)
     if not wanted:
-        raise EngineError("no depths to check; give at least one")
+        raise EngineError("no depths to check", "give at least one")
     problems: list[str] = []
     if cases is None:
         if CASES_NAME in manifest.files:

@@ -26,7 +26,7 @@ def check_picture(file: Path) -> None:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise EngineError(
-            'a picture needs matplotlib; run pip install ".[plot]" in the checkout of ouroboros'
+            "a picture needs matplotlib", 'run pip install ".[plot]" in the checkout of ouroboros'
         ) from error
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if file.suffix.removeprefix(".").lower() not in known:

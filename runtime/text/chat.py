@@ -110,7 +110,7 @@ def load_chat_template(bundle: Bundle) -> ChatTemplate:
     """
     spec = bundle.manifest.tokenizer
     if spec.chat_template is None:
-        raise EngineError("this bundle has no chat template; leave out chat / --chat")
+        raise EngineError("this bundle has no chat template", "leave out chat / --chat")
     file = bundle.file(spec.chat_template)
     try:
         source = file.read_text(encoding="utf-8")
@@ -161,7 +161,7 @@ def check_messages(prompt: object) -> list[dict[str, Any]]:
         said = [name for name, value in known.items() if name != "role" and value is not None]
         if not isinstance(known.get("role"), str) or not (said or "content" in known):
             raise EngineError(
-                f"{message!r:.60} is not a message; it needs role and content (or tool_calls)"
+                f"{message!r:.60} is not a message", "it needs role and content (or tool_calls)"
             )
     return [dict(message) for message in prompt]
 

@@ -49,7 +49,8 @@ class Codec:
         except UnicodeEncodeError as error:
             raise EngineError(
                 f"the text holds {text[error.start]!r} at character {error.start}, which is no "
-                "Unicode character; give text that is UTF-8"
+                "Unicode character",
+                "give text that is UTF-8",
             ) from error
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [*self._first, *ids] if first else list(ids)

@@ -27,8 +27,9 @@ def check_opset(opset: int) -> None:
     """
     if opset not in OPSETS:
         raise ExportError(
-            f"--opset {opset} is not made; allowed: {', '.join(map(str, OPSETS))} (the first with "
-            "int4 and block-wise DequantizeLinear, and the one the tracer writes)"
+            f"--opset {opset} is not made",
+            f"allowed: {', '.join(map(str, OPSETS))} (the first with "
+            "int4 and block-wise DequantizeLinear, and the one the tracer writes)",
         )
 
 
@@ -108,5 +109,6 @@ def _raw(value: Any) -> Any:
 def _too_new(node: ir.Node, opset: int, why: str) -> ExportError:
     return ExportError(
         f"the graph can't be written at opset {opset}: {why} than that in {node.op_type} "
-        f"({node.name}); export with --opset {TRACED}"
+        f"({node.name})",
+        f"export with --opset {TRACED}",
     )

@@ -37,11 +37,11 @@ def pack_embedding(
     old = graph.initializers.get(table)
     uses = [] if old is None else list(old.uses())
     if old is None or len(uses) != 1 or uses[0].node.op_type != "Gather":
-        raise ExportError(f"the graph does not look {table} up exactly once; this is a bug")
+        raise ExportError(f"the graph does not look {table} up exactly once", "this is a bug")
     gather = uses[0].node
     ids = gather.inputs[1]
     if ids is None:
-        raise ExportError(f"the lookup of {table} has no indices; this is a bug")
+        raise ExportError(f"the lookup of {table} has no indices", "this is a bug")
     lookup = _Lookup(table, weight)
     result = lookup.column(ids, factor)
     graph.insert_before(gather, lookup.tape.nodes)

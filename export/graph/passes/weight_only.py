@@ -41,7 +41,7 @@ def quantize_weights(model: ir.Model, weights: Iterable[tuple[str, QuantizedWeig
     bits: list[int] = []
     for name, weight in weights:
         if name not in owners:
-            raise ExportError(f"the graph has no weight {name} to quantise; this is a bug")
+            raise ExportError(f"the graph has no weight {name} to quantise", "this is a bug")
         graph = owners[name]
         old = graph.initializers[name]
         parts = [add_integers(graph, name, weight), add_floats(graph, f"{name}_scales", weight)]
@@ -69,7 +69,7 @@ def store_half(model: ir.Model, names: Collection[str]) -> PassResult:
         for name in [name for name in graph.initializers if name in names]:
             old = graph.initializers[name]
             if old.const_value is None:
-                raise ExportError(f"the weight {name} has no value; this is a bug")
+                raise ExportError(f"the weight {name} has no value", "this is a bug")
             half = old.const_value.numpy().astype(np.float16)
             stored = _add(graph, f"{name}_half", ir.tensor(half, name=f"{name}_half"), half.shape)
             node = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT.value})
@@ -86,7 +86,7 @@ def _put_before_uses(graph: ir.Graph, old: ir.Value, node: ir.Node) -> None:
     """Reads `node` in place of a weight; it stands beside its first reader."""
     readers = {use.node for use in old.uses()}
     if not readers:
-        raise ExportError(f"the graph does not read the weight {old.name}; this is a bug")
+        raise ExportError(f"the graph does not read the weight {old.name}", "this is a bug")
     graph.insert_before(next(one for one in graph if one in readers), node)
     old.replace_all_uses_with(node.outputs[0])
 
@@ -107,7 +107,7 @@ def add_integers(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Valu
 def add_zeros(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
     """Adds the packed zero points of a weight as an initializer."""
     if weight.zeros is None:
-        raise ExportError(f"the weight {name} has no zero points; this is a bug")
+        raise ExportError(f"the weight {name} has no zero points", "this is a bug")
     return _add_packed(graph, f"{name}_zeros", weight.zeros, weight)
 
 
