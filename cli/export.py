@@ -8,51 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.options import takes_options
+from export.options import ExportOptions
+
 if TYPE_CHECKING:
     from export import TrtOptions
 
 
+@takes_options(ExportOptions)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="made by `ouro convert` or `ouro train`")],
     out: Annotated[Path, typer.Argument(help="the bundle directory to write")],
-    format: Annotated[
-        str, typer.Option(help="onnx, or trt for TensorRT plans beside the graph")
-    ] = "onnx",
-    max_depth: Annotated[
-        int | None,
-        typer.Option(
-            help="the largest depth the bundle will run; default: 16, or all the checkpoint has"
-        ),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="fp32, fp16, bf16 (GPUs only), int8 or int4")
-    ] = "fp32",
-    block_size: Annotated[
-        int | None,
-        typer.Option(
-            help="weights that share a scale, of int8 and int4: 32, 64 or 128; default: 32"
-        ),
-    ] = None,
-    symmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--symmetric/--asymmetric",
-            help="int8 and int4 without zero points, as TensorRT needs them, or with, which is "
-            "nearer; default: without for --format trt only",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="text on which GPTQ chooses int8 and int4 weights; default: rounding"),
-    ] = None,
-    accuracy_level: Annotated[
-        int | None,
-        typer.Option(
-            help="int8 and int4 on a CPU: 1 exact; 4 faster, on 8-bit activations; default: 4 with "
-            "--calibration, else 1"
-        ),
-    ] = None,
-    opset: Annotated[int, typer.Option(help="of the ONNX graph: 21 or 24")] = 24,
+    options: ExportOptions,
     trt: Annotated[
         str | None,
         typer.Option(
@@ -110,8 +77,8 @@ def export(
 
     if triton is not None:
         check_folder(triton, out)
-    options = _trt_options(
-        format,
+    plans = _trt_options(
+        options.format,
         {
             "flavour": trt,
             "compute_capabilities": compute_capability,
@@ -122,22 +89,9 @@ def export(
             "timing_cache": timing_cache,
         },
     )
-    if triton is not None and options is not None:
-        require_servable(options)
-    report = export_bundle(
-        checkpoint,
-        out,
-        max_depth=max_depth,
-        precision=precision,
-        format=format,
-        opset=opset,
-        trt=options,
-        block_size=block_size,
-        symmetric=symmetric,
-        calibration=calibration,
-        accuracy_level=accuracy_level,
-        report=typer.echo,
-    )
+    if triton is not None and plans is not None:
+        require_servable(plans)
+    report = export_bundle(checkpoint, out, options, trt=plans, report=typer.echo)
     if explain:
         for change in report.passes:
             typer.echo(f"  {change.name:<18} {change.changed:>5}  {change.note}")

@@ -4,72 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cli.options import takes_options
+from ouroboros.training.recipe import TrainOptions
 
+
+@takes_options(TrainOptions, left_out=True)
 def train(
     checkpoint: Annotated[Path, typer.Argument(help="the checkpoint to start from")],
     out: Annotated[Path, typer.Argument(help="where the trained checkpoint goes")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="training text: .txt, .jsonl or .parquet, or a folder; repeatable"),
-    ] = None,
-    eval: Annotated[
-        list[Path] | None,
-        typer.Option(help="held-out text, scored while training, never trained on; repeatable"),
-    ] = None,
+    options: dict[str, Any],
     recipe: Annotated[
         Path | None, typer.Option(help="a .toml or .yaml file of these options; flags win")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the newest state in OUT/state")
     ] = False,
-    depth: Annotated[
-        str | None, typer.Option(help="one depth, or a range to draw from (default 1-16)")
-    ] = None,
-    train_steps: Annotated[int | None, typer.Option(help="optimizer steps (default 300)")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="windows a micro-batch (default 4)")
-    ] = None,
-    grad_accum: Annotated[
-        int | None, typer.Option(help="micro-batches a train step (default 1)")
-    ] = None,
-    seq_len: Annotated[int | None, typer.Option(help="tokens a window (default 256)")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="the highest one (default 0.001)")
-    ] = None,
-    warmup: Annotated[
-        int | None, typer.Option(help="train steps in which it rises (default 10)")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="then cosine, linear or constant (default cosine)")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's (default 0)")] = None,
-    max_grad_norm: Annotated[
-        float | None, typer.Option(help="clip gradients; 0 does not (default 1)")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="of data order and depths (default 0)")] = None,
-    eval_every: Annotated[
-        int | None, typer.Option(help="train steps; 0: at start and end only (default 50)")
-    ] = None,
-    eval_depth: Annotated[
-        str | None, typer.Option(help="depths to score, like 1,8,16 (default from --depth)")
-    ] = None,
-    eval_windows: Annotated[
-        int | None, typer.Option(help="windows a held-out file (default 4)")
-    ] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="train steps between saved states (default 50)")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, or bf16 with float32 weights (default fp32)")
-    ] = None,
-    train_coda: Annotated[
-        str | None,
-        typer.Option(help="of the last layers train: frozen, norms or full (default frozen)"),
-    ] = None,
 ) -> None:
     """Train a checkpoint on text: Controller, gate and step norms; with --train-coda more.
 
@@ -85,34 +38,18 @@ def train(
     from cli.bench import parse_numbers
     from ouroboros.training.recipe import make_options
 
-    flags = {
-        "data": tuple(data) if data else None,
-        "eval": tuple(eval) if eval else None,
-        "depth": depth,
-        "train_steps": train_steps,
-        "batch_size": batch_size,
-        "grad_accum": grad_accum,
-        "seq_len": seq_len,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "scheduler": scheduler,
-        "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm,
-        "seed": seed,
-        "eval_every": eval_every,
-        "eval_depths": tuple(parse_numbers(eval_depth, "--eval-depth")) if eval_depth else None,
-        "eval_windows": eval_windows,
-        "save_every": save_every,
-        "precision": precision,
-        "train_coda": train_coda,
-    }
-    options = make_options(flags, recipe)
+    for name in ("data", "eval"):
+        if name in options:
+            options[name] = tuple(options[name])
+    if "eval_depths" in options:
+        options["eval_depths"] = tuple(parse_numbers(options["eval_depths"], "--eval-depth"))
+    chosen = make_options(options, recipe)
     from rich.console import Console
 
     from ouroboros.training.run import train as train_model
 
     try:
-        report = train_model(checkpoint, out, options, resume=resume, console=Console())
+        report = train_model(checkpoint, out, chosen, resume=resume, console=Console())
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted; the newest state is kept in {out / 'state'}: give the same command "

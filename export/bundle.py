@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from safetensors import SafetensorError
@@ -17,8 +18,8 @@ from export.graph.compile import compile_graph
 from export.graph.passes.opset import check_opset
 from export.graph.passes.result import PassResult
 from export.graph.storage import save_graph
-from export.graph.trace import OPSET
 from export.manifest import describe_bundle
+from export.options import ExportOptions
 from export.precision import find_precision
 from export.quantize.model import quantize_model
 from export.quantize.options import make_quantization, read_calibration
@@ -70,63 +71,54 @@ class ExportReport:
 def export_bundle(
     checkpoint: str | Path,
     out: str | Path,
+    options: ExportOptions | None = None,
     *,
-    max_depth: int | None = None,
-    precision: str = "fp32",
-    format: str = "onnx",
-    opset: int = OPSET,
     trt: TrtOptions | None = None,
-    block_size: int | None = None,
-    symmetric: bool | None = None,
-    calibration: Path | None = None,
-    accuracy_level: int | None = None,
     report: Callable[[str], None] | None = None,
+    **changes: Any,
 ) -> ExportReport:
     """Exports `checkpoint` to the bundle directory `out`, atomically.
 
     Args:
         checkpoint: an Ouroboros checkpoint.
         out: the bundle to write.
-        max_depth: largest depth the bundle will run, at most the checkpoint's own; None for 16, or
-            the checkpoint's own where that is less.
-        precision: `fp32`, `fp16`, `bf16`, `int8` or `int4`.
-        format: `onnx`, or `trt` for TensorRT plans beside the graph.
-        opset: of the graph, 21 or 24.
+        options: how; None for the defaults.
         trt: how plans are built; None for TensorRT's defaults. Only with format `trt`.
-        block_size: inputs that share a scale, of int8 and int4: 32, 64 or 128; None for 32.
-        symmetric: int8 and int4 without zero points, the only form that TensorRT takes; None
-            leaves zero points out with format `trt` only: with them the weights are nearer.
-        calibration: text on which int8 and int4 weights are chosen by GPTQ; None rounds them to
-            the nearest.
-        accuracy_level: arithmetic that int8 and int4 run in on the CPU: 1 float32; 4 8-bit
-            activations, faster and less exact; None takes 4 where `calibration` is given, else 1.
         report: called with a line of progress now and then.
+        changes: options by name, in place of those of `options`.
 
     Raises:
         ExportError: an option is not allowed or would have no effect, or the model can't be
             traced or written.
         CheckpointError: the checkpoint can't be loaded.
         DataError: the calibration text is unusable or too short.
+        TypeError: there is no such option.
     """
+    asked = replace(options or ExportOptions(), **changes)
     started = time.perf_counter()
     say = report or (lambda line: None)
-    if format not in FORMATS:
-        raise ExportError(f"--format {format} is not known", f"allowed: {', '.join(FORMATS)}")
-    check_opset(opset)
-    chosen = find_precision(precision)
-    if format != "trt":
-        refuse_unused({"trt=TrtOptions(...)": trt}, "format trt", f"format {format}")
+    if asked.format not in FORMATS:
+        raise ExportError(f"--format {asked.format} is not known", f"allowed: {', '.join(FORMATS)}")
+    check_opset(asked.opset)
+    chosen = find_precision(asked.precision)
+    if asked.format != "trt":
+        refuse_unused({"trt=TrtOptions(...)": trt}, "format trt", f"format {asked.format}")
     how = make_quantization(
-        chosen, block_size, symmetric, calibration, accuracy_level, tensorrt=format == "trt"
+        chosen,
+        asked.block_size,
+        asked.symmetric,
+        asked.calibration,
+        asked.accuracy_level,
+        tensorrt=asked.format == "trt",
     )
     checkpoint, out = Path(checkpoint), Path(out)
-    read = [checkpoint, calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
+    read = [checkpoint, asked.calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
     if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
         raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
     limit = model.config.max_depth
-    max_depth = min(DEPTH, limit) if max_depth is None else max_depth
+    max_depth = min(DEPTH, limit) if asked.max_depth is None else asked.max_depth
     if not 1 <= max_depth <= limit:
         raise ExportError(
             f"--max-depth {max_depth} is outside 1..{limit}, what the checkpoint has step norms "
@@ -143,16 +135,18 @@ def export_bundle(
     if others := name_unused_templates(checkpoint):
         say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")
     build = None
-    if format == "trt":
-        build = plan_builder(trt or TrtOptions(), model.config, max_depth, precision, say)
+    if asked.format == "trt":
+        build = plan_builder(trt or TrtOptions(), model.config, max_depth, asked.precision, say)
     quantized, spec = None, None
     if how is not None:
-        windows = None if calibration is None else read_calibration(calibration, tokenizer)
+        windows = (
+            None if asked.calibration is None else read_calibration(asked.calibration, tokenizer)
+        )
         how = replace(how, depth=min(model.config.depth, max_depth))
         quantized = quantize_model(model, how, windows, say)
         spec = how.describe(windows)
     say("tracing prelude, step and coda")
-    graph, passes = compile_graph(model, chosen, max_depth, quantized, opset)
+    graph, passes = compile_graph(model, chosen, max_depth, quantized, asked.opset)
     quantized = None  # the graph holds them now: at billions of weights a copy is gigabytes
     try:
         with publish(out, replaces=(BUNDLE,)) as staging:
@@ -170,7 +164,7 @@ def export_bundle(
                 staging / GRAPH_NAME,
                 parameters=parameters,
                 max_depth=max_depth,
-                precision=precision,
+                precision=asked.precision,
                 quantization=spec,
             )
             fields["plans"] = plans

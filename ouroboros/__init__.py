@@ -14,14 +14,18 @@ from ouroboros.model.registration import register_with_transformers
 if TYPE_CHECKING:
     from ouroboros.checkpoint import load_checkpoint, save_checkpoint
     from ouroboros.conversion.convert import convert
+    from ouroboros.conversion.options import ConvertOptions
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.training.recipe import TrainOptions
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvertOptions",
     "OuroborosConfig",
     "OuroborosForCausalLM",
+    "TrainOptions",
     "__version__",
     "convert",
     "load_checkpoint",
@@ -29,8 +33,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ConvertOptions": "ouroboros.conversion.options",
     "OuroborosConfig": "ouroboros.model.configuration",
     "OuroborosForCausalLM": "ouroboros.model.modeling",
+    "TrainOptions": "ouroboros.training.recipe",
     "convert": "ouroboros.conversion.convert",
     "load_checkpoint": "ouroboros.checkpoint",
     "save_checkpoint": "ouroboros.checkpoint",

@@ -6,7 +6,7 @@ Source: arXiv 2604.02051, section 3; `auto`, `matched` and `per_step` are ours o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.conversion.bases import fill_bases
+from ouroboros.conversion.options import ConvertOptions
 from ouroboros.conversion.selection import Candidate, match_step_norms, select_recurrent
 from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.model.base_config import require_exportable
@@ -65,75 +66,43 @@ class ConversionReport:
 def convert(
     source: str,
     out: str | Path,
+    options: ConvertOptions | None = None,
     *,
-    prelude: int = 8,
-    coda: int = 8,
-    recurrent: int | str = "auto",
-    rank: int = 32,
-    alpha: float = 16.0,
-    max_depth: int = 64,
-    pooling: str = "causal",
-    norm_init: str = "matched",
-    bases: str = "mean",
-    depth: int = 8,
-    modulation: str = "controller",
-    gate: bool = True,
-    calibration: Path | None = None,
     report: Callable[[str], None] | None = None,
+    **changes: Any,
 ) -> ConversionReport:
     """Converts `source` (hub id, local directory or .gguf) and writes a checkpoint to `out`.
 
     Args:
         source: the original model.
         out: the checkpoint directory to write.
-        prelude: first layers kept.
-        coda: last layers kept.
-        recurrent: the layer to loop, or "auto" to measure which.
-        rank: rank of the low-rank bases.
-        alpha: LoRA alpha.
-        max_depth: most steps the checkpoint can be run at.
-        pooling: `causal`, `mean` or `token`.
-        norm_init: `matched` or `ones`.
-        bases: `mean` or `per_step`.
-        depth: the default depth, at which `auto` and `matched` measure.
-        modulation: `controller`, or `static` for the paper's ablation.
-        gate: False for the paper's ablation without a gate.
-        calibration: text for `auto` and `matched`; a text of our own where None.
+        options: how; None for the defaults.
         report: called with a line of progress now and then.
+        changes: options by name, in place of those of `options`.
 
     Raises:
         CheckpointError: the source can't be loaded, or `out` can't be written.
         ConfigError: an option is outside what the model allows.
         DataError: the calibration text is unusable.
+        TypeError: there is no such option.
     """
+    chosen = replace(options or ConvertOptions(), **changes)
     say = report or (lambda line: None)
-    layer = _layer_number(recurrent)
-    made_from = [Path(source), *([calibration] if calibration else [])]
+    layer = _layer_number(chosen.recurrent)
+    made_from = [Path(source), *([chosen.calibration] if chosen.calibration else [])]
     existing = [path for path in made_from if path.exists()]
     if obstacle := check_place(Path(out), (CHECKPOINT,), existing):
         raise CheckpointError(f"{out} {obstacle}")
     say(f"loading {source}")
     place = locate(source)
     if layer is not None and layer < 0:
-        last = place.config.num_hidden_layers - coda - 1
+        last = place.config.num_hidden_layers - chosen.coda - 1
         raise ConfigError(
             f"recurrent layer {layer} is negative",
-            f"give auto or one of the replaced layers {prelude}..{last}",
+            f"give auto or one of the replaced layers {chosen.prelude}..{last}",
         )
-    settings: dict[str, Any] = {
-        "prelude": prelude,
-        "coda": coda,
-        "recurrent": prelude if layer is None else layer,
-        "rank": rank,
-        "alpha": alpha,
-        "max_depth": max_depth,
-        "depth": depth,
-        "pooling": pooling,
-        "norm_init": norm_init,
-        "bases": bases,
-        "modulation": modulation,
-        "gate": gate,
-    }
+    settings = asdict(chosen) | {"recurrent": chosen.prelude if layer is None else layer}
+    del settings["calibration"]
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
     require_exportable(place.config)
@@ -144,16 +113,18 @@ def convert(
     say(f"taking over {config.num_layers} of {config.original_layers} layers")
     model = _transplant(original, config)
     candidates: list[Candidate] = []
-    if layer is None or norm_init == "matched":
-        windows = _calibration_windows(original, calibration)
+    if layer is None or chosen.norm_init == "matched":
+        windows = _calibration_windows(original, chosen.calibration)
         if layer is None:
-            replaced = range(prelude, config.original_layers - coda)
-            candidates = select_recurrent(model, original.layer, replaced, windows, depth, say)
+            replaced = range(chosen.prelude, config.original_layers - chosen.coda)
+            candidates = select_recurrent(
+                model, original.layer, replaced, windows, chosen.depth, say
+            )
             config.recurrent = candidates[0].layer
             model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
-        if norm_init == "matched":
-            say(f"matching the norms of {depth} steps on {windows.numel():,} tokens")
-            match_step_norms(model, windows, depth)
+        if chosen.norm_init == "matched":
+            say(f"matching the norms of {chosen.depth} steps on {windows.numel():,} tokens")
+            match_step_norms(model, windows, chosen.depth)
     projections = model.recurrent.projections()
     say(f"computing the low-rank bases of {len(projections)} projections")
     fill_bases(projections, original.projection, config.removed_layers(), config.recurrent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import tomllib
 import types
 import typing
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import TrainingError
+from runtime.options import option
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant")
@@ -25,48 +27,33 @@ class TrainOptions:
     """Options of one training run.
 
     There is no wall-clock budget: a run that ends by the clock cannot be resumed exactly.
-
-    Attributes:
-        data: files and folders of training text.
-        eval: held-out files, scored while training and never trained on.
-        depth: "8" trains at one depth, "1-16" draws one a train step, uniformly.
-        train_steps: optimizer steps.
-        batch_size: windows a micro-batch (a process).
-        grad_accum: micro-batches a train step.
-        seq_len: tokens a window.
-        learning_rate: the highest one.
-        warmup: train steps in which it rises.
-        scheduler: what it does then, counted in train steps.
-        weight_decay: AdamW's, on matrices only.
-        max_grad_norm: gradients are clipped to this norm; 0 does not clip.
-        seed: of the data order, the drawn depths and any dropout.
-        eval_every: train steps between two held-out scores; 0 scores at start and end.
-        eval_depths: the depths scored; empty: the trained depth, or of a range its ends and middle.
-        eval_windows: windows a held-out file.
-        save_every: train steps between two saved states.
-        precision: "bf16" computes under autocast; the weights stay float32.
-        train_coda: what of the last layers trains besides Controller, gate and step norms.
     """
 
-    data: tuple[Path, ...]
-    eval: tuple[Path, ...] = ()
-    depth: str = "1-16"
-    train_steps: int = 300
-    batch_size: int = 4
-    grad_accum: int = 1
-    seq_len: int = 256
-    learning_rate: float = 1e-3
-    warmup: int = 10
-    scheduler: str = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    eval_every: int = 50
-    eval_depths: tuple[int, ...] = ()
-    eval_windows: int = 4
-    save_every: int = 50
-    precision: str = "fp32"
-    train_coda: str = "frozen"
+    data: tuple[Path, ...] = option(
+        (), "training text: .txt, .jsonl or .parquet, or a folder; repeatable"
+    )
+    eval: tuple[Path, ...] = option(
+        (), "held-out text, scored while training, never trained on; repeatable"
+    )
+    depth: str = option("1-16", "one depth, or a range to draw one from for every train step")
+    train_steps: int = option(300, "optimizer steps")
+    batch_size: int = option(4, "windows a micro-batch, in every process")
+    grad_accum: int = option(1, "micro-batches a train step")
+    seq_len: int = option(256, "tokens a window")
+    learning_rate: float = option(1e-3, "the highest one")
+    warmup: int = option(10, "train steps in which it rises")
+    scheduler: str = option("cosine", "then, counted in train steps: cosine, linear or constant")
+    weight_decay: float = option(0.0, "AdamW's, on matrices only")
+    max_grad_norm: float = option(1.0, "clip gradients to this norm; 0 does not")
+    seed: int = option(0, "of data order, drawn depths and dropout")
+    eval_every: int = option(50, "train steps between two scores; 0: at start and end only")
+    eval_depths: tuple[int, ...] = option(
+        (), "depths to score, like 1,8,16; default: of --depth its ends and middle", "--eval-depth"
+    )
+    eval_windows: int = option(4, "windows a held-out file")
+    save_every: int = option(50, "train steps between saved states")
+    precision: str = option("fp32", "fp32, or bf16 with float32 weights")
+    train_coda: str = option("frozen", "of the last layers train: frozen, norms or full")
 
     def __post_init__(self) -> None:
         """Validates every value.
@@ -188,9 +175,9 @@ def make_options(flags: Mapping[str, Any], recipe: Path | None = None) -> TrainO
 def _coerce(name: str, value: Any, path: Path) -> Any:
     kinds = typing.get_type_hints(TrainOptions)
     if name not in kinds:
-        raise TrainingError(
-            f"{path}: unknown option {name!r}", f"the options are {', '.join(sorted(kinds))}"
-        )
+        near = difflib.get_close_matches(str(name), kinds, 1)
+        cure = f"did you mean {near[0]}?" if near else f"the options are {', '.join(sorted(kinds))}"
+        raise TrainingError(f"{path}: unknown option {name!r}", cure)
     kind = kinds[name]
     if isinstance(kind, types.GenericAlias):
         item = typing.get_args(kind)[0]

@@ -1,0 +1,80 @@
+"""Commands made from options classes, so that a default and its help stand once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runtime.options import FLAGS, HELP
+
+
+def takes_options(
+    kind: Any, *, left_out: bool = False, apart: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for every field of an options class.
+
+    The command's own parameter `options` receives them.
+
+    Args:
+        kind: a dataclass whose fields were made by `runtime.options.option`.
+        left_out: every option may be left out, and `options` is a dict of those that were given: a
+            recipe says the rest. Else it is a `kind`.
+        apart: fields that the command declares itself.
+    """
+
+    def decorate(body: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(body, eval_str=True)
+        hints = typing.get_type_hints(kind)
+        made = {
+            field.name: _parameter(field, hints[field.name], left_out)
+            for field in dataclasses.fields(kind)
+            if field.name not in apart
+        }
+
+        @functools.wraps(body)
+        def command(**given: Any) -> None:
+            values = {name: given.pop(name) for name in made}
+            if left_out:
+                values = {name: one for name, one in values.items() if one is not None}
+            body(**given, options=values if left_out else kind(**values))
+
+        kept = [one for one in own.parameters.values() if one.name != "options"]
+        first = [one for one in kept if one.default is inspect.Parameter.empty]
+        rest = [one for one in kept if one.default is not inspect.Parameter.empty]
+        parameters = [*first, *made.values(), *rest]
+        command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(field: dataclasses.Field[Any], hint: Any, left_out: bool) -> inspect.Parameter:
+    default, help = field.default, str(field.metadata[HELP])
+    if hint == int | str:
+        hint = str
+    elif typing.get_origin(hint) is tuple:
+        hint = list[Path] | None if typing.get_args(hint)[0] is Path else str | None
+        default = None
+    if left_out and default is not None:
+        help = (
+            f"{help} (default {default:g})"
+            if isinstance(default, int | float)
+            else (f"{help} (default {default})" if default != "" else help)
+        )
+        hint, default = hint | None, None
+    flags = field.metadata[FLAGS]
+    declared = typer.Option(*([flags] if flags else []), help=help)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=default,
+        annotation=Annotated[hint, declared],
+    )

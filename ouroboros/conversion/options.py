@@ -1,0 +1,32 @@
+"""How a model is converted. Standard library only: `ouro convert --help` reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.options import option
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Options of one conversion; what they may be is checked with the model at hand.
+
+    Source: arXiv 2604.02051, section 3; `auto`, `matched` and `per_step` are ours or named there.
+    """
+
+    prelude: int = option(8, "first layers to keep")
+    coda: int = option(8, "last layers to keep")
+    recurrent: int | str = option(
+        "auto", "the layer to loop, counted from 0; auto measures which is best"
+    )
+    depth: int = option(8, "the default depth; auto and matched measure at it")
+    max_depth: int = option(64, "the largest depth that will ever be used")
+    rank: int = option(32, "rank of the low-rank bases")
+    alpha: float = option(16.0, "LoRA alpha")
+    pooling: str = option("causal", "what the Controller sees: causal, mean or token")
+    norm_init: str = option("matched", "start of the per-step norms: matched or ones")
+    bases: str = option("mean", "one SVD of the mean residual, or one a step: mean or per_step")
+    modulation: str = option("controller", "controller, or static for the paper's ablation")
+    gate: bool = option(True, "the paper's ablation has no gate", "--gate/--no-gate")
+    calibration: Path | None = option(None, "text to measure on; default: one that comes with ouro")

@@ -1,0 +1,70 @@
+"""Commands made from options classes: every field an option, its default from one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from export import ExportOptions, export_bundle
+from ouroboros import ConvertOptions, TrainOptions, convert
+from ouroboros.errors import TrainingError
+from ouroboros.training.recipe import read_recipe
+
+OPTIONS = {"convert": ConvertOptions, "train": TrainOptions, "export": ExportOptions}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_field_is_an_option_with_its_help_and_default(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output
+    for field in dataclasses.fields(OPTIONS[command]):
+        flag = field.metadata["flags"] or "--" + field.name.replace("_", "-")
+        (line,) = [
+            one for one in shown.splitlines() if re.search(rf"{flag.partition('/')[0]}\b ", one)
+        ]
+        assert field.metadata["help"] in line
+        if isinstance(field.default, bool) or field.default in (None, ()):
+            continue
+        said = re.search(r"default:? (\S+?)[\])]", line)
+        assert said is not None, line
+        assert type(field.default)(said[1]) == field.default
+
+
+def test_library_takes_options_and_changes(tmp_path: Path) -> None:
+    for call in (
+        lambda: convert("x", tmp_path / "out", ConvertOptions(), preludes=3),
+        lambda: export_bundle(tmp_path, tmp_path / "out", max_depht=3),
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument '(preludes|max_depht)'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("key", "cure"),
+    [
+        ("train_step", "did you mean train_steps?"),
+        ("learnig_rate", "did you mean learning_rate?"),
+        ("colour", "the options are batch_size, "),
+    ],
+)
+def test_unknown_recipe_key_names_its_nearest_match(tmp_path: Path, key: str, cure: str) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f"{key} = 1\n")
+    with pytest.raises(TrainingError, match=f"unknown option '{key}'") as caught:
+        read_recipe(recipe)
+    assert caught.value.cure.startswith(cure)
+
+
+def test_defaults_stand_once() -> None:
+    """No command repeats a default: what it would be called with is the class's own."""
+    found: dict[str, Any] = {}
+    for name, kind in OPTIONS.items():
+        found[name] = {field.name: field.default for field in dataclasses.fields(kind)}
+    assert found["convert"]["rank"] == 32
+    assert found["train"]["depth"] == "1-16"
+    assert found["export"]["opset"] == 24
