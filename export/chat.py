@@ -6,7 +6,7 @@ every conversation of `export.chat_proof`:
 
 - What the compiled form renders is, to the character, what the template renders.
 - What the template refuses, the compiled form refuses.
-- The compiled form may refuse more (a role whose content the template does not show, roles out of
+- The compiled form may refuse more (a system message that the template does not show, roles out of
   order), but no conversation of an optional system message, where it takes one, and user and
   assistant in turn that the template renders.
 
@@ -35,7 +35,7 @@ from runtime.text.compiled_chat import render_compiled
 
 Render = Callable[[Sequence[Message], bool], str | None]
 
-MOST_SECONDS = 30.0  # real templates take less than one
+MOST_SECONDS = 30.0  # real templates take up to one
 MOST_CHARACTERS = 2**16  # of a compiled form as JSON; real ones have some hundred
 # What would render another text another day, whatever was proven today.
 UNSTEADY = re.compile(r"\b(strftime_now|random|lipsum)\b")
@@ -119,18 +119,16 @@ def _is_small_text(spec: ChatSpec) -> bool:
 
 def _candidates(render: Render) -> Iterator[ChatSpec]:
     """Compiled forms that the template may have, the least restricted first."""
-    roles: tuple[str, ...] = (USER, ASSISTANT)
-    shown = _cut(render, (SYSTEM, USER), False)
-    if shown and SYSTEM in shown[0]:
-        roles = ROLES
+    user = {"role": USER, "content": "a"}
+    system = [{"role": SYSTEM, "content": text} for text in ("Sentinel", "kQ7")]
+    shown = len({render([message, user], False) for message in system}) > 1
+    roles = ROLES if shown else (USER, ASSISTANT)
     for order, by_ends in itertools.product(ORDERS, (True, False)):
+        if (order, by_ends) == ("alternating", False) and roles == ROLES:
+            yield from _fold(render)
         spec = _assemble(render, order, roles, by_ends)
         if spec is not None:
             yield spec
-    if roles == ROLES:
-        plain = _assemble(render, "alternating", (USER, ASSISTANT), True)
-        if plain is not None:
-            yield from _fold(render, plain)
 
 
 def _cut(render: Render, roles: Sequence[str], prompt: bool) -> tuple[list[str], list[str]] | None:
@@ -278,10 +276,11 @@ def _find_opening(found: _Found, before: dict[str, str]) -> tuple[str, str] | No
     return (begin, opening[len(begin) :]) if opening.startswith(begin) else None
 
 
-def _fold(render: Render, plain: ChatSpec) -> Iterator[ChatSpec]:
+def _fold(render: Render) -> Iterator[ChatSpec]:
     """The template with its system message as a part of a user's, into which it may go."""
+    plain = _assemble(render, "alternating", (USER, ASSISTANT), True)
     cut = _cut(render, (SYSTEM, USER, ASSISTANT, USER), False)
-    if cut is None:
+    if plain is None or cut is None:
         return
     roles, pieces = cut
     place = roles.index(SYSTEM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from jinja2 import TemplateError, nodes
 
@@ -18,6 +18,7 @@ Message = dict[str, str]
 SEED = 20240607
 TURNS = range(1, 10)
 ROUNDS = 6  # of the conversations of every length
+SHORT = range(1, 4)  # messages: every order of roles is tried
 MOST_LITERALS, MOST_NUMBERS = 150, 8
 LONGEST = 2000  # characters of a literal, and the largest number, that are tried
 PADS = ("", "", "", " ", "\n", "\n\n", "\t ", "\r\n", "\u3000", "\xa0\x1f", "\x85\u2028", "\u200b")
@@ -58,10 +59,12 @@ CONTENTS = (
 def make_conversations(source: str, roles: Sequence[str]) -> Iterator[list[Message]]:
     """Conversations that bring out what a template's text may depend on.
 
-    Of one to nine turns, with and without a system message, ended by the user and by the assistant;
-    of roles in any order; with the same content everywhere, for every content in CONTENTS and every
-    text that stands in the template itself, which is what it can compare a content with; and as
-    long, and with contents as long, as the numbers that stand in it.
+    - Of one to nine turns, with and without a system message, ended by the user and by the
+      assistant; and of roles in any order.
+    - Every short order of roles, with one content empty or blank, at every place.
+    - For every content in CONTENTS and every text that stands in the template itself, which is what
+      it can compare a content with: this content everywhere, and at one place.
+    - As long, and with contents as long, as the numbers that stand in the template.
 
     Args:
         source: the template's text.
@@ -80,15 +83,20 @@ def make_conversations(source: str, roles: Sequence[str]) -> Iterator[list[Messa
     for _, length in itertools.product(range(2 * ROUNDS), TURNS):
         talk = dice.choices(roles, k=length)
         yield [{"role": role, "content": _write(dice, contents)} for role in talk]
+    for length in SHORT:
+        for order in itertools.product(roles, repeat=length):
+            for blank, place in itertools.product(("", " \n"), range(length)):
+                yield _say(order, "Hi", {place: blank})
     everything = " ".join(contents)
     marked = [f"a{one}b" for one in literals]
     for content, opening in itertools.product([*contents, *marked, everything], openings):
         talk = _take_turns(opening, dice.randint(3, 4))
-        yield [{"role": role, "content": content} for role in talk]
+        yield _say(talk, content)
+        yield _say(talk, "Hi", {dice.randrange(len(talk)): content})
     lengths = {number + more for number in (*numbers, 40) for more in (-1, 0, 1)}
     for length, opening in itertools.product(sorted(lengths - {-1, 0}), openings):
-        yield [{"role": role, "content": "Hi"} for role in _take_turns(opening, min(length, 200))]
-        yield [{"role": role, "content": "x" * length} for role in _take_turns(opening, 3)]
+        yield _say(_take_turns(opening, min(length, 200)), "Hi")
+        yield _say(_take_turns(opening, 3), "x" * length)
 
 
 def agree(spec: ChatSpec, messages: list[Message], prompt: bool, expected: str | None) -> bool:
@@ -115,6 +123,13 @@ def _is_in_turn(messages: list[Message]) -> bool:
 
 def _take_turns(opening: list[str], length: int) -> list[str]:
     return [*opening, *(("user", "assistant")[place % 2] for place in range(length))]
+
+
+def _say(roles: Sequence[str], content: str, at: Mapping[int, str] | None = None) -> list[Message]:
+    return [
+        {"role": role, "content": (at or {}).get(place, content)}
+        for place, role in enumerate(roles)
+    ]
 
 
 def _write(dice: random.Random, contents: list[str]) -> str:

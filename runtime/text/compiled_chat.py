@@ -20,10 +20,9 @@ def render_compiled(
     5. With a `fold`, a first system message is taken out. If the first or last message that is
        left, as `into` says, is the user's, its content gets a prefix: `fold.before`, the system
        content stripped by `fold.strip`, `fold.after`.
-    6. Each message adds its role's `before`, its content stripped by `strip` (of the characters in
-       SPACE, at its left, right or both ends; the prefix with it if `joined`), and `after`. The
-       last adds in place of `after`: `answer` if `add_generation_prompt`, else `last`. If that is
-       None, or no message is left, the conversation is refused.
+    6. Each message adds its role's `before`, its content stripped by `strip` (of SPACE's characters
+       at its left, right or both ends; the prefix with it if `joined`), and `after`; the last one
+       in its place `answer` if `add_generation_prompt`, else `last`. If None: refused.
 
     Raises:
         EngineError: a message or an order of messages that the spec does not take.
