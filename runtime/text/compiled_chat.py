@@ -21,8 +21,8 @@ def render_compiled(
        left, as `into` says, is the user's, its content gets a prefix: `fold.before`, the system
        content stripped by `fold.strip`, `fold.after`.
     6. Each message adds its role's `before`, its content stripped by `strip` (of SPACE's characters
-       at its left, right or both ends; the prefix with it if `joined`), and `after`; the last one
-       in its place `answer` if `add_generation_prompt`, else `last`. If None: refused.
+       at its left, right or both ends; the prefix with it if `joined`), and `after`, or if last
+       `answer` with `add_generation_prompt`, else `last`. Refused if that is None or none is left.
 
     Raises:
         EngineError: a message or an order of messages that the spec does not take.
