@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,11 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """A compiled chat template."""
+    """A chat template.
+
+    Attributes:
+        source: its Jinja text.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Compiles a template.
@@ -37,6 +42,7 @@ class ChatTemplate:
         """
         from runtime.text.chat_sandbox import ChatEnvironment
 
+        self.source = source
         self._special_tokens = dict(special_tokens)
         if len(source) > MOST_SOURCE:
             raise BundleError(
@@ -111,21 +117,37 @@ def load_chat_template(bundle: Bundle) -> ChatTemplate:
     spec = bundle.manifest.tokenizer
     if spec.chat_template is None:
         raise EngineError("this bundle has no chat template", "leave out chat / --chat")
-    file = bundle.file(spec.chat_template)
+    config = bundle.file(TOKENIZER_CONFIG) if TOKENIZER_CONFIG in bundle.manifest.files else None
+    return read_chat_template(
+        bundle.file(spec.chat_template), config, spec.bos_token, spec.eos_token
+    )
+
+
+def read_chat_template(
+    file: Path, config: Path | None, bos_token: str | None, eos_token: str | None
+) -> ChatTemplate:
+    """The chat template in a file.
+
+    Args:
+        file: the template.
+        config: tokenizer_config.json, whose special tokens it may name; None for none.
+        bos_token: the text of this one, which goes before what `config` says.
+        eos_token: the same.
+
+    Raises:
+        BundleError: it is not a valid template, or `config` not an object in JSON.
+    """
     try:
         source = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"{file} is not UTF-8 text") from error
-    tokens = {"bos_token": spec.bos_token, "eos_token": spec.eos_token}
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
     named = {name: token for name, token in tokens.items() if token}
-    return ChatTemplate(source, {**_read_special_tokens(bundle), **named})
+    return ChatTemplate(source, {**(_read_special_tokens(config) if config else {}), **named})
 
 
-def _read_special_tokens(bundle: Bundle) -> dict[str, str]:
+def _read_special_tokens(file: Path) -> dict[str, str]:
     """Every special token that the tokenizer has a name for, as templates may use them."""
-    if TOKENIZER_CONFIG not in bundle.manifest.files:
-        return {}
-    file = bundle.file(TOKENIZER_CONFIG)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
