@@ -13,6 +13,7 @@ import onnx_ir as ir
 from safetensors import SafetensorError
 
 from export.cases import record_cases
+from export.chat import compile_checkpoint_chat
 from export.errors import ExportError, refuse_unused
 from export.graph.compile import compile_graph
 from export.graph.passes.opset import check_opset
@@ -132,6 +133,7 @@ def export_bundle(
     for line in name_unused(model, tokenizer):
         say(line)
     check_chat_template(checkpoint)
+    tokens["chat"] = compile_checkpoint_chat(checkpoint, tokens)
     if others := name_unused_templates(checkpoint):
         say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")
     build = None

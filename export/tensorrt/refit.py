@@ -123,8 +123,7 @@ def find_refittable(
     try:
         installed = check_plan_fits(spec, machine)
     except EngineError as error:
-        cure = "run this where it fits, or build a new plan"  # the CPU is no way out here
-        raise ExportError(f"--refit-from {source}: {error.problem}", cure) from error
+        raise ExportError(f"--refit-from {source}: {error.problem}", error.cure) from error
     for option, held, asked in (
         ("precision", manifest.precision, facts.precision),
         ("max-depth", manifest.depth.max, facts.max_depth),

@@ -51,7 +51,7 @@ def check_plan_fits(spec: PlanSpec, machine: Machine) -> Installed:
     if installed is None:
         raise EngineError(
             f"{spec.file} needs {flavour.title} {spec.version}, which is not installed",
-            f"{flavour.install}, or take backend cpu",
+            flavour.install,
         )
     if installed.version != spec.version:
         raise EngineError(

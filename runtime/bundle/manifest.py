@@ -18,6 +18,7 @@ import unicodedata
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
+from runtime.bundle.chat import ChatSpec, check_chat
 from runtime.bundle.contract import PRECISIONS, TensorSpec
 from runtime.bundle.plans import PlanSpec, check_plan_graph
 from runtime.bundle.rules import ACCURACY_LEVELS as ACCURACY_LEVELS
@@ -41,6 +42,7 @@ POOLINGS = ("causal", "mean", "token")
 BRIDGES = ("none", "entry", "exit")
 
 SPECIAL_TOKENS = ("tokenizer.bos_token", "tokenizer.eos_token")  # may be a line break
+CHAT = "tokenizer.chat."  # its pieces hold line breaks
 
 T = TypeVar("T")
 
@@ -107,11 +109,13 @@ class GraphsSpec:
 class TokenizerSpec:
     """Tokenizer file, chat template and special tokens.
 
-    `prefix_token_ids` go before every text that begins a sequence.
+    `prefix_token_ids` go before every text that begins a sequence. `chat` is the chat template as
+    plain data, null where there is none or it can't be had so.
     """
 
     file: str
     chat_template: str | None
+    chat: ChatSpec | None
     bos_token: str | None
     eos_token: str | None
     bos_token_id: int | None
@@ -368,7 +372,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not kind:
         raise _wrong(where, value, _type_name(kind))
-    if kind is str and where not in SPECIAL_TOKENS and not _is_plain(value):
+    free = where in SPECIAL_TOKENS or where.startswith(CHAT)
+    if kind is str and not free and not _is_plain(value):
         raise _wrong(where, value, "text without control characters")
     return value
 
@@ -429,6 +434,8 @@ def _check(manifest: Manifest) -> None:
     for name in used:
         check_file_name(name)
         _require(name in manifest.files, f"{name!r} is used but not listed under files")
+    if manifest.tokenizer.chat is not None:
+        check_chat(manifest.tokenizer.chat)
     sampling, bound = manifest.sampling, manifest.parity.relative_l2
     _require(
         0 <= sampling.temperature < float("inf")

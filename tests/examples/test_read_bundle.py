@@ -24,6 +24,7 @@ def read(bundle: Path, depth: int, ids: list[int]) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.filterwarnings("ignore:depth 5 was never trained")
 @pytest.mark.parametrize("depth", [1, 3, 5])
 def test_it_finds_the_tokens_of_the_engine(engine: Engine, tiny_bundle: Path, depth: int) -> None:
     prompt = engine.tokenize("The sea is wide")

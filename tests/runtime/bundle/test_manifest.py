@@ -68,6 +68,7 @@ FIELDS: dict[str, Any] = {
     "tokenizer": {
         "file": "tokenizer.json",
         "chat_template": None,
+        "chat": None,
         "bos_token": None,
         "eos_token": "<end>",
         "bos_token_id": None,
