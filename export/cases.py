@@ -31,7 +31,7 @@ from runtime.bundle.contract import (
     new_name,
 )
 from runtime.parity.cases import Case, Result, recorded_results
-from runtime.parity.comparison import measure
+from runtime.parity.comparison import NOT_FINITE, measure
 
 PREFILL, DECODE, PADDED, GREEDY = 12, 3, 8, 16
 PICKED = 3
@@ -210,8 +210,12 @@ def _add_reference_errors(
             # Of a greedy text two logits a token are kept: they err as the other cases' do.
             errors["tokens"] = by_depth[depth]
         else:
-            found = [*recorded_results([case]), *filter(None, [joined.get(case.name)])]
+            found = recorded_results([case])
+            if case.name in joined:
+                found.append(joined[case.name])
             for measured in (one for result in found for one in measure(result, exact)):
+                if measured.note not in ("", NOT_FINITE):  # would pass for an overflow
+                    raise ExportError(f"{case.name}, {measured.output}: {measured.note}; a bug")
                 error = max(errors.get(measured.output, 0.0), measured.worst_relative_l2)
                 errors[measured.output] = error
             by_depth[depth] = max(by_depth.get(depth, 0.0), errors[LOGITS])

@@ -19,6 +19,8 @@ from runtime.parity.metrics import (
     compare_logits,
 )
 
+NOT_FINITE = "NaN or infinity"
+
 Array = NDArray[Any]
 
 
@@ -146,7 +148,7 @@ def measure_output(result: Result, reference: Result, output: str) -> Measuremen
         return unmeasured(reference, output, "no entry is compared")
     difference = compare_arrays(expected, actual, chosen)
     if not difference.finite:
-        return unmeasured(reference, output, "NaN or infinity")
+        return unmeasured(reference, output, NOT_FINITE)
     if output == LOGITS:
         rows = chosen.any(axis=-1)
         places = np.broadcast_to(_places(reference, rows.shape[1]), rows.shape)[rows]
@@ -217,7 +219,7 @@ def _measure_tokens(result: Result, reference: Result) -> Measurement:
     tokens, found = tokens.reshape(-1), found.reshape(-1)
     broken = np.flatnonzero(~np.isfinite(actual).all(axis=1))
     if broken.size:
-        return unmeasured(reference, "tokens", f"NaN or infinity at token {broken[0]}")
+        return unmeasured(reference, "tokens", f"{NOT_FINITE} at token {broken[0]}")
     expected = expected.astype(np.float64)
     difference = compare_arrays(expected, actual)
     error = np.abs(actual - expected).max(axis=1)
@@ -255,5 +257,5 @@ def _measure_long(result: Result, reference: Result) -> Measurement:
     rows = expected[0][[row_of[place] for place in asked]]
     difference = compare_arrays(rows, actual[0])
     if not difference.finite:
-        return unmeasured(reference, LOGITS, "NaN or infinity")
+        return unmeasured(reference, LOGITS, NOT_FINITE)
     return _measure_logits(reference, difference, rows, actual[0], np.array(asked))
