@@ -144,7 +144,7 @@ def test_option_without_effect_is_one_line(
 def test_options_of_plans_reach_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
 
-    def export(checkpoint: Path, out: Path, **options: Any) -> None:
+    def export(checkpoint: Path, out: Path, chosen: Any, **options: Any) -> None:
         given.update(options)
         raise ExportError("far enough")
 
