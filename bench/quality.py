@@ -110,12 +110,16 @@ def open_subjects(
     subjects: dict[str, Logits] = {}
     for path in bundles:
         if read_manifest(path).quantization is None:
-            subjects[path.name] = Engine.open(path, threads=threads).logits
+            subjects[path.name] = _logits_of(Engine.open(path, threads=threads))
             continue
         for level in levels:
             engine = Engine.open(path, threads=threads, accuracy_level=level)
-            subjects[f"{path.name} level {level}"] = engine.logits
+            subjects[f"{path.name} level {level}"] = _logits_of(engine)
     return subjects
+
+
+def _logits_of(engine: Engine) -> Logits:
+    return lambda ids, depth: np.asarray(engine.logits(ids, depth))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

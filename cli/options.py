@@ -41,8 +41,8 @@ def takes_options(
         @functools.wraps(body)
         def command(**given: Any) -> None:
             values = {name: given.pop(name) for name in made}
-            if left_out:
-                values = {name: one for name, one in values.items() if one is not None}
+            # What is None was left out, or is the default anyway.
+            values = {name: one for name, one in values.items() if one is not None}
             body(**given, options=values if left_out else kind(**values))
 
         kept = [one for one in own.parameters.values() if one.name != "options"]
@@ -61,8 +61,9 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, left_out: bool) -> insp
     if hint == int | str:
         hint = str
     elif typing.get_origin(hint) is tuple:
-        hint = list[Path] | None if typing.get_args(hint)[0] is Path else str | None
-        default = None
+        item = typing.get_args(hint)[0]
+        lists: dict[Any, Any] = {Path: list[Path] | None, str: list[str] | None, int: str | None}
+        hint, default = lists[item], None
     if left_out and default is not None:
         help = (
             f"{help} (default {default:g})"

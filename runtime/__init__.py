@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle, open_bundle
+    from runtime.decode.options import Options
     from runtime.engine import Engine, Generation, Piece
     from runtime.errors import BundleError, EngineError, RuntimeFault
     from runtime.session import Session
@@ -24,6 +25,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "Generation",
+    "Options",
     "Piece",
     "RuntimeFault",
     "Session",
@@ -34,7 +36,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     import importlib
 
-    if name in ("Engine", "Generation", "Piece"):
+    if name in ("Engine", "Generation", "Options", "Piece"):
         module = "runtime.engine"
     elif name == "Session":
         module = "runtime.session"

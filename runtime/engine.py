@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import Bundle, open_bundle
 from runtime.decode import request
 from runtime.decode.decoder import Decoder
-from runtime.decode.generation import Generation, Piece, Row, decode
-from runtime.decode.sampling import make_generator, make_sampling
+from runtime.decode.generation import Generation, Piece, Row, serve
+from runtime.decode.options import Changes, Options, check_options
+from runtime.decode.request import Cancel, Request
 from runtime.errors import EngineError
 from runtime.text.chat import ChatTemplate, check_messages, load_chat_template
 from runtime.text.codec import Codec
@@ -32,7 +33,11 @@ from runtime.text.codec import Codec
 if TYPE_CHECKING:
     from runtime.session import Session
 
-__all__ = ["Engine", "Generation", "Piece"]
+__all__ = ["Engine", "Generation", "Options", "Piece"]
+
+Conversation = Sequence[Mapping[str, object]]
+Ids = NDArray[np.integer[Any]]
+Floats = NDArray[np.float32]
 
 
 class Engine:
@@ -115,33 +120,65 @@ class Engine:
         """
         return self.codec.decode(request.check_ids(ids, self.manifest))
 
+    @overload  # a text is also a sequence of texts: the first that fits counts
+    def generate(  # type: ignore[overload-overlap]
+        self,
+        prompt: str | Sequence[int] | Conversation,
+        depth: int | None = None,
+        options: Options | None = None,
+        *,
+        chat: bool = False,
+        cancel: Cancel = None,
+        **changes: Unpack[Changes],
+    ) -> Generation: ...
+
+    @overload
     def generate(
         self,
-        prompt: Any,
+        prompt: Sequence[str] | Sequence[Sequence[int]] | Sequence[Conversation],
         depth: int | Sequence[int] | None = None,
-        max_new_tokens: int = 64,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        stop: str | Sequence[str] | None = None,
+        options: Options | None = None,
+        *,
         chat: bool = False,
-        cancel: request.Cancel = None,
-    ) -> Any:
+        cancel: Cancel = None,
+        **changes: Unpack[Changes],
+    ) -> list[Generation]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Ids,
+        depth: int | Sequence[int] | None = None,
+        options: Options | None = None,
+        *,
+        chat: bool = False,
+        cancel: Cancel = None,
+        **changes: Unpack[Changes],
+    ) -> Generation | list[Generation]: ...
+
+    def generate(
+        self,
+        prompt: object,
+        depth: int | Sequence[int] | None = None,
+        options: Options | None = None,
+        *,
+        chat: bool = False,
+        cancel: Cancel = None,
+        **changes: Unpack[Changes],
+    ) -> Generation | list[Generation]:
         """Generates from a prompt, or from a batch of prompts that advance together.
 
         Args:
-            prompt: a text, token ids, or a list of either; with chat, also a list of messages.
+            prompt: a text, token ids, or a list of either; with chat, also a list of messages. An
+                array of two dimensions is a batch.
             depth: recurrences; one number, or one a prompt. None takes the bundle's default.
-            max_new_tokens: tokens to generate at most.
-            temperature: 0 is greedy. None takes the bundle's default, as for top_k and top_p.
-            top_k: keep the k most likely tokens; 0 keeps all.
-            top_p: keep the fewest tokens whose probabilities reach this; 1 keeps all.
-            seed: makes sampling repeatable; one number serves every prompt alike, so that a
-                prompt in a batch gives what it gives alone. None draws from the system.
-            stop: text, or several, before which generation ends.
+            options: how; None for the defaults.
             chat: render the prompt with the bundle's chat template.
             cancel: a threading.Event or function asked before every token; true ends generation.
+            changes: options by name, in place of those of `options`: `max_new_tokens`,
+                `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` and
+                `logprobs`. One seed serves every prompt alike, so that a prompt in a batch gives
+                what it gives alone; or give one a prompt.
 
         Returns:
             A Generation; for a batch, a list of them.
@@ -151,30 +188,28 @@ class Engine:
         """
         rows, batch = self._encode(prompt, chat)
         depths = request.check_depths(depth, len(rows), self.manifest.depth)
-        for ids in rows:
-            self.check_length(len(ids), request.check_max_new_tokens(max_new_tokens))
-        states = self.new_rows(len(rows), max_new_tokens, temperature, top_k, top_p, seed, stop)
+        asked = request.make_options(options, changes, len(rows))
+        requests = [
+            self.new_request(ids, row_depth, one)
+            for ids, row_depth, one in zip(rows, depths, asked, strict=True)
+        ]
         cancelled = request.make_cancelled(cancel)
         decoder = self.new_decoder(depths)
-        for row, ids in zip(states, rows, strict=True):
-            row.begin(ids)
-        for _ in decode(decoder, decoder.prefill(rows), states, cancelled):
+        states = [self.new_row(one) for one in requests]
+        for _ in serve(decoder, requests, states, cancelled):
             pass
-        results = [row.result(len(ids)) for row, ids in zip(states, rows, strict=True)]
+        results = [row.result() for row in states]
         return results if batch else results[0]
 
     def stream(
         self,
-        prompt: Any,
+        prompt: str | Sequence[int] | Ids | Conversation,
         depth: int | None = None,
-        max_new_tokens: int = 64,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
+        options: Options | None = None,
+        *,
         chat: bool = False,
-        cancel: request.Cancel = None,
+        cancel: Cancel = None,
+        **changes: Unpack[Changes],
     ) -> Iterator[Piece]:
         """Generates from one prompt and yields a Piece a token; arguments as in `generate`.
 
@@ -185,11 +220,28 @@ class Engine:
             EngineError: a request outside what the bundle allows.
         """
         session = self.session(depth)
-        return session.stream(
-            prompt, max_new_tokens, temperature, top_k, top_p, seed, stop, chat, cancel
-        )
+        return session.stream(prompt, options, chat=chat, cancel=cancel, **changes)
 
-    def logits(self, ids: Any, depth: int | Sequence[int] | None = None) -> Any:
+    @overload
+    def logits(  # type: ignore[overload-overlap]
+        self, ids: str | Sequence[int], depth: int | None = None
+    ) -> Floats: ...
+
+    @overload
+    def logits(
+        self,
+        ids: Sequence[str] | Sequence[Sequence[int]],
+        depth: int | Sequence[int] | None = None,
+    ) -> list[Floats]: ...
+
+    @overload
+    def logits(
+        self, ids: Ids, depth: int | Sequence[int] | None = None
+    ) -> Floats | list[Floats]: ...
+
+    def logits(
+        self, ids: object, depth: int | Sequence[int] | None = None
+    ) -> Floats | list[Floats]:
         """Logits of every position.
 
         Args:
@@ -208,7 +260,7 @@ class Engine:
         depths = request.check_depths(depth, len(rows), self.manifest.depth)
         decoder = self.new_decoder(depths)
         size = self.manifest.model.vocab_size
-        results: list[NDArray[Any]] = [np.empty((len(row), size), np.float32) for row in rows]
+        results: list[Floats] = [np.empty((len(row), size), np.float32) for row in rows]
         total = max(len(row) for row in rows)
         for start, logits in decoder.score(rows):
             for result, row_logits in zip(results, logits, strict=True):
@@ -273,38 +325,40 @@ class Engine:
         """The most sequences at once; None where there is no limit."""
         return self._require_open().max_batch
 
-    def new_rows(
-        self,
-        count: int,
-        max_new_tokens: int,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        stop: str | Sequence[str] | None = None,
-    ) -> list[Row]:
-        """The checked state of `count` sequences to generate; arguments as in `generate`."""
-        most = request.check_max_new_tokens(max_new_tokens)
-        sampling = make_sampling(self.manifest.sampling, temperature, top_k, top_p)
-        stops = request.check_stops(stop)
-        eos = self.manifest.tokenizer.eos_token_ids
-        return [
-            Row(self.codec, sampling, make_generator(row_seed), stops, eos, most)
-            for row_seed in request.check_seeds(seed, count)
-        ]
+    def new_request(
+        self, ids: Sequence[int], depth: int, options: Options, before: Sequence[int] = ()
+    ) -> Request:
+        """A checked request.
+
+        Args:
+            ids: tokens to feed, checked.
+            depth: recurrences, checked.
+            options: as given.
+            before: the conversation so far.
+
+        Raises:
+            EngineError: an option outside what is allowed, or a sequence that does not fit.
+        """
+        chosen = check_options(options, self.manifest.sampling)
+        self.check_length(len(before) + len(ids), chosen.max_new_tokens)
+        return Request(tuple(ids), depth, chosen, tuple(before))
+
+    def new_row(self, one: Request) -> Row:
+        """The state of a sequence that a request asks for."""
+        return Row(self.codec, one, self.manifest.tokenizer.eos_token_ids)
 
     def _require_open(self) -> Backend:
         if self._backend is None:
             raise EngineError("the engine is closed", "open it again with Engine.open")
         return self._backend
 
-    def _encode(self, prompt: Any, chat: bool) -> tuple[list[list[int]], bool]:
+    def _encode(self, prompt: object, chat: bool) -> tuple[list[list[int]], bool]:
         """Token ids of every prompt, and whether the prompt was a batch."""
         if chat and request.is_conversation(prompt):
             batch, prompts = False, [prompt]
         else:
             batch = request.is_batch(prompt)
-            prompts = list(prompt) if batch else [prompt]
+            prompts = list(prompt) if batch else [prompt]  # type: ignore[call-overload]
         if chat:
             template = self.chat_template()
             texts = [template.render(check_messages(item)) for item in prompts]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime.decode import request
-from runtime.decode.generation import Generation, Piece, Row, decode
+from runtime.decode.generation import Generation, Piece, serve
+from runtime.decode.options import Changes, Options
 from runtime.errors import EngineError
 from runtime.text.chat import check_messages
 
@@ -16,22 +20,26 @@ if TYPE_CHECKING:
     from runtime.decode.decoder import Decoder
     from runtime.engine import Engine
 
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, object]]
+
 
 @dataclasses.dataclass(frozen=True)
 class _Turn:
     """A prompt, read.
 
     Attributes:
-        ids: token ids to feed.
+        request: what is to be fed and how it is answered.
         messages: the chat with this turn; empty where it is none.
         text: that chat, rendered.
         restart: the ids are the whole conversation, not what is new.
+        after: tokens of the conversation when it was read.
     """
 
-    ids: list[int]
+    request: request.Request
     messages: list[dict[str, Any]]
     text: str
     restart: bool
+    after: int
 
 
 class Session:
@@ -59,30 +67,23 @@ class Session:
 
     def generate(
         self,
-        prompt: Any,
-        max_new_tokens: int = 64,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
+        prompt: Prompt,
+        options: Options | None = None,
+        *,
         chat: bool = False,
         cancel: request.Cancel = None,
+        **changes: Unpack[Changes],
     ) -> Generation:
         """Adds a prompt to the conversation and answers it.
 
         Args:
             prompt: a text or token ids which continue the conversation as they are; with chat,
                 the user's next message, or a list of messages to add.
-            max_new_tokens: as in `Engine.generate`, like the rest.
-            temperature: 0 is greedy.
-            top_k: 0 keeps all.
-            top_p: 1 keeps all.
-            seed: makes sampling repeatable.
-            stop: text, or several, before which generation ends. The tokens of the stop string
-                stay part of the conversation, unless it is a chat.
+            options: as in `Engine.generate`. The tokens of a stop string stay part of the
+                conversation, unless it is a chat.
             chat: render the conversation with the bundle's chat template.
             cancel: a threading.Event or function asked before every token.
+            changes: options by name, in place of those of `options`.
 
         Returns:
             The answer; `prompt_tokens` counts the conversation before it.
@@ -90,67 +91,62 @@ class Session:
         Raises:
             EngineError: a request outside what the bundle allows; the conversation is unchanged.
         """
-        stream = self.stream(
-            prompt, max_new_tokens, temperature, top_k, top_p, seed, stop, chat, cancel
-        )
-        pieces = list(stream)
+        pieces = list(self.stream(prompt, options, chat=chat, cancel=cancel, **changes))
         tokens = [piece.token for piece in pieces if piece.token is not None]
         reason = pieces[-1].finish_reason or "cancelled"
         text = "".join(piece.text for piece in pieces)
-        return Generation(text, tokens, len(self.tokens) - len(tokens), reason)
+        logprobs = [piece.logprob for piece in pieces if piece.logprob is not None]
+        return Generation(text, tokens, len(self.tokens) - len(tokens), reason, logprobs)
 
     def stream(
         self,
-        prompt: Any,
-        max_new_tokens: int = 64,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
+        prompt: Prompt,
+        options: Options | None = None,
+        *,
         chat: bool = False,
         cancel: request.Cancel = None,
+        **changes: Unpack[Changes],
     ) -> Iterator[Piece]:
         """Like `generate`, a Piece a token.
 
-        The request is checked before this returns, and again when the first token is asked for:
-        the conversation may have gone on in between.
+        The request is checked before this returns. Where the conversation has gone on before the
+        first token is asked for, the prompt is read again.
         """
-        engine = self._engine
-        most = request.check_max_new_tokens(max_new_tokens)
-        row = engine.new_rows(1, most, temperature, top_k, top_p, seed, stop)[0]
+        (asked,) = request.make_options(options, changes, 1)
         cancelled = request.make_cancelled(cancel)
-        self._read(prompt, most, chat)
+        turn = self._read(prompt, asked, chat)
         if self._decoder is None:
-            self._decoder = engine.new_decoder([self.depth])
-        return self._answer(prompt, most, chat, row, cancelled)
+            self._decoder = self._engine.new_decoder([self.depth])
+        return self._answer(turn, lambda: self._read(prompt, asked, chat), cancelled)
 
     def _answer(
-        self, prompt: Any, most: int, chat: bool, row: Row, cancelled: Callable[[], bool]
+        self, turn: _Turn, read: Callable[[], _Turn], cancelled: Callable[[], bool]
     ) -> Iterator[Piece]:
         if not self._busy.acquire(blocking=False):
             raise EngineError("a session serves one request at a time", "open another session")
         try:
-            turn = self._read(prompt, most, chat)
+            if turn.after != len(self.tokens):
+                turn = read()
             if turn.restart:
                 self.reset()
             if self._decoder is None:
                 self._decoder = self._engine.new_decoder([self.depth])
-            yield from self._speak(self._decoder, turn, row, cancelled)
+            yield from self._speak(self._decoder, turn, cancelled)
         finally:
             self._busy.release()
 
     def _speak(
-        self, decoder: Decoder, turn: _Turn, row: Row, cancelled: Callable[[], bool]
+        self, decoder: Decoder, turn: _Turn, cancelled: Callable[[], bool]
     ) -> Iterator[Piece]:
+        # The last token of an answer has not been fed: it comes first now.
+        held = decoder.cache.length
+        asked = turn.request
+        fed = dataclasses.replace(asked, ids=asked.prompt[held:], before=asked.prompt[:held])
+        row = self._engine.new_row(fed)
         try:
-            # The last token of an answer has not been fed: it comes first now.
-            pending = self.tokens[decoder.cache.length :]
-            row.begin([*self.tokens, *turn.ids])
             self._messages, self._text = turn.messages, turn.text
-            self.tokens.extend(turn.ids)
-            logits = decoder.prefill([[*pending, *turn.ids]])
-            for pieces in decode(decoder, logits, [row], cancelled):
+            self.tokens.extend(asked.ids)
+            for pieces in serve(decoder, [fed], [row], cancelled):
                 piece = pieces[0]
                 if piece is None:
                     continue
@@ -165,11 +161,11 @@ class Session:
                 self._messages.append({"role": "assistant", "content": row.text})
                 self._text += row.spoken
 
-    def _read(self, prompt: Any, most: int, chat: bool) -> _Turn:
+    def _read(self, prompt: Prompt, options: Options, chat: bool) -> _Turn:
         """What a prompt adds to the conversation as it is now.
 
         Raises:
-            EngineError: it is no prompt, or does not fit with `most` new tokens.
+            EngineError: it is no prompt, or does not fit with the new tokens.
         """
         engine = self._engine
         if chat:
@@ -179,11 +175,11 @@ class Session:
         else:
             messages, text, restart = [], "", False
             ids = self._continue(prompt)
-        before = 0 if restart else len(self.tokens)
-        engine.check_length(before + len(ids), most)
-        return _Turn(ids, messages, text, restart)
+        before = [] if restart else self.tokens
+        asked = engine.new_request(ids, self.depth, options, before)
+        return _Turn(asked, messages, text, restart, len(self.tokens))
 
-    def _continue(self, prompt: Any) -> list[int]:
+    def _continue(self, prompt: object) -> list[int]:
         """Tokens to feed for a prompt that is no chat."""
         engine = self._engine
         if self.tokens and isinstance(prompt, str) and prompt:

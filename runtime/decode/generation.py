@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decode.decoder import Decoder
-from runtime.decode.sampling import Sampling, sample
+from runtime.decode.request import Request
+from runtime.decode.sampling import Sampler, TokenLogprob
 from runtime.text.codec import Codec
 from runtime.text.stop_strings import StopScanner, write_specials
 from runtime.text.stream import TextStream
@@ -26,12 +26,14 @@ class Generation:
         tokens: the new tokens, an end-of-text token included.
         prompt_tokens: tokens fed before the first new one.
         finish_reason: "stop" (a stop string), "length", "eos" or "cancelled".
+        logprobs: of every new token, where they were asked for; else empty.
     """
 
     text: str
     tokens: list[int]
     prompt_tokens: int
     finish_reason: str
+    logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Piece:
         text: the text that is complete with this token; often a word, sometimes empty.
         token: its id; None in the piece that reports a cancellation.
         finish_reason: as in Generation on the last piece, None before it.
+        logprob: of the token, where it was asked for.
     """
 
     text: str
     token: int | None
     finish_reason: str | None
+    logprob: TokenLogprob | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -55,29 +59,23 @@ class Piece:
 class Row:
     """One sequence being generated."""
 
-    def __init__(
-        self,
-        codec: Codec,
-        sampling: Sampling,
-        generator: np.random.Generator,
-        stops: Sequence[str],
-        eos: Sequence[int],
-        most: int,
-    ) -> None:
+    def __init__(self, codec: Codec, request: Request, eos: Sequence[int]) -> None:
+        """Takes the tokenizer, what is asked, and the tokens that end a text."""
+        options = request.options
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
         self.text = ""
         self.finish_reason: str | None = None
         self._codec = codec
         self._full = ""  # the settled text of every token
         self._specials: list[tuple[int, str]] = []  # place in it, and what stands there
-        self._sampling, self._generator = sampling, generator
-        self._stops = tuple(stops)
-        self._stream, self._scanner = TextStream(codec), StopScanner(stops)
-        self._eos, self._most = frozenset(eos), most
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        """Tells the tokens before the first new one, which the text of the new ones needs."""
-        self._stream = TextStream(self._codec, prompt)
+        self._prompt_tokens = len(request.prompt)
+        self._sampler = Sampler(options, request.prompt)
+        self._stops = options.stop
+        # The text of new tokens needs those before them.
+        self._stream = TextStream(codec, request.prompt)
+        self._scanner = StopScanner(options.stop)
+        self._eos, self._most = frozenset(eos), options.max_new_tokens
 
     @property
     def spoken(self) -> str:
@@ -86,8 +84,10 @@ class Row:
 
     def take(self, logits: NDArray[Any]) -> Piece:
         """Chooses the next token from float32 [V] and returns it with its text."""
-        token = sample(logits, self._sampling, self._generator)
+        token = self._sampler.choose(logits)
         self.tokens.append(token)
+        if (logprob := self._sampler.describe(logits, token)) is not None:
+            self.logprobs.append(logprob)
         special = self._codec.special(token)
         if token in self._eos:
             return self._finish("eos", token, "", special)
@@ -97,15 +97,16 @@ class Row:
         elif len(self.tokens) >= self._most:
             return self._finish("length", token, shown)
         self.text += shown
-        return Piece(shown, token, self.finish_reason)
+        return Piece(shown, token, self.finish_reason, logprob)
 
     def cancel(self) -> Piece:
         """Ends the sequence before its next token."""
         return self._finish("cancelled", None, "")
 
-    def result(self, prompt_tokens: int) -> Generation:
+    def result(self) -> Generation:
         """The sequence, once it has ended."""
-        return Generation(self.text, self.tokens, prompt_tokens, self.finish_reason or "cancelled")
+        reason = self.finish_reason or "cancelled"
+        return Generation(self.text, self.tokens, self._prompt_tokens, reason, self.logprobs)
 
     def _scan(self, piece: str, special: str | None) -> str:
         """What may be shown after a piece of text and a special token, if there is one."""
@@ -128,28 +129,30 @@ class Row:
             shown += self._scanner.flush()
         self.finish_reason = reason
         self.text += shown
-        return Piece(shown, token, reason)
+        asked = token is not None and self.logprobs
+        return Piece(shown, token, reason, self.logprobs[-1] if asked else None)
 
 
-def decode(
+def serve(
     decoder: Decoder,
-    logits: NDArray[Any],
+    requests: Sequence[Request],
     rows: Sequence[Row],
     cancelled: Callable[[], bool],
 ) -> Iterator[list[Piece | None]]:
-    """Generates until every row has ended.
+    """Feeds what requests ask for and generates until every row has ended.
 
     The last token of a row is not fed: the cache ends with the token before it.
 
     Args:
-        decoder: its prompt fed.
-        logits: float32 [batch, V], of the last position of the prompt.
-        rows: one a sequence.
+        decoder: its cache holds what each request has before.
+        requests: one a row of the decoder.
+        rows: made of them.
         cancelled: asked before every token.
 
     Yields:
         After every token, a piece a row; None for a row that had ended before.
     """
+    logits = decoder.prefill([request.ids for request in requests])
     while True:
         if cancelled():
             yield [None if row.finish_reason else row.cancel() for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,11 +11,55 @@ import numpy as np
 
 from runtime.backends.memory import Backend
 from runtime.bundle.manifest import DepthSpec, Manifest
+from runtime.decode.options import Changes, Options, check_stops
 from runtime.errors import EngineError
 from runtime.text.codec import Codec
 
 Prompt = str | Sequence[int] | np.ndarray[Any, Any]
 Cancel = threading.Event | Callable[[], bool] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One sequence to generate, checked.
+
+    Attributes:
+        ids: tokens to feed, at least one.
+        depth: recurrences.
+        options: with nothing left open.
+        before: tokens of the conversation that it goes on with.
+    """
+
+    ids: tuple[int, ...]
+    depth: int
+    options: Options
+    before: tuple[int, ...] = ()
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Every token before the first new one."""
+        return (*self.before, *self.ids)
+
+
+def make_options(options: Options | None, changes: Changes, rows: int) -> list[Options]:
+    """The options of every row, as given; `check_options` fills and checks them.
+
+    Args:
+        options: for all rows; None for the defaults.
+        changes: in place of those; a seed may be one a row, stop strings may be one text.
+        rows: how many there are.
+
+    Raises:
+        EngineError: an option that there is not, a wrong number of seeds, or no stop strings.
+    """
+    given: dict[str, Any] = dict(changes)
+    names = [field.name for field in dataclasses.fields(Options)]
+    if unknown := [name for name in given if name not in names]:
+        raise EngineError(f"there is no option {unknown[0]!r}", f"allowed: {', '.join(names)}")
+    if "stop" in given:
+        given["stop"] = check_stops(given["stop"])
+    base = dataclasses.replace(options or Options(), **given)
+    return [dataclasses.replace(base, seed=seed) for seed in check_seeds(base.seed, rows)]
 
 
 def is_batch(prompt: object) -> bool:
@@ -131,18 +176,6 @@ def check_batch(rows: int, backend: Backend) -> None:
         )
 
 
-def check_max_new_tokens(value: object) -> int:
-    """A number of tokens to generate.
-
-    Raises:
-        EngineError: not a whole number of 1 or more.
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < 1:  # type: ignore[operator]
-        raise EngineError(f"max_new_tokens={value!r} is not allowed", "a whole number of 1 or more")
-    return int(value)  # type: ignore[call-overload, no-any-return]
-
-
 def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
     """The depth of every row.
 
@@ -166,22 +199,6 @@ def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
                 f"depth={value} is outside this bundle's range {spec.min}..{spec.max}{advice}"
             )
     return [int(value) for value in depths]
-
-
-def check_stops(stop: object) -> tuple[str, ...]:
-    """Stop strings: one, several, or None.
-
-    Raises:
-        EngineError: not text, or empty text.
-    """
-    if stop is None:
-        return ()
-    several = isinstance(stop, Sequence) and not isinstance(stop, str)
-    stops: tuple[Any, ...] = tuple(stop) if several else (stop,)  # type: ignore[arg-type]
-    for text in stops:
-        if not isinstance(text, str) or not text:
-            raise EngineError(f"stop={text!r} is not allowed", "a text that is not empty")
-    return stops
 
 
 def check_seeds(seed: object, rows: int) -> list[Any]:

@@ -1,131 +1,153 @@
-"""Choosing a token from logits: greedy, or temperature with top-k and top-p."""
+"""Choosing a token from logits, as `docs/sampling.md` specifies and tests/vectors proves."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle.manifest import SamplingSpec
+from runtime.decode.options import Options
+from runtime.decode.philox import uniform
 from runtime.errors import EngineError
 
 Array = NDArray[Any]
+_FIRST = 512  # enough for nearly every draw: sorting 50,000 numbers costs 4 ms
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. temperature 0 is greedy, top_k 0 is off, top_p 1 is off."""
+class TokenLogprob:
+    """What the model gave a token that was chosen.
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
-def make_sampling(
-    defaults: SamplingSpec,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Sampling:
-    """Checks sampling options; None takes the bundle's default.
-
-    Raises:
-        EngineError: an option is of a wrong type or outside its range.
+    Attributes:
+        token: its id.
+        logprob: the natural logarithm of its probability, before any option.
+        best: ids of the most likely tokens and their logarithms, the most likely first.
     """
-    temperature = defaults.temperature if temperature is None else temperature
-    top_k = defaults.top_k if top_k is None else top_k
-    top_p = defaults.top_p if top_p is None else top_p
-    if not _is_number(temperature) or not 0 <= temperature < math.inf:
-        raise EngineError(
-            f"temperature={temperature!r} is not allowed", "0 is greedy, else above 0"
-        )
-    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 0:
-        raise EngineError(f"top_k={top_k!r} is not allowed", "a whole number, 0 keeps every token")
-    if not _is_number(top_p) or not 0 < top_p <= 1:
-        raise EngineError(f"top_p={top_p!r} is not allowed", "above 0 and at most 1")
-    return Sampling(float(temperature), int(top_k), float(top_p))
+
+    token: int
+    logprob: float
+    best: tuple[tuple[int, float], ...]
 
 
-def make_generator(seed: int | None) -> np.random.Generator:
-    """A generator of its own for one row; None seeds it from the system.
+class Sampler:
+    """Chooses the tokens of one sequence."""
 
-    Raises:
-        EngineError: the seed is not a whole number of 0 or more.
-    """
-    wrong = isinstance(seed, bool) or not isinstance(seed, int | np.integer)
-    if seed is not None and (wrong or seed < 0):
-        raise EngineError(f"seed={seed!r} is not allowed", "a whole number of 0 or more")
-    return np.random.default_rng(seed)
+    def __init__(self, options: Options, prompt: Sequence[int] = ()) -> None:
+        """Takes checked options, and the tokens before the first new one."""
+        self._options = options
+        self._penalty = float(options.repetition_penalty or 1.0)
+        self._seen = set(prompt) if self._penalty != 1.0 else set[int]()
+        self._drawn = 0
+
+    def choose(self, logits: Array) -> int:
+        """The next token.
+
+        Args:
+            logits: float32 [V].
+
+        Raises:
+            EngineError: the best logit is not finite.
+        """
+        best = int(logits.argmax())
+        if not math.isfinite(logits[best]):
+            raise EngineError("the model's logits are not finite", "run `ouro check` on the bundle")
+        if self._penalty != 1.0:
+            logits = penalise(logits, sorted(self._seen), self._penalty)
+            best = int(logits.argmax())
+        token = best
+        if self._options.temperature and self._options.top_k != 1:
+            token = draw(logits, best, self._options, self._draw)
+        if self._penalty != 1.0:
+            self._seen.add(token)
+        return token
+
+    def describe(self, logits: Array, token: int) -> TokenLogprob | None:
+        """The log-probabilities that the options ask for; None where they ask for none."""
+        count = self._options.logprobs
+        if count is None:
+            return None
+        wide = logits.astype(np.float64)
+        wide -= wide.max()
+        wide -= math.log(float(np.exp(wide).sum()))
+        order = largest(wide, min(count, wide.size)) if count else np.empty(0, np.int64)
+        best = tuple((int(one), float(wide[one])) for one in order)
+        return TokenLogprob(token, float(wide[token]), best)
+
+    def _draw(self) -> float:
+        drawn = uniform(int(self._options.seed or 0), self._drawn)
+        self._drawn += 1
+        return drawn
 
 
-def sample(logits: Array, sampling: Sampling, generator: np.random.Generator) -> int:
-    """Chooses one token.
-
-    Like Hugging Face's warpers, in the order temperature, top-k, top-p; top-p keeps the fewest
-    tokens whose probabilities reach it, the first always.
+def penalise(logits: Array, seen: Sequence[int], penalty: float) -> Array:
+    """Logits in float64, those of tokens that were there made less likely.
 
     Args:
         logits: float32 [V].
-        sampling: checked options.
-        generator: drawn from once a token, unless the choice is greedy.
+        seen: ids, each once.
+        penalty: a logit above 0 is divided by it, any other multiplied.
 
-    Raises:
-        EngineError: the best logit is not finite.
+    Source: Keskar et al., CTRL, arXiv 1909.05858, section 4.1; as Hugging Face has it.
     """
-    best = int(logits.argmax())
-    if not math.isfinite(logits[best]):
-        raise EngineError("the model's logits are not finite", "run `ouro check` on the bundle")
-    if sampling.temperature == 0 or sampling.top_k == 1:
-        return best
+    wide = logits.astype(np.float64)
+    chosen = wide[list(seen)]
+    wide[list(seen)] = np.where(chosen > 0, chosen / penalty, chosen * penalty)
+    return wide
+
+
+def draw(logits: Array, best: int, options: Options, uniform_of: Any) -> int:
+    """Draws a token by temperature, top-k, top-p and min-p, in this order.
+
+    Args:
+        logits: [V].
+        best: the id of the largest.
+        options: checked; a temperature above 0.
+        uniform_of: called once for a number in [0, 1).
+    """
+    temperature, top_k = float(options.temperature or 0.0), int(options.top_k or 0)
+    top_p, min_p = float(options.top_p or 1.0), float(options.min_p or 0.0)
     with np.errstate(over="ignore"):  # by a tiny temperature: minus infinity, so weight 0
-        weights = (logits.astype(np.float64) - float(logits[best])) / sampling.temperature
+        weights = (logits.astype(np.float64) - float(logits[best])) / temperature
     np.exp(weights, out=weights)
-    if sampling.top_k == 0 and sampling.top_p == 1.0:
-        return _draw(weights, generator)
-    kept = _top(weights, sampling)
-    return int(kept[_draw(weights[kept], generator)])
+    if top_k == 0 and top_p == 1.0 and min_p == 0.0:
+        return _pick(weights, uniform_of())
+    kept = _top(weights, top_k, top_p)
+    # The best weighs exactly 1, so that this is min_p of the best.
+    kept = kept[weights[kept] >= min_p]
+    return int(kept[_pick(weights[kept], uniform_of())])
 
 
-def _top(weights: Array, sampling: Sampling) -> Array:
+def _top(weights: Array, top_k: int, top_p: float) -> Array:
     """Indices of the tokens that top-k and top-p keep, the most likely first."""
-    count = min(sampling.top_k or weights.size, weights.size)
-    if sampling.top_p == 1.0:
-        return _largest(weights, count)
-    first = min(count, 512)  # enough for nearly every draw: sorting 50,000 numbers costs 4 ms
-    total = None if count < weights.size else float(weights.sum())
-    while True:
-        order = _largest(weights, first)
-        running = np.cumsum(weights[order])
-        if first == count:
-            total = float(running[-1])
-        if total is not None:
-            needed = int(np.searchsorted(running, sampling.top_p * total)) + 1
-            if needed <= first:
-                return order[:needed]
-        if first == count:
-            return order
-        first = count
+    count = min(top_k or weights.size, weights.size)
+    if top_p == 1.0:
+        return largest(weights, count)
+    kept = weights if count == weights.size else weights[np.sort(largest(weights, count))]
+    needed = top_p * np.cumsum(kept)[-1]  # the whole is added up in the order of the ids
+    for first in (min(count, _FIRST), count):
+        order = largest(weights, first)
+        place = int(np.searchsorted(np.cumsum(weights[order]), needed))
+        if place < first:
+            return order[: place + 1]
+    return order
 
 
-def _largest(weights: Array, count: int) -> Array:
+def largest(weights: Array, count: int) -> Array:
     """Indices of the `count` largest, in falling order; equal ones in the order of the ids."""
     if count < weights.size:
-        chosen = np.sort(np.argpartition(-weights, count - 1)[:count])
+        least = -np.partition(-weights, count - 1)[count - 1]
+        above = np.flatnonzero(weights > least)
+        chosen = np.concatenate([above, np.flatnonzero(weights == least)[: count - above.size]])
     else:
         chosen = np.arange(weights.size)
-    return chosen[np.argsort(-weights[chosen], kind="stable")]
+    return chosen[np.lexsort((chosen, -weights[chosen]))]
 
 
-def _draw(weights: Array, generator: np.random.Generator) -> int:
+def _pick(weights: Array, drawn: float) -> int:
+    """The first whose running sum passes the drawn share of the whole."""
     running = np.cumsum(weights)
-    drawn = generator.random() * running[-1]
-    return min(int(np.searchsorted(running, drawn, side="right")), weights.size - 1)
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int | float | np.integer | np.floating) and not math.isnan(value)
+    return min(int(np.searchsorted(running, drawn * running[-1], side="right")), weights.size - 1)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from runtime.decode import request
-from runtime.decode.sampling import Sampling, sample
+from runtime.decode.options import Options, check_options
+from runtime.decode.sampling import Sampler
 from runtime.engine import Engine
 from runtime.errors import EngineError
 from runtime.text.codec import TextStream
@@ -95,7 +96,7 @@ def bench_engine(
     manifest = engine.manifest
     if repeats < 1:
         raise EngineError(f"repeats={repeats} is not allowed", "a whole number of 1 or more")
-    request.check_max_new_tokens(tokens)
+    check_options(Options(max_new_tokens=tokens), engine.manifest.sampling)
     pairs = [(depth, context) for depth in depths for context in contexts]
     for depth, context in pairs:
         request.check_depths(depth, 1, manifest.depth)
@@ -145,14 +146,14 @@ def time_decode(engine: Engine, depth: int, context: int, tokens: int) -> Decode
     generator = np.random.default_rng(0)
     prompt = generator.integers(0, engine.manifest.model.vocab_size, context)
     decoder = engine.new_decoder([depth])
-    sampling, text = Sampling(), TextStream(engine.codec)
+    sampler, text = Sampler(Options(temperature=0.0)), TextStream(engine.codec)
     start = time.perf_counter()
     logits = decoder.prefill([prompt])
     prefill_s = time.perf_counter() - start
     token_s, inside_s = [], []
     for _ in range(tokens):
         start, inside = time.perf_counter(), decoder.run_s
-        token = sample(logits[0], sampling, generator)
+        token = sampler.choose(logits[0])
         text.push(token)
         logits = decoder.step([token])
         token_s.append(time.perf_counter() - start)

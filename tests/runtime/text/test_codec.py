@@ -7,7 +7,8 @@ import pytest
 
 from runtime import Engine, EngineError
 from runtime.decode.generation import Row
-from runtime.decode.sampling import Sampling
+from runtime.decode.options import Options
+from runtime.decode.request import Request
 from runtime.text.codec import Codec, StopScanner, TextStream
 from tests.support.tokenizer_kinds import KINDS, byte_level, make_codec, sentence_piece
 
@@ -235,8 +236,8 @@ def test_stops_equal_a_search_in_the_whole(kind: str) -> None:
     for _ in range(300):
         tokens = generator.choice(pool, 20).tolist()
         stop = "".join(generator.choice(names, int(generator.integers(1, 4))))
-        row = Row(codec, Sampling(0.0, 0, 1.0), generator, [stop], [], 20)
-        row.begin([pool[0]])
+        options = Options(max_new_tokens=20, temperature=0.0, stop=(stop,))
+        row = Row(codec, Request((pool[0],), 1, options), [])
         for token in tokens:
             row.take(np.eye(len(pool) + 400, dtype=np.float32)[token])
             if row.finish_reason:
