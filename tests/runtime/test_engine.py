@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import Engine, EngineError
+from runtime import Engine, EngineError, Options
 from runtime.decode.kv_cache import capacity_for
 from runtime.errors import BundleError
 
@@ -327,3 +327,53 @@ def test_memory_is_flat_over_many_tokens(engine: Engine) -> None:
     for _ in range(4000 // length):
         sequence(length)
     assert resident_bytes() - before < 8 * 2**20
+
+
+SAMPLED: dict[str, Any] = {
+    "temperature": 60.0,  # the tiny model is sure of itself
+    "top_k": 40,
+    "min_p": 0.001,
+    "repetition_penalty": 1.2,
+    "max_new_tokens": 12,
+    "logprobs": 3,
+}
+
+
+def test_options_mean_the_same_however_they_are_given(engine: Engine) -> None:
+    (prompt,) = prompts(engine, 9)
+    wanted = engine.generate(prompt, 2, seed=5, **SAMPLED)
+    assert len(wanted.logprobs) == len(wanted.tokens)
+    options = Options(seed=5, **SAMPLED)
+    assert engine.generate(prompt, 2, options) == wanted
+    assert engine.generate(prompt, 2, Options(seed=1, **SAMPLED), seed=5) == wanted
+    pieces = list(engine.stream(prompt, 2, options))
+    assert [piece.token for piece in pieces] == wanted.tokens
+    assert [piece.logprob for piece in pieces] == wanted.logprobs
+    assert "".join(piece.text for piece in pieces) == wanted.text
+    assert engine.session(2).generate(prompt, options) == wanted
+    assert engine.generate(prompt, 2, seed=6, **SAMPLED).tokens != wanted.tokens
+
+
+def test_rows_of_a_sampled_batch_are_what_they_are_alone(engine: Engine) -> None:
+    rows = prompts(engine, 5, 11, 8)
+    seeds = [3, 2**64 - 1, 3]
+    together = engine.generate(rows, [1, 3, 2], seed=seeds, **SAMPLED)
+    for row, depth, seed, found in zip(rows, [1, 3, 2], seeds, together, strict=True):
+        assert found.tokens == engine.generate(row, depth, seed=seed, **SAMPLED).tokens
+
+
+def test_logprobs_are_of_the_models_distribution(engine: Engine) -> None:
+    (prompt,) = prompts(engine, 9)
+    found = engine.generate(prompt, 2, seed=5, **SAMPLED)
+    logits = engine.logits(prompt + found.tokens, 2)[len(prompt) - 1 : -1].astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for row, token, one in zip(log_p, found.tokens, found.logprobs, strict=True):
+        assert one.token == token
+        assert one.logprob == pytest.approx(row[token], abs=1e-4)
+        assert [best for best, _ in one.best] == np.argsort(-row)[:3].tolist()
+    assert engine.generate(prompt, 2, max_new_tokens=2).logprobs == []
+
+
+def test_option_that_there_is_not_is_named(engine: Engine) -> None:
+    with pytest.raises(EngineError, match="there is no option 'max_tokens'; allowed: max_new_t"):
+        engine.generate("x", max_tokens=3)  # type: ignore[call-overload]

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from export.bundle import ExportReport
 from export.errors import ExportError
+from export.options import ExportOptions
 from export.tensorrt.builder import GraphFacts, build_plans
 from export.tensorrt.options import TrtOptions
 from export.triton.config import write_triton
@@ -197,9 +198,9 @@ def test_command_line_serves_what_was_exported(
     backend: str,
     file: str,
 ) -> None:
-    def export(checkpoint: Path, out: Path, format: str, **_: Any) -> ExportReport:
+    def export(checkpoint: Path, out: Path, options: ExportOptions, **_: Any) -> ExportReport:
         shutil.copytree(planned.path, out)
-        return ExportReport(0.0, 0, 0, (), (planned.spec,) if format == "trt" else ())
+        return ExportReport(0.0, 0, 0, (), (planned.spec,) if options.format == "trt" else ())
 
     monkeypatch.setattr("export.bundle.export_bundle", export)
     models = tmp_path / "models"

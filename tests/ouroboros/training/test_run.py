@@ -371,7 +371,8 @@ def test_recipe_sets_options_and_flags_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("train_stepz: 3", "unknown option 'train_stepz'; the options are batch_size"),
+        ("train_stepz: 3", r"unknown option 'train_stepz'; did you mean train_steps\?"),
+        ("colour: 3", "unknown option 'colour'; the options are batch_size"),
         ("train_steps: many", "train_steps='many' is not a value of kind int"),
         ("train_steps: true", "train_steps=True is not a value of kind int"),
         ("- 1", "a recipe is a table"),
