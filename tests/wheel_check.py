@@ -23,7 +23,6 @@ ABSENT = ("torch", "transformers", "onnx", "datasets", "matplotlib")
 MAKE_BUNDLE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
 from tests.support.tiny import build_bundle, build_checkpoint, build_original
 folder = Path(sys.argv[1])
 build_original(folder / "original")
