@@ -1,4 +1,4 @@
-"""The bundle's manifest: frozen dataclasses, read strictly from JSON.
+"""The bundle's manifest, read strictly from JSON.
 
 Every key must be there and no other may: a manifest this version does not fully understand is
 refused by the name of the first thing that is wrong, never half-read. A key that is added, removed
@@ -15,214 +15,33 @@ import json
 import types
 import typing
 import unicodedata
-from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from runtime.bundle.chat import ChatSpec, check_chat
-from runtime.bundle.contract import PRECISIONS, TensorSpec
-from runtime.bundle.plans import PlanSpec, check_plan_graph
 from runtime.bundle.rules import ACCURACY_LEVELS as ACCURACY_LEVELS
-from runtime.bundle.rules import (
-    INT32,
-    INT64,
-    check_depth,
-    check_model,
-    check_plan,
-    check_quantization,
-    check_tensors,
-    is_sha256,
-    shorten,
-)
+from runtime.bundle.rules import check_file_name as check_file_name
+from runtime.bundle.rules import check_manifest, shorten
+from runtime.bundle.specs import BRIDGES as BRIDGES
+from runtime.bundle.specs import FORMAT_VERSION as FORMAT_VERSION
+from runtime.bundle.specs import HASH_NAME as HASH_NAME
+from runtime.bundle.specs import MANIFEST_NAME as MANIFEST_NAME
+from runtime.bundle.specs import POOLINGS as POOLINGS
+from runtime.bundle.specs import CheckpointSpec as CheckpointSpec
+from runtime.bundle.specs import DepthSpec as DepthSpec
+from runtime.bundle.specs import FileSpec as FileSpec
+from runtime.bundle.specs import GraphSpec as GraphSpec
+from runtime.bundle.specs import GraphsSpec as GraphsSpec
+from runtime.bundle.specs import Manifest as Manifest
+from runtime.bundle.specs import ModelSpec as ModelSpec
+from runtime.bundle.specs import ParitySpec as ParitySpec
+from runtime.bundle.specs import QuantizationSpec as QuantizationSpec
+from runtime.bundle.specs import SamplingSpec as SamplingSpec
+from runtime.bundle.specs import TokenizerSpec as TokenizerSpec
 from runtime.errors import BundleError
-
-FORMAT_VERSION = 4
-MANIFEST_NAME = "manifest.json"
-HASH_NAME = "manifest.sha256"  # as `sha256sum manifest.json` prints it
-POOLINGS = ("causal", "mean", "token")
-BRIDGES = ("none", "entry", "exit")
 
 SPECIAL_TOKENS = ("tokenizer.bos_token", "tokenizer.eos_token")  # may be a line break
 CHAT = "tokenizer.chat."  # its pieces hold line breaks
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """Dimensions of the model.
-
-    `bridge` says where a linear map stands beside the loop, `recurrent_layers` how many layers the
-    loop runs in each step, `halting` whether the graph can choose its depth (`halt_threshold`,
-    `depth_used`). `step_bytes` and `once_bytes` are what a token reads of the weights as they are
-    stored: in every step of the loop, and in everything around it.
-    """
-
-    source: str
-    model_type: str
-    hidden_size: int
-    num_layers: int
-    prelude: int
-    coda: int
-    recurrent_layers: int
-    bridge: str
-    halting: bool
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    max_position_embeddings: int
-    pooling: str
-    parameters: int
-    step_bytes: int
-    once_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class DepthSpec:
-    """The depths a bundle accepts, its default, and those the model was trained at."""
-
-    min: int
-    max: int
-    default: int
-    trained: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class GraphSpec:
-    """The ONNX file, the files that hold its large weights, and its tensors."""
-
-    file: str
-    data: tuple[str, ...]
-    opset: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class GraphsSpec:
-    """The graphs of a bundle by flavour."""
-
-    onnx: GraphSpec
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerSpec:
-    """Tokenizer file, chat template and special tokens.
-
-    `prefix_token_ids` go before every text that begins a sequence. `chat` is the chat template as
-    plain data, null where there is none or it can't be had so.
-    """
-
-    file: str
-    chat_template: str | None
-    chat: ChatSpec | None
-    bos_token: str | None
-    eos_token: str | None
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int | None
-    prefix_token_ids: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingSpec:
-    """Sampling used where a request names none.
-
-    temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
-    """
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizationSpec:
-    """How integer weights were made, and the arithmetic that the engine runs them in.
-
-    bits: of the matrices that bear it; sensitive_bits: of those whose errors cost most, among them
-        embedding, LM head and all of the looped layer.
-    method: "rtn" (round to nearest) or "gptq".
-    calibration: sha256 of the calibration tokens; None for "rtn".
-    accuracy_level: ONNX Runtime's for MatMulNBits: 1 float32, 4 8-bit activations.
-    """
-
-    bits: int
-    sensitive_bits: int
-    block: int
-    symmetric: bool
-    method: str
-    calibration: str | None
-    accuracy_level: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ParitySpec:
-    """The bounds of the parity check, and the type of PyTorch's recorded outputs.
-
-    relative_l2: on the error against PyTorch; of a half-precision bundle, each case is also
-        allowed twice the error that PyTorch itself makes at that precision.
-    kl: in nats, on what the engine's fast arithmetic may add; None where it has none.
-    """
-
-    relative_l2: float
-    kl: float | None
-    float: str
-
-
-@dataclasses.dataclass(frozen=True)
-class FileSpec:
-    """Hash and size of one file."""
-
-    sha256: str
-    bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointSpec:
-    """The checkpoint a bundle was exported from."""
-
-    sha256: str
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """Everything a bundle says about itself."""
-
-    format_version: int
-    model: ModelSpec
-    depth: DepthSpec
-    precision: str
-    quantization: QuantizationSpec | None
-    graphs: GraphsSpec
-    tokenizer: TokenizerSpec
-    sampling: SamplingSpec
-    parity: ParitySpec
-    files: dict[str, FileSpec]
-    plans: tuple[PlanSpec, ...]
-    checkpoint: CheckpointSpec
-    tools: dict[str, str]
-
-    @property
-    def cache_dtype(self) -> str:
-        """The type of keys and values, such as float32."""
-        return PRECISIONS[self.precision].compute
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest as plain JSON values."""
-        return dataclasses.asdict(self)
-
-    @staticmethod
-    def parse(data: object) -> Manifest:
-        """Reads a manifest from JSON values.
-
-        Raises:
-            BundleError: a version, key or value that this version does not understand.
-        """
-        return parse_manifest(data)
 
 
 def parse_manifest_text(text: str | bytes) -> Manifest:
@@ -297,28 +116,8 @@ def check_version(data: object) -> dict[str, Any]:
 def parse_manifest(data: object) -> Manifest:
     """Reads a manifest from JSON values; see `Manifest.parse`."""
     manifest = typing.cast(Manifest, _read(Manifest, check_version(data), ""))
-    _check(manifest)
+    check_manifest(manifest)
     return manifest
-
-
-def check_file_name(name: str) -> None:
-    """Refuses a file name that could lead out of the bundle.
-
-    Raises:
-        BundleError: absolute, with `..`, a backslash, a drive or `*` (which ONNX Runtime reads as
-            an address in memory), or not in its simplest form.
-    """
-    path = PurePosixPath(name)
-    unsafe = (
-        not path.parts
-        or path.is_absolute()
-        or str(path) != name
-        or any(part in ("..", ".") for part in path.parts)
-        or any(character in name for character in "\\:*")
-        or any(ord(character) < 32 for character in name)
-    )
-    if unsafe:
-        raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, outside the bundle")
 
 
 def _is_plain(text: str) -> bool:
@@ -399,84 +198,3 @@ def _type_name(kind: Any) -> str:
 
 def _wrong(where: str, value: object, wanted: str) -> BundleError:
     return BundleError(f"{MANIFEST_NAME}: {where} is {shorten(value)}, not {wanted}")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise BundleError(f"{MANIFEST_NAME}: {message}")
-
-
-def _check(manifest: Manifest) -> None:
-    """Refuses values that contradict each other."""
-    model = manifest.model
-    check_model(model)
-    _require(
-        model.num_layers == model.prelude + model.coda,
-        f"model.num_layers is {model.num_layers}, not prelude + coda = {model.prelude}"
-        f" + {model.coda}",
-    )
-    _require(model.pooling in POOLINGS, f"model.pooling is {model.pooling!r}, allowed: {POOLINGS}")
-    _require(model.bridge in BRIDGES, f"model.bridge is {model.bridge!r}, allowed: {BRIDGES}")
-    check_depth(manifest.depth)
-    for name, file in manifest.files.items():
-        check_file_name(name)
-        _require(name not in (MANIFEST_NAME, HASH_NAME), f"files lists {name} itself")
-        _require(
-            is_sha256(file.sha256), f"files.{name}.sha256 is not 64 lower-case hexadecimal digits"
-        )
-        _require(
-            0 <= file.bytes <= INT64,
-            f"files.{name}.bytes is {shorten(file.bytes)}, allowed: 0..{INT64}",
-        )
-    used = [manifest.graphs.onnx.file, *manifest.graphs.onnx.data, manifest.tokenizer.file]
-    if manifest.tokenizer.chat_template is not None:
-        used.append(manifest.tokenizer.chat_template)
-    for name in used:
-        check_file_name(name)
-        _require(name in manifest.files, f"{name!r} is used but not listed under files")
-    if manifest.tokenizer.chat is not None:
-        check_chat(manifest.tokenizer.chat)
-    sampling, bound = manifest.sampling, manifest.parity.relative_l2
-    _require(
-        0 <= sampling.temperature < float("inf")
-        and 0 <= sampling.top_k <= INT32
-        and 0 < sampling.top_p <= 1
-        and 0 <= sampling.min_p <= 1
-        and 0 < sampling.repetition_penalty < float("inf"),
-        f"sampling needs a finite temperature >= 0, top_k in 0..{INT32}, 0 < top_p <= 1, "
-        "0 <= min_p <= 1 and a finite repetition_penalty > 0",
-    )
-    _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
-    kl = manifest.parity.kl
-    _require(kl is None or 0 < kl < 1, f"parity.kl is {kl}, allowed: above 0 and below 1, or null")
-    precision, quantization = manifest.precision, manifest.quantization
-    _require(precision in PRECISIONS, f"precision is {precision!r}, allowed: {tuple(PRECISIONS)}")
-    bits = None if quantization is None else quantization.bits
-    _require(
-        PRECISIONS[precision].bits == bits,
-        f"precision {precision} with quantization of {bits} bits",
-    )
-    _require(
-        is_sha256(manifest.checkpoint.sha256),
-        "checkpoint.sha256 is not 64 lower-case hexadecimal digits",
-    )
-    onnx = manifest.graphs.onnx
-    for plan in manifest.plans:
-        _require(plan.file in manifest.files, f"{plan.file!r} is used but not listed under files")
-        graph_files = (onnx.file, *onnx.data)
-        check_plan_graph(plan, {name: manifest.files[name].sha256 for name in graph_files})
-        check_plan(plan, manifest)
-    if quantization is not None:
-        check_quantization(quantization)
-    check_tensors(manifest)
-    identifiers = [*manifest.tokenizer.eos_token_ids, *manifest.tokenizer.prefix_token_ids]
-    identifiers += [
-        i
-        for i in (manifest.tokenizer.bos_token_id, manifest.tokenizer.pad_token_id)
-        if i is not None
-    ]
-    for identifier in identifiers:
-        _require(
-            0 <= identifier < model.vocab_size,
-            f"tokenizer: token id {shorten(identifier)} is outside 0..{model.vocab_size - 1}",
-        )

@@ -6,15 +6,24 @@ error deep inside numpy, or in an engine that is fed what its graph does not tak
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import PurePosixPath
+from typing import NoReturn
 
 from runtime.bundle import contract
-from runtime.bundle.contract import ModelNumber, Tensor, TensorSpec
+from runtime.bundle.chat import check_chat
+from runtime.bundle.contract import PRECISIONS, ModelNumber, Tensor, TensorSpec
+from runtime.bundle.plans import PlanSpec, RangeSpec, check_plan_graph
+from runtime.bundle.specs import (
+    BRIDGES,
+    HASH_NAME,
+    MANIFEST_NAME,
+    POOLINGS,
+    DepthSpec,
+    Manifest,
+    ModelSpec,
+    QuantizationSpec,
+)
 from runtime.errors import BundleError
-
-if TYPE_CHECKING:
-    from runtime.bundle.manifest import DepthSpec, Manifest, ModelSpec, QuantizationSpec
-    from runtime.bundle.plans import PlanSpec, RangeSpec
 
 ACCURACY_LEVELS = (1, 4)  # ONNX Runtime's for MatMulNBits: float32, 8-bit activations
 MAX_DEPTH = 4096  # the most that a checkpoint's configuration allows
@@ -183,6 +192,124 @@ def _check_range(one: RangeSpec, where: str) -> None:
                 f"{where}: {one.name} goes from {shorten(low)} by {shorten(best)} to "
                 f"{shorten(high)}, not 0 <= min <= opt <= max"
             )
+
+
+def check_file_name(name: str) -> None:
+    """Refuses a file name that could lead out of the bundle.
+
+    Raises:
+        BundleError: absolute, with `..`, a backslash, a drive or `*` (which ONNX Runtime reads as
+            an address in memory), or not in its simplest form.
+    """
+    path = PurePosixPath(name)
+    unsafe = (
+        not path.parts
+        or path.is_absolute()
+        or str(path) != name
+        or any(part in ("..", ".") for part in path.parts)
+        or any(character in name for character in "\\:*")
+        or any(ord(character) < 32 for character in name)
+    )
+    if unsafe:
+        raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, outside the bundle")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise BundleError(f"{MANIFEST_NAME}: {message}")
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuses values that are out of bounds or contradict each other.
+
+    Raises:
+        BundleError: naming the first of them.
+    """
+    model = manifest.model
+    check_model(model)
+    _require(
+        model.num_layers == model.prelude + model.coda,
+        f"model.num_layers is {model.num_layers}, not prelude + coda = {model.prelude}"
+        f" + {model.coda}",
+    )
+    _require(model.pooling in POOLINGS, f"model.pooling is {model.pooling!r}, allowed: {POOLINGS}")
+    _require(model.bridge in BRIDGES, f"model.bridge is {model.bridge!r}, allowed: {BRIDGES}")
+    check_depth(manifest.depth)
+    _check_files(manifest)
+    if manifest.tokenizer.chat is not None:
+        check_chat(manifest.tokenizer.chat)
+    _check_numbers(manifest)
+    onnx = manifest.graphs.onnx
+    for plan in manifest.plans:
+        _require(plan.file in manifest.files, f"{plan.file!r} is used but not listed under files")
+        graph_files = (onnx.file, *onnx.data)
+        check_plan_graph(plan, {name: manifest.files[name].sha256 for name in graph_files})
+        check_plan(plan, manifest)
+    if manifest.quantization is not None:
+        check_quantization(manifest.quantization)
+    check_tensors(manifest)
+    _check_tokens(manifest)
+
+
+def _check_files(manifest: Manifest) -> None:
+    for name, file in manifest.files.items():
+        check_file_name(name)
+        _require(name not in (MANIFEST_NAME, HASH_NAME), f"files lists {name} itself")
+        _require(
+            is_sha256(file.sha256), f"files.{name}.sha256 is not 64 lower-case hexadecimal digits"
+        )
+        _require(
+            0 <= file.bytes <= INT64,
+            f"files.{name}.bytes is {shorten(file.bytes)}, allowed: 0..{INT64}",
+        )
+    used = [manifest.graphs.onnx.file, *manifest.graphs.onnx.data, manifest.tokenizer.file]
+    if manifest.tokenizer.chat_template is not None:
+        used.append(manifest.tokenizer.chat_template)
+    for name in used:
+        check_file_name(name)
+        _require(name in manifest.files, f"{name!r} is used but not listed under files")
+
+
+def _check_numbers(manifest: Manifest) -> None:
+    sampling, bound = manifest.sampling, manifest.parity.relative_l2
+    _require(
+        0 <= sampling.temperature < float("inf")
+        and 0 <= sampling.top_k <= INT32
+        and 0 < sampling.top_p <= 1
+        and 0 <= sampling.min_p <= 1
+        and 0 < sampling.repetition_penalty < float("inf"),
+        f"sampling needs a finite temperature >= 0, top_k in 0..{INT32}, 0 < top_p <= 1, "
+        "0 <= min_p <= 1 and a finite repetition_penalty > 0",
+    )
+    _require(0 < bound < 1, f"parity.relative_l2 is {bound}, allowed: above 0 and below 1")
+    kl = manifest.parity.kl
+    _require(kl is None or 0 < kl < 1, f"parity.kl is {kl}, allowed: above 0 and below 1, or null")
+    precision, quantization = manifest.precision, manifest.quantization
+    _require(precision in PRECISIONS, f"precision is {precision!r}, allowed: {tuple(PRECISIONS)}")
+    bits = None if quantization is None else quantization.bits
+    _require(
+        PRECISIONS[precision].bits == bits,
+        f"precision {precision} with quantization of {bits} bits",
+    )
+    _require(
+        is_sha256(manifest.checkpoint.sha256),
+        "checkpoint.sha256 is not 64 lower-case hexadecimal digits",
+    )
+
+
+def _check_tokens(manifest: Manifest) -> None:
+    model = manifest.model
+    identifiers = [*manifest.tokenizer.eos_token_ids, *manifest.tokenizer.prefix_token_ids]
+    identifiers += [
+        i
+        for i in (manifest.tokenizer.bos_token_id, manifest.tokenizer.pad_token_id)
+        if i is not None
+    ]
+    for identifier in identifiers:
+        _require(
+            0 <= identifier < model.vocab_size,
+            f"tokenizer: token id {shorten(identifier)} is outside 0..{model.vocab_size - 1}",
+        )
 
 
 def is_sha256(text: str) -> bool:
