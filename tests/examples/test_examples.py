@@ -33,16 +33,15 @@ def test_chat_loop_answers_each_turn(tiny_bundle: Path, engine: Engine) -> None:
     assert done.returncode == 0, done.stderr
     session = engine.session(3)
     answers = [
-        session.generate(turn, max_new_tokens=128, chat=True).text for turn in ("Hello", "And then?")
+        session.generate(turn, max_new_tokens=128, chat=True).text
+        for turn in ("Hello", "And then?")
     ]
     for answer in answers:
         assert f"> {answer}\n" in done.stdout
     assert done.stdout.count("> ") >= 3
 
 
-def test_batch_depths_gives_what_each_prompt_gives_alone(
-    tiny_bundle: Path, engine: Engine
-) -> None:
+def test_batch_depths_gives_what_each_prompt_gives_alone(tiny_bundle: Path, engine: Engine) -> None:
     prompts = ["One", "Another prompt", "A third"]
     done = run_example("batch_depths.py", tiny_bundle, 1, 4, text="\n".join(prompts))
     assert done.returncode == 0, done.stderr
