@@ -1,12 +1,18 @@
-"""What README and docs show, run on a tiny model: Python blocks, and lines of `ouro`."""
+"""Runs what README and docs tell their reader to run, on a tiny model.
+
+Every fenced python block and every line of a shell block is executed, page by page and in order, or
+stands in EXCEPTIONS with the reason.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import shlex
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import chdir
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,133 +21,175 @@ from tests.support.paths import ROOT
 from tests.support.processes import call_ouro
 
 PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "examples/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
-# Lines that are not run here, by how they begin, and why.
-NOT_RUN = {
-    "ouro bench": "takes seconds; tests/cli/test_runtime_commands.py runs it",
-    "ouro export trained small": "calibration needs a model with more text; tests/export",
-    "ouro export trained plans": "TensorRT; tests/export/tensorrt",
-    "ouro COMMAND": "stands for every command",
-    "ouro --debug": "stands for every command",
-    "ouro export NEW": "TensorRT on a GPU; tests/export/tensorrt/test_refit.py",
+
+# Shell lines that are not run here: how each begins, and why.
+EXCEPTIONS = {
+    "make ": "a target of the Makefile: its name is held against it below, CI runs it",
+    ".ci/run": "runs these tests",
+    "source ": "the environment these tests run in",
+    ".venv/bin/": "tools on the checkout: CI runs them",
+    "D=": "the demo's folder; the tests make one of their own",
+    "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
+    "python examples/": "tests/examples runs them",
 }
-TEXT = "The sea is wide and the sky is high. "
+# What stands in for the named model and for sizes that the tiny one does not have.
+REPLACED = {
+    "$D/model/*.gguf": "original",
+    "$D/": "texts/",
+    "~/.cache/ouroboros/demo/": "texts/",
+    "--context 64,1024": "--context 16,64",
+    "build/demo/": "",
+}
+ADDED = {
+    "ouro convert": "--prelude 2 --coda 2 --rank 4",
+    "ouro train": "--seq-len 64 --depth 1-2 --eval-windows 1 --train-steps 2",
+    "ouro eval": "--depth 1,2 --windows 1",
+    "ouro export trained bundle": "--max-depth 16",
+    "ouro export": "--max-depth 2",
+    "ouro bench": "--threads 1",
+}
 
 
-@pytest.fixture
-def place(tiny_original: Path, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A directory that looks like the repository after `make demo`, with a tiny model."""
-    for name, made in (
+@dataclass(frozen=True)
+class Snippet:
+    """A python block or one line of a shell block, and where it stands."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+
+
+def read_snippets(page: Path) -> Iterator[Snippet]:
+    """Yields fenced blocks of python, and the lines of all other blocks, fenced or indented."""
+    block: list[str] = []
+    language, start, before = "", 0, ""
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("```"):
+            if start and language == "python":
+                yield Snippet(page, start, language, "\n".join(block) + "\n")
+            language, start = ("", 0) if start else (line[3:].strip(), number)
+            block = []
+        elif start:
+            block.append(line)
+            if language != "python":
+                yield Snippet(page, number, "shell", line.strip())
+        elif line.startswith("    ") and (not before.strip() or before.startswith("    ")):
+            yield Snippet(page, number, "shell", line.strip())
+        before = line
+
+
+def looks_like_command(code: str) -> bool:
+    """Whether a line of an indented block, which may be output too, is a command."""
+    return bool(re.match(r"((ouro|python|pip|make|git|source)\b[^:]|D=|\.ci/|\.venv/)", code))
+
+
+def is_excepted(code: str) -> bool:
+    return any(code.startswith(start) for start in EXCEPTIONS)
+
+
+SNIPPETS = {page: list(read_snippets(page)) for page in PAGES if page.exists()}
+RUN = [page for page, snippets in SNIPPETS.items() if any(
+    snippet.language == "python" or looks_like_command(snippet.code) for snippet in snippets
+)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workshop(
+    tiny_original: Path,
+    tiny_checkpoint: Path,
+    tiny_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A directory with what the pages name: original, converted, trained, bundle, texts."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for name, source in (
+        ("original", tiny_original),
         ("converted", tiny_checkpoint),
         ("trained", tiny_checkpoint),
         ("bundle", tiny_bundle),
     ):
-        shutil.copytree(made, tmp_path / "build" / "demo" / name)
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    for name in ("train.txt", "eval.txt", "wiki.txt"):
-        (texts / name).write_text(TEXT * 60)
-    shutil.copytree(tiny_original, tmp_path / "model")
-    return tmp_path
+        shutil.copytree(source, folder / name)
+    for name in ("text", "heldout"):
+        (folder / "texts" / name).mkdir(parents=True)
+    prose = "The tiny model reads this sentence, which says little. " * 40
+    (folder / "texts/heldout/wiki.txt").write_text(prose)
+    for name in ("train", "eval"):
+        lines = (f'{{"text": "{number}: {prose}"}}\n' for number in range(4))
+        (folder / f"texts/text/{name}.jsonl").write_text("".join(lines))
+    return folder
 
 
-def shell_lines(page: str) -> list[str]:
-    """Lines of code blocks that begin with `ouro `."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"^    (ouro .+)$", text, re.M)
+def adapt(code: str) -> str:
+    """The command or block on the tiny model."""
+    for old, new in REPLACED.items():
+        code = code.replace(old, new)
+    return code + next((f" {more}" for start, more in ADDED.items() if code.startswith(start)), "")
 
 
-def python_blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_snippets_run(page: Path, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with chdir(workshop):
+        for snippet in SNIPPETS[page]:
+            where = f"{page.relative_to(ROOT)}:{snippet.line}"
+            if snippet.language == "python":
+                with warnings.catch_warnings():
+                    # The tiny model was never trained at most depths.
+                    warnings.filterwarnings(
+                        "ignore", message=".*never trained", category=UserWarning
+                    )
+                    exec(compile(adapt(snippet.code), where, "exec"), {"__name__": where})
+            elif snippet.code.startswith("ouro ") and not is_excepted(snippet.code):
+                line = shlex.split(adapt(snippet.code.split("  #")[0]))
+                with warnings.catch_warnings():
+                    warnings.filterwarnings(
+                        "ignore", message=".*never trained", category=UserWarning
+                    )
+                    done = call_ouro(*line[1:])
+                assert done.returncode == 0, f"{where}: {snippet.code}\n{done.stdout}{done.stderr}"
+            elif looks_like_command(snippet.code):
+                assert is_excepted(snippet.code), (
+                    f"{where}: {snippet.code} is neither run nor excepted"
+                )
+    capsys.readouterr()
 
 
-def on_tiny(line: str) -> list[str]:
-    """A line with the demo's files replaced by tiny ones, and options that fit them."""
-    for old, new in (
-        ("$D/model/*.gguf", "model"),
-        ("$D/text/train.jsonl", "texts/train.txt"),
-        ("$D/text/eval.jsonl", "texts/eval.txt"),
-        ("$D/heldout/wiki.txt", "texts/wiki.txt"),
-        ("--max-depth 16", "--max-depth 5"),
-        ("--depth 8", "--depth 4"),
-        ("--train-steps 20", "--train-steps 2 --depth 1-4 --seq-len 32"),
-    ):
-        line = line.replace(old, new)
-    command = shlex.split(line, comments=True)[1:]
-    more = {
-        "convert": [
-            "--prelude",
-            "2",
-            "--coda",
-            "2",
-            "--recurrent",
-            "3",
-            "--rank",
-            "4",
-            "--depth",
-            "3",
-            "--max-depth",
-            "8",
-        ],
-        "eval": ["--depth", "1,4", "--windows", "1", "--seq-len", "32"],
-        "run": ["--max-new-tokens", "8"],
-    }
-    return [*command, *more.get(command[0], [])]
+def test_every_exception_is_needed() -> None:
+    lines = [snippet.code for snippets in SNIPPETS.values() for snippet in snippets]
+    unused = [start for start in EXCEPTIONS if not any(line.startswith(start) for line in lines)]
+    assert not unused
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_the_chain_of_the_readme_runs(place: Path) -> None:
-    ran = []
-    with contextlib.chdir(place):
-        for line in shell_lines("README.md"):
-            if line.startswith(tuple(NOT_RUN)):
-                continue
-            done = call_ouro(*on_tiny(line))
-            assert done.returncode == 0, (line, done.stderr)
-            ran.append(line.split()[1])
-    assert {"convert", "train", "eval", "export", "check", "run"} <= set(ran)
+def test_make_targets_exist() -> None:
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text(), re.MULTILINE):
+            assert target in known, f"{page.name}: make {target}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
-def test_lines_of_other_pages_are_known_commands(page: str) -> None:
-    for line in shell_lines(page):
-        command = shlex.split(line, comments=True)[1]
-        shown = call_ouro(command, "--help")
-        assert shown.returncode == 0, line
-        for flag in re.findall(r" (--[a-z-]+)", line):
-            assert flag in shown.stdout, (line, flag)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("page", "block"), [(page, i) for page in PAGES for i in range(len(python_blocks(page)))]
-)
-def test_python_blocks_run(place: Path, page: str, block: int) -> None:
-    code = (
-        python_blocks(page)[block]
-        .replace("depth=8", "depth=4")
-        .replace("depth=[4, 16]", "depth=[4, 5]")
-    )
-    with contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()) as shown:
-        exec(compile(code, f"{page} block {block}", "exec"), {})
-    assert shown.getvalue()
+def test_inline_commands_and_options_exist() -> None:
+    """Options of `ouro ...` in running text are options of that command."""
+    helps: dict[str, str] = {}
+    for page in PAGES:
+        for command, rest in re.findall(r"`ouro ([a-z]+)([^`]*)`", page.read_text()):
+            if command not in helps:
+                done = call_ouro(command, "--help")
+                assert done.returncode == 0, f"{page.name}: ouro {command}"
+                helps[command] = done.stdout
+            for option in re.findall(r"--[a-z-]+", rest):
+                assert option in helps[command], f"{page.name}: ouro {command} {option}"
 
 
 def test_links_lead_somewhere() -> None:
-    pages = [
-        *PAGES,
-        *(f"docs/decisions/{p.name}" for p in (ROOT / "docs" / "decisions").glob("*.md")),
-    ]
-    for page in pages:
-        for target in re.findall(
-            r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")
-        ):
-            assert ((ROOT / page).parent / target).exists(), (page, target)
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
