@@ -1,7 +1,7 @@
 """Runs what README and docs tell their reader to run, on a tiny model.
 
-Every fenced python block and every line of a shell block is executed, page by page and in order, or
-stands in EXCEPTIONS with the reason.
+Every fenced python block and every command of a shell block is executed, page by page and in
+order, or stands in EXCEPTIONS with the reason; those in SLOW run with the slow tests only.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ EXCEPTIONS = {
     "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
     "python examples/": "tests/examples runs them",
 }
+# Run by the slow test only: each precision is traced anew, which takes half a minute.
+SLOW = ("ouro export trained half", "ouro export trained small")
 # What stands in for the named model and for sizes that the tiny one does not have.
 REPLACED = {
     "$D/model/*.gguf": "original",
@@ -43,13 +45,14 @@ REPLACED = {
     "~/.cache/ouroboros/demo/": "texts/",
     "--context 64,1024": "--context 16,64",
     "build/demo/": "",
+    "trained bundle --triton": "trained other --triton",
 }
 ADDED = {
     "ouro convert": "--prelude 2 --coda 2 --rank 4",
     "ouro train": "--seq-len 64 --depth 1-2 --eval-windows 1 --train-steps 2",
     "ouro eval": "--depth 1,2 --windows 1",
     "ouro export trained bundle": "--max-depth 16",
-    "ouro export": "--max-depth 2",
+    "ouro export": "--max-depth 1",
     "ouro bench": "--threads 1",
 }
 
@@ -131,11 +134,16 @@ def adapt(code: str) -> str:
     return code + next((f" {more}" for start, more in ADDED.items() if code.startswith(start)), "")
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_snippets_run(page: Path, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snippets_run(
+    page: Path, every: bool, workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with chdir(workshop):
         for snippet in SNIPPETS[page]:
             where = f"{page.relative_to(ROOT)}:{snippet.line}"
+            if not every and snippet.code.startswith(SLOW):
+                continue
             if snippet.language == "python":
                 with warnings.catch_warnings():
                     # The tiny model was never trained at most depths.
