@@ -66,7 +66,7 @@ def check_hash(text: bytes, said: bytes | None) -> None:
     """
     if said is None:
         check_version(_read_json(text))
-        raise BundleError(f"the bundle lacks {HASH_NAME}", "copy or export it again")
+        raise BundleError(f"the bundle has no {HASH_NAME} of one line", "copy or export it again")
     if said != render_hash(text):
         raise BundleError(
             f"{MANIFEST_NAME} is damaged or was changed: its sha256 is not the one in {HASH_NAME}",

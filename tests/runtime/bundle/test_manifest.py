@@ -214,6 +214,19 @@ def test_manifest_is_hashed_as_sha256sum_does(bundle: Path) -> None:
             open_bundle(bundle)
 
 
+def test_bundle_without_its_hash_is_refused(bundle: Path) -> None:
+    file = bundle / "manifest.sha256"
+    said = file.read_text()
+    for spoil in (file.unlink, file.mkdir):
+        spoil()
+        with pytest.raises(BundleError, match=r"no manifest\.sha256 of one line; copy or export"):
+            open_bundle(bundle)
+    file.rmdir()
+    file.write_text(said + "x" * 5000)  # not read into memory however large it is
+    with pytest.raises(BundleError, match="of one line"):
+        open_bundle(bundle)
+
+
 def test_manifest_without_its_data_file_is_refused(bundle: Path) -> None:
     data = read(bundle)
     del data["files"]["model.onnx.data"]
