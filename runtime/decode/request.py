@@ -52,6 +52,11 @@ def make_options(options: Options | None, changes: Changes, rows: int) -> list[O
     Raises:
         EngineError: an option that there is not, a wrong number of seeds, or no stop strings.
     """
+    if options is not None and not isinstance(options, Options):
+        raise EngineError(
+            f"options={options!r:.60} is not allowed",
+            "give Options(...), or each option by its name, such as max_new_tokens=64",
+        )
     given: dict[str, Any] = dict(changes)
     names = [field.name for field in dataclasses.fields(Options)]
     if unknown := [name for name in given if name not in names]:

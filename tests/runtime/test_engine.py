@@ -377,3 +377,8 @@ def test_logprobs_are_of_the_models_distribution(engine: Engine) -> None:
 def test_option_that_there_is_not_is_named(engine: Engine) -> None:
     with pytest.raises(EngineError, match="there is no option 'max_tokens'; allowed: max_new_t"):
         engine.generate("x", max_tokens=3)  # type: ignore[call-overload]
+
+
+def test_options_are_given_by_name(engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"options=64 is not allowed; give Options.* by its name"):
+        engine.generate("x", 1, 64)  # type: ignore[call-overload]
