@@ -26,7 +26,7 @@ from runtime.backends.gpu import Gpu, describe_gpu
 from runtime.backends.machine import Machine, check_plan_fits
 from runtime.backends.trt import choose_profile, open_plan
 from runtime.backends.trt_flavours import RTX, TENSORRT, Installed
-from runtime.bundle.manifest import TensorSpec
+from runtime.bundle.contract import TensorSpec
 from runtime.bundle.plans import PlanSpec, ProfileSpec, RangeSpec, check_plan_graph
 from runtime.bundle.reader import hash_file, open_bundle, read_manifest
 from runtime.parity.cases import load_cases
