@@ -124,7 +124,7 @@ def no_grad() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Matrices of 32 x 48 gain nothing from threads, which wait for each other on a busy machine."""
+    """Such small matrices gain nothing from threads, which wait for each other on a busy core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
