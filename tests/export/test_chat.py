@@ -14,10 +14,9 @@ from export.errors import ExportError
 from runtime.bundle.chat import ChatSpec, check_chat
 from runtime.text.chat import ChatTemplate
 from runtime.text.compiled_chat import render_compiled
-from tests.runtime.text.test_chat import SMOLLM2
-from tests.runtime.text.test_chat_templates import RUNAWAY, TEMPLATES, TOKENS
 from tests.support.chat_templates import FAMILIES, NOT_PLAIN
 from tests.support.chat_vectors import PLAIN, make_vectors
+from tests.support.jinja_templates import RUNAWAY, SMOLLM2, TEMPLATES, TOKENS
 
 # Of the templates that test what Jinja can do, those that only put texts around contents.
 COMPILE = {"chatml", "llama 3", "mistral", "tools", "generation", "parts"}

@@ -16,9 +16,8 @@ from runtime.bundle.chat import SPACE, ChatSpec
 from runtime.errors import EngineError
 from runtime.text.chat import ChatTemplate
 from runtime.text.compiled_chat import render_compiled
-from tests.runtime.text.test_chat import SMOLLM2
-from tests.runtime.text.test_chat_templates import TEMPLATES, TOKENS
 from tests.support.chat_templates import FAMILIES
+from tests.support.jinja_templates import SMOLLM2, TEMPLATES, TOKENS
 
 FILE = Path(__file__).parents[1] / "vectors" / "chat.json"
 PLAIN = {"ChatML": TEMPLATES["chatml"], "SmolLM2": SMOLLM2, **FAMILIES}

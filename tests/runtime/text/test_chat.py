@@ -4,15 +4,9 @@ import pytest
 
 from runtime.errors import BundleError, EngineError
 from runtime.text.chat import ChatTemplate, check_messages
+from tests.support.jinja_templates import SMOLLM2
 
 # The template that SmolLM2-135M-Instruct ships.
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
-    "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 MESSAGES = [
     {"role": "user", "content": 'Hi <there> & "you"'},
     {"role": "assistant", "content": "Hello\n"},
