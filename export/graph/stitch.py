@@ -145,7 +145,7 @@ def _declare_outputs(
 ) -> list[ir.Value]:
     specs = contract.outputs(config, precision.name)
     if problem := contract.find_unfed(specs, values):
-        raise ExportError(f"{problem}", "this is a bug")
+        raise ExportError(problem, "this is a bug")
     return [_declare(values[spec.name], spec) for spec in specs]
 
 

@@ -306,11 +306,11 @@ def _text_of(record: Any, line: str, where: str) -> str | None:
     cure = f'write objects like {{"{FIELD}": "..."}}'
     if not isinstance(record, dict):
         raise DataError(
-            f"{where} has no text in a field {FIELD!r}, it is {_json_kind(record)}", f"{cure}"
+            f"{where} has no text in a field {FIELD!r}, it is {_json_kind(record)}", cure
         )
     if FIELD not in record:
         fields = ", ".join(map(repr, list(record)[:8])) or "none"
-        raise DataError(f"{where} has no text in a field {FIELD!r}, only {fields:.200}", f"{cure}")
+        raise DataError(f"{where} has no text in a field {FIELD!r}, only {fields:.200}", cure)
     text = record[FIELD]
     if line.count(f'"{FIELD}"') > 1:
         pairs: list[tuple[str, Any]] = json.loads(line, object_pairs_hook=list)
@@ -319,9 +319,7 @@ def _text_of(record: Any, line: str, where: str) -> str | None:
     if text is None:
         return None
     if not isinstance(text, str):
-        raise DataError(
-            f"{where} has no text in a field {FIELD!r}, but {_json_kind(text)}", f"{cure}"
-        )
+        raise DataError(f"{where} has no text in a field {FIELD!r}, but {_json_kind(text)}", cure)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -136,7 +136,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(found) if found else None)
         except OSError as error:
             raise TrainingError(
-                f"{out}: can't save the state ({error})", f"{_how_to_go_on(state_dir)}"
+                f"{out}: can't save the state ({error})", _how_to_go_on(state_dir)
             ) from error
         finally:
             display.close()
@@ -148,7 +148,7 @@ def train(
         try:
             _publish(model, tokenizer, checkpoint, out, options, history)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}", f"{_how_to_go_on(state_dir)}") from error
+            raise CheckpointError(f"{error}", _how_to_go_on(state_dir)) from error
     trainer.accelerator.wait_for_everyone()
     return TrainReport(
         train_steps=trainer.state.global_step,

@@ -200,12 +200,12 @@ def _check_single(data: Path) -> None:
     """ONNX Runtime opens no data file that is known by another name too, and does not say so."""
     cure = f"put a copy in its place: cp {data} {data}.copy && mv {data}.copy {data}"
     if data.is_symlink():
-        raise BundleError(f"{data} is a symbolic link, which ONNX Runtime does not open", f"{cure}")
+        raise BundleError(f"{data} is a symbolic link, which ONNX Runtime does not open", cure)
     if (links := data.stat().st_nlink) > 1:
         raise BundleError(
             f"{data} has {links} hard links (cp -al and some backups make them), and ONNX Runtime "
             f"opens no weights that have another name",
-            f"{cure}",
+            cure,
         )
 
 

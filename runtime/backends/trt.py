@@ -230,9 +230,7 @@ def choose_profile(profiles: Sequence[ProfileSpec], inputs: Mapping[str, Array])
         if found is None:
             return number
         problem = found
-    raise EngineError(
-        f"{problem}", "export again with a larger --max-batch, --max-seq or --max-depth"
-    )
+    raise EngineError(problem, "export again with a larger --max-batch, --max-seq or --max-depth")
 
 
 def _longest_past(profile: ProfileSpec) -> int:

@@ -15,7 +15,7 @@ import json
 import types
 import typing
 import unicodedata
-from typing import Any, TypeVar
+from typing import Any
 
 from runtime.bundle.rules import ACCURACY_LEVELS as ACCURACY_LEVELS
 from runtime.bundle.rules import check_file_name as check_file_name
@@ -40,8 +40,6 @@ from runtime.errors import BundleError
 
 SPECIAL_TOKENS = ("tokenizer.bos_token", "tokenizer.eos_token")  # may be a line break
 CHAT = "tokenizer.chat."  # its pieces hold line breaks
-
-T = TypeVar("T")
 
 
 def parse_manifest_text(text: str | bytes) -> Manifest:
@@ -108,7 +106,7 @@ def check_version(data: object) -> dict[str, Any]:
         raise BundleError(
             f"bundle format_version {shorten(version)} is not the {FORMAT_VERSION} that this "
             f"version reads",
-            f"{advice}",
+            advice,
         )
     return data
 

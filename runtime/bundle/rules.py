@@ -216,7 +216,7 @@ def check_file_name(name: str) -> None:
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise BundleError(f"{MANIFEST_NAME}: {message}")
+        _refuse(message)
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -324,4 +324,4 @@ def shorten(value: object) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise BundleError(f"manifest.json: {message}")
+    raise BundleError(f"{MANIFEST_NAME}: {message}")

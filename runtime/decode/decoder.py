@@ -148,7 +148,7 @@ class Decoder:
         graph = self._manifest.graphs.onnx
         for tensors, given in ((graph.inputs, fed), (graph.outputs, read)):
             if problem := contract.find_unfed(tensors, given):
-                raise EngineError(f"{problem}", "update ouroboros, or export the bundle again")
+                raise EngineError(problem, "update ouroboros, or export the bundle again")
         return self._backend.bind(self._memory, fed, read)
 
     def _pool_buffer(self, asked: int) -> Buffer:

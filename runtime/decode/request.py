@@ -15,7 +15,6 @@ from runtime.decode.options import Changes, Options, check_stops
 from runtime.errors import EngineError
 from runtime.text.codec import Codec
 
-Prompt = str | Sequence[int] | np.ndarray[Any, Any]
 Cancel = threading.Event | Callable[[], bool] | None
 
 

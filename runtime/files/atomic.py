@@ -79,9 +79,8 @@ def publish(
         for path in sorted(staging.rglob("*")):
             sync(path)
         sync(staging)
-        if obstacle := find_obstacle(
-            given, replaces, known=known
-        ):  # it may have changed in the meantime
+        # It may have changed in the meantime.
+        if obstacle := find_obstacle(given, replaces, known=known):
             raise FileExistsError(f"{given} {obstacle}")
         if in_place:
             _exchange_contents(staging, out, keep)
