@@ -57,6 +57,9 @@ class TrainOptions:
     eval_windows: int = option(4, "windows a held-out file")
     save_every: int = option(50, "train steps between saved states")
     precision: str = option("fp32", "fp32, or bf16 with float32 weights")
+    compile: bool = option(
+        False, "compile the kept layers and the loss; worth it on a GPU", "--compile/--no-compile"
+    )
     train_coda: str = option("frozen", "of the last layers train: frozen, norms or full")
     train_recurrent: str = option("frozen", "of the looped layer train: frozen or full")
     layer_learning_rate: float = option(
@@ -208,6 +211,8 @@ def _coerce(name: str, value: Any, path: Path) -> Any:
 
 
 def _coerce_one(name: str, value: Any, kind: type, path: Path) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is Path and isinstance(value, str):
         return path.parent / value

@@ -31,7 +31,7 @@ from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
-from ouroboros.training.loss import IGNORED, head_loss
+from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.plots import EVAL_LOSS, GATE
 
 if TYPE_CHECKING:
@@ -131,6 +131,12 @@ class OuroborosTrainer(Trainer):
         if teacher is not None:
             half = torch.bfloat16 if arguments.bf16 else torch.float32
             teacher.to(arguments.device, half)
+        self.piece_loss: PieceLoss = piece_loss
+        if options.compile:
+            self.piece_loss = torch.compile(piece_loss)
+            kept = [*model.prelude, *model.coda, *(teacher.body.layers if teacher else [])]
+            for layer in kept:
+                layer.compile()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         a_step = self.options.batch_size * self.options.grad_accum * self.args.world_size
@@ -169,6 +175,7 @@ class OuroborosTrainer(Trainer):
             guide[:, :-1].flatten(0, 1),
             self.options.distill,
             self.options.temperature,
+            self.piece_loss,
         )
         count = num_items_in_batch
         if count is None:
