@@ -22,7 +22,7 @@ from pathlib import Path
 RECIPE = Path("recipes/heal.toml")
 PROBE_STEPS = 12
 PROBE_DEPTH = "5"  # about the mean of what the recipe draws
-SPARE = 0.94  # of the time left is planned for; scoring and saving take the rest
+SPARE = 0.82  # of the time left is planned for; scoring, saving and whatever else runs need some
 PART_BYTES = 15 << 20
 
 
@@ -62,8 +62,15 @@ def run(
         print("drawing text failed; going on without it", flush=True)
     data = ["--data", texts, *(["--data", sampled] if sampled.is_file() else [])]
     held = [part for path in sorted(heldout.glob("*.txt")) for part in ("--eval", path)]
-    common = ["--recipe", recipe, "--teacher", source]
-    batch, accum, tokens_per_s = probe(converted, work, texts, common, settings["batch_size"])
+    common: list[object] = ["--recipe", recipe, "--teacher", source]
+    found = probe(converted, work, texts, common, settings["batch_size"])
+    if found is None and settings.get("compile"):
+        print("going on without compiling", flush=True)
+        common.append("--no-compile")
+        found = probe(converted, work, texts, common, settings["batch_size"])
+    if found is None:
+        sys.exit("error: not even the smallest micro-batch can be trained")
+    batch, accum, tokens_per_s = found
     overhead = 75.0  # reading and tokenising the text, loading, publishing
     left = (until - time.time() - overhead) * SPARE
     a_step = batch * accum * settings["seq_len"]
@@ -72,7 +79,7 @@ def run(
     call(
         *("train", converted, work / "trained", *common, *data, *held),
         *("--batch-size", batch, "--grad-accum", accum, "--train-steps", steps),
-        *("--eval-every", max(1, steps // 10), "--save-every", max(1, steps // 6)),
+        *("--eval-every", max(1, steps // 10), "--save-every", max(1, steps // 10)),
         *("--eval-depth", "1,4,8,16"),
     )
 
@@ -113,11 +120,12 @@ def mix_text(texts: Path, rounds: int = 60, characters: int = 700) -> str:
 
 def probe(
     converted: Path, work: Path, texts: Path, common: Sequence[object], largest: int
-) -> tuple[int, int, float]:
+) -> tuple[int, int, float] | None:
     """Finds the largest micro-batch that fits at the greatest depth, and its speed.
 
     Returns:
-        Windows a micro-batch, micro-batches a train step, and tokens a second.
+        Windows a micro-batch, micro-batches a train step, and tokens a second; None where none can
+        be trained.
     """
     small = next(path for path in sorted(texts.rglob("*.jsonl")) if path.stat().st_size > 1 << 20)
     few = work / "probe.jsonl"
@@ -135,7 +143,9 @@ def probe(
         else:
             found = re.findall(r"([\d,]+) tokens/s", done.stdout)
             return batch, accum, float(found[-1].replace(",", ""))
-    sys.exit("error: not even the smallest micro-batch fits")
+        if "out of memory" not in done.stderr:
+            return None
+    return None
 
 
 def collect(work: Path, out: Path, part: int, parts: int) -> None:
@@ -150,9 +160,9 @@ def collect(work: Path, out: Path, part: int, parts: int) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    trained, converted = (
-        load_file(work / name / "model.safetensors") for name in ("trained", "converted")
-    )
+    converted = load_file(work / "converted" / "model.safetensors")
+    ended = work / "trained" / "model.safetensors"
+    trained = {**converted, **load_file(ended if ended.is_file() else newest_state(work))}
     kept = {
         name: tensor
         for name, tensor in trained.items()
@@ -174,16 +184,26 @@ def collect(work: Path, out: Path, part: int, parts: int) -> None:
     if part == 0:
         logs = {"heldout": read_history(work / "trained")}
         (out / "history.json").write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
-        for name in ("config.json", "training.png"):
-            (out / name).write_bytes((work / "trained" / name).read_bytes())
+        for file in ("trained/config.json", "trained/training.png", "converted/config.json"):
+            if (work / file).is_file():
+                (out / file.replace("/", "-")).write_bytes((work / file).read_bytes())
+
+
+def newest_state(work: Path) -> Path:
+    """The weights in the newest saved state of a run that has not ended."""
+    states = sorted((work / "trained" / "state").glob("step-*/trainable.safetensors"))
+    if not states:
+        sys.exit("error: no state was saved yet")
+    return max(states, key=lambda path: int(path.parent.name.removeprefix("step-")))
 
 
 def read_history(trained: Path) -> list[object]:
     """What the newest state of a run has logged."""
-    states = sorted((trained / "state").glob("step-*/trainer_state.json"))
+    states = list((trained / "state").glob("step-*/trainer_state.json"))
     if not states:
         return []
-    history = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
+    newest = max(states, key=lambda path: int(path.parent.name.removeprefix("step-")))
+    history = json.loads(newest.read_text(encoding="utf-8"))["log_history"]
     return [entry for entry in history if "eval_loss" in entry]
 
 
