@@ -18,7 +18,7 @@ import io
 import json
 import lzma
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,12 @@ def tokenise(folder: Path, tokenizer_file: Path) -> tuple[list[np.ndarray], list
 
 
 def pack(
-    folder: Path, tokenizer_file: Path, out: Path, parts: int = 2, seed: int = SEED
+    folder: Path,
+    tokenizer_file: Path,
+    out: Path,
+    parts: int = 2,
+    seed: int = SEED,
+    most: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Writes the parts; returns tokens and documents by source.
 
@@ -87,13 +92,24 @@ def pack(
         out: start of the parts' names.
         parts: how many there are, of about the same number of tokens.
         seed: of the order.
+        most: tokens of a kind, at most; what comes later in the order is left out.
     """
     documents, origins, sources = tokenise(folder, tokenizer_file)
-    totals = {name: {"tokens": 0, "documents": 0} for name in sources}
-    for document, origin in zip(documents, origins, strict=True):
-        totals[sources[origin]]["tokens"] += len(document)
-        totals[sources[origin]]["documents"] += 1
     order = np.random.default_rng(seed).permutation(len(documents))
+    room = dict(most or {})
+    kept: list[int] = []
+    for index in order.tolist():
+        kind = sources[origins[index]].split("/")[0]
+        if kind in room:
+            room[kind] -= len(documents[index])
+            if room[kind] < 0:
+                continue
+        kept.append(index)
+    order = np.asarray(kept)
+    totals = {name: {"tokens": 0, "documents": 0} for name in sources}
+    for index in kept:
+        totals[sources[origins[index]]]["tokens"] += len(documents[index])
+        totals[sources[origins[index]]]["documents"] += 1
     ends = np.cumsum([len(documents[i]) for i in order])
     bounds = np.searchsorted(ends, np.linspace(0, ends[-1], parts + 1)[1:-1], side="left") + 1
     jobs = []
@@ -134,8 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("tokenizer", type=Path, help="the model's tokenizer.json")
     parser.add_argument("out", type=Path, help="start of the parts' names")
     parser.add_argument("--parts", type=int, default=2)
+    parser.add_argument(
+        "--most", action="append", default=[], metavar="KIND=TOKENS", help="cap of a kind"
+    )
     given = parser.parse_args(arguments)
-    totals = pack(given.texts, given.tokenizer, given.out, given.parts)
+    most = {kind: int(tokens) for kind, _, tokens in (m.partition("=") for m in given.most)}
+    totals = pack(given.texts, given.tokenizer, given.out, given.parts, most=most)
     kinds: dict[str, int] = {}
     for name, count in totals.items():
         print(f"{name:40} {count['documents']:7,} documents {count['tokens']:12,} tokens")

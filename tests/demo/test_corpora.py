@@ -199,3 +199,8 @@ def test_packed_parts_hold_every_document_once(tmp_path: Path) -> None:
     assert sorted(found["prose/a"]) == [[1, 2], [3]]
     assert sorted(found["code/b"]) == [[i, i] for i in range(4, 60)]
     assert found["code/b"] != sorted(found["code/b"])
+    capped = pack(
+        tmp_path / "texts", tmp_path / "tokenizer.json", tmp_path / "part", most={"code": 30}
+    )
+    assert capped["code/b"] == {"tokens": 30, "documents": 10}
+    assert capped["prose/a"] == totals["prose/a"]
