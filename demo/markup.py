@@ -50,7 +50,7 @@ class _Reader(HTMLParser):
                 self._dropping.append(tag)
             return
         marks = " ".join(v for k, v in attrs if v and k in ("class", "id", "role"))
-        if tag in _DROPPED or (tag != "body" and marks and _BETWEEN.search(marks)):
+        if tag in _DROPPED or (tag not in ("html", "body") and marks and _BETWEEN.search(marks)):
             self._dropping.append(tag)
             return
         if tag in _BLOCKS:
