@@ -18,7 +18,8 @@ def read(form: str, text: str, name: str = "file", **fields: str) -> list[str]:
 
 
 def test_markup_keeps_what_a_reader_reads() -> None:
-    page = """<html class="sidebar-on"><head><title>T</title><style>x{}</style></head><body><nav>Home<br>Up</nav>
+    page = """<html class="sidebar-on"><head><title>T</title>
+    <style>x{}</style></head><body><nav>Home<br>Up</nav>
     <div class="navheader"><div>Prev</div></div><h1>Title</h1><p>One &amp;
     <b>two</b>.</p><ul><li>first<li>second</ul><pre>if x:\n    y</pre></body></html>"""
     assert text_of_markup(page) == "Title\n\nOne & two.\n\n- first\n- second\n\nif x:\n    y"
