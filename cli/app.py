@@ -20,6 +20,7 @@ from cli.evaluate import evaluate
 from cli.export import export
 from cli.inspect import inspect
 from cli.run import run
+from cli.sample import sample
 from cli.train import train
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -150,6 +151,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
+    "sample": sample,
     "train": train,
     "eval": evaluate,
     "export": export,

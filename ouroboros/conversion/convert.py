@@ -16,6 +16,7 @@ from torch import nn
 
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.conversion.bases import fill_bases
+from ouroboros.conversion.bridge import Fit, fit_entries, fit_exit
 from ouroboros.conversion.options import ConvertOptions
 from ouroboros.conversion.selection import Candidate, match_step_norms, select_recurrent
 from ouroboros.errors import CheckpointError, ConfigError, DataError
@@ -30,6 +31,7 @@ from runtime.files.destinations import CHECKPOINT
 
 CALIBRATION_TOKENS = 256
 CALIBRATION_WINDOWS = 8
+FIT_WINDOWS = 96
 SEED = 0
 
 
@@ -43,7 +45,7 @@ class ConversionReport:
         kept: parameters taken over unchanged.
         dropped: parameters of the removed layers.
         dropped_layers: original indices of the removed layers.
-        trainable: parameters of Controller, gate and step norms.
+        trainable: parameters of Controller, gate, step norms and bridge.
         bases: numbers in the frozen low-rank bases.
         lines: the report as text, one line an entry.
     """
@@ -112,19 +114,7 @@ def convert(
     config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
     say(f"taking over {config.num_layers} of {config.original_layers} layers")
     model = _transplant(original, config)
-    candidates: list[Candidate] = []
-    if layer is None or chosen.norm_init == "matched":
-        windows = _calibration_windows(original, chosen.calibration)
-        if layer is None:
-            replaced = range(chosen.prelude, config.original_layers - chosen.coda)
-            candidates = select_recurrent(
-                model, original.layer, replaced, windows, chosen.depth, say
-            )
-            config.recurrent = candidates[0].layer
-            model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
-        if chosen.norm_init == "matched":
-            say(f"matching the norms of {chosen.depth} steps on {windows.numel():,} tokens")
-            match_step_norms(model, windows, chosen.depth)
+    candidates = _measure(model, original, chosen, layer, say)
     projections = model.recurrent.projections()
     say(f"computing the low-rank bases of {len(projections)} projections")
     fill_bases(projections, original.projection, config.removed_layers(), config.recurrent)
@@ -135,6 +125,44 @@ def convert(
     }
     save_checkpoint(model, original.tokenizer, out, papers)
     return _describe(original, model, candidates)
+
+
+def _measure(
+    model: OuroborosForCausalLM,
+    original: Original,
+    chosen: ConvertOptions,
+    layer: int | None,
+    say: Callable[[str], None],
+) -> list[Candidate]:
+    """Makes the choices that need text: the looped layer, the bridge and the step norms."""
+    config = model.config
+    bridged, matched = config.bridge != "none", chosen.norm_init == "matched"
+    if not (layer is None or matched or bridged):
+        return []
+    windows = _calibration_windows(original, chosen.calibration, FIT_WINDOWS)
+    few = windows[:CALIBRATION_WINDOWS]
+    last = config.original_layers - config.coda
+    candidates: list[Candidate] = []
+    fits: dict[int, Fit] = {}
+    if config.bridge == "entry":
+        wanted = range(config.prelude, last) if layer is None else [layer]
+        say(f"fitting the bridge on {windows.numel():,} tokens")
+        fits = fit_entries(model, original.layer, windows, wanted)
+    if layer is None:
+        replaced = range(config.prelude, last)
+        candidates = select_recurrent(model, original.layer, replaced, few, chosen.depth, say, fits)
+        config.recurrent = candidates[0].layer
+    model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
+    if config.recurrent in fits:
+        fits[config.recurrent].put(model)
+    if matched:
+        say(f"matching the norms of {chosen.depth} steps on {few.numel():,} tokens")
+        match_step_norms(model, few, chosen.depth)
+    if config.bridge == "exit":
+        say(f"fitting the bridge on {windows.numel():,} tokens")
+        fit_exit(model, original.layer, windows, chosen.depth).put(model)
+        model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
+    return candidates
 
 
 def _layer_number(recurrent: int | str) -> int | None:
@@ -169,6 +197,7 @@ def _changes(config: OuroborosConfig) -> str:
         "low-rank bases",
         "per-step norms",
         *(["a gate"] if config.gate else []),
+        *([f"a linear map at the loop's {config.bridge}"] if config.bridge != "none" else []),
     ]
     return (
         f"layers {_ranges(kept) or 'none'} of {last} kept as they were; layers "
@@ -213,8 +242,8 @@ def _transplant(original: Original, config: OuroborosConfig) -> OuroborosForCaus
     return model
 
 
-def _calibration_windows(original: Original, path: Path | None) -> torch.Tensor:
-    """Returns int64 `[windows, seq]` of the calibration text.
+def _calibration_windows(original: Original, path: Path | None, count: int) -> torch.Tensor:
+    """Returns int64 `[windows, seq]` of the calibration text, at most `count` of them.
 
     Raises:
         DataError: the text is shorter than one window.
@@ -226,12 +255,12 @@ def _calibration_windows(original: Original, path: Path | None) -> torch.Tensor:
     if original.tokenizer is None:
         raise CheckpointError(
             f"{original.name} has no tokenizer, so nothing can be measured on text",
-            "name the layer with --recurrent N and pass --norm-init ones",
+            "name the layer with --recurrent N and pass --norm-init ones --bridge none",
         )
     least = len(prefix_ids(original.tokenizer)) + 2
     seq = max(least, min(CALIBRATION_TOKENS, original.config.max_position_embeddings))
     try:
-        windows = eval_windows(text, original.tokenizer, seq, CALIBRATION_WINDOWS)
+        windows = eval_windows(text, original.tokenizer, seq, count)
     except DataError as error:
         reason = error.problem.replace("sequence", "window")
         raise DataError(
@@ -252,6 +281,7 @@ def _describe(
     last = config.original_layers - 1
     coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
     prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
+    own = ["Controller", "gate", "step norms", *(["bridge"] if model.bridge is not None else [])]
     lines = [
         f"{original.name}: {config.original_layers} layers, {total:,} parameters",
         f"  prelude    {prelude}",
@@ -262,7 +292,7 @@ def _describe(
         if removed
         else "  dropped    none",
         f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases})",
-        f"  trainable  {trainable:,} parameters (Controller, gate, step norms)",
+        f"  trainable  {trainable:,} parameters ({', '.join(own)})",
     ]
     return ConversionReport(
         config.recurrent,

@@ -5,7 +5,7 @@ Both look at calibration text only, never at held-out text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ouroboros.conversion.bridge import Fit
 from ouroboros.model.modeling import OuroborosForCausalLM
 
 
@@ -71,6 +72,7 @@ def select_recurrent(
     windows: torch.Tensor,
     depth: int,
     report: Callable[[str], None],
+    fits: Mapping[int, Fit] | None = None,
 ) -> list[Candidate]:
     """Tries every candidate as the looped layer; returns them, the best at `depth` first.
 
@@ -83,12 +85,15 @@ def select_recurrent(
         windows: calibration text, int64 `[windows, seq]`.
         depth: at which they are compared.
         report: gets a table, a row as soon as it is measured.
+        fits: the bridge to each candidate's input; none where the model has no such bridge.
     """
     tried = []
     report("calibration loss of every candidate for the looped layer, nats per token")
     report(f"{'layer':>7}  {'at depth 1':>12}  {f'at depth {depth}':>12}")
     for number, layer in enumerate(candidates, start=1):
         model.recurrent.layer.load_state_dict(read(layer), strict=False)
+        if fits:
+            fits[layer].put(model)
         if model.config.norm_init == "matched":
             match_step_norms(model, windows, depth)
         losses = [calibration_loss(model, windows, d) for d in (1, depth)]

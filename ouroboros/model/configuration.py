@@ -28,6 +28,7 @@ _CHOICES = {
     "norm_init": ("matched", "ones"),
     "bases": ("mean", "per_step"),
     "modulation": ("controller", "static"),
+    "bridge": ("none", "entry", "exit"),
 }
 
 STEP_NORM_EPS = 1e-6
@@ -117,6 +118,8 @@ class OuroborosConfig(PreTrainedConfig):
         bases: `mean` residual for all steps, or the residual of each `per_step` removed layer.
         modulation: `controller`, or `static`: one learned vector a step (the paper's ablation).
         gate: False drops the gate, h becomes h' (the paper's ablation).
+        bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
+            `none`, as in the paper and in a config without this key.
         trained_depths: sorted depths the model was trained at; empty: untrained.
         source: where the weights came from: name, sha256, licence, commit; and `files`, the
             sha256 of each file that was read.
@@ -144,6 +147,7 @@ class OuroborosConfig(PreTrainedConfig):
     bases: str = "mean"
     modulation: str = "controller"
     gate: bool = True
+    bridge: str = "none"
     trained_depths: list[int] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
     # Mirrors of the original config that transformers reads on the top level.

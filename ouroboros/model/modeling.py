@@ -28,6 +28,7 @@ from ouroboros.model.arguments import (
     depth_of_rows,
     refuse_attentions,
 )
+from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
@@ -41,6 +42,7 @@ from ouroboros.model.modulation import (
     StepNorm,
 )
 from ouroboros.model.pooling import POOLING, Sequences, describe_sequences
+from ouroboros.model.trainable import mark_trainable
 
 _CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
@@ -123,6 +125,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             attention: Any = layer.self_attn
             attention.layer_idx = slot
         self.prelude = nn.ModuleList(layers[: config.prelude])
+        self.bridge = Bridge(config) if config.bridge != "none" else None
         self.recurrent = RecurrentStep(config, layer_class(base, config.recurrent))
         self.coda = nn.ModuleList(layers[config.prelude :])
         self.norm = norm_class(base.hidden_size, eps=base.rms_norm_eps)
@@ -175,28 +178,18 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         """Replaces the token embedding."""
         self.embed_tokens = value
 
-    def mark_trainable(self, coda: str = "frozen") -> None:
-        """Freezes the base and lets the Controller, gate and step norms train.
+    def mark_trainable(self, coda: str = "frozen", recurrent: str = "frozen") -> None:
+        """Freezes the base and lets the Controller, gate, step norms and bridge train.
 
         Args:
             coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms
                 and the final one, `full` all their weights and the final norm.
+            recurrent: what of the looped layer itself trains: `frozen` nothing, `full` all of it.
 
         Raises:
-            ConfigError: `coda` is none of these.
+            ConfigError: a choice is none of these.
         """
-        if coda not in ("frozen", "norms", "full"):
-            raise ConfigError(f"coda={coda!r} is unknown", "choose one of frozen, norms, full")
-        self.requires_grad_(False)
-        own = (self.recurrent.controller, self.recurrent.norm, self.recurrent.gate)
-        for module in own:
-            if module is not None:
-                module.requires_grad_(True)
-        if coda == "frozen":
-            return
-        for name, parameter in self.coda.named_parameters():
-            parameter.requires_grad_(coda == "full" or "norm" in name)
-        self.norm.requires_grad_(True)
+        mark_trainable(self, coda, recurrent)
 
     def trainable_names(self) -> list[str]:
         """Returns the names of the parameters that train, in state-dict order."""
@@ -337,12 +330,16 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             for layer in self.prelude:
                 note(hidden)
                 hidden = layer(hidden, past_key_values=cache, **layer_inputs)
+        if self.bridge is not None and self.config.bridge == "entry":
+            hidden = self.bridge(hidden)
         for step in range(steps):
             note(hidden)
             new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
             if rows is not None:
                 new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
             hidden = new_hidden
+        if self.bridge is not None and self.config.bridge == "exit":
+            hidden = self.bridge(hidden)
         for layer in self.coda:
             note(hidden)
             hidden = layer(hidden, past_key_values=cache, **layer_inputs)

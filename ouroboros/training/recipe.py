@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import TrainingError
+from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
 from runtime.options import option
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant")
-CODA_CHOICES = ("frozen", "norms", "full")
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_LEARNING_RATE = 1e30  # Adam's first steps multiply it by up to 10, in float32
 
@@ -54,6 +54,15 @@ class TrainOptions:
     save_every: int = option(50, "train steps between saved states")
     precision: str = option("fp32", "fp32, or bf16 with float32 weights")
     train_coda: str = option("frozen", "of the last layers train: frozen, norms or full")
+    train_recurrent: str = option("frozen", "of the looped layer train: frozen or full")
+    layer_learning_rate: float = option(
+        0.0, "the highest one of whole layers that train; 0: --learning-rate"
+    )
+    teacher: str = option("", "the original model, to distil from: hub id, directory or .gguf")
+    distill: float = option(
+        0.5, "share of the teacher's KL in the loss; the cross-entropy has the rest"
+    )
+    temperature: float = option(1.0, "of the teacher's and the student's distribution in the KL")
 
     def __post_init__(self) -> None:
         """Validates every value.
@@ -78,19 +87,26 @@ class TrainOptions:
                 f"--learning-rate={self.learning_rate} is not allowed",
                 f"give more than 0 and at most {MAX_LEARNING_RATE:g} (0.001 is usual)",
             )
-        for name in ("weight_decay", "max_grad_norm"):
+        for name in ("weight_decay", "max_grad_norm", "layer_learning_rate"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise TrainingError(
                     f"{_flag(name)}={getattr(self, name)} is not allowed", "give 0 or more"
                 )
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
+            ("train_recurrent", RECURRENT_CHOICES),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
                     f"{_flag(name)}={getattr(self, name)!r} is unknown",
                     f"choose one of {', '.join(choices)}",
                 )
+        if not 0 <= self.distill <= 1:
+            raise TrainingError(f"--distill={self.distill} is not allowed", "give a share, 0 to 1")
+        if not 0 < self.temperature < float("inf"):
+            raise TrainingError(
+                f"--temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
+            )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
                 raise TrainingError(f"depth={depth} is not allowed", "the least is 1")

@@ -21,6 +21,7 @@ from ouroboros.text.windows import PackedWindows, load_eval_windows, load_window
 from ouroboros.training import state
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
+from ouroboros.training.teacher import load_teacher
 from ouroboros.training.trainer import OuroborosTrainer, training_arguments
 from runtime.files.atomic import check_place
 from runtime.files.destinations import CHECKPOINT, RUN
@@ -101,7 +102,8 @@ def train(
     check_ids("the training text", windows.input_ids, model.config.vocab_size)
     for name, array in heldout.items():
         check_ids(f"held-out text {name!r}", array, model.config.vocab_size)
-    model.mark_trainable(options.train_coda)
+    model.mark_trainable(options.train_coda, options.train_recurrent)
+    teacher = load_teacher(options.teacher, model) if options.teacher else None
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
     if not main:
@@ -110,6 +112,7 @@ def train(
         **options.exactness(),
         "checkpoint": checkpoint_sha256(checkpoint),
         "data": windows.fingerprint(),
+        **({"teacher": teacher.sha256} if teacher else {}),
         "world_size": arguments.world_size,
         state.THREADS: torch.get_num_threads(),
     }
@@ -130,6 +133,7 @@ def train(
             [display, *(_tensorboard(out / "logs", found) if main else [])],
             arguments,
             display.scoring,
+            teacher,
         )
         state.clear_staging(state_dir)
         try:

@@ -31,13 +31,16 @@ from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
+from ouroboros.training.loss import IGNORED, head_loss
 from ouroboros.training.plots import EVAL_LOSS, GATE
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
+    from ouroboros.training.teacher import Teacher
 
 WEIGHTS = "trainable.safetensors"
+LAYERS = ("coda.", "recurrent.layer.", "norm.")  # what is trained of the original's own layers
 SAMPLE_WINDOWS = 2
 # Keeps the streams of random numbers drawn from one seed apart.
 _DEPTH_STREAM, _ORDER_STREAM = 1, 2
@@ -77,6 +80,7 @@ class OuroborosTrainer(Trainer):
     """Trainer with the smallest changes: depth, data order, held-out scores, saved state."""
 
     control: TrainerControl
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -89,12 +93,14 @@ class OuroborosTrainer(Trainer):
         callbacks: list[TrainerCallback],
         arguments: TrainingArguments,
         scoring: Callable[[int, int], None] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """Prepares a run; `heldout` maps names to int64 [windows, seq] windows.
 
         `arguments` come from `training_arguments` with the same options. `scoring` is told of
-        held-out windows scored so far and in all.
+        held-out windows scored so far and in all. A `teacher` is distilled from.
         """
+        self.teacher = teacher
         self.options = options
         self.heldout = dict(heldout)
         self.windows = windows
@@ -111,6 +117,9 @@ class OuroborosTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        if teacher is not None:
+            half = torch.bfloat16 if arguments.bf16 else torch.float32
+            teacher.to(arguments.device, half)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         a_step = self.options.batch_size * self.options.grad_accum * self.args.world_size
@@ -125,9 +134,57 @@ class OuroborosTrainer(Trainer):
     ) -> Any:
         """Computes the loss at the depth of this train step."""
         depth = draw_depth(self.options.seed, self.state.global_step, *self.options.depth_range)
-        return super().compute_loss(
-            model, {**inputs, "depth": depth}, return_outputs, num_items_in_batch
+        if self.teacher is None:
+            return super().compute_loss(
+                model, {**inputs, "depth": depth}, return_outputs, num_items_in_batch
+            )
+        ids, positions, labels = (inputs[n] for n in ("input_ids", "position_ids", "labels"))
+        output = model(
+            input_ids=ids,
+            position_ids=positions,
+            depth=depth,
+            use_cache=False,
+            logits_to_keep=1,
+            output_hidden_states=True,
         )
+        own, guide = output.hidden_states[-1], self.teacher.final_state(ids, positions)
+        # Shifted here, once: a position predicts the next one's token.
+        targets = labels[:, 1:].reshape(-1)
+        loss = head_loss(
+            own[:, :-1].flatten(0, 1),
+            self._unwrapped().lm_head.weight,
+            targets,
+            guide[:, :-1].flatten(0, 1),
+            self.options.distill,
+            self.options.temperature,
+        )
+        count = num_items_in_batch
+        if count is None:
+            count = (targets != IGNORED).sum().clamp(min=1)
+        elif self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the count is that of all of them
+        loss = loss / count
+        return (loss, output) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Makes AdamW: whole layers may learn at a rate of their own, matrices alone decay."""
+        made = self.optimizer
+        if made is None:
+            own = self.options.layer_learning_rate or self.options.learning_rate
+            rates = {True: own, False: self.options.learning_rate}
+            decays = {True: self.options.weight_decay, False: 0.0}
+            matrices = set(self.get_decay_parameter_names(self.model))
+            groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+            for name, parameter in self._trainable().items():
+                layer = name.startswith(LAYERS)
+                groups.setdefault((layer, name in matrices), []).append(parameter)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
+            parts = [
+                {"params": params, "lr": rates[layer], "weight_decay": decays[matrix]}
+                for (layer, matrix), params in groups.items()
+            ]
+            made = self.optimizer = kind(parts, **settings)
+        return made
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores the held-out text at every scored depth, and the gates on it.

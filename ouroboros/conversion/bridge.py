@@ -1,0 +1,225 @@
+"""The bridge, fitted in closed form to the original's own hidden states.
+
+Between the prelude's end and the looped layer (or the coda) lay layers that are gone. Of what they
+did to the hidden state a linear map does most: h + [h; 1] T, T by weighted ridge regression on
+calibration text. Ours; nothing is trained for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ouroboros.errors import DataError
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.pooling import describe_sequences
+
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Regularisations tried, as parts of the mean diagonal of the Gram matrix."""
+
+HELD_ASIDE = 5  # every so many windows one is kept from the fit, to choose the regularisation on
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted map.
+
+    Attributes:
+        weight: T without its last row, transposed as nn.Linear has it, float32 `[hidden, hidden]`.
+        bias: its last row, float32 `[hidden]`.
+        strength: the regularisation that was chosen, of `STRENGTHS`.
+        error: squared error on the windows held aside, as a part of what the identity leaves.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    strength: float
+    error: float
+
+    @torch.no_grad()
+    def put(self, model: OuroborosForCausalLM) -> None:
+        """Copies the map into a model's bridge; one without a bridge is left alone."""
+        if model.bridge is not None:
+            model.bridge.weight.copy_(self.weight)
+            model.bridge.bias.copy_(self.bias)
+
+
+@torch.no_grad()
+def original_states(
+    model: OuroborosForCausalLM,
+    read: Callable[[int], dict[str, torch.Tensor]],
+    windows: torch.Tensor,
+    last: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields what enters each layer of the original, from the prelude's end on.
+
+    The layers are read one by one into the model's looped layer, whose weights are lost.
+
+    Args:
+        model: a model whose prelude is the original's, without modulation (as converted).
+        read: returns the weights of a layer of the original model, by its number.
+        windows: int64 `[windows, seq]`.
+        last: the last layer whose input is wanted.
+
+    Yields:
+        The layer's number and the state that enters it, float32 `[windows, seq, hidden]`. The
+        tensor is changed when the next one is asked for.
+    """
+    count, length = windows.shape
+    states = torch.empty(count, length, model.config.hidden_size)
+    positions = torch.arange(length)[None]
+    sequences = describe_sequences(1, length, 0, None, None, windows.device)
+    inputs = {
+        "attention_mask": sequences.additive_mask(states.dtype),
+        "position_ids": positions,
+        "position_embeddings": model.rotary_emb(states[:1], position_ids=positions),
+    }
+    batches = [slice(start, start + _BATCH) for start in range(0, count, _BATCH)]
+    for batch in batches:
+        hidden = model.embed_tokens(windows[batch])
+        for layer in model.prelude:
+            hidden = layer(hidden, past_key_values=None, **inputs)
+        states[batch] = hidden
+    number = model.config.prelude
+    yield number, states
+    looped = model.recurrent.layer
+    while number < last:
+        looped.load_state_dict(read(number), strict=False)
+        for batch in batches:
+            states[batch] = looped(states[batch], past_key_values=None, **inputs)
+        number += 1
+        yield number, states
+
+
+@torch.no_grad()
+def fit_bridge(source: torch.Tensor, target: torch.Tensor) -> Fit:
+    """Fits target ≈ source + [source; 1] T.
+
+    Each position weighs 1 / rms of its target, so that none counts for its size alone; the first
+    position of a window, where a decoder parks attention in a state of enormous size, is left out.
+    The regularisation is the one with the least error on windows held aside.
+
+    Args:
+        source: the states to map, float32 `[windows, seq, hidden]`.
+        target: what they should become, of the same shape.
+
+    Raises:
+        DataError: there are fewer positions than the map has rows, so that it has no one fit.
+    """
+    width = source.shape[-1]
+    aside = torch.zeros(len(source), dtype=torch.bool)
+    aside[HELD_ASIDE - 1 :: HELD_ASIDE] = True
+    if len(source) < HELD_ASIDE:
+        aside[-1] = len(source) > 1
+    count = int((~aside).sum()) * (source.shape[1] - 1)
+    if count < width + 1:
+        raise DataError(
+            f"the calibration text gives the bridge {count:,} positions to fit on, which supports "
+            f"a map of rank {count}, and it has {width + 1:,} rows",
+            "give a longer --calibration text, or --bridge none",
+        )
+    products = _gram(source[~aside], target[~aside])
+    held = _gram(source[aside], target[aside]) if bool(aside.any()) else products
+    square, mixed, _ = products
+    scale = square.diagonal()[:width].mean()
+    best: tuple[float, float, torch.Tensor] | None = None
+    for strength in STRENGTHS:
+        ridge = torch.full((width + 1,), float(strength * scale), dtype=torch.float64)
+        ridge[width] = 0.0  # the constant is not held back
+        found = torch.linalg.solve(square + torch.diag(ridge), mixed)
+        error = _left(found, held)
+        if best is None or error < best[0]:
+            best = error, strength, found
+    assert best is not None  # STRENGTHS is not empty
+    error, strength, found = best
+    return Fit(found[:width].T.float().contiguous(), found[width].float(), strength, error)
+
+
+def fit_entries(
+    model: OuroborosForCausalLM,
+    read: Callable[[int], dict[str, torch.Tensor]],
+    windows: torch.Tensor,
+    layers: Sequence[int],
+) -> dict[int, Fit]:
+    """Fits the map from the prelude's end to the input of each of `layers`.
+
+    Args:
+        model: as for `original_states`; its looped layer's weights are lost.
+        read: returns the weights of a layer of the original model, by its number.
+        windows: calibration text, int64 `[windows, seq]`.
+        layers: original numbers of the layers, all of them replaced ones.
+    """
+    source, fits = None, {}
+    for number, states in original_states(model, read, windows, max(layers)):
+        source = states.clone() if source is None else source
+        if number in layers:
+            fits[number] = fit_bridge(source, states)
+    return fits
+
+
+@torch.no_grad()
+def fit_exit(
+    model: OuroborosForCausalLM,
+    read: Callable[[int], dict[str, torch.Tensor]],
+    windows: torch.Tensor,
+    depth: int,
+) -> Fit:
+    """Fits the map from the loop's end, after `depth` steps, to the coda's input.
+
+    Args:
+        model: as for `original_states`, otherwise converted; its looped layer's weights are lost.
+        read: returns the weights of a layer of the original model, by its number.
+        windows: calibration text, int64 `[windows, seq]`.
+        depth: steps that the loop runs.
+    """
+    source = torch.empty(*windows.shape, model.config.hidden_size)
+
+    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        source[place] = inputs[0]
+
+    # What enters the bridge, which is still the identity, is what the loop leaves.
+    assert model.bridge is not None  # the caller has asked for one
+    handle = model.bridge.register_forward_pre_hook(keep)
+    try:
+        for place in range(len(windows)):
+            model(input_ids=windows[place][None], depth=depth, use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    last = model.config.original_layers - model.config.coda
+    for number, states in original_states(model, read, windows, last):
+        if number == last:
+            return fit_bridge(source, states)
+    raise AssertionError("original_states yields its last layer")
+
+
+def _gram(
+    source: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weighted sums over positions, float64: X'X `[d+1, d+1]`, X'Y `[d+1, d]` and |Y|² `[]`.
+
+    X is [source; 1], Y what the map is to add.
+    """
+    width = source.shape[-1]
+    square = torch.zeros(width + 1, width + 1, dtype=torch.float64)
+    mixed = torch.zeros(width + 1, width, dtype=torch.float64)
+    size = torch.zeros((), dtype=torch.float64)
+    for state, wanted in zip(source, target, strict=True):
+        x, y = state[1:].double(), wanted[1:].double()
+        weight = y.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-6).reciprocal()
+        rows = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=-1)
+        added = y - x
+        square += (rows * weight).T @ rows
+        mixed += (rows * weight).T @ added
+        size += (added.pow(2) * weight).sum()
+    return square, mixed, size
+
+
+def _left(found: torch.Tensor, held: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> float:
+    """Weighted squared error of a map, as a part of what adding nothing leaves."""
+    square, mixed, size = held
+    error = size - 2 * (found * mixed).sum() + (found * (square @ found)).sum()
+    return float(error / size)

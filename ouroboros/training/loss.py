@@ -1,0 +1,118 @@
+"""Cross-entropy and distillation over a frozen LM head, a few positions at a time.
+
+The logits of a batch are by far its largest tensor, and their gradient is known in closed form:
+with a frozen head nothing of them has to be kept for the backward pass but the gradient of the
+hidden state, which is as small as the hidden state itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ouroboros.model.pooling import widen
+
+IGNORED = -100
+CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
+"""Logits held at once, by device: 64 MiB and 1 GiB in float32."""
+
+
+class HeadLoss(torch.autograd.Function):
+    """(1 - w) CE + w T² KL(teacher || student), summed over predicted positions.
+
+    Source: Hinton et al., arXiv 1503.02531 (the T² that keeps both terms of one size).
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        hidden: torch.Tensor,
+        teacher: torch.Tensor | None,
+        head: torch.Tensor,
+        labels: torch.Tensor,
+        weight: float,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Returns the sum, float32 `[]`; see `head_loss`."""
+        gradient = torch.zeros_like(hidden)
+        total = widen(hidden.new_zeros(()))
+        elements = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"])
+        step = max(1, elements // head.shape[0])
+        for start in range(0, len(labels), step):
+            piece = slice(start, start + step)
+            guide = None if teacher is None else teacher[piece]
+            loss, found = _piece_loss(
+                hidden[piece], guide, head, labels[piece], weight, temperature
+            )
+            total += loss
+            gradient[piece] = found
+        context.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *outputs: torch.Tensor) -> tuple[Any, ...]:
+        """Scales the gradient found on the way forward."""
+        (gradient,) = context.saved_tensors
+        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None
+
+
+def head_loss(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    labels: torch.Tensor,
+    teacher: torch.Tensor | None = None,
+    weight: float = 0.5,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Sums the loss of predicted tokens, float32 `[]`, without ever holding all logits.
+
+    Args:
+        hidden: the student's state before the LM head, `[positions, hidden]`.
+        head: the frozen LM head `[vocab, hidden]`; it gets no gradient.
+        labels: int64 `[positions]`, what each position predicts (shifted already); -100 ignored.
+        teacher: the teacher's state before the same head, `[positions, hidden]`; None: no KL.
+        weight: of the KL term, 0..1; the cross-entropy has the rest. 0 where there is no teacher.
+        temperature: both distributions of the KL term are softened by it.
+    """
+    share = 0.0 if teacher is None else weight
+    result: torch.Tensor = HeadLoss.apply(
+        hidden, teacher, head.detach(), labels, share, temperature
+    )
+    return result
+
+
+def _piece_loss(
+    hidden: torch.Tensor,
+    teacher: torch.Tensor | None,
+    head: torch.Tensor,
+    labels: torch.Tensor,
+    weight: float,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss `[]` and its gradient for the hidden state of some positions."""
+    kind = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else head.dtype
+    table = head.to(kind)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = widen(functional.linear(hidden.to(kind), table))
+        valid = (labels != IGNORED)[:, None]
+        place = labels.clamp(min=0)[:, None]
+        log_p = torch.log_softmax(logits, -1)
+        loss = -(log_p.gather(1, place) * valid).sum() * (1 - weight)
+        slope = log_p.exp() * (1 - weight)
+        slope.scatter_add_(1, place, torch.full_like(place, weight - 1, dtype=slope.dtype))
+        if teacher is not None and weight > 0:
+            soft = torch.log_softmax(logits / temperature, -1) if temperature != 1 else log_p
+            guide = widen(functional.linear(teacher.to(kind), table)) / temperature
+            wanted = torch.log_softmax(guide, -1)
+            q = wanted.exp()
+            apart = (q * (wanted - soft)).sum(-1, keepdim=True)
+            loss = loss + (apart * valid).sum() * (weight * temperature**2)
+            slope = slope + (soft.exp() - q) * (weight * temperature)
+        slope = slope * valid
+        return loss, functional.linear(slope.to(kind), table.T).to(hidden.dtype)
+
+
+def _autocast(hidden: torch.Tensor) -> bool:
+    return torch.is_autocast_enabled(hidden.device.type)
