@@ -98,7 +98,7 @@ class DeltaRecord:
         checkpoint_sha256: of the checkpoint that the delta was made from.
         source: the original model.
         weights: weight files of the checkpoint by name.
-        copied: files of the checkpoint that lie beside the source's weights byte for byte: their
+        copied: the vocabulary's files that lie beside the source's weights byte for byte: their
             sha256 by name.
         files: all other files of the checkpoint, each in one or more of the delta's, in order.
         own: the delta's own files by name, but for `delta.json`.

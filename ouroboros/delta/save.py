@@ -44,6 +44,9 @@ from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import DELTA, RUN, find_strangers
 
 _NO_HASH = "0" * 64
+# The large files of a tokenizer. Others are held even where the source has them: a licence must
+# travel along, and a small change beside the source's weights is no reason to restore nothing.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ def _take_files(
     limit: int,
     weights: Mapping[str, WeightsRecord],
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Takes over what a checkpoint holds beside its weights, but for what the source has too."""
+    """Takes over what a checkpoint holds beside its weights, but for a vocabulary of the source."""
     copied: dict[str, str] = {}
     files: dict[str, tuple[str, ...]] = {}
     left_out = {*_strangers(folder), *weights, f"{MODULE}.py"}
@@ -284,8 +287,7 @@ def _take_files(
         name = file.relative_to(folder).as_posix()
         if not file.is_file() or name in left_out:
             continue
-        digest = hash_file(file)
-        if original.files.get(name) == digest:
+        if name in _VOCABULARIES and original.files.get(name) == (digest := hash_file(file)):
             copied[name] = digest
         else:
             files[name] = _split(file, name, staging, limit)

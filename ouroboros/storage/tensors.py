@@ -96,7 +96,8 @@ def write_tensors(
             digest.update(content)
             sink.write(content)
         if left:
-            raise ValueError(f"{tensor.name} is {left} bytes shorter than its shape says")
+            came = tensor.nbytes - left
+            raise ValueError(f"{tensor.name}: {came} bytes came, its shape says {tensor.nbytes}")
     return digest.hexdigest()
 
 
