@@ -139,7 +139,7 @@ class Session:
         self, decoder: Decoder, turn: _Turn, cancelled: Callable[[], bool]
     ) -> Iterator[Piece]:
         # The last token of an answer has not been fed: it comes first now.
-        held = decoder.cache.length
+        held = decoder.cache.lengths[0]
         asked = turn.request
         fed = dataclasses.replace(asked, ids=asked.prompt[held:], before=asked.prompt[:held])
         row = self._engine.new_row(fed)

@@ -19,12 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.gpu import INSTALL_BINDINGS
-from runtime.backends.memory import Backend
+from runtime.backends.memory import Backend, Span
+from runtime.backends.strides import Level, cut_into_boxes
 from runtime.bundle.contract import DEPTH, ELEMENT_TYPES, TensorSpec
 from runtime.bundle.manifest import GraphSpec
 from runtime.errors import EngineError
 
 Array = NDArray[Any]
+
+# A GPU takes a few hundred tokens of a small model in the time that starting its kernels takes.
+CALL_TOKENS = 256
 
 
 def load_cuda() -> Any:
@@ -99,10 +103,31 @@ class DeviceArray:
             address = self.address + index * self.stride
             yield _array(self.block, address, self.shape[1:], self.dtype)
 
+    def __getitem__(self, parts: slice) -> DeviceArray:
+        """The same memory, only these parts of axis 0, which lie together."""
+        start, stop, _ = parts.indices(self.shape[0])
+        shape = (max(0, stop - start), *self.shape[1:])
+        address = self.address + start * self.stride
+        return DeviceArray(self.block, address, shape, self.dtype, self.stride)
+
 
 def _array(block: Any, address: int, shape: tuple[int, ...], dtype: str) -> DeviceArray:
     stride = math.prod(shape[1:]) * ELEMENT_TYPES[dtype].item_bytes
     return DeviceArray(block, address, tuple(shape), dtype, stride)
+
+
+def _slot_bytes(array: DeviceArray) -> int:
+    return array.shape[-1] * ELEMENT_TYPES[array.dtype].item_bytes
+
+
+def _steps(array: DeviceArray) -> tuple[int, int, int]:
+    """Bytes between parts, rows and entries of [parts, rows, ..., slots, width]."""
+    pitch = array.shape[-2] * _slot_bytes(array)
+    return array.stride, math.prod(array.shape[2:-2]) * pitch, pitch
+
+
+def _slot_address(array: DeviceArray, row: int, slot: int) -> int:
+    return array.address + row * _steps(array)[1] + slot * _slot_bytes(array)
 
 
 class CudaMemory:
@@ -156,13 +181,32 @@ class CudaMemory:
             self.host_bytes += array.nbytes
             self._call("cudaMemcpyAsync", target.address, source, array.nbytes, kind, self.stream)
 
-    def copy(self, target: Any, at: int, source: Any, first: int, count: int) -> None:
+    def copy(self, target: Any, source: Any, span: Span) -> None:
         """See `Memory.copy`; it is only started."""
-        if target.has_gaps or source.has_gaps:
-            for one, other in zip(target, source, strict=True):
-                self._copy_rows(one, at, other, first, count)
-        else:
-            self._copy_rows(target, at, source, first, count)
+        entries = min(target.shape[2], source.shape[2])
+        inner = entries * math.prod(target.shape[3:-2])
+        steps = tuple(zip(_steps(target), _steps(source), strict=True))
+        counts = (target.shape[0], span.rows, inner)
+        starts = (
+            _slot_address(target, span.row, span.at),
+            _slot_address(source, span.source_row, span.first),
+        )
+        width = span.slots * _slot_bytes(target)
+        levels = [Level(count, step) for count, step in zip(counts, steps, strict=True)]
+        if width * math.prod(counts):
+            for (to, origin), box in cut_into_boxes(levels, starts):
+                self._copy_box(to, origin, width, box)
+
+    def clear(self, target: Any, row: int, first: int, count: int) -> None:
+        """See `Memory.clear`; it is only started."""
+        part, _, pitch = _steps(target)
+        inner = math.prod(target.shape[2:-2])
+        width = count * _slot_bytes(target)
+        levels = [Level(target.shape[0], (part,)), Level(inner, (pitch,))]
+        if width * inner * target.shape[0]:
+            start = _slot_address(target, row, first)
+            for (address,), box in cut_into_boxes(levels, (start,)):
+                self._clear_box(address, width, box)
 
     def read(self, buffer: Any) -> Array:
         """See `Memory.read`; a bfloat16 buffer comes as float32."""
@@ -182,26 +226,30 @@ class CudaMemory:
         """Waits for everything that was started."""
         self._call("cudaStreamSynchronize", self.stream)
 
-    def _copy_rows(
-        self, target: DeviceArray, at: int, source: DeviceArray, first: int, count: int
-    ) -> None:
-        # The last two dimensions, [slots, width], lie together: one strided copy moves `count`
-        # slots of every row of the dimensions before them.
-        slot = target.shape[-1] * ELEMENT_TYPES[target.dtype].item_bytes
-        rows = math.prod(target.shape[:-2])
-        if not rows * count * slot:
+    def _copy_box(self, to: int, origin: int, width: int, box: list[Level]) -> None:
+        """Starts a copy of `width` bytes that lie together, as often as the levels say."""
+        cuda = self._cuda
+        kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        rows, (pitch, other) = box[-1] if box else Level(1, (width, width))
+        if len(box) < 2:
+            call = (to, pitch, origin, other, width, rows, kind, self.stream)
+            self._call("cudaMemcpy2DAsync", *call)
             return
-        self._call(
-            "cudaMemcpy2DAsync",
-            target.address + at * slot,
-            target.shape[-2] * slot,
-            source.address + first * slot,
-            source.shape[-2] * slot,
-            count * slot,
-            rows,
-            self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice,
-            self.stream,
-        )
+        slices, (far, far_other) = box[0]
+        given = cuda.cudaMemcpy3DParms()
+        given.dstPtr = cuda.make_cudaPitchedPtr(to, pitch, width, far // pitch)
+        given.srcPtr = cuda.make_cudaPitchedPtr(origin, other, width, far_other // other)
+        given.extent = cuda.make_cudaExtent(width, rows, slices)
+        given.kind = kind
+        self._call("cudaMemcpy3DAsync", given, self.stream)
+
+    def _clear_box(self, address: int, width: int, box: list[Level]) -> None:
+        cuda = self._cuda
+        rows, (pitch,) = box[-1] if box else Level(1, (width,))
+        slices, (far,) = box[0] if len(box) == 2 else Level(1, (rows * pitch,))
+        pointer = cuda.make_cudaPitchedPtr(address, pitch, width, far // pitch)
+        extent = cuda.make_cudaExtent(width, rows, slices)
+        self._call("cudaMemset3DAsync", pointer, 0, extent, self.stream)
 
     def _allocate(self, size: int) -> tuple[_Block, int]:
         size = max(size, 1)  # neither library takes the address 0 for an empty tensor

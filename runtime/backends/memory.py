@@ -7,12 +7,32 @@ written once for every backend.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
+class Span(NamedTuple):
+    """Slots of neighbouring rows, and where they go.
+
+    Attributes:
+        row: the first row written.
+        source_row: the first row read.
+        rows: how many.
+        at: the first slot written.
+        first: the first slot read.
+        slots: how many of each row.
+    """
+
+    row: int
+    source_row: int
+    rows: int
+    at: int
+    first: int
+    slots: int
 
 
 class Buffer(Protocol):
@@ -34,6 +54,10 @@ class Buffer(Protocol):
 
     def __iter__(self) -> Iterator[Any]: ...
 
+    def __getitem__(self, parts: slice, /) -> Any:
+        """The same memory, only these parts of axis 0."""
+        ...
+
 
 class Memory(Protocol):
     """Allocates the buffers of one batch and copies between them. Used from one thread.
@@ -53,11 +77,17 @@ class Memory(Protocol):
         """`count` tensors of zeros, [count, *shape]; each may be bound to a graph by itself."""
         ...
 
-    def copy(self, target: Buffer, at: int, source: Buffer, first: int, count: int) -> None:
-        """Sets target[..., at : at + count, :] to source[..., first : first + count, :].
+    def copy(self, target: Buffer, source: Buffer, span: Span) -> None:
+        """Copies slots of rows from one stack to another, or inside one.
 
-        The two have the same shape but for the last dimension but one, and the same type.
+        Both are [parts, rows, entries, ..., slots, width] and of one type, and differ at most in
+        rows, entries and slots; where entries differ, the first ones that both have are copied.
+        What is read and what is written do not overlap.
         """
+        ...
+
+    def clear(self, target: Buffer, row: int, first: int, count: int) -> None:
+        """Sets target[:, row, ..., first : first + count, :] to zero."""
         ...
 
     def read(self, buffer: Buffer) -> Array:
@@ -91,6 +121,7 @@ class Backend(Protocol):
         max_batch: the most rows of a call; None where there is no limit.
         max_new_tokens: the most tokens a row that one call takes; None where there is no limit.
         max_logits: the most positions a row whose logits one call gives; None likewise.
+        call_tokens: so many more tokens in a call cost about as much as one call more.
     """
 
     name: str
@@ -98,6 +129,7 @@ class Backend(Protocol):
     max_batch: int | None
     max_new_tokens: int | None
     max_logits: int | None
+    call_tokens: int
 
     def new_memory(self) -> Memory:
         """Memory for one batch."""
@@ -138,9 +170,17 @@ class HostMemory:
         """See `Memory.stack`."""
         return np.zeros((count, *shape), dtype)
 
-    def copy(self, target: Any, at: int, source: Any, first: int, count: int) -> None:
+    def copy(self, target: Any, source: Any, span: Span) -> None:
         """See `Memory.copy`."""
-        target[..., at : at + count, :] = source[..., first : first + count, :]
+        row, source_row, rows, at, first, slots = span
+        entries = min(target.shape[2], source.shape[2])
+        target[:, row : row + rows, :entries, ..., at : at + slots, :] = source[
+            :, source_row : source_row + rows, :entries, ..., first : first + slots, :
+        ]
+
+    def clear(self, target: Any, row: int, first: int, count: int) -> None:
+        """See `Memory.clear`."""
+        target[:, row, ..., first : first + count, :] = 0
 
     def read(self, buffer: Any) -> Array:
         """The buffer itself: nothing is copied."""

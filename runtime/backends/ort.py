@@ -66,6 +66,7 @@ class CpuBackend:
     max_batch: int | None = None
     max_new_tokens: int | None = None
     max_logits: int | None = None
+    call_tokens = 32  # of SmolLM2's size, with two cores: docs/results.md
 
     def __init__(self, session: Any, manifest: Manifest) -> None:
         """Takes an onnxruntime.InferenceSession, from `open_session`."""

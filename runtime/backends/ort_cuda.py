@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from runtime.backends.cuda import CudaMemory, DeviceArray, load_cuda, run_on_device
+from runtime.backends.cuda import CALL_TOKENS, CudaMemory, DeviceArray, load_cuda, run_on_device
 from runtime.backends.ort import open_session, run_error
 from runtime.bundle.contract import ELEMENT_TYPES
 from runtime.bundle.manifest import Manifest
@@ -37,6 +37,7 @@ class CudaBackend:
     max_batch: int | None = None
     max_new_tokens: int | None = None
     max_logits: int | None = None
+    call_tokens = CALL_TOKENS
 
     def __init__(self, session: Any, manifest: Manifest, cuda: Any, device: str = "cuda") -> None:
         """Takes an open session.

@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from runtime.backends.cuda import CudaMemory, DeviceArray, load_cuda, run_on_device
+from runtime.backends.cuda import CALL_TOKENS, CudaMemory, DeviceArray, load_cuda, run_on_device
 from runtime.backends.machine import Machine, check_plan_fits
 from runtime.backends.trt_flavours import load_module
 from runtime.bundle.contract import INPUT_IDS, PAST_PREFIX
@@ -44,6 +44,7 @@ class TrtBackend:
     """
 
     name = "trt"
+    call_tokens = CALL_TOKENS
 
     def __init__(self, spec: PlanSpec, graph: GraphSpec, plan: bytes, trt: Any, cuda: Any) -> None:
         """Loads a plan whose hash was compared; most callers want `open_plan`.

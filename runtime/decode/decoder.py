@@ -8,50 +8,94 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.memory import Backend, Bound, Buffer
+from runtime.backends.memory import Backend, Bound, Buffer, Memory
 from runtime.bundle import contract
-from runtime.bundle.contract import PREFILL_CHUNK, SCORE_CHUNK
+from runtime.bundle.contract import NEW_PREFIX, PREFILL_CHUNK, SCORE_CHUNK
 from runtime.bundle.manifest import Manifest
-from runtime.decode.kv_cache import KVCache, NewKeys
+from runtime.decode.kv_cache import Keys, KVCache
 from runtime.errors import EngineError
 
 Array = NDArray[Any]
+Tokens = Sequence[int] | Array
 
 
 class Decoder:
-    """A batch that advances through the graph together, with its cache.
+    """A batch that advances through the graph together, with its cache. Used from one thread.
 
-    Rows of different lengths are padded on the left. Used from one thread.
+    Rows that are fed different numbers of tokens in one call are padded on the left; the padding
+    never enters the cache. Rows may come and go between calls.
 
     Attributes:
+        cache: of every row; to be changed through this object only.
         run_s: seconds spent inside ONNX Runtime or TensorRT so far.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest, row_depth: Sequence[int]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        row_depth: Sequence[int],
+        memory: Memory | None = None,
+    ) -> None:
+        """A batch of empty rows.
+
+        Args:
+            backend: what runs the graph.
+            manifest: of the graph.
+            row_depth: recurrences of each row.
+            memory: of the backend; None makes one.
+        """
         self._backend = backend
-        self._memory = backend.new_memory()
+        self._memory = backend.new_memory() if memory is None else memory
         self._manifest = manifest
         self.run_s = 0.0
-        batch = len(row_depth)
-        self.cache = KVCache(manifest, self._memory, batch, max(row_depth), backend.max_slots)
-        self._depth = np.array([max(row_depth)], np.int64)
-        self._row_depth = np.array(row_depth, np.int64)
-        self._counts = np.zeros((batch, 1), np.int64)  # valid tokens a row
-        # The buffers of a decoding step; bound again only when the cache grows.
-        self._ids = np.zeros((batch, 1), np.int64)
-        self._first = np.zeros((batch, 1), np.int64)
-        self._logits = self._memory.zeros((batch, 1, manifest.model.vocab_size), "float32")
-        self._new: NewKeys = self.cache.new_keys(1)
-        self._pool = self._pool_buffer(1)
-        self._binding: Bound | None = None
+        self.cache = KVCache(manifest, self._memory, row_depth, backend.max_slots)
+        self._step: _Step | None = None
 
     @property
     def host_bytes(self) -> int:
         """See `Memory.host_bytes`."""
         return self._memory.host_bytes
 
-    def prefill(self, rows: Sequence[Sequence[int] | Array]) -> Array:
+    def beside(self, row_depth: Sequence[int]) -> Decoder:
+        """Another batch of empty rows in the same memory, whose rows this one can admit."""
+        return Decoder(self._backend, self._manifest, row_depth, self._memory)
+
+    def admit(self, row: int, prefilled: Decoder, source: int = 0) -> None:
+        """Adds a row that was fed in a batch of its own; see `KVCache.admit`.
+
+        Args:
+            row: an empty row, or the number of rows: one more.
+            prefilled: from `beside`; it stays as it is.
+            source: which row of it.
+
+        Raises:
+            EngineError: the row is not free, or the other batch lies in another memory.
+        """
+        self.cache.admit(row, prefilled.cache, source)
+        self._step = None
+
+    def evict(self, row: int) -> None:
+        """Takes a row out of the batch; the last row takes its place.
+
+        Raises:
+            EngineError: there is no such row.
+        """
+        self.cache.evict(row)
+        self._step = None
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forgets a row's tokens from `length` on; see `KVCache.truncate`.
+
+        Raises:
+            EngineError: the row can't be cut there.
+        """
+        self.cache.truncate(row, length)
+
+    def prefill(self, rows: Sequence[Tokens]) -> Array:
         """Feeds new tokens, as many a row as it has, and returns the last logits of each row.
+
+        Prompts of a new batch that differ much in length are fed apart.
 
         Args:
             rows: token ids, one sequence a row, none empty.
@@ -59,15 +103,25 @@ class Decoder:
         Returns:
             float32 [batch, V], the caller's to keep.
         """
-        logits = np.empty((0, 0), np.float32)
-        for _, (ids, valid) in self._chunks(
-            rows, _least(PREFILL_CHUNK, self._backend.max_new_tokens)
-        ):
-            logits = self._run(ids, valid, np.full((len(rows), 1), ids.shape[1] - 1))[:, -1]
+        lengths = [len(row) for row in rows]
+        groups = group_lengths(lengths, self._backend.call_tokens)
+        if len(groups) == 1 or self.cache.longest:
+            return self._prefill(rows)
+        depths = self.cache.row_depth.tolist()
+        logits = np.empty((len(rows), self._manifest.model.vocab_size), np.float32)
+        self.cache.reserve(max(lengths))
+        for group in groups:
+            part = self.beside([depths[row] for row in group])
+            logits[group] = part._prefill([rows[row] for row in group])
+            self.run_s += part.run_s
+            for source, row in enumerate(group):
+                self.admit(row, part, source)
         return logits
 
-    def score(self, rows: Sequence[Sequence[int] | Array]) -> Iterator[tuple[int, Array]]:
+    def score(self, rows: Sequence[Tokens]) -> Iterator[tuple[int, Array]]:
         """Feeds new tokens and yields the logits of all their positions, a chunk at a time.
+
+        Between two chunks the caller may not change the batch.
 
         Args:
             rows: token ids, one sequence a row, none empty; shorter rows are padded on the left.
@@ -80,7 +134,7 @@ class Decoder:
             index = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
             yield start, self._run(ids, valid, np.ascontiguousarray(index))
 
-    def step(self, tokens: Sequence[int] | Array) -> Array:
+    def step(self, tokens: Tokens) -> Array:
         """Feeds one token a row.
 
         Args:
@@ -88,18 +142,32 @@ class Decoder:
 
         Returns:
             float32 [batch, V], a view which the next step overwrites.
+
+        Raises:
+            EngineError: there is no row, or not one token a row.
         """
         cache = self.cache
-        if cache.reserve(cache.length + 1) or self._binding is None:
-            self._binding = self._bind_step()
-        self._ids[:, 0] = tokens
-        self.run_s += self._binding.run()
-        cache.append(self._new, self._pool, 1)
-        self._counts += 1  # bound as position_ids: the next token's position
-        return self._memory.read(self._logits)[:, 0]
+        if len(tokens) != cache.batch or not cache.batch:
+            raise EngineError(
+                f"{len(tokens)} tokens for a batch of {cache.batch} rows", "give one a row"
+            )
+        step = self._step
+        if cache.reserve(cache.longest + 1) or step is None:
+            step = self._step = self._new_step(step)
+        step.ids[:, 0] = tokens
+        self.run_s += step.bound.run()
+        cache.append(step.new, step.pool, step.counts, step.index)
+        return self._memory.read(step.logits)[:, 0]
+
+    def _prefill(self, rows: Sequence[Tokens]) -> Array:
+        logits = np.empty((0, 0), np.float32)
+        most = _least(PREFILL_CHUNK, self._backend.max_new_tokens)
+        for _, (ids, valid) in self._chunks(rows, most):
+            logits = self._run(ids, valid, np.full((len(rows), 1), ids.shape[1] - 1))[:, -1]
+        return logits
 
     def _chunks(
-        self, rows: Sequence[Sequence[int] | Array], size: int
+        self, rows: Sequence[Tokens], size: int
     ) -> Iterator[tuple[int, tuple[Array, Array]]]:
         """Ids and validity, both int64 [batch, tokens], of up to `size` positions each."""
         lengths = [len(row) for row in rows]
@@ -109,7 +177,7 @@ class Decoder:
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             ids[index, total - length :] = row
             valid[index, total - length :] = 1
-        if self._manifest.model.pooling == "mean" and self.cache.length == 0:
+        if self._manifest.model.pooling == "mean" and 0 in self.cache.lengths:
             size = total  # the mean is frozen on what the first call holds: all of the prompt
         for start in range(0, total, size):
             part = (slice(None), slice(start, start + size))
@@ -119,46 +187,95 @@ class Decoder:
         """One call with its own buffers; returns float32 [batch, K, V]."""
         cache, (batch, tokens) = self.cache, ids.shape
         asked = logit_index.shape[1]
-        new = cache.new_keys(tokens)
-        pool = self._pool_buffer(asked)
+        new, pool = cache.new_keys(tokens), cache.new_sums(asked)
         logits = self._memory.zeros((batch, asked, self._manifest.model.vocab_size), "float32")
-        positions = np.maximum(self._counts + np.cumsum(valid, axis=1) - 1, 0)
+        positions = np.maximum(cache.positions + np.cumsum(valid, axis=1) - 1, 0)
         inputs = (ids, positions, cache.mask_with(valid), logit_index.astype(np.int64))
         self.run_s += self._bind(inputs, logits, pool, new).run()
-        if cache.reserve(cache.length + tokens):
-            self._binding = None
-        cache.append(new, pool, valid)
-        self._counts += valid.sum(axis=1, keepdims=True)
+        if cache.reserve(cache.longest + tokens):
+            self._step = None
+        cache.append(new, pool, valid.sum(axis=1).tolist(), logit_index)
         return self._memory.read(logits)
 
-    def _bind_step(self) -> Bound:
-        inputs = (self._ids, self._counts, self.cache.valid, self._first)
-        return self._bind(inputs, self._logits, self._pool, self._new)
+    def _new_step(self, last: _Step | None) -> _Step:
+        """The buffers of a decoding step, the last ones where rows and depth are the same."""
+        cache = self.cache
+        if last is None:
+            batch, ones = cache.batch, [1] * cache.batch
+            ids, index = (np.zeros((batch, 1), np.int64) for _ in range(2))
+            logits = self._memory.zeros((batch, 1, self._manifest.model.vocab_size), "float32")
+            new, pool = cache.new_keys(1), cache.new_sums(1)
+        else:
+            ids, index, ones = last.ids, last.index, last.counts
+            logits, new, pool = last.logits, last.new, last.pool
+        bound = self._bind((ids, cache.positions, cache.valid, index), logits, pool, new)
+        return _Step(bound, ids, index, ones, logits, new, pool)
 
     def _bind(
-        self, inputs: tuple[Array, Array, Array, Array], logits: Buffer, pool: Buffer, new: NewKeys
+        self, inputs: tuple[Array, Array, Array, Array], logits: Buffer, pool: Buffer, new: Keys
     ) -> Bound:
         """Binds a call's ids, positions, mask and logit index, and what receives its outputs."""
         ids, positions, mask, index = inputs
+        cache = self.cache
         fed = {
             contract.INPUT_IDS: ids,
             contract.POSITION_IDS: positions,
             contract.ATTENTION_MASK: mask,
-            contract.DEPTH: self._depth,
-            contract.ROW_DEPTH: self._row_depth,
+            contract.DEPTH: np.array([cache.depth], np.int64),
+            contract.ROW_DEPTH: cache.row_depth,
             contract.LOGIT_INDEX: index,
-            **self.cache.named(),
+            **cache.named(),
         }
-        read = {contract.LOGITS: logits, contract.POOL_SUM: pool, **new.named(self._manifest)}
+        read = {
+            contract.LOGITS: logits,
+            contract.POOL_SUM: next(iter(pool)),
+            **new.named(self._manifest, cache.batch, NEW_PREFIX),
+        }
         graph = self._manifest.graphs.onnx
         for tensors, given in ((graph.inputs, fed), (graph.outputs, read)):
             if problem := contract.find_unfed(tensors, given):
                 raise EngineError(problem, "update ouroboros, or export the bundle again")
         return self._backend.bind(self._memory, fed, read)
 
-    def _pool_buffer(self, asked: int) -> Buffer:
-        shape = (self.cache.batch, self.cache.depth, asked, self._manifest.model.hidden_size)
-        return self._memory.zeros(shape, "float32")
+
+class _Step:
+    """What a decoding step reads and writes; bound again only when the cache or its rows change."""
+
+    def __init__(
+        self,
+        bound: Bound,
+        ids: Array,
+        index: Array,
+        counts: list[int],
+        logits: Buffer,
+        new: Keys,
+        pool: Buffer,
+    ) -> None:
+        self.bound = bound
+        self.ids, self.index, self.counts = ids, index, counts
+        self.logits, self.new, self.pool = logits, new, pool
+
+
+def group_lengths(lengths: Sequence[int], call_tokens: int) -> list[list[int]]:
+    """Which sequences are fed in one call: such that padding never costs more than a call would.
+
+    Args:
+        lengths: of the sequences.
+        call_tokens: tokens that cost as much as a call more.
+
+    Returns:
+        Their numbers in groups, those of one group in order.
+    """
+    groups: list[list[int]] = []
+    padding = 0
+    for number in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+        if groups:
+            padding += lengths[groups[-1][0]] - lengths[number]
+        if not groups or padding > call_tokens:
+            groups.append([])
+            padding = 0
+        groups[-1].append(number)
+    return [sorted(group) for group in groups]
 
 
 def _least(size: int, *limits: int | None) -> int:

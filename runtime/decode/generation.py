@@ -141,7 +141,8 @@ def serve(
 ) -> Iterator[list[Piece | None]]:
     """Feeds what requests ask for and generates until every row has ended.
 
-    The last token of a row is not fed: the cache ends with the token before it.
+    A row that has ended leaves the batch while others go on. The last token of a row is not fed:
+    the cache ends with the token before it.
 
     Args:
         decoder: its cache holds what each request has before.
@@ -153,14 +154,20 @@ def serve(
         After every token, a piece a row; None for a row that had ended before.
     """
     logits = decoder.prefill([request.ids for request in requests])
+    fed = list(range(len(rows)))  # which of the rows each one of the batch is
     while True:
         if cancelled():
             yield [None if row.finish_reason else row.cancel() for row in rows]
             return
-        yield [
-            None if row.finish_reason else row.take(row_logits)
-            for row, row_logits in zip(rows, logits, strict=True)
-        ]
+        pieces: list[Piece | None] = [None] * len(rows)
+        for number, row_logits in zip(fed, logits, strict=True):
+            pieces[number] = rows[number].take(row_logits)
+        yield pieces
         if all(row.finish_reason for row in rows):
             return
-        logits = decoder.step([row.tokens[-1] for row in rows])
+        for place in reversed(range(len(fed))):
+            if rows[fed[place]].finish_reason:
+                decoder.evict(place)
+                fed[place] = fed[-1]  # as the batch does
+                fed.pop()
+        logits = decoder.step([rows[number].tokens[-1] for number in fed])

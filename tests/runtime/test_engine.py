@@ -296,16 +296,16 @@ def test_steps_reuse_their_buffers(engine: Engine) -> None:
     decoder = engine.new_decoder([2, 1])
     decoder.prefill([[5, 6, 7], [8]])
     decoder.step([5, 5])
-    binding, buffers = decoder._binding, decoder.cache.named()
+    step, buffers = decoder._step, decoder.cache.named()
     for _ in range(60):
         decoder.step([5, 5])
-    assert decoder._binding is binding
+    assert decoder._step is step
     assert decoder.cache.capacity == 64
     for name, array in decoder.cache.named().items():
         assert array.ctypes.data == buffers[name].ctypes.data
     decoder.step([5, 5])
     assert decoder.cache.capacity == 128
-    assert decoder._binding is not binding
+    assert decoder._step is not step
 
 
 def resident_bytes() -> int:

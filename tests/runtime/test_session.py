@@ -34,10 +34,10 @@ def test_session_keeps_its_cache(engine: Engine) -> None:
     session.generate([5] * 50, max_new_tokens=4)
     decoder = session._decoder
     assert decoder is not None
-    assert decoder.cache.length == 53  # the last token is fed with the next turn
+    assert decoder.cache.lengths[0] == 53  # the last token is fed with the next turn
     session.generate([6], max_new_tokens=1)
     assert session._decoder is decoder
-    assert decoder.cache.length == 55
+    assert decoder.cache.lengths[0] == 55
 
 
 def test_session_stream_left_early_goes_on(engine: Engine) -> None:
@@ -174,12 +174,12 @@ def test_a_chat_of_every_tokenizer_feeds_only_what_is_new(speaker: Engine) -> No
     decoder = session._decoder
     assert decoder is not None
     for turn in ("the cat", "sat at the cat", " the"):
-        held, slots = list(session.tokens), decoder.cache.length
+        held, slots = list(session.tokens), decoder.cache.lengths[0]
         answer = session.generate(turn, max_new_tokens=4, chat=True)
         assert session._decoder is decoder, "the chat was fed again"
         assert session.tokens[: len(held)] == held
         fed = session.tokens[len(held) : -len(answer.tokens)]
-        assert decoder.cache.length == slots + 1 + len(fed) + len(answer.tokens) - 1
+        assert decoder.cache.lengths[0] == slots + 1 + len(fed) + len(answer.tokens) - 1
         # What was fed says what the whole chat, encoded afresh, says, to the character.
         said = speaker.codec.decode(session.tokens[: len(held) + len(fed)], False)
         chat = speaker.chat_template().render(session._messages[:-1])

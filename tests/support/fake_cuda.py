@@ -1,6 +1,6 @@
 """Stand-ins for CUDA and TensorRT whose "GPU" memory is the host's, to run GPU code on the CPU."""
 
-# ruff: noqa: N802, N815 (the names are NVIDIA's)
+# ruff: noqa: N801, N802, N803, N815 (the names are NVIDIA's)
 from __future__ import annotations
 
 import ctypes
@@ -24,6 +24,24 @@ class Status(enum.IntEnum):
     cudaErrorInvalidValue = 1
 
 
+class cudaMemcpy3DParms:
+    """As CUDA's: all zero until it is set."""
+
+    def __init__(self) -> None:
+        self.dstPtr, self.srcPtr = cudaPitchedPtr(), cudaPitchedPtr()
+        self.extent, self.kind = cudaExtent(), 0
+
+
+class cudaPitchedPtr:
+    def __init__(self) -> None:
+        self.ptr, self.pitch, self.xsize, self.ysize = 0, 0, 0, 0
+
+
+class cudaExtent:
+    def __init__(self) -> None:
+        self.width, self.height, self.depth = 0, 0, 0
+
+
 class FakeCuda:
     """The functions of cuda.bindings.runtime that the runtime uses, checked as CUDA does.
 
@@ -36,6 +54,7 @@ class FakeCuda:
     cudaMemcpyKind = types.SimpleNamespace(
         cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
     )
+    cudaMemcpy3DParms = cudaMemcpy3DParms
 
     def __init__(self) -> None:
         self.blocks: dict[int, Any] = {}
@@ -106,6 +125,55 @@ class FakeCuda:
             assert self.holds(other, width)
             ctypes.memmove(one, other, width)
         return (Status.cudaSuccess,)
+
+    def make_cudaPitchedPtr(self, d: int, p: int, xsz: int, ysz: int) -> cudaPitchedPtr:
+        made = cudaPitchedPtr()
+        made.ptr, made.pitch, made.xsize, made.ysize = d, p, xsz, ysz
+        return made
+
+    def make_cudaExtent(self, w: int, h: int, d: int) -> cudaExtent:
+        made = cudaExtent()
+        made.width, made.height, made.depth = w, h, d
+        return made
+
+    def cudaMemcpy3DAsync(self, p: cudaMemcpy3DParms, stream: int) -> tuple[Status]:
+        self.calls.append("cudaMemcpy3DAsync")
+        if (
+            p.kind != 3
+            or not self._takes(p.dstPtr, p.extent)
+            or not self._takes(p.srcPtr, p.extent)
+        ):
+            return (Status.cudaErrorInvalidValue,)
+        rows = zip(_rows_of(p.dstPtr, p.extent), _rows_of(p.srcPtr, p.extent), strict=True)
+        for one, other in rows:
+            assert self.holds(one, p.extent.width)
+            assert self.holds(other, p.extent.width)
+            ctypes.memmove(one, other, p.extent.width)
+        return (Status.cudaSuccess,)
+
+    def cudaMemset3DAsync(
+        self, pitchedDevPtr: cudaPitchedPtr, value: int, extent: cudaExtent, stream: int
+    ) -> tuple[Status]:
+        self.calls.append("cudaMemset3DAsync")
+        if not self._takes(pitchedDevPtr, extent):
+            return (Status.cudaErrorInvalidValue,)
+        for one in _rows_of(pitchedDevPtr, extent):
+            assert self.holds(one, extent.width)
+            ctypes.memset(one, value, extent.width)
+        return (Status.cudaSuccess,)
+
+    def _takes(self, pointer: cudaPitchedPtr, extent: cudaExtent) -> bool:
+        """Whether a box lies in its pitch and slices, as the driver wants (cuMemcpy3D)."""
+        return extent.width <= pointer.pitch and extent.height <= pointer.ysize
+
+
+def _rows_of(pointer: cudaPitchedPtr, extent: cudaExtent) -> list[int]:
+    """The addresses of a box's rows."""
+    return [
+        pointer.ptr + (part * pointer.ysize + row) * pointer.pitch
+        for part in range(extent.depth)
+        for row in range(extent.height)
+    ]
 
 
 class FakeTensorRT:

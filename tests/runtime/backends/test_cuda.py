@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from runtime import Engine, EngineError
 from runtime.backends.cuda import CudaMemory, output_shapes
-from runtime.backends.memory import HostMemory
+from runtime.backends.memory import HostMemory, Span
 from runtime.backends.ort import open_cpu, open_session
 from runtime.backends.ort_cuda import CudaBackend, load_libraries
 from runtime.bundle.reader import open_bundle
@@ -36,30 +37,88 @@ def backend(tiny_bundle: Path, cuda: FakeCuda) -> CudaBackend:
     return CudaBackend(CudaLikeSession(session), bundle.manifest, cuda, device="cpu")
 
 
+SPANS = [
+    Span(0, 0, 3, 0, 0, 4),  # every row
+    Span(0, 0, 3, 7, 2, 2),
+    Span(1, 0, 2, 5, 3, 1),  # two rows
+    Span(2, 1, 1, 8, 0, 1),  # one, at the last slot
+    Span(0, 0, 0, 0, 0, 4),  # nothing
+    Span(0, 0, 3, 0, 0, 0),
+]
+
+
 @pytest.mark.parametrize("alignment", [16, 256])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_copy_equals_numpy(cuda: FakeCuda, alignment: int, dtype: str) -> None:
+@pytest.mark.parametrize("width", [8, 20])
+@pytest.mark.parametrize(
+    ("inner", "other_inner"), [((2,), (2,)), ((4, 2), (4, 2)), ((4, 2), (3, 2)), ((1,), (5,))]
+)
+def test_copy_and_clear_equal_numpy(
+    cuda: FakeCuda,
+    alignment: int,
+    dtype: str,
+    width: int,
+    inner: tuple[int, ...],
+    other_inner: tuple[int, ...],
+) -> None:
     generator = np.random.default_rng(0)
     memory, host = CudaMemory(cuda, alignment), HostMemory()
-    target, source = (memory.stack(3, (2, 5, slots, 8), dtype) for slots in (9, 4))
-    mine, other = (host.stack(3, (2, 5, slots, 8), dtype) for slots in (9, 4))
-    other[...] = generator.normal(size=other.shape)
-    for part, values in zip(source, other, strict=True):
-        memory.write(part, np.ascontiguousarray(values))
-    for at, first, count in ((0, 0, 4), (7, 2, 2), (5, 3, 1), (0, 0, 0)):
-        memory.copy(target, at, source, first, count)
-        host.copy(mine, at, other, first, count)
-        for part, values in zip(target, mine, strict=True):
-            np.testing.assert_array_equal(memory.read(part), values)
-    assert all(part.address % alignment == 0 for part in target)
-    assert source.has_gaps == (alignment == 256 and dtype == "float16")
+    shapes = [(3, *inner, 9, width), (3, *other_inner, 4, width)]
+    for parts in (1, 5):
+        target, source = (memory.stack(parts, shape, dtype) for shape in shapes)
+        mine, other = (host.stack(parts, shape, dtype) for shape in shapes)
+        other[...] = generator.normal(size=other.shape)
+        for part, values in zip(source, other, strict=True):
+            memory.write(part, np.ascontiguousarray(values))
+        for span in SPANS:
+            memory.copy(target, source, span)
+            host.copy(mine, other, span)
+            for part, values in zip(target, mine, strict=True):
+                np.testing.assert_array_equal(memory.read(part), values)
+        moved = Span(0, 2, 1, 0, 0, 9)  # inside one
+        memory.copy(target, target, moved)
+        host.copy(mine, mine, moved)
+        for row, first, count in ((1, 4, 5), (2, 0, 9), (0, 3, 0)):
+            memory.clear(target, row, first, count)
+            host.clear(mine, row, first, count)
+            for part, values in zip(target, mine, strict=True):
+                np.testing.assert_array_equal(memory.read(part), values)
+        assert mine.any()
+        assert all(part.address % alignment == 0 for part in target)
 
 
-def test_whole_stack_moves_in_one_copy(cuda: FakeCuda) -> None:
-    memory = CudaMemory(cuda, 16)
-    target, source = (memory.stack(40, (1, 3, slots, 64), "float16") for slots in (64, 1))
-    memory.copy(target, 5, source, 0, 1)
-    assert cuda.calls.count("cudaMemcpy2DAsync") == 1
+def test_stacks_have_gaps_only_where_they_must(cuda: FakeCuda) -> None:
+    stack = CudaMemory(cuda, 256).stack(3, (2, 5, 4, 8), "float16")
+    assert (stack.has_gaps, stack.part_bytes, stack.stride) == (True, 640, 768)
+    assert not CudaMemory(cuda, 16).stack(3, (2, 5, 4, 8), "float16").has_gaps
+
+
+def copies(cuda: FakeCuda) -> int:
+    return sum(call.startswith("cudaMemcpy") for call in cuda.calls)
+
+
+def test_copies_take_few_launches(cuda: FakeCuda) -> None:
+    """Of SmolLM2's cache: 40 parts, 3 heads of 64; 8 steps of the loop."""
+    layers, loop = (40, 3), (2, 8, 3)
+    for alignment in (16, 256):
+        memory = CudaMemory(cuda, alignment)
+        for (parts, *inner), rows in itertools.product((layers, loop), (1, 4)):
+            shape = (rows, *inner)
+            target, source = (memory.stack(parts, (*shape, n, 64), "float16") for n in (64, 1))
+            for span, most in (
+                (Span(0, 0, rows, 5, 0, 1), 1),  # all rows, of one length
+                (Span(rows - 1, 0, 1, 5, 0, 1), 1),  # one row
+                (Span(0, 0, rows - 1, 5, 0, 1), 1),
+            ):
+                before = copies(cuda)
+                memory.copy(target, source, span)
+                assert copies(cuda) - before <= most
+    # A row of less depth has fewer entries.
+    target, source = (memory.stack(2, (4, n, 3, 64, 64), "float16") for n in (8, 5))
+    for rows, most in ((4, 1), (3, 2)):
+        before = copies(cuda)
+        memory.copy(target, source, Span(0, 0, rows, 5, 0, 1))
+        assert copies(cuda) - before == most
 
 
 def test_bfloat16_is_rounded_to_even_and_read_as_float32(cuda: FakeCuda) -> None:

@@ -11,8 +11,9 @@ import pytest
 from export import TrtOptions, export_bundle
 from runtime import Engine
 from runtime.backends.choose import choose_backend, list_providers
-from runtime.backends.cuda import DeviceArray, load_cuda
+from runtime.backends.cuda import CudaMemory, DeviceArray, load_cuda
 from runtime.backends.machine import describe_machine
+from runtime.backends.memory import HostMemory, Span
 from runtime.parity.cases import REQUIRED
 from runtime.parity.check import check_bundle
 from tests.support.builders import find_builders
@@ -90,6 +91,61 @@ def test_cuda_generates_what_the_cpu_does(on_gpu: Engine, engine: Engine) -> Non
     for prompt, found in zip(PROMPTS, on_gpu.logits(PROMPTS, DEPTHS), strict=True):
         expected = engine.logits(prompt, DEPTHS[PROMPTS.index(prompt)])
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("alignment", [16, 256])
+@pytest.mark.parametrize("width", [20, 64])
+def test_cuda_copies_and_clears_as_numpy_does(alignment: int, width: int) -> None:
+    """Through the driver's own 2D and 3D copies, of parts with gaps and without."""
+    generator = np.random.default_rng(0)
+    memory, host = CudaMemory(load_cuda(), alignment), HostMemory()
+    for inner, other_inner in (((3,), (3,)), ((5, 3), (5, 3)), ((5, 3), (2, 3))):
+        shapes = ((3, *inner, 64, width), (3, *other_inner, 4, width))
+        target, source = (memory.stack(6, shape, "float16") for shape in shapes)
+        mine, other = (host.stack(6, shape, "float16") for shape in shapes)
+        other[...] = generator.normal(size=other.shape)
+        for part, values in zip(source, other, strict=True):
+            memory.write(part, np.ascontiguousarray(values))
+        for span in (
+            Span(0, 0, 3, 9, 0, 4),
+            Span(0, 0, 3, 63, 2, 1),
+            Span(1, 0, 2, 5, 3, 1),
+            Span(2, 1, 1, 20, 0, 3),
+        ):
+            memory.copy(target, source, span)
+            host.copy(mine, other, span)
+        moved = Span(0, 2, 1, 0, 0, 64)
+        memory.copy(target, target, moved)
+        host.copy(mine, mine, moved)
+        for row, first, count in ((1, 4, 8), (2, 0, 64)):
+            memory.clear(target, row, first, count)
+            host.clear(mine, row, first, count)
+        for part, values in zip(target, mine, strict=True):
+            np.testing.assert_array_equal(memory.read(part), values)
+        assert mine.any()
+
+
+def test_cuda_rows_come_and_go(on_gpu: Engine, engine: Engine) -> None:
+    decoder = on_gpu.new_decoder([2, 5, 3])
+    decoder.prefill(PROMPTS)
+    decoder.step([5, 6, 7])
+    decoder.evict(0)  # the last row takes its place
+    part = decoder.beside([4, 1])
+    part.prefill([[9] * 70, [4, 5]])
+    decoder.admit(2, part, 1)
+    decoder.admit(3, part, 0)
+    rows = [[*PROMPTS[2], 7], [*PROMPTS[1], 6], [4, 5], [9] * 70]
+    for _ in decoder.score([[11, 12, 13], [14, 15], [16], [17, 18]]):
+        pass
+    decoder.truncate(0, len(rows[0]) + 1)
+    decoder.truncate(3, 71)
+    rows = [[*rows[0], 11], [*rows[1], 14, 15], [*rows[2], 16], [*rows[3], 17]]
+    for token in range(20, 90):
+        found = decoder.step([token] * 4)
+        rows = [[*row, token] for row in rows]
+    for row, depth, one in zip(rows, (3, 5, 1, 4), found, strict=True):
+        expected = engine.new_decoder([depth]).prefill([row])[0]
+        assert np.linalg.norm(one - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 def test_cuda_cache_stays_on_the_gpu(on_gpu: Engine) -> None:

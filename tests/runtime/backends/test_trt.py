@@ -76,6 +76,19 @@ def test_decoding_equals_the_cpu(session: TrtBackend, engine: Engine) -> None:
     )
 
 
+def test_rows_come_and_go_as_on_the_cpu(session: TrtBackend, engine: Engine) -> None:
+    found = []
+    for decoder in (Decoder(session, engine.manifest, [4, 2]), engine.new_decoder([4, 2])):
+        decoder.prefill([[5, 6, 7] * 9, [8, 9]])
+        part = decoder.beside([5])
+        part.prefill([[4] * 70])
+        decoder.admit(2, part)
+        decoder.step([5, 6, 7])
+        decoder.evict(0)
+        found.append([decoder.step([token, token + 1]).copy() for token in range(5, 60)])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
 def test_two_decoders_take_turns_on_one_context(session: TrtBackend, engine: Engine) -> None:
     rows = [[5, 6, 7], [9, 8, 7, 6]]
     decoders = [Decoder(session, engine.manifest, [2]) for _ in rows]

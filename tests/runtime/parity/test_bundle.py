@@ -352,8 +352,8 @@ def test_a_cache_that_grows_wrongly_is_caught(
 ) -> None:
     reserve = KVCache.reserve
 
-    def forgetful(cache: KVCache, slots: int) -> bool:
-        grown = reserve(cache, slots)
+    def forgetful(cache: KVCache, slots: int, *others: int) -> bool:
+        grown = reserve(cache, slots, *others)
         if grown and slots > BUCKET:
             cache.valid[:, :1] = 0  # the first slot is lost on the way
         return grown
@@ -371,10 +371,10 @@ def test_a_prompt_cut_wrongly_into_chunks_is_caught(
     assert verdict_of(bundle).verdict == PASS  # any size will do
     append = KVCache.append
 
-    def overlapping(cache: KVCache, new: Any, pool: Any, valid: Any) -> None:
-        append(cache, new, pool, valid)
+    def overlapping(cache: KVCache, new: Any, pool: Any, counts: Any, index: Any) -> None:
+        append(cache, new, pool, counts, index)
         if new.layers.shape[-2] == 256:
-            cache.length -= 1
+            cache.lengths[0] -= 1  # the next positions stay what they are
 
     monkeypatch.setattr(KVCache, "append", overlapping)
     failed = [row.measurement.kind for row in verdict_of(bundle).rows if row.verdict == FAIL]
