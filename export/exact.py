@@ -29,6 +29,8 @@ def exact_twin(model: OuroborosForCausalLM) -> OuroborosForCausalLM:
     _replace_norms(twin)
     twin.embed_tokens = _ExactEmbedding(twin.embed_tokens)
     twin.prelude = nn.ModuleList(_ExactBlock(layer) for layer in twin.prelude)
+    if twin.bridge is not None:
+        twin.bridge = _ExactBlock(twin.bridge)
     # Run `depth` times a call, so it is widened for good.
     twin.recurrent = copy.deepcopy(twin.recurrent).double()
     twin.coda = nn.ModuleList(_ExactBlock(layer) for layer in twin.coda)
@@ -75,7 +77,7 @@ class _ExactEmbedding(nn.Module):
 
 
 class _ExactBlock(nn.Module):
-    """A decoder layer whose weights are float64 while it runs."""
+    """A decoder layer, or the bridge, whose weights are float64 while it runs."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

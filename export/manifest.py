@@ -53,7 +53,6 @@ def describe_bundle(
             "model_type": str(config.base_config["model_type"]),
             **{name: getattr(config, name) for name in _DIMENSIONS},
             "recurrent_layers": config.recurrent_layers,
-            "bridge": "none",
             "halting": config.halting,
             "parameters": parameters,
             **_count_bytes(graph),
@@ -102,6 +101,7 @@ _DIMENSIONS = (
     "vocab_size",
     "max_position_embeddings",
     "pooling",
+    "bridge",
 )
 
 

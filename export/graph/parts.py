@@ -1,4 +1,4 @@
-"""The three straight-line parts of the graph, as modules that are traced one by one."""
+"""The straight-line parts of the graph, as modules that are traced one by one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from export.graph.layers import Layer, Norm, Shared, frozen, rms
 from export.precision import Precision, product
 from ouroboros.errors import ConfigError
 from ouroboros.model.base_config import require_fixed_rope
+from ouroboros.model.bridge import Bridge
 from ouroboros.model.configuration import STEP_NORM_EPS
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.modulation import Controller, StaticModulation
@@ -215,6 +216,23 @@ class TracedStatic(nn.Module):
     def forward(self, pooled: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Returns `[1, 1, 7 * rank]`."""
         return torch.index_select(self.vectors, 0, index)[None]
+
+
+class TracedBridge(nn.Module):
+    """The linear map beside the loop: h + h T + t.
+
+    h itself passes by the product in float32: only what the map adds is rounded.
+    """
+
+    def __init__(self, bridge: Bridge, precision: Precision) -> None:
+        """Copies T and t."""
+        super().__init__()
+        self.weight = frozen(bridge.weight.T.contiguous(), precision.compute)
+        self.bias = frozen(bridge.bias)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """Maps h `[B, S, d]` to the same shape."""
+        return h + (product(h, self.weight) + self.bias)
 
 
 class Closing(nn.Module):

@@ -65,73 +65,98 @@ def build_graph(
     config = model.config
     parts = trace_parts(model, precision, max_depth)
     opening, step, closing = parts.opening.graph, parts.step.graph, parts.closing.graph
-    for prefix, part in (("opening", opening), ("step", step), ("closing", closing)):
-        _prefix_names(part, prefix)
+    bridge = None if parts.bridge is None else parts.bridge.graph
+    for prefix, part in zip(_PREFIXES, (opening, bridge, step, closing), strict=True):
+        if part is not None:
+            _prefix_names(part, prefix)
     inputs = {value.name: value for value in _declare_inputs(config, precision)}
-    graphs = [opening]
+    before, after = _Side(), _Side()
     caches: list[ir.Value] = []
     # Joined weights are copies: those of one layer at a time are held, while they are written.
     read_weights = lru_cache(maxsize=1)(partial(plain_weights, precision=precision))
 
-    def run_layer(slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
+    def run_layer(side: _Side, slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
         graph = _copy_layer(parts.layer, f"layers.{slot}", partial(read_weights, layer))
         pasts = [inputs[past_name(slot, part)] for part in PARTS]
-        _feed(graph, [hidden, *shared, *pasts])
-        result, *new = _take_outputs(graph)
+        result, *new = side.run(graph, [hidden, *shared, *pasts])
         caches.extend(new)
-        graphs.append(graph)
         return result
 
     names = (INPUT_IDS, POSITION_IDS, ATTENTION_MASK, LOGIT_INDEX)
-    _feed(opening, [inputs[name] for name in names])
-    hidden, *once, picked = _take_outputs(opening)
+    hidden, *once, picked = before.run(opening, [inputs[name] for name in names])
     shared = once[:3]
     for slot, layer in enumerate(model.prelude):
-        hidden = run_layer(slot, layer, hidden)
-    before = len(graphs)
+        hidden = run_layer(before, slot, layer, hidden)
+    if bridge is not None and config.bridge == "entry":
+        (hidden,) = before.run(bridge, [hidden])
     looped = [inputs[past_name(RECURRENT, part)] for part in PARTS]
     outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH]]
     scalar, axis = _scalar_depth(inputs[DEPTH])
     loop = _make_loop(step, outer, scalar.outputs[0], hidden)
     hidden, *scans = loop.outputs
     turned = [_batch_first(scan, rank) for scan, rank in zip(scans, (5, 5, 4), strict=True)]
+    if bridge is not None and config.bridge == "exit":
+        (hidden,) = after.run(bridge, [hidden])
     for slot, layer in enumerate(model.coda, start=config.prelude):
-        hidden = run_layer(slot, layer, hidden)
+        hidden = run_layer(after, slot, layer, hidden)
     embedding = opening.initializers["opening.table"]
-    head = embedding
-    if precision.quantized or not config.tie_word_embeddings:
-        head_weight = model.lm_head.weight.detach()
-        head = _initializer(
-            "closing.head", head_weight.T if precision.quantized else head_weight, precision.compute
-        )
-    _feed(closing, [hidden, picked, head])
-    (logits,) = _take_outputs(closing)
-    graphs.append(closing)
+    head = _head(model, precision) or embedding
+    (logits,) = after.run(closing, [hidden, picked, head])
 
     key, value, pool = (node.outputs[0] for node in turned)
     ends = [new_name(slot, part) for slot in range(config.num_layers) for part in PARTS]
     given = dict(zip(ends, caches, strict=True))
     given |= dict(zip(RECURRENT_OUTPUTS, (key, value), strict=True))
     outputs = _declare_outputs(config, precision, {**given, LOGITS: logits, POOL_SUM: pool})
+    opsets = dict(opening.opset_imports)
     graph = ir.Graph(
-        list(inputs.values()),
-        outputs,
-        nodes=[],
-        opset_imports=dict(opening.opset_imports),
-        name="ouroboros",
+        list(inputs.values()), outputs, nodes=[], opset_imports=opsets, name="ouroboros"
     )
-    for part in graphs[:before]:
-        _move(part, graph)
+    before.move(graph)
     graph.extend([scalar, loop, *turned])
     graph.register_initializer(axis)
-    for part in graphs[before:]:
-        _move(part, graph)
+    after.move(graph)
     if head is not embedding:
         graph.initializers[str(head.name)] = head
     result = ir.Model(graph, ir_version=parts.opening.ir_version)
     result.producer_name = "ouroboros"
     _forget_traces(result)
     return result, list(parts.passes)
+
+
+_PREFIXES = ("opening", "bridge", "step", "closing")
+
+
+class _Side:
+    """The parts on one side of the loop, in the order they run."""
+
+    def __init__(self) -> None:
+        self._graphs: list[ir.Graph] = []
+
+    def run(self, graph: ir.Graph, values: list[ir.Value]) -> list[ir.Value]:
+        """Feeds the next part and returns what it makes."""
+        for inner, value in zip(graph.inputs, values, strict=True):
+            inner.replace_all_uses_with(value)
+        self._graphs.append(graph)
+        return _take_outputs(graph)
+
+    def move(self, target: ir.Graph) -> None:
+        """Moves the nodes and weights of all parts to the end of `target`."""
+        for source in self._graphs:
+            nodes = list(source)
+            source.remove(nodes)
+            target.extend(nodes)
+            for name, value in list(source.initializers.items()):
+                del source.initializers[name]
+                target.initializers[name] = value
+
+
+def _head(model: OuroborosForCausalLM, precision: Precision) -> ir.Value | None:
+    """The LM head as a weight of its own; None where the embedding serves."""
+    if not precision.quantized and model.config.tie_word_embeddings:
+        return None
+    weight = model.lm_head.weight.detach()
+    return _initializer("closing.head", weight.T if precision.quantized else weight, precision)
 
 
 def _declare_inputs(config: OuroborosConfig, precision: Precision) -> list[ir.Value]:
@@ -212,24 +237,10 @@ def _prefix_names(graph: ir.Graph, prefix: str) -> None:
         value.name = f"{prefix}.{value.name}"
 
 
-def _feed(graph: ir.Graph, values: list[ir.Value]) -> None:
-    for inner, value in zip(graph.inputs, values, strict=True):
-        inner.replace_all_uses_with(value)
-
-
 def _take_outputs(graph: ir.Graph) -> list[ir.Value]:
     values = list(graph.outputs)
     graph.outputs.clear()
     return values
-
-
-def _move(source: ir.Graph, target: ir.Graph) -> None:
-    nodes = list(source)
-    source.remove(nodes)
-    target.extend(nodes)
-    for name, value in list(source.initializers.items()):
-        del source.initializers[name]
-        target.initializers[name] = value
 
 
 def _copy_layer(
@@ -260,8 +271,9 @@ def _tensor(name: str, weight: torch.Tensor) -> ir.TensorProtocol:
     return ir.tensor(weight.numpy(), name=name)
 
 
-def _initializer(name: str, weight: torch.Tensor, dtype: torch.dtype) -> ir.Value:
+def _initializer(name: str, weight: torch.Tensor, precision: Precision) -> ir.Value:
     """A weight that is cast and laid out when it is written; integers may take its place before."""
+    dtype = precision.compute
     kind, shape = DTYPES[dtype], ir.Shape(list(weight.shape))
     tensor = ir.LazyTensor(lambda: _tensor(name, weight.to(dtype)), kind, shape, name=name)
     return ir.Value(name=name, type=ir.TensorType(kind), shape=shape, const_value=tensor)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from export.errors import ExportError
-from export.graph.parts import Closing, Opening, Plain, Step
+from export.graph.parts import Closing, Opening, Plain, Step, TracedBridge
 from export.graph.passes.reshapes import constant_reshapes
 from export.graph.passes.result import PassResult
 from export.precision import Precision
@@ -37,6 +37,7 @@ class Parts:
     Attributes:
         opening: embedding and what is computed once a call.
         layer: one kept layer without its weights: `plain_weights` has each layer's own.
+        bridge: the linear map beside the loop; None where the model has none.
         step: one recurrence.
         closing: final norm and LM head.
         passes: what was changed in them.
@@ -44,13 +45,14 @@ class Parts:
 
     opening: ir.Model
     layer: ir.Model | None
+    bridge: ir.Model | None
     step: ir.Model
     closing: ir.Model
     passes: tuple[PassResult, ...]
 
 
 def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> Parts:
-    """Traces the four parts; step tables are cut at `max_depth`.
+    """Traces every part; step tables are cut at `max_depth`.
 
     Raises:
         ExportError: the model can't be traced.
@@ -79,14 +81,17 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     if kept := [*model.prelude, *model.coda]:
         layer = _trace(_template(kept[0], precision), (h, shared, (cache, cache)))
         _forget_weights(layer)
+    bridge = None
+    if model.bridge is not None:
+        bridge = _trace(TracedBridge(model.bridge, precision), (h,))
     inputs = (step, h, shared, pool, (steps, steps), picked, rows)
     opening = _trace(Opening(model, precision), (ids, ids, mask, index))
     body = _trace(Step(model, precision, max_depth), inputs)
     closing = _trace(Closing(model, precision), (h, picked, head))
-    parts = [part for part in (opening, layer, body, closing) if part is not None]
+    parts = [part for part in (opening, layer, bridge, body, closing) if part is not None]
     # Before stitching: here the tracer's symbols of every size are known.
     passes = tuple(constant_reshapes(part) for part in parts)
-    return Parts(opening, layer, body, closing, passes)
+    return Parts(opening, layer, bridge, body, closing, passes)
 
 
 def plain_weights(layer: nn.Module, precision: Precision) -> dict[str, torch.Tensor]:

@@ -137,6 +137,7 @@ def _describe_side(title: str, nodes: list[ir.Node]) -> list[str]:
 
 _ENDS = {
     "opening": "opening (embedding, mask, rotary, pooled count)",
+    "bridge": "bridge (h + T h + t)",
     "closing": "closing (final norm, LM head)",
 }
 

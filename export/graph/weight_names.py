@@ -40,6 +40,8 @@ def joined_weights(
             if group == "qkv":
                 weights[0] = weights[0].scaled(scale)
             yield f"{graph_prefix}.{group}.weight", join(weights)
+    if model.bridge is not None:
+        yield "bridge.weight", chosen.pop("bridge.weight")
     if model.recurrent.gate is not None:
         yield "step.gate_weight", chosen.pop("recurrent.gate.proj.weight")
 

@@ -15,6 +15,19 @@ from ouroboros.model.modeling import OuroborosForCausalLM
 BATCH = 4
 
 
+def blocks_in_order(model: OuroborosForCausalLM) -> list[tuple[str, nn.Module]]:
+    """Returns what the hidden state passes, by the prefix of its parameters: layers and bridge."""
+    bridge = [] if model.bridge is None else [("bridge", model.bridge)]
+    entry = model.config.bridge == "entry"
+    return [
+        *((f"prelude.{i}", layer) for i, layer in enumerate(model.prelude)),
+        *(bridge if entry else []),
+        ("recurrent", model.recurrent),
+        *([] if entry else bridge),
+        *((f"coda.{i}", layer) for i, layer in enumerate(model.coda)),
+    ]
+
+
 @dataclass(frozen=True)
 class Call:
     """How the model calls a block, but for the hidden state: arguments after it, and by name."""
@@ -42,7 +55,7 @@ class CalibrationRun:
             depth: steps that the recurrent layer is run for.
         """
         self._recurrent, self._depth = model.recurrent, depth
-        blocks: list[nn.Module] = [*model.prelude, model.recurrent, *model.coda]
+        blocks = [block for _, block in blocks_in_order(model)]
         batches = windows.split(BATCH)
         self._calls = [_watch_calls(model, blocks, batch) for batch in batches]
         self.hidden: list[torch.Tensor] = [model.embed_tokens(batch) for batch in batches]

@@ -19,7 +19,7 @@ from torch import nn
 
 from export.errors import ExportError
 from export.graph.layers import attention_scale
-from export.quantize.calibration import CalibrationRun
+from export.quantize.calibration import CalibrationRun, blocks_in_order
 from export.quantize.smoothing import smooth_model
 from export.quantize.weights import QuantizedModel, QuantizedWeight, check_block
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -50,8 +50,9 @@ class Quantization:
         symmetric: no zero points; the only form TensorRT takes.
         depth: depth at which calibration text is run.
         sensitive_bits: of embedding, LM head, recurrence gate, the first, the looped and the last
-            three layers, and of the attention and down projections of all. Rounded to 4 bits,
-            embedding and head alone cost SmolLM2 9 % of perplexity, the looped layer's values 4 %.
+            three layers, the bridge, and of the attention and down projections of all. Rounded to 4
+            bits, embedding and head alone cost SmolLM2 9 % of perplexity, the looped layer's values
+            4 %.
         accuracy_level: of ONNX Runtime's MatMulNBits as the bundle ships: 1 float32, 4 8-bit
             activations.
     """
@@ -102,7 +103,7 @@ def quantize_model(
     windows: torch.Tensor | None = None,
     report: Callable[[str], None] | None = None,
 ) -> QuantizedModel:
-    """Quantises every matrix of the layers, the gate, the embedding and the LM head, in place.
+    """Quantises every matrix of the layers, bridge, gate, the embedding and the LM head, in place.
 
     Args:
         model: float32, eval mode; afterwards it holds the dequantised weights, and its Controller
@@ -125,12 +126,9 @@ def quantize_model(
         sizes = smooth_model(model, windows, how.depth)
         text = CalibrationRun(model, windows, how.depth)
     weights: dict[str, QuantizedWeight] = {}
-    blocks: list[tuple[str, nn.Module]] = [
-        *((f"prelude.{i}", layer) for i, layer in enumerate(model.prelude)),
-        ("recurrent", model.recurrent),
-        *((f"coda.{i}", layer) for i, layer in enumerate(model.coda)),
-    ]
-    whole = [block for _, block in (blocks[0], *blocks[-LAST:])] + [model.recurrent]
+    blocks = blocks_in_order(model)
+    layers = [block for _, block in blocks if block is not model.bridge]
+    whole = [layers[0], *layers[-LAST:], model.recurrent, model.bridge]
     for number, (prefix, block) in enumerate(blocks, 1):
         linears = dict(_linears(block, prefix))
         moments = {} if text is None else text.second_moments(block, linears)

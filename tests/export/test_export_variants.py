@@ -29,9 +29,13 @@ class Variant:
 
 # Together they hold every variant once; alone, below, each is told apart.
 TOGETHER = {
-    "per_step, no prelude": Variant({"bases": "per_step", "prelude": 0}),
-    "static, no gate, no coda": Variant({"modulation": "static", "gate": False, "coda": 0}),
-    "token, untied": Variant({"pooling": "token"}, tied=False),
+    "per_step, no prelude, bridge at exit": Variant(
+        {"bases": "per_step", "prelude": 0, "bridge": "exit"}
+    ),
+    "static, no gate, no coda, bridge at entry": Variant(
+        {"modulation": "static", "gate": False, "coda": 0, "bridge": "entry"}
+    ),
+    "token, untied, no bridge": Variant({"pooling": "token", "bridge": "none"}, tied=False),
 }
 ALONE = {
     "per_step": Variant({"bases": "per_step"}),
@@ -44,7 +48,12 @@ ALONE = {
     "no coda": Variant({"coda": 0}),
     "neither": Variant({"prelude": 0, "coda": 0}),
     "untied": Variant(tied=False),
+    "bridge at entry": Variant({"bridge": "entry"}),
+    "bridge at exit": Variant({"bridge": "exit"}),
+    "bridge at entry, neither": Variant({"bridge": "entry", "prelude": 0, "coda": 0}),
+    "bridge at exit, neither": Variant({"bridge": "exit", "prelude": 0, "coda": 0}),
 }
+FAST = "per_step, no prelude, bridge at exit"
 
 
 def build(original: Path, folder: Path, variant: Variant) -> Path:
@@ -72,11 +81,11 @@ def build(original: Path, folder: Path, variant: Variant) -> Path:
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(TOGETHER["per_step, no prelude"], id="per_step, no prelude"),
+        pytest.param(TOGETHER[FAST], id=FAST),
         *(
             pytest.param(variant, id=name, marks=pytest.mark.slow)
             for name, variant in {**TOGETHER, **ALONE}.items()
-            if name != "per_step, no prelude"
+            if name != FAST
         ),
     ],
 )
@@ -87,6 +96,8 @@ def test_variant_equals_pytorch(tiny_original: Path, tmp_path: Path, variant: Va
     assert report.depths == DEPTHS
     model = read_manifest(bundle).model
     assert model.pooling == variant.options.get("pooling", "causal")
+    if "bridge" in variant.options:
+        assert model.bridge == variant.options["bridge"]
     assert (model.prelude, model.coda) == tuple(
         variant.options.get(name, SPLIT[name]) for name in ("prelude", "coda")
     )

@@ -121,7 +121,7 @@ def _save_random(
 def build_checkpoint(original: Path, path: Path, massive: bool = False) -> None:
     """Writes its conversion, 2 | 1 | 2, every trained part random, so that each one matters.
 
-    Those of a `massive` original are scaled as training would: no step is lost in one channel.
+    The bridge stands at the loop's entry, or, where `massive`, at its exit. Trained parts of a `massive` original are scaled as training would: no step is lost in one channel.
     """
     import torch
 
@@ -133,6 +133,7 @@ def build_checkpoint(original: Path, path: Path, massive: bool = False) -> None:
         "max_depth": 8,
         "depth": 3,
         "norm_init": "ones",
+        "bridge": "exit" if massive else "entry",
     }
     convert(str(original), path, prelude=2, coda=2, recurrent=3, **options)
     model, tokenizer = load_checkpoint(path)
@@ -143,6 +144,7 @@ def build_checkpoint(original: Path, path: Path, massive: bool = False) -> None:
             model.recurrent.controller.style.weight[:, MASSIVE_CHANNEL].div_(MASSIVE)
             for part in model.recurrent.gate.proj.weight.chunk(2, dim=-1):
                 part[:, MASSIVE_CHANNEL].div_(MASSIVE)
+            model.bridge.weight[:, MASSIVE_CHANNEL].div_(MASSIVE)
     model.config.trained_depths = [1, 2, 3, 4]
     save_checkpoint(model, tokenizer, path, keep=("LICENSE", "ATTRIBUTION"))
 
@@ -158,6 +160,10 @@ def randomise(model: Any) -> None:
                 weight.uniform_(0.5, 2.0)
             elif weight.requires_grad:
                 weight.add_(torch.randn(weight.shape) * 0.1)
+        if model.bridge is not None:
+            # As large as the identity beside it.
+            for weight in model.bridge.parameters():
+                weight.copy_(torch.randn(weight.shape) * weight.shape[-1] ** -0.5)
 
 
 def build_bundle(checkpoint: Path, path: Path) -> None:

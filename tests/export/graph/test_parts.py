@@ -15,7 +15,7 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.cache_utils import DynamicCache
 
 from export.graph.layers import Layer, Shared
-from export.graph.parts import Closing, Opening, Plain, Step
+from export.graph.parts import Closing, Opening, Plain, Step, TracedBridge
 from export.precision import PRECISIONS
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.model.cache import OuroborosCache
@@ -310,3 +310,25 @@ def test_closing_equals_norm_and_head(tied: bool) -> None:
     expect_equal(Closing(model, PRECISIONS["fp32"])(hidden, picked, head), expected)
     turned = Closing(model, PRECISIONS["int8"])(hidden, picked, head.T.contiguous())
     expect_equal(turned, expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_bridge_equals_pytorch(precision: str) -> None:
+    model = build("llama", bridge="entry")
+    assert model.bridge is not None
+    hidden = random(3, 5, model.config.hidden_size)
+    assert float((model.bridge(hidden) - hidden).norm() / hidden.norm()) > 0.5
+    expect_equal(TracedBridge(model.bridge, PRECISIONS[precision])(hidden), model.bridge(hidden))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_the_bridge_leaves_alone_is_not_rounded(precision: str) -> None:
+    model = build("llama", bridge="entry")
+    assert model.bridge is not None
+    model.bridge.weight[:, 1:] = 0.0
+    model.bridge.weight[1:] = 0.0
+    model.bridge.bias.zero_()
+    hidden = random(3, 5, model.config.hidden_size)
+    mapped = TracedBridge(model.bridge, PRECISIONS[precision])(hidden)
+    assert torch.equal(mapped[..., 1:], hidden[..., 1:])
+    assert not torch.equal(mapped[..., 0], hidden[..., 0])

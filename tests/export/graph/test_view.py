@@ -26,6 +26,8 @@ def test_tree_names_every_part(tiny_bundle: Path) -> None:
     order = [
         "inputs",
         "prelude: 2 layers",
+        "layers 0..1",
+        "bridge (h + T h + t)",
         "loop: depth times",
         "pool",
         "controller",
@@ -42,6 +44,7 @@ def test_tree_names_every_part(tiny_bundle: Path) -> None:
     # The tiny model: d 64, 259 tokens, tied; joined q, k and v: (4 + 2 * 2) heads of 16.
     assert "table  float [259, 64], 66.3 kB" in text
     assert "qkv  float [64, 128], 32.8 kB × 2" in text
+    assert "weight  float [64, 64], 16.4 kB" in text
     assert "past_key_values.0..3.key|value  float [batch, 2, past_sequence, 16]" in text
 
 

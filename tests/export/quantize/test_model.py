@@ -65,7 +65,7 @@ def test_quantised_model_holds_the_dequantised_weights(tiny_checkpoint: Path) ->
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     floats = {n for n in changed - set(chosen) if "lora_" in n or ".controller." in n}
     assert changed == set(chosen) | floats
-    assert "recurrent.gate.proj.weight" in chosen
+    assert chosen["recurrent.gate.proj.weight"].bits == chosen["bridge.weight"].bits == 8
     assert not any("norm" in name or "controller" in name for name in chosen)
     assert torch.equal(after["lm_head.weight"], after["embed_tokens.weight"])
 

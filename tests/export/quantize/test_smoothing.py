@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from export.quantize.calibration import CalibrationRun, summing
+from export.quantize.calibration import CalibrationRun, blocks_in_order, summing
 from export.quantize.model import Quantization, quantize_model
 from export.quantize.smoothing import smooth_model
 from ouroboros import load_checkpoint
@@ -16,9 +16,12 @@ from ouroboros import load_checkpoint
 DEPTH = 3
 
 
-@pytest.fixture
-def model(tiny_checkpoint: Path) -> Any:
-    return load_checkpoint(tiny_checkpoint)[0]
+@pytest.fixture(params=["entry", "exit"])
+def model(tiny_checkpoint: Path, request: pytest.FixtureRequest) -> Any:
+    """The tiny model, its bridge on either side of the loop."""
+    model = load_checkpoint(tiny_checkpoint)[0]
+    model.config.bridge = request.param
+    return model
 
 
 @pytest.fixture
@@ -36,12 +39,16 @@ def logits(model: Any, windows: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_text_arrives_as_the_model_carries_it(model: Any, windows: torch.Tensor) -> None:
     run = CalibrationRun(model, windows, DEPTH)
-    linears = {"looped": model.recurrent.layer.mlp.down_proj, "last": model.coda[-1].mlp.up_proj}
+    linears = {
+        "bridge": model.bridge,
+        "looped": model.recurrent.layer.mlp.down_proj,
+        "last": model.coda[-1].mlp.up_proj,
+    }
     expected = {linear: torch.zeros((linear.in_features,) * 2) for linear in linears.values()}
     with summing(expected):
         whole = logits(model, windows)
     found = {}
-    for block in [*model.prelude, model.recurrent, *model.coda]:
+    for _, block in blocks_in_order(model):
         for name, linear in linears.items():
             if linear in set(block.modules()):
                 found |= run.second_moments(block, {name: linear})
