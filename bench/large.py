@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ class Stage:
         seconds: wall time.
         peak_bytes: most memory it held, mapped files included.
         written_bytes: what it wrote, 0 where nothing.
+        held_bytes: what the checkpoint's weights take in float32, in which it works on them; 0
+            where it has no bound.
     """
 
     name: str
     seconds: float
     peak_bytes: int
     written_bytes: int
+    held_bytes: int = 0
 
 
 def write_model(folder: Path, layers: int, hidden: int, intermediate: int, vocab: int) -> None:
@@ -134,6 +138,18 @@ def run_stage(name: str, command: list[str], out: Path | None) -> Stage:
     return Stage(name, seconds, used.ru_maxrss * 1024, 0 if out is None else _size(out))
 
 
+def _count_bytes(checkpoint: Path) -> int:
+    """What the weights of a checkpoint take in float32, whatever they are stored in."""
+    from safetensors import safe_open
+
+    numbers = 0
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        numbers += sum(math.prod(shape) for shape in shapes)
+    return 4 * numbers
+
+
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -155,6 +171,8 @@ def run_stages(scratch: Path, arguments: argparse.Namespace) -> list[Stage]:
         run_stage("convert", [*OURO, *convert], checkpoint),
         run_stage("export", [*OURO, *export], bundle),
     ]
+    held = _count_bytes(checkpoint)
+    stages[1:] = [replace(stage, held_bytes=held) for stage in stages[1:]]
     if arguments.check:
         stages.append(run_stage("check", [*OURO, "check", str(bundle)], None))
     return stages
@@ -164,8 +182,8 @@ def print_stages(stages: list[Stage]) -> None:
     """Prints a line a stage, and how the two that have bounds keep them."""
     print(f"{'':8} {'seconds':>8} {'peak GB':>8} {'bound GB':>9} {'written GB':>11}")
     for stage in stages:
-        bounded = stage.name in ("convert", "export")
-        bound = f"{(FACTOR * stage.written_bytes + EXTRA_BYTES) / 1e9:9.2f}" if bounded else ""
+        limit = FACTOR * stage.held_bytes + EXTRA_BYTES
+        bound = f"{limit / 1e9:9.2f}" if stage.held_bytes else ""
         print(
             f"{stage.name:8} {stage.seconds:8.1f} {stage.peak_bytes / 1e9:8.2f} {bound:>9} "
             f"{stage.written_bytes / 1e9:11.2f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,16 @@ from ouroboros.checkpoint import (
     combine_hashes,
     hash_file,
     read_config,
+    weight_files,
 )
 from ouroboros.delta.assemble import check_weights, open_pieces, stored_tensors
-from ouroboros.delta.record import DeltaRecord, read_record
+from ouroboros.delta.record import DeltaRecord, WeightsRecord, read_record
 from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE, write_module
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.source.locate import locate, one_line
-from ouroboros.storage.tensors import write_tensors
+from ouroboros.storage.tensors import StoredTensor, write_tensors
 from ouroboros.storage.weights import build_empty, stored_names
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import CHECKPOINT, DELTA_NAME, find_strangers
@@ -84,16 +85,8 @@ def restore_delta(
         with publish(out, replaces=(CHECKPOINT,)) as staging:
             for name, weights in record.weights.items():
                 say(f"writing {name}")
-                with (staging / name).open("wb") as file:
-                    tensors = stored_tensors(weights, pieces, original)
-                    hashes[name] = write_tensors(file, tensors, weights.metadata)
-                if hashes[name] != weights.sha256:
-                    raise CheckpointError(
-                        f"{folder}: {name} comes out with sha256 {hashes[name][:12]} instead of "
-                        f"{weights.sha256[:12]}",
-                        "get an intact copy of the delta; if this one is, report it with the "
-                        "versions that `ouro doctor` prints",
-                    )
+                tensors = stored_tensors(weights, pieces, original)
+                hashes[name] = _write(staging / name, tensors, weights, folder)
             _copy_files(folder, record, place.path, staging)
             write_module(staging)
             if strangers := find_strangers(staging, CHECKPOINT):
@@ -101,6 +94,11 @@ def restore_delta(
                     f"{folder}: names the file {strangers[0]!r:.80}, which no checkpoint has", _ANEW
                 )
             check_weight_files(staging)
+            if {file.name for file in weight_files(staging)} != set(hashes):
+                raise CheckpointError(
+                    f"{folder}: its index of weights names others than {', '.join(sorted(hashes))}",
+                    _ANEW,
+                )
             digest = combine_hashes(hash_file(staging / "config.json"), hashes)
             size = sum((staging / name).stat().st_size for name in hashes)
     except (OSError, SafetensorError) as error:
@@ -110,11 +108,27 @@ def restore_delta(
     return RestoreReport(digest, digest == record.checkpoint_sha256, size)
 
 
+def _write(
+    path: Path, tensors: Sequence[StoredTensor], weights: WeightsRecord, folder: Path
+) -> str:
+    """Writes one weight file and returns its hash, which must be the recorded one."""
+    with path.open("wb") as file:
+        found = write_tensors(file, tensors, weights.metadata)
+    if found != weights.sha256:
+        raise CheckpointError(
+            f"{folder}: {path.name} comes out with sha256 {found[:12]} instead of "
+            f"{weights.sha256[:12]}",
+            "get an intact copy of the delta; if this one is, report it with the versions that "
+            "`ouro doctor` prints",
+        )
+    return found
+
+
 def check_own(folder: Path, record: DeltaRecord) -> None:
     """Holds a delta's own files against their hashes.
 
     Raises:
-        CheckpointError: one is missing or damaged, or a file lies there that is not the delta's.
+        CheckpointError: one is missing or damaged, or a part of a file has no hash.
     """
     for name, listed in record.own.items():
         file = folder / name

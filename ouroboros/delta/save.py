@@ -126,13 +126,9 @@ def save_delta(
             own, names = write_shards(staging, made.own.values(), chosen.max_file_bytes)
             weights = {name: _fill(file, names) for name, file in weights.items()}
             copied, files = _take_files(folder, original, staging, chosen.max_file_bytes, weights)
-            for file in sorted(staging.rglob("*")):
-                name = file.relative_to(staging).as_posix()
-                if file.is_file() and name not in own:
-                    own[name] = hash_file(file)
-            sizes = {name: FileRecord(own[name], (staging / name).stat().st_size) for name in own}
+            sizes = _hash_own(staging, own)
             say("putting it together again")
-            weights = _rehearse(staging, weights, own, original, made.shapes)
+            weights = _rehearse(staging, weights, sizes, original, made.shapes)
             hashes = {file.name: hash_file(file) for file in weight_files(folder)}
             if chosen.dtype == LOSSLESS:
                 _require_identical(folder, weights, hashes)
@@ -146,8 +142,7 @@ def save_delta(
                 sizes,
             )
             write_record(staging, record)
-            paths = [path for path in staging.rglob("*") if path.is_file()]
-            size, count = sum(path.stat().st_size for path in paths), len(paths)
+            size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{out}: can't write the delta: {one_line(error)}", "what was there is untouched"
@@ -157,7 +152,7 @@ def save_delta(
         tuple(made.copied),
         sum(math.prod(tensor.shape) for tensor in made.own.values()),
         size,
-        count,
+        len(sizes) + 1,
         sum(file.stat().st_size for file in weight_files(folder)),
         tuple(_strangers(folder)),
     )
@@ -309,10 +304,20 @@ def _strangers(folder: Path) -> list[str]:
     return find_strangers(folder, RUN)
 
 
+def _hash_own(staging: Path, known: Mapping[str, str]) -> dict[str, FileRecord]:
+    """Returns hash and size of every file of a delta; those of `known` were hashed meanwhile."""
+    paths = [path for path in sorted(staging.rglob("*")) if path.is_file()]
+    names = {path.relative_to(staging).as_posix(): path for path in paths}
+    return {
+        name: FileRecord(known.get(name) or hash_file(path), path.stat().st_size)
+        for name, path in names.items()
+    }
+
+
 def _rehearse(
     staging: Path,
     weights: Mapping[str, WeightsRecord],
-    own: Mapping[str, str],
+    own: Mapping[str, FileRecord],
     original: Original,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, WeightsRecord]:

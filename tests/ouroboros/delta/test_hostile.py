@@ -131,6 +131,23 @@ def entry(name: str, **changes: Any) -> Callable[[Path], None]:
     return change
 
 
+def move_in(delta: Path) -> None:
+    """A second weight file, which nothing would read."""
+    record = read(delta)
+    tensors = record["weights"][WEIGHTS]["tensors"]
+    moved = {"tensors": {GATE: tensors.pop(GATE)}, "metadata": {"format": "pt"}}
+    hashes = []
+    for names in (tensors, moved["tensors"]):
+        checkpoint = load_file(delta.parent.parent / "whole" / WEIGHTS)
+        chosen = {name: checkpoint[name] for name in names}
+        save_file(chosen, delta.parent / "x", metadata={"format": "pt"})
+        hashes.append(hash_file(delta.parent / "x"))
+    (delta.parent / "x").unlink()
+    record["weights"][WEIGHTS]["sha256"] = hashes[0]
+    record["weights"]["model-00001-of-00002.safetensors"] = {**moved, "sha256": hashes[1]}
+    write(delta, record)
+
+
 def rename_tensor(delta: Path) -> None:
     record = read(delta)
     tensors = record["weights"][WEIGHTS]["tensors"]
@@ -241,6 +258,14 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config of another kind": (edit_config(model_type="llama"), "not an Ouroboros checkpoint"),
     "config with code": (edit_config(nonsense=1), "unknown keys nonsense"),
 }  # fmt: skip
+
+
+def test_a_weight_file_that_nothing_reads_is_refused(
+    delta: Path, tiny_original: Path, tiny_checkpoint: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, delta.parent.parent / "whole")
+    move_in(delta)
+    refuse(delta, tiny_original, r"its index of weights names others than model-00001-of-00002")
 
 
 @pytest.mark.parametrize("name", CHANGES)
