@@ -31,7 +31,6 @@ from export.tensorrt.refit import find_refittable, refit_plans
 from export.tokens import (
     TEMPLATE,
     TOKENIZER,
-    check_chat_template,
     describe_tokens,
     name_unused,
     name_unused_templates,
@@ -132,7 +131,6 @@ def export_bundle(
     tokens = describe_tokens(checkpoint, model, tokenizer)
     for line in name_unused(model, tokenizer):
         say(line)
-    check_chat_template(checkpoint)
     tokens["chat"] = compile_checkpoint_chat(checkpoint, tokens)
     if others := name_unused_templates(checkpoint):
         say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")

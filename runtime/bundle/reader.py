@@ -22,9 +22,9 @@ from runtime.bundle.manifest import (
     render_hash,
     render_manifest,
 )
+from runtime.bundle.specs import CASES_NAME as CASES_NAME
 from runtime.errors import BundleError
 
-CASES_NAME = "cases.safetensors"
 MANIFEST_BYTES_LIMIT = 16 * 1024 * 1024
 HASH_BYTES_LIMIT = 4096  # it is one line
 
