@@ -96,6 +96,25 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(directory, manifest)
 
 
+def find_damage(directory: Path, manifest: Manifest) -> dict[str, BundleError]:
+    """Compares every file with the manifest, to the last.
+
+    Args:
+        directory: of the bundle.
+        manifest: its own.
+
+    Returns:
+        What is wrong, by the name of the file, in the manifest's order; empty where all are whole.
+    """
+    damage = {}
+    for name, spec in manifest.files.items():
+        try:
+            verify_file(directory, name, spec)
+        except BundleError as error:
+            damage[name] = error
+    return damage
+
+
 def verify_file(directory: Path, name: str, spec: FileSpec) -> None:
     """Compares one file with the manifest.
 
