@@ -22,8 +22,8 @@ from export.graph.storage import save_graph
 from export.manifest import describe_bundle
 from export.options import ExportOptions
 from export.precision import Precision, find_precision
-from export.quantize.model import quantize_model
-from export.quantize.options import Quantization, make_quantization, read_calibration
+from export.quantize.model import Quantization, quantize_model
+from export.quantize.options import make_quantization, read_calibration
 from export.tensorrt.builder import GraphFacts, build_plans
 from export.tensorrt.check import require_buildable
 from export.tensorrt.options import TrtOptions, check_options

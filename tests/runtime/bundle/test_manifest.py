@@ -18,7 +18,7 @@ from runtime.bundle.manifest import (
     parse_manifest_text,
 )
 from runtime.bundle.plans import PlanSpec, ProfileSpec, RangeSpec, hash_graph
-from runtime.bundle.reader import hash_file, open_bundle, read_manifest, write_manifest
+from runtime.bundle.reader import find_damage, hash_file, open_bundle, read_manifest, write_manifest
 from runtime.errors import BundleError
 from tests.support.manifests import FIELDS, WRONG
 
@@ -126,6 +126,18 @@ def test_bundle_any_missing_or_short_file_is_named(bundle: Path) -> None:
     (bundle / "tokenizer.json").mkdir()
     with pytest.raises(BundleError, match=r"lacks tokenizer\.json"):
         open_bundle(bundle)
+
+
+def test_damage_is_found_to_the_last_file(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert find_damage(bundle, manifest) == {}
+    first, *_, last = manifest.files
+    (bundle / first).unlink()
+    (bundle / last).write_bytes(b"x")
+    damage = find_damage(bundle, manifest)
+    assert list(damage) == [first, last]
+    assert f"lacks {first}" in str(damage[first])
+    assert "has 1 bytes" in str(damage[last])
 
 
 def test_bundle_not_a_bundle(tmp_path: Path) -> None:

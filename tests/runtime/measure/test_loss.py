@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime import Engine, EngineError
-from runtime.measure.loss import score_windows
+from runtime.measure.loss import ScoredBundle, score_windows
 from runtime.measure.speed import bench_engine, describe_machine, measure_read_rate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
@@ -29,6 +29,21 @@ def test_score_windows_equals_the_definition(
     found = score_windows(engine, windows, 2, prefix, batch=2, advance=done.append)
     assert found == pytest.approx(np.mean(expected), rel=1e-5)
     assert done == [2, 2, 1]
+
+
+def test_bundle_is_scored_like_any_model(engine: Engine, windows: np.ndarray) -> None:
+    scored, manifest = ScoredBundle(engine), engine.manifest
+    assert (scored.name, scored.max_depth) == ("converted", manifest.depth.max)
+    assert scored.config.pooling == manifest.model.pooling
+    done: list[int] = []
+    found = scored.score(windows, 2, prefix=3, advance=done.append)
+    assert found == score_windows(engine, windows, 2, 3)
+    assert sum(done) == len(windows)
+    texts = ["a sea", "b"]
+    ids = scored.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    assert ids == [engine.codec.encode(text, False) for text in texts]
+    with pytest.raises(EngineError, match="outside this bundle's range"):
+        scored.check_depth(manifest.depth.max + 1)
 
 
 def test_score_windows_refuses(engine: Engine, windows: np.ndarray) -> None:
