@@ -2,22 +2,31 @@
 
 python -m bench.gpu                       measures the checkpoint that `make demo` left
 python -m bench.gpu CHECKPOINT --json     measures another; writes bench/results/<device>.json
+python -m bench.gpu --export-only         leaves the bundles in --work; needs no GPU
+python -m bench.gpu --parity-only --reuse checks those; the GPU may do something else meanwhile
+python -m bench.gpu --speed-only --json   times those, and writes the parity found before as well
+
+All defaults together take about five minutes on a data-centre GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.decode import DEMO
+from bench.gpu_bundles import Bundles, Shape
 from bench.gpu_report import (
     ParityRow,
     SpeedRow,
@@ -30,80 +39,116 @@ from bench.gpu_report import (
 from bench.measure import make_parser, time_torch
 from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
+from ouroboros.checkpoint import checkpoint_sha256
 from runtime.engine import Engine
-from runtime.errors import RuntimeFault
+from runtime.errors import EngineError, RuntimeFault
 from runtime.measure.speed import DecodeTiming
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 RESULTS = Path("bench/results")
 WORK = Path("build/gpu")
-PYTORCH = {"pytorch fp32": "float32", "pytorch fp16": "float16"}
+PYTORCH = {"fp32": "float32", "fp16": "float16"}
+PARTS = ("export", "parity", "speed")
+PARITY = "parity.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """What is measured: recurrences, rows, and tokens in the cache before the first one timed."""
+class Timing:
+    """One turn of a subject.
 
-    depth: int
-    batch: int
-    context: int
+    Attributes:
+        decode: its times.
+        host_bytes: copied between host and device a token of every row; None where not counted.
+    """
+
+    decode: DecodeTiming
+    host_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Something that is timed: a bundle on a backend, or PyTorch.
+
+    Attributes:
+        precision: of its weights.
+        name: "cuda", "trt", "cpu" or "pytorch".
+        time: decodes at a shape, so many tokens.
+    """
+
+    precision: str
+    name: str
+    time: Callable[[Shape, int], Timing]
 
 
 def bench_gpu(
-    checkpoint: Path,
-    work: Path,
+    bundles: Bundles,
     precisions: Sequence[str],
     backends: Sequence[str],
     shapes: Sequence[Shape],
     rounds: int,
     tokens: int,
     torch_device: str | None,
-    report: Callable[[str], None],
+    parts: Sequence[str] = PARTS,
 ) -> tuple[list[ParityRow], list[SpeedRow]]:
     """Exports, checks and times a checkpoint at every precision on every backend.
 
+    All that is timed is loaded at once and takes turns.
+
     Args:
-        checkpoint: the PyTorch model.
-        work: where bundles are written, each over the one before it.
+        bundles: what to export or take.
         precisions: of PRECISIONS.
         backends: of "cuda", "trt" and "cpu".
         shapes: to time.
         rounds: turns for each subject, one more before them does not count.
         tokens: tokens timed a turn.
         torch_device: where PyTorch runs; None leaves it out.
-        report: called with a line of progress now and then.
+        parts: of PARTS, what to do.
+    """
+    parity: list[ParityRow] = []
+    subjects: list[Subject] = []
+    with contextlib.ExitStack() as opened:
+        for precision in precisions:
+            bundle, refused = bundles.make(precision, shapes, tokens)
+            for backend in backends if set(parts) - {"export"} else ():
+                try:
+                    if bundle is None or (backend == "trt" and refused):
+                        raise EngineError(refused)
+                    if "parity" in parts:
+                        bundles.report(f"{precision}: parity on {backend}")
+                        parity.append(check_parity(bundle, precision, backend))
+                    if "speed" in parts:
+                        engine = opened.enter_context(Engine.open(bundle, backend=backend))
+                        subjects.append(Subject(precision, backend, partial(time_engine, engine)))
+                except RuntimeFault as error:
+                    parity.append(ParityRow(precision, backend, "ERROR", None, str(error)))
+        if not subjects:
+            return parity, []
+        if torch_device is not None:
+            subjects += make_pytorch(bundles.checkpoint, torch_device)
+        return parity, time_shapes(subjects, shapes, rounds, tokens, bundles.report)
+
+
+def check_parity(bundle: Path, precision: str, backend: str) -> ParityRow:
+    """The parity check of a bundle on a backend.
+
+    Args:
+        bundle: its folder.
+        precision: of the bundle.
+        backend: "cuda", "trt" or "cpu".
+
+    Raises:
+        RuntimeFault: it can't run.
     """
     from runtime.parity.check import check_bundle
 
-    parity: list[ParityRow] = []
-    speeds: list[SpeedRow] = []
-    pytorch = {} if torch_device is None else make_pytorch(checkpoint, torch_device)
-    for precision in precisions:
-        bundle, refused = make_bundle(
-            checkpoint, work, precision, "trt" in backends, shapes, tokens, report
-        )
-        engines: dict[str, Engine] = {}
-        for backend in backends:
-            if bundle is None or (backend == "trt" and refused):
-                parity.append(ParityRow(precision, backend, "ERROR", None, refused))
-                continue
-            report(f"{precision}: parity on {backend}")
-            try:
-                found = check_bundle(bundle, backend)
-                worst = found.worst_relative_l2
-                known = worst if np.isfinite(worst) else None
-                parity.append(ParityRow(precision, backend, found.verdict, known, ""))
-                engines[backend] = Engine.open(bundle, backend=backend)
-            except RuntimeFault as error:
-                parity.append(ParityRow(precision, backend, "ERROR", None, str(error)))
-        speeds += time_shapes(precision, engines, pytorch, shapes, rounds, tokens, report)
-        for engine in engines.values():
-            engine.close()
-    return parity, speeds
+    found = check_bundle(bundle, backend)
+    worst = found.worst_relative_l2
+    known = worst if np.isfinite(worst) else None
+    return ParityRow(precision, backend, found.verdict, known, "")
 
 
-def make_pytorch(checkpoint: Path, device: str) -> dict[str, Any]:
-    """The PyTorch models to compare with, by name, on a device.
+def make_pytorch(checkpoint: Path, device: str) -> list[Subject]:
+    """PyTorch eager to compare with, one subject a type, on a device.
 
     Args:
         checkpoint: the model.
@@ -113,96 +158,53 @@ def make_pytorch(checkpoint: Path, device: str) -> dict[str, Any]:
 
     from ouroboros.checkpoint import load_checkpoint
 
-    return {
-        name: load_checkpoint(checkpoint)[0].to(device, getattr(torch, dtype))
-        for name, dtype in PYTORCH.items()
-    }
+    def timer(model: Any) -> Callable[[Shape, int], Timing]:
+        return lambda shape, tokens: Timing(
+            time_torch(model, shape.depth, shape.batch, shape.context, tokens), None
+        )
 
-
-def make_bundle(
-    checkpoint: Path,
-    work: Path,
-    precision: str,
-    plans: bool,
-    shapes: Sequence[Shape],
-    tokens: int,
-    report: Callable[[str], None],
-) -> tuple[Path | None, str]:
-    """Exports a checkpoint for the shapes to be measured.
-
-    Args:
-        checkpoint: the model.
-        work: the bundle is its entry named after the precision.
-        precision: of PRECISIONS.
-        plans: also build TensorRT plans; where that fails the bundle goes without, and says so.
-        shapes: to be measured.
-        tokens: that follow the context.
-        report: called with a line of progress now and then.
-
-    Returns:
-        The bundle, None where there is none; and why it has no plan, or why there is none.
-    """
-    from export import TrtOptions, export_bundle
-    from export.errors import ExportError
-
-    out = work / precision
-    depth = max(shape.depth for shape in shapes)
-    longest = max(shape.context for shape in shapes) + tokens
-    options = TrtOptions(
-        max_batch=max(shape.batch for shape in shapes), opt_past=longest // 2, max_seq=longest
-    )
-    work.mkdir(parents=True, exist_ok=True)
-    refused = ""
-    for format, trt in (("trt", options), ("onnx", None))[0 if plans else 1 :]:
-        report(f"{precision}: exporting, --format {format}")
-        try:
-            export_bundle(
-                checkpoint, out, max_depth=depth, precision=precision, format=format, trt=trt
-            )
-        except ExportError as error:
-            refused = str(error)
-            report(f"{precision}: {refused}")
-        else:
-            return out, refused
-    return None, refused
+    return [
+        Subject(
+            precision,
+            "pytorch",
+            timer(load_checkpoint(checkpoint)[0].to(device, getattr(torch, dtype))),
+        )
+        for precision, dtype in PYTORCH.items()
+    ]
 
 
 def time_shapes(
-    precision: str,
-    engines: dict[str, Engine],
-    pytorch: dict[str, Any],
+    subjects: Sequence[Subject],
     shapes: Sequence[Shape],
     rounds: int,
     tokens: int,
     report: Callable[[str], None],
 ) -> list[SpeedRow]:
-    """Times every engine and PyTorch model at every shape, taking turns.
+    """Times every subject at every shape, taking turns.
 
     Args:
-        precision: of the engines' bundle.
-        engines: by backend.
-        pytorch: models by name.
+        subjects: what is timed.
         shapes: to time.
         rounds: turns for each.
         tokens: tokens timed a turn.
         report: called with a line of progress now and then.
     """
     rows = []
-    for shape in shapes if engines else ():
-        report(f"{precision}: depth {shape.depth}, batch {shape.batch}, context {shape.context}")
-        timings: dict[str, list[DecodeTiming]] = {name: [] for name in (*engines, *pytorch)}
+    for shape in shapes:
+        report(f"depth {shape.depth}, batch {shape.batch}, context {shape.context}")
+        timings: list[list[Timing]] = [[] for _ in subjects]
         for turn in range(rounds + 1):
-            for name, engine in engines.items():
-                timing = time_engine(engine, shape, tokens)
-                timings[name] += [timing] if turn else []
-            for name, model in pytorch.items():
-                timing = time_torch(model, shape.depth, shape.batch, shape.context, tokens)
-                timings[name] += [timing] if turn else []
-        rows += [summarise(precision, name, shape, found) for name, found in timings.items()]
+            for subject, found in zip(subjects, timings, strict=True):
+                timing = subject.time(shape, tokens)
+                found += [timing] if turn else []
+        rows += [
+            summarise(subject.precision, subject.name, shape, found)
+            for subject, found in zip(subjects, timings, strict=True)
+        ]
     return rows
 
 
-def time_engine(engine: Engine, shape: Shape, tokens: int) -> DecodeTiming:
+def time_engine(engine: Engine, shape: Shape, tokens: int) -> Timing:
     """Times greedy decoding of a batch of random prompts.
 
     Args:
@@ -217,27 +219,27 @@ def time_engine(engine: Engine, shape: Shape, tokens: int) -> DecodeTiming:
     start = time.perf_counter()
     logits = decoder.prefill(list(prompts))
     prefill_s = time.perf_counter() - start
-    token_s, inside_s = [], []
+    token_s, inside_s, moved = [], [], decoder.host_bytes
     for _ in range(tokens):
         start, inside = time.perf_counter(), decoder.run_s
         logits = decoder.step(logits.argmax(-1))
         token_s.append(time.perf_counter() - start)
         inside_s.append(decoder.run_s - inside)
     skipped = 2 if tokens > 4 else 0  # the first ones bind buffers
-    return DecodeTiming(token_s[skipped:], inside_s[skipped:], prefill_s)
+    host_bytes = (decoder.host_bytes - moved) // tokens
+    return Timing(DecodeTiming(token_s[skipped:], inside_s[skipped:], prefill_s), host_bytes)
 
 
-def summarise(
-    precision: str, subject: str, shape: Shape, timings: Sequence[DecodeTiming]
-) -> SpeedRow:
+def summarise(precision: str, subject: str, shape: Shape, turns: Sequence[Timing]) -> SpeedRow:
     """Medians over the turns of one subject.
 
     Args:
-        precision: of the bundle it took turns with.
+        precision: of its weights.
         subject: its name.
         shape: what was timed.
-        timings: one a turn.
+        turns: one timing each.
     """
+    timings = [turn.decode for turn in turns]
     token_s = statistics.median(one for timing in timings for one in timing.token_s)
     outside = [
         1 - inside / whole
@@ -256,6 +258,7 @@ def summarise(
             shape.batch * shape.context / statistics.median(t.prefill_s for t in timings), 1
         ),
         engine_overhead=round(statistics.median(outside), 4),
+        host_bytes=turns[-1].host_bytes,
     )
 
 
@@ -266,14 +269,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {given.checkpoint} is not there; run `make demo`, or name another")
     device = describe_device()
     backends = given.backends or ["cuda", *(["trt"] if has_tensorrt(device) else [])]
-    if device["gpu"] is None and set(backends) != {"cpu"}:
+    if device["gpu"] is None and set(backends) != {"cpu"} and given.only != "export":
         sys.exit("error: CUDA shows no GPU here; run `ouro doctor`, or give --backends cpu")
     file = given.results / result_name(device)
     if given.json:
         file.parent.mkdir(parents=True, exist_ok=True)
         require_writable(file, [given.checkpoint])
+    parts = [given.only] if given.only else PARTS
     torch_device = given.torch_device
-    if torch_device == "cuda":
+    if torch_device == "cuda" and "speed" in parts:
         import torch
 
         if not torch.cuda.is_available():
@@ -286,21 +290,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for context in given.contexts
     ]
     parity, speeds = bench_gpu(
-        given.checkpoint,
-        given.work,
+        Bundles(
+            given.checkpoint,
+            given.work,
+            "trt" in backends,
+            given.reuse or given.only == "speed",
+            lambda line: print(line, file=sys.stderr),
+        ),
         given.precisions,
         backends,
         shapes,
         given.rounds,
         given.tokens,
         None if torch_device == "none" else torch_device,
-        lambda line: print(line, file=sys.stderr),
+        parts,
     )
+    if given.only == "export":
+        return
+    if "parity" in parts:
+        keep_parity(given.work, given.checkpoint, device, parity)
+    else:
+        parity = [*find_parity(given.work, given.checkpoint, device), *parity]
     print_tables(parity, speeds, device)
     if given.json:
         how = {"device": device, "rounds": given.rounds, "tokens": given.tokens}
         write_json(file, how | to_json(parity, speeds))
         print(f"written to {file}")
+
+
+def keep_parity(
+    work: Path, checkpoint: Path, device: dict[str, Any], rows: Sequence[ParityRow]
+) -> None:
+    """Leaves the parity found beside the bundles, for a later run that only times them.
+
+    Args:
+        work: folder of the bundles.
+        checkpoint: the PyTorch model.
+        device: from `describe_device`.
+        rows: one a precision and backend.
+    """
+    of = {"checkpoint": checkpoint_sha256(checkpoint), "device": device}
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / PARITY, of | {"parity": [dataclasses.asdict(row) for row in rows]})
+
+
+def find_parity(work: Path, checkpoint: Path, device: dict[str, Any]) -> list[ParityRow]:
+    """The parity that an earlier run found for this checkpoint on this device, if any.
+
+    Args:
+        work: folder of the bundles.
+        checkpoint: the PyTorch model.
+        device: from `describe_device`.
+    """
+    file = work / PARITY
+    if not file.is_file():
+        return []
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if (kept["checkpoint"], kept["device"]) != (checkpoint_sha256(checkpoint), device):
+        return []
+    return [ParityRow(**row) for row in kept["parity"]]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -312,9 +360,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--depths", nargs="+", type=int, default=[1, 8, 16])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--contexts", nargs="+", type=int, default=[64, 1024])
-    parser.add_argument("--rounds", type=int, default=5, help="turns for each; medians count")
+    parser.add_argument("--rounds", type=int, default=3, help="turns for each; medians count")
     parser.add_argument("--tokens", type=int, default=32, help="tokens decoded a turn")
     parser.add_argument("--torch-device", choices=("cuda", "cpu", "none"), default="cuda")
+    only = parser.add_mutually_exclusive_group()
+    for part in PARTS:
+        only.add_argument(f"--{part}-only", dest="only", action="store_const", const=part)
+    parser.add_argument("--reuse", action="store_true", help="bundles of this checkpoint in --work")
     parser.add_argument("--work", type=Path, default=WORK, help="where bundles are written")
     parser.add_argument("--json", action="store_true", help="write <device>.json to --results")
     parser.add_argument("--results", type=Path, default=RESULTS)

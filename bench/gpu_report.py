@@ -17,8 +17,8 @@ class SpeedRow:
     """Medians of one subject at one shape.
 
     Attributes:
-        precision: of the bundle.
-        subject: "cuda", "trt", "cpu", or a PyTorch that took turns with it.
+        precision: of the weights.
+        subject: "cuda", "trt", "cpu", or "pytorch", which took turns with them.
         depth: recurrences.
         batch: rows.
         context: tokens in the cache before the first one timed.
@@ -26,6 +26,7 @@ class SpeedRow:
         tokens_per_s: of all rows together.
         prefill_tokens_per_s: likewise, while the context was fed.
         engine_overhead: share of a token's time outside ONNX Runtime or TensorRT; 0 for PyTorch.
+        host_bytes: copied between host and device a token of every row; None where not counted.
     """
 
     precision: str
@@ -37,6 +38,7 @@ class SpeedRow:
     tokens_per_s: float
     prefill_tokens_per_s: float
     engine_overhead: float
+    host_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ class ParityRow:
 
 def describe_device() -> dict[str, Any]:
     """The GPU, its driver, the processor and every version that matters."""
+    import onnxruntime
+
     from runtime.backends.machine import describe_machine as describe_gpu_machine
 
     here = describe_machine()
@@ -71,6 +75,8 @@ def describe_device() -> dict[str, Any]:
             here["versions"][name] = version(name)
         except PackageNotFoundError:
             here["versions"][name] = "not installed"
+    # Two packages bring the module onnxruntime, and either may be the one that is imported.
+    here["versions"]["onnxruntime"] = onnxruntime.__version__
     here["versions"] |= {one.flavour.name: one.version for one in machine.installed}
     return here
 
@@ -99,20 +105,30 @@ def print_tables(
     for one in parity:
         worst = "" if one.worst_relative_l2 is None else f"{one.worst_relative_l2:.1e}"
         print(f"{one.precision:<6}{one.backend:<9}{one.verdict:<11}{worst or one.reason}")
+    if speeds:
+        print_speeds(speeds)
+    gpu = device["gpu"]
+    shown = "no GPU" if gpu is None else f"{gpu['name']} ({gpu['compute_capability']})"
+    print(f"\n{shown}, driver {device['driver']}, {device['processor']}")
+    print(", ".join(f"{name} {number}" for name, number in device["versions"].items()))
+
+
+def print_speeds(speeds: Sequence[SpeedRow]) -> None:
+    """Prints the times.
+
+    Args:
+        speeds: one row a precision, subject and shape.
+    """
     print(
         f"\n{'':<6}{'':<14}{'depth':>6}{'batch':>6}{'context':>8}{'ms/token':>10}{'tokens/s':>10}"
-        f"{'prefill/s':>11}{'overhead':>9}"
+        f"{'prefill/s':>11}{'overhead':>9}{'copied':>10}"
     )
     for row in speeds:
         print(
             f"{row.precision:<6}{row.subject:<14}{row.depth:>6}{row.batch:>6}{row.context:>8}"
             f"{row.decode_ms:>10.3f}{row.tokens_per_s:>10.1f}{row.prefill_tokens_per_s:>11.0f}"
-            f"{row.engine_overhead:>9.1%}"
+            f"{row.engine_overhead:>9.1%}{'' if row.host_bytes is None else row.host_bytes:>10}"
         )
-    gpu = device["gpu"]
-    shown = "no GPU" if gpu is None else f"{gpu['name']} ({gpu['compute_capability']})"
-    print(f"\n{shown}, driver {device['driver']}, {device['processor']}")
-    print(", ".join(f"{name} {number}" for name, number in device["versions"].items()))
 
 
 def result_name(device: dict[str, Any]) -> str:

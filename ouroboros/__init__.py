@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ouroboros.checkpoint import load_checkpoint, save_checkpoint
     from ouroboros.conversion.convert import convert
     from ouroboros.conversion.options import ConvertOptions
+    from ouroboros.delta.options import DeltaOptions
+    from ouroboros.delta.restore import restore_delta
+    from ouroboros.delta.save import save_delta
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
@@ -23,23 +26,29 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConvertOptions",
+    "DeltaOptions",
     "OuroborosConfig",
     "OuroborosForCausalLM",
     "TrainOptions",
     "__version__",
     "convert",
     "load_checkpoint",
+    "restore_delta",
     "save_checkpoint",
+    "save_delta",
 ]
 
 _HOMES = {
     "ConvertOptions": "ouroboros.conversion.options",
+    "DeltaOptions": "ouroboros.delta.options",
     "OuroborosConfig": "ouroboros.model.configuration",
     "OuroborosForCausalLM": "ouroboros.model.modeling",
     "TrainOptions": "ouroboros.training.recipe",
     "convert": "ouroboros.conversion.convert",
     "load_checkpoint": "ouroboros.checkpoint",
+    "restore_delta": "ouroboros.delta.restore",
     "save_checkpoint": "ouroboros.checkpoint",
+    "save_delta": "ouroboros.delta.save",
 }
 
 

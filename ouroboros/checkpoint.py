@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.source.locate import FLOATS, one_line, quiet_transformers, require_finite
+from ouroboros.storage.weights import INDEX as INDEX
+from ouroboros.storage.weights import SINGLE, write_weights
 from runtime.files.atomic import check_place, publish
-from runtime.files.destinations import CHECKPOINT, RUN
-
-INDEX = "model.safetensors.index.json"
+from runtime.files.destinations import CHECKPOINT, DELTA_NAME, RUN
 
 
 def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
@@ -98,9 +98,14 @@ def weight_files(path: Path) -> list[Path]:
     """
     index = path / INDEX
     if not index.is_file():
-        file = path / "model.safetensors"
+        file = path / SINGLE
+        if not file.is_file() and (path / DELTA_NAME).is_file():
+            raise CheckpointError(
+                f"{path}: a delta, which lacks what its original model holds",
+                f"make the whole checkpoint: `ouro restore {path} OUT --source SOURCE`",
+            )
         if not file.is_file():
-            raise CheckpointError(f"{path}: model.safetensors is missing", "copy the whole folder")
+            raise CheckpointError(f"{path}: {SINGLE} is missing", "copy the whole folder")
         return [file]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -177,8 +182,11 @@ def save_checkpoint(
     out: str | Path,
     files: dict[str, Path | bytes] | None = None,
     keep: Collection[str] = (),
-) -> None:
+) -> str:
     """Writes a checkpoint atomically, in the place of one that `out` held.
+
+    Weights that conversion does not train are stored in the narrowest type that loses nothing
+    (see `ouroboros.storage.weights`); `load_checkpoint` and `from_pretrained` widen them again.
 
     Args:
         model: the model; its config is saved with it.
@@ -186,6 +194,9 @@ def save_checkpoint(
         out: the destination directory.
         files: further files by name, as content or as a path to copy.
         keep: names of entries of an existing `out` that stay (a training run's state and logs).
+
+    Returns:
+        What `checkpoint_sha256` gives for it, computed while it was written.
 
     Raises:
         CheckpointError: `out` holds anything but a checkpoint (or a run, where `keep` names its
@@ -198,7 +209,8 @@ def save_checkpoint(
         raise CheckpointError(f"{out} {obstacle}")
     try:
         with publish(out, keep, replaces=replaces) as staging, quiet_transformers():
-            model.save_pretrained(staging)
+            _write_config(model, staging)
+            hashes = write_weights(model, staging)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)
             for name, content in (files or {}).items():
@@ -206,17 +218,42 @@ def save_checkpoint(
                     (staging / name).write_bytes(content)
                 else:
                     shutil.copyfile(content, staging / name)
+            return combine_hashes(hash_file(staging / "config.json"), hashes)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{out}: can't write the checkpoint: {one_line(error)}", "what was there is untouched"
         ) from error
 
 
+def _write_config(model: OuroborosForCausalLM, folder: Path) -> None:
+    """Writes what `save_pretrained` does beside the weights."""
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+
+
 def checkpoint_sha256(path: str | Path) -> str:
     """Returns the hash of a checkpoint: of config.json and of its weight files, in order."""
     path = Path(path)
-    digest = hashlib.sha256()
-    for file in [path / "config.json", *weight_files(path)]:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    hashes = {file.name: hash_file(file) for file in weight_files(path)}
+    return combine_hashes(hash_file(path / "config.json"), hashes)
+
+
+def combine_hashes(config: str, weights: Mapping[str, str]) -> str:
+    """Returns the hash of a checkpoint from those of its files.
+
+    Args:
+        config: sha256 of config.json.
+        weights: sha256 of each weight file by its name.
+    """
+    digest = hashlib.sha256(bytes.fromhex(config))
+    for name in sorted(weights):
+        digest.update(bytes.fromhex(weights[name]))
     return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Returns the sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -25,7 +25,7 @@ ALIGNMENT_BYTES = 64
 DATA_SUFFIX = ".data"
 
 
-def save_graph(model: ir.Model, path: Path, share: bool = True) -> None:
+def save_graph(model: ir.Model, path: Path, share: bool = True) -> dict[str, str]:
     """Writes `path` and, beside it, a data file with every initializer of 1 KiB or more.
 
     Afterwards the model's large tensors are references into that file.
@@ -36,11 +36,16 @@ def save_graph(model: ir.Model, path: Path, share: bool = True) -> None:
         share: give initializers of equal bytes one range. TensorRT refuses that where they are of
             different types.
 
+    Returns:
+        The sha256 of both files by name. That of the weights is of the bytes that were given to be
+        written, so that they are not read back for it.
+
     Raises:
         OSError: the disk is full or can't be written.
     """
     data = path.with_name(path.name + DATA_SUFFIX)
     ranges: dict[tuple[str, int], int] = {}
+    digest = hashlib.sha256()
     with data.open("wb") as file:
         for value in _large(model):
             tensor = value.const_value
@@ -51,9 +56,12 @@ def save_graph(model: ir.Model, path: Path, share: bool = True) -> None:
             key = (hashlib.sha256(content).hexdigest(), size)
             if key not in ranges or not share:
                 step = PAGE_BYTES if size >= LARGE_BYTES else ALIGNMENT_BYTES
-                file.write(b"\0" * (-file.tell() % step))
+                padding = b"\0" * (-file.tell() % step)
+                file.write(padding)
+                digest.update(padding)
                 ranges[key] = file.tell()
                 file.write(content)
+                digest.update(content)
             del content  # before the next one is made
             value.const_value = ir.ExternalTensor(
                 data.name,
@@ -65,6 +73,9 @@ def save_graph(model: ir.Model, path: Path, share: bool = True) -> None:
                 base_dir=path.parent,
             )
     ir.save(model, path)
+    with path.open("rb") as written:
+        graph = hashlib.file_digest(written, "sha256").hexdigest()
+    return {path.name: graph, data.name: digest.hexdigest()}
 
 
 def _content(tensor: ir.TensorProtocol) -> bytes | memoryview:

@@ -7,6 +7,7 @@ hidden state, which is as small as the hidden state itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from ouroboros.model.pooling import widen
 IGNORED = -100
 CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits held at once, by device: 64 MiB and 1 GiB in float32."""
+
+
+PieceLoss = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class HeadLoss(torch.autograd.Function):
@@ -34,6 +38,7 @@ class HeadLoss(torch.autograd.Function):
         labels: torch.Tensor,
         weight: float,
         temperature: float,
+        piece_loss: PieceLoss,
     ) -> torch.Tensor:
         """Returns the sum, float32 `[]`; see `head_loss`."""
         gradient = torch.zeros_like(hidden)
@@ -43,9 +48,7 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, len(labels), step):
             piece = slice(start, start + step)
             guide = None if teacher is None else teacher[piece]
-            loss, found = _piece_loss(
-                hidden[piece], guide, head, labels[piece], weight, temperature
-            )
+            loss, found = piece_loss(hidden[piece], guide, head, labels[piece], weight, temperature)
             total += loss
             gradient[piece] = found
         context.save_for_backward(gradient)
@@ -55,7 +58,7 @@ class HeadLoss(torch.autograd.Function):
     def backward(context: Any, *outputs: torch.Tensor) -> tuple[Any, ...]:
         """Scales the gradient found on the way forward."""
         (gradient,) = context.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None
+        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None, None
 
 
 def head_loss(
@@ -65,6 +68,7 @@ def head_loss(
     teacher: torch.Tensor | None = None,
     weight: float = 0.5,
     temperature: float = 1.0,
+    piece_loss: PieceLoss | None = None,
 ) -> torch.Tensor:
     """Sums the loss of predicted tokens, float32 `[]`, without ever holding all logits.
 
@@ -75,15 +79,16 @@ def head_loss(
         teacher: the teacher's state before the same head, `[positions, hidden]`; None: no KL.
         weight: of the KL term, 0..1; the cross-entropy has the rest. 0 where there is no teacher.
         temperature: both distributions of the KL term are softened by it.
+        piece_loss: `torch.compile(piece_loss)`; None for the plain one.
     """
     share = 0.0 if teacher is None else weight
     result: torch.Tensor = HeadLoss.apply(
-        hidden, teacher, head.detach(), labels, share, temperature
+        hidden, teacher, head.detach(), labels, share, temperature, piece_loss or _plain
     )
     return result
 
 
-def _piece_loss(
+def piece_loss(
     hidden: torch.Tensor,
     teacher: torch.Tensor | None,
     head: torch.Tensor,
@@ -91,7 +96,10 @@ def _piece_loss(
     weight: float,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss `[]` and its gradient for the hidden state of some positions."""
+    """Returns the loss `[]` of some positions and its gradient `[positions, hidden]`.
+
+    Arguments are those of `head_loss`.
+    """
     kind = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else head.dtype
     table = head.to(kind)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -112,6 +120,9 @@ def _piece_loss(
             slope = slope + (soft.exp() - q) * (weight * temperature)
         slope = slope * valid
         return loss, functional.linear(slope.to(kind), table.T).to(hidden.dtype)
+
+
+_plain = piece_loss
 
 
 def _autocast(hidden: torch.Tensor) -> bool:

@@ -27,12 +27,18 @@ class ProgressDisplay(TrainerCallback):
         self.loss = self.heldout = "–"
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.step_began_s = self.training_s = 0.0
+        self.step_began_s = self.training_s = self.first_step_s = 0.0
         self.first_step = 0
 
     def tokens_per_s(self, train_step: int) -> float:
-        """Returns tokens trained on a second so far in this process, scoring left out."""
-        return (train_step - self.first_step) * self.tokens_a_step / max(self.training_s, 1e-9)
+        """Returns tokens trained on a second so far in this process, scoring left out.
+
+        So is the first train step, which compiles and allocates, once there is another.
+        """
+        steps, seconds = train_step - self.first_step, self.training_s
+        if steps > 1:
+            steps, seconds = steps - 1, seconds - self.first_step_s
+        return steps * self.tokens_a_step / max(seconds, 1e-9)
 
     def on_train_begin(
         self,
@@ -77,7 +83,10 @@ class ProgressDisplay(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Adds up the time of a finished train step, scoring and saving left out."""
-        self.training_s += time.perf_counter() - self.step_began_s
+        seconds = time.perf_counter() - self.step_began_s
+        self.training_s += seconds
+        if state.global_step == self.first_step + 1:
+            self.first_step_s = seconds
 
     def on_log(
         self,

@@ -18,6 +18,7 @@ from runtime.options import option
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant")
+DRAWS = ("uniform", "inverse")
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_LEARNING_RATE = 1e30  # Adam's first steps multiply it by up to 10, in float32
 
@@ -36,6 +37,9 @@ class TrainOptions:
         (), "held-out text, scored while training, never trained on; repeatable"
     )
     depth: str = option("1-16", "one depth, or a range to draw one from for every train step")
+    depth_draw: str = option(
+        "uniform", "how it is drawn: uniform, or inverse, a depth d as often as 1 / d"
+    )
     train_steps: int = option(300, "optimizer steps")
     batch_size: int = option(4, "windows a micro-batch, in every process")
     grad_accum: int = option(1, "micro-batches a train step")
@@ -53,6 +57,9 @@ class TrainOptions:
     eval_windows: int = option(4, "windows a held-out file")
     save_every: int = option(50, "train steps between saved states")
     precision: str = option("fp32", "fp32, or bf16 with float32 weights")
+    compile: bool = option(
+        False, "compile the kept layers and the loss; worth it on a GPU", "--compile/--no-compile"
+    )
     train_coda: str = option("frozen", "of the last layers train: frozen, norms or full")
     train_recurrent: str = option("frozen", "of the looped layer train: frozen or full")
     layer_learning_rate: float = option(
@@ -95,6 +102,7 @@ class TrainOptions:
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
             ("train_recurrent", RECURRENT_CHOICES),
+            ("depth_draw", DRAWS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
@@ -203,6 +211,8 @@ def _coerce(name: str, value: Any, path: Path) -> Any:
 
 
 def _coerce_one(name: str, value: Any, kind: type, path: Path) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is Path and isinstance(value, str):
         return path.parent / value

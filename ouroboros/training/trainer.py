@@ -31,7 +31,7 @@ from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
-from ouroboros.training.loss import IGNORED, head_loss
+from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.plots import EVAL_LOSS, GATE
 
 if TYPE_CHECKING:
@@ -46,14 +46,25 @@ SAMPLE_WINDOWS = 2
 _DEPTH_STREAM, _ORDER_STREAM = 1, 2
 
 
-def draw_depth(seed: int, train_step: int, low: int, high: int) -> int:
-    """Draws the depth of a train step, uniform over low..high.
+def draw_depth(seed: int, train_step: int, low: int, high: int, draw: str = "uniform") -> int:
+    """Draws the depth of a train step from low..high.
 
     It depends on nothing but the arguments, so every process, every micro-batch and a resumed run
     draw the same.
+
+    Args:
+        seed: of the run.
+        train_step: its number.
+        low: the least depth.
+        high: the greatest depth.
+        draw: `uniform`, or `inverse`: a depth d as often as 1 / d, so that deep steps are trained
+            without being paid for at every train step.
     """
     generator = np.random.default_rng([_DEPTH_STREAM, seed, train_step])
-    return int(generator.integers(low, high + 1))
+    if draw == "uniform":
+        return int(generator.integers(low, high + 1))
+    depths = np.arange(low, high + 1)
+    return int(generator.choice(depths, p=(1 / depths) / (1 / depths).sum()))
 
 
 class RunOrder(Sampler[int]):
@@ -120,6 +131,12 @@ class OuroborosTrainer(Trainer):
         if teacher is not None:
             half = torch.bfloat16 if arguments.bf16 else torch.float32
             teacher.to(arguments.device, half)
+        self.piece_loss: PieceLoss = piece_loss
+        if options.compile:
+            self.piece_loss = torch.compile(piece_loss)
+            kept = [*model.prelude, *model.coda, *(teacher.body.layers if teacher else [])]
+            for layer in kept:
+                layer.compile()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         a_step = self.options.batch_size * self.options.grad_accum * self.args.world_size
@@ -133,7 +150,8 @@ class OuroborosTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Computes the loss at the depth of this train step."""
-        depth = draw_depth(self.options.seed, self.state.global_step, *self.options.depth_range)
+        options, train_step = self.options, self.state.global_step
+        depth = draw_depth(options.seed, train_step, *options.depth_range, options.depth_draw)
         if self.teacher is None:
             return super().compute_loss(
                 model, {**inputs, "depth": depth}, return_outputs, num_items_in_batch
@@ -157,6 +175,7 @@ class OuroborosTrainer(Trainer):
             guide[:, :-1].flatten(0, 1),
             self.options.distill,
             self.options.temperature,
+            self.piece_loss,
         )
         count = num_items_in_batch
         if count is None:

@@ -110,6 +110,7 @@ class CudaMemory:
 
     Attributes:
         stream: the CUDA stream that every copy is started on.
+        host_bytes: see `Memory.host_bytes`.
     """
 
     def __init__(self, cuda: Any, alignment: int) -> None:
@@ -123,6 +124,7 @@ class CudaMemory:
             EngineError: CUDA shows no GPU here.
         """
         self._cuda, self._alignment = cuda, alignment
+        self.host_bytes = 0
         self._host: weakref.WeakKeyDictionary[DeviceArray, Array] = weakref.WeakKeyDictionary()
         self.stream = int(self._call("cudaStreamCreate"))
         weakref.finalize(self, cuda.cudaStreamDestroy, self.stream)
@@ -151,6 +153,7 @@ class CudaMemory:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         if array.nbytes:
             source = array.ctypes.data
+            self.host_bytes += array.nbytes
             self._call("cudaMemcpyAsync", target.address, source, array.nbytes, kind, self.stream)
 
     def copy(self, target: Any, at: int, source: Any, first: int, count: int) -> None:
@@ -170,6 +173,7 @@ class CudaMemory:
         if host.nbytes:
             kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
             to = host.ctypes.data
+            self.host_bytes += host.nbytes
             self._call("cudaMemcpyAsync", to, buffer.address, host.nbytes, kind, self.stream)
         self.wait()
         return _from_bfloat16(host) if buffer.dtype == "bfloat16" else host

@@ -36,7 +36,14 @@ class Buffer(Protocol):
 
 
 class Memory(Protocol):
-    """Allocates the buffers of one batch and copies between them. Used from one thread."""
+    """Allocates the buffers of one batch and copies between them. Used from one thread.
+
+    Attributes:
+        host_bytes: bytes copied between the host and the device so far, inputs of the graph that
+            lie on the host included; 0 where the memory is the host's.
+    """
+
+    host_bytes: int
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """A tensor of zeros, without gaps."""
@@ -120,6 +127,8 @@ class Backend(Protocol):
 
 class HostMemory:
     """`Memory` in numpy arrays."""
+
+    host_bytes = 0
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         """See `Memory.zeros`."""

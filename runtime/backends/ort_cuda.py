@@ -10,6 +10,8 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -82,12 +84,14 @@ class CudaBinding:
         self._binding = session.io_binding()
         self._buffers = (dict(inputs), dict(outputs))  # ONNX Runtime knows only their addresses
         self._host = {}
+        self._fed_bytes = 0
         for name, one in inputs.items():
             if isinstance(one, DeviceArray):
                 kind = ELEMENT_TYPES[one.dtype].onnx_number
                 self._binding.bind_input(name, device, 0, kind, one.shape, one.address)
             else:
                 self._host[name] = OrtValue.ortvalue_from_numpy(one)
+                self._fed_bytes += one.nbytes
         for name, one in outputs.items():
             kind = ELEMENT_TYPES[one.dtype].onnx_number
             self._binding.bind_output(name, device, 0, kind, one.shape, one.address)
@@ -102,6 +106,7 @@ class CudaBinding:
             # ONNX Runtime has a stream of its own, and waits for it before it returns.
             self._memory.wait()
             self._session.run_with_iobinding(self._binding)
+            self._memory.host_bytes += self._fed_bytes
         except Exception as error:
             raise run_error(error) from error
         return time.perf_counter() - start
@@ -115,10 +120,39 @@ def open_cuda(
     Raises:
         EngineError: cuda-bindings is not installed, or CUDA's libraries are not.
     """
-    import onnxruntime
-
     cuda = load_cuda()
-    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
-        onnxruntime.preload_dlls()  # loads CUDA's libraries from where pip has put them
+    load_libraries()
     session = open_session(bundle, PROVIDER, PROVIDER_OPTIONS, threads, accuracy_level)
     return CudaBackend(session, bundle.manifest, cuda)
+
+
+def load_libraries() -> None:
+    """Loads CUDA's libraries from where pip has put them.
+
+    ONNX Runtime looks beside its own folder, then where the system's loader does. What was
+    installed into another folder of Python's path (`pip install --target`, a user's packages over
+    the system's) is found by Python's own search.
+
+    Source: onnxruntime.preload_dlls; CUDA 13's packages share `nvidia/cu13/lib`.
+    """
+    import onnxruntime
+
+    beside = Path(onnxruntime.__file__).parents[1]
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+        for name in (f"cu{str(onnxruntime.cuda_version).partition('.')[0]}", "cudnn"):
+            folder = _find_folder(name)
+            elsewhere = folder is not None and beside not in folder.parents
+            onnxruntime.preload_dlls(
+                cuda=name != "cudnn",
+                cudnn=name == "cudnn",
+                directory=str(folder) if elsewhere else None,
+            )
+
+
+def _find_folder(name: str) -> Path | None:
+    """The folder nvidia/NAME/lib on Python's path."""
+    spec = find_spec("nvidia")
+    for root in [] if spec is None else spec.submodule_search_locations or ():
+        if (folder := Path(root) / name / "lib").is_dir():
+            return folder
+    return None

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.bundle.manifest import (
@@ -125,11 +126,15 @@ def verify_file(directory: Path, name: str, spec: FileSpec) -> None:
         )
 
 
-def write_manifest(directory: Path, **fields: object) -> Manifest:
-    """Hashes every file in a directory and writes its manifest.json.
+def write_manifest(
+    directory: Path, hashes: Mapping[str, str] | None = None, /, **fields: object
+) -> Manifest:
+    """Writes a directory's manifest.json, with the hash of every file in it.
 
     Args:
         directory: the bundle, complete but for its manifest.
+        hashes: the sha256 of files by name, where whoever wrote them computed it meanwhile; the
+            others are read. `open_bundle` trusts none of them: it reads every file.
         **fields: every key of the manifest but `format_version` and `files`, each as JSON values or
             as the dataclass of runtime.bundle.manifest.
 
@@ -146,11 +151,12 @@ def write_manifest(directory: Path, **fields: object) -> Manifest:
         raise BundleError(
             f"{target} is not a bundle's, so it is left alone", "give another directory"
         )
-    files = {}
+    known, files = hashes or {}, {}
     for file in sorted(directory.rglob("*")):
         name = file.relative_to(directory).as_posix()
         if file.is_file() and name not in (MANIFEST_NAME, HASH_NAME):
-            files[name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
+            digest = known.get(name) or hash_file(file)
+            files[name] = {"sha256": digest, "bytes": file.stat().st_size}
     plain = json.loads(json.dumps(fields, default=_to_json, allow_nan=False))
     data = {"format_version": FORMAT_VERSION, **plain, "files": files}
     manifest = parse_manifest(data)

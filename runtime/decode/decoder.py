@@ -45,6 +45,11 @@ class Decoder:
         self._pool = self._pool_buffer(1)
         self._binding: Bound | None = None
 
+    @property
+    def host_bytes(self) -> int:
+        """See `Memory.host_bytes`."""
+        return self._memory.host_bytes
+
     def prefill(self, rows: Sequence[Sequence[int] | Array]) -> Array:
         """Feeds new tokens, as many a row as it has, and returns the last logits of each row.
 

@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import Any
 
 BUNDLE, CHECKPOINT, RUN, TRITON = "bundle", "checkpoint", "run", "triton"
+DELTA, DELTA_NAME = "delta", "delta.json"
 MISSING, EMPTY, FILE, MODEL, FOREIGN = "missing", "empty", "file", "model", "foreign"
 NAMES = {
     BUNDLE: "a bundle",
     CHECKPOINT: "a checkpoint of Ouroboros",
     RUN: "a training run",
+    DELTA: "a delta of a checkpoint",
     TRITON: "a model of Ouroboros for Triton",
     MODEL: "a model of another kind",
     FOREIGN: "not of Ouroboros",
 }
 
 STAGED, OLD = ".staging-", ".old-"  # in the names of what is being written
+DELTA_FORMAT = "ouroboros-delta"  # what a delta.json says it is
 TRITON_SIGN = "ouroboros.checkpoint_sha256"  # a parameter of every config.pbtxt written here
 _SIGNED = re.compile(
     rb"^[^#\n]*\bkey\s*:\s*[\"']" + re.escape(TRITON_SIGN).encode() + rb"[\"']", re.M
@@ -64,7 +67,7 @@ _KEPT = ("state", "logs")
 _RUN_FILES = (*_CHECKPOINT_FILES, *_KEPT)
 _TRITON_FILES = ("config.pbtxt", "LICENSE", "ATTRIBUTION")
 _DIRECTORIES = (*_KEPT, "additional_chat_templates")
-_CHECKED = (BUNDLE, CHECKPOINT, RUN, TRITON)
+_CHECKED = (BUNDLE, CHECKPOINT, RUN, TRITON, DELTA)
 _READ_AT_MOST = 16 << 20
 
 
@@ -73,7 +76,7 @@ def kind_of(path: Path) -> str:
 
     Returns:
         MISSING, FILE, EMPTY, or of a directory BUNDLE, CHECKPOINT, RUN (a checkpoint being trained,
-        or the state of one), TRITON, MODEL (Hugging Face's, of another type) or FOREIGN.
+        or the state of one), DELTA, TRITON, MODEL (Hugging Face's, of another type) or FOREIGN.
 
     Raises:
         OSError: a directory can't be read.
@@ -87,6 +90,8 @@ def kind_of(path: Path) -> str:
         return EMPTY
     if {"format_version", "files", "graphs"} <= _read_object(path / "manifest.json").keys():
         return BUNDLE
+    if _read_object(path / DELTA_NAME).get("format") == DELTA_FORMAT:
+        return DELTA
     if "config.pbtxt" in names and _SIGNED.search(_read(path / "config.pbtxt")):
         return TRITON
     state = path / "state"
@@ -104,7 +109,7 @@ def find_strangers(path: Path, kind: str) -> list[str]:
 
     Args:
         path: the directory.
-        kind: BUNDLE, CHECKPOINT, RUN or TRITON.
+        kind: BUNDLE, CHECKPOINT, RUN, DELTA or TRITON.
 
     Raises:
         OSError: a directory can't be read.
@@ -113,6 +118,10 @@ def find_strangers(path: Path, kind: str) -> list[str]:
         files = _read_object(path / "manifest.json").get("files")
         listed = set(files) if isinstance(files, dict) else set()
         known = {"manifest.json", "manifest.sha256", *listed}
+        return [name for name in _walk(path) if name not in known]
+    if kind == DELTA:
+        own = _read_object(path / DELTA_NAME).get("own")
+        known = {DELTA_NAME, *(own if isinstance(own, dict) else ())}
         return [name for name in _walk(path) if name not in known]
     patterns = {CHECKPOINT: _CHECKPOINT_FILES, RUN: _RUN_FILES, TRITON: _TRITON_FILES}[kind]
     return [name for name in _list(path) if not _belongs(path / name, kind, patterns)]

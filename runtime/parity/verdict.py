@@ -189,17 +189,29 @@ def judge(
 
 
 def _bounds(measurements: Sequence[Measurement], bound: float, half: bool) -> list[float]:
-    own = [one.reference_error for one in measurements]
-    if half:
-        return [max(bound, HALF_ERRORS * error) for error in own]
-    worst: dict[str, float] = {}
+    """The bound of each measurement, by the worst that the reference makes of its like.
+
+    The error of one case is one draw: a decode case compares a single row of logits, and how far
+    rounding throws it differs threefold between depths, in the reference as in the subject. So the
+    reference's error is the largest of the same output: in 16 bits, where some kinds of case come
+    near to overflow, of the same kind of case too, at whatever depth.
+    """
+    factor = HALF_ERRORS if half else FLOAT32_ERRORS
+    worst: dict[tuple[str, str], float] = {}
     for one in measurements:
         if one.reference_error < float("inf"):
-            worst[one.output] = max(worst.get(one.output, 0.0), one.reference_error)
+            key = _like(one, half)
+            worst[key] = max(worst.get(key, 0.0), one.reference_error)
     return [
-        max(bound, FLOAT32_ERRORS * worst[one.output]) if error < float("inf") else error
-        for one, error in zip(measurements, own, strict=True)
+        max(bound, factor * worst[_like(one, half)])
+        if one.reference_error < float("inf")
+        else one.reference_error
+        for one in measurements
     ]
+
+
+def _like(measurement: Measurement, half: bool) -> tuple[str, str]:
+    return (measurement.kind if half else "", measurement.output)
 
 
 def _judge_one(measurement: Measurement, bound: float, tie_margin: float) -> ParityRow:

@@ -35,17 +35,20 @@ def test_every_row_is_measured_and_written(
     (checked,) = figures["parity"]
     assert (checked["precision"], checked["verdict"]) == ("fp32", "PASS")
     assert checked["worst_relative_l2"] < 1e-5
-    subjects = [(row["subject"], row["depth"]) for row in figures["speed"]]
+    subjects = [(row["precision"], row["subject"], row["depth"]) for row in figures["speed"]]
     assert subjects == [
-        (name, depth) for depth in (1, 2) for name in ("cpu", "pytorch fp32", "pytorch fp16")
+        (precision, name, depth)
+        for depth in (1, 2)
+        for precision, name in (("fp32", "cpu"), ("fp32", "pytorch"), ("fp16", "pytorch"))
     ]
+    assert [row["host_bytes"] for row in figures["speed"]] == [0, None, None] * 2
     for row in figures["speed"]:
         assert row["tokens_per_s"] == pytest.approx(2000 / row["decode_ms"], rel=0.01)
         assert row["prefill_tokens_per_s"] > 0
         assert 0 <= row["engine_overhead"] < 1
     printed = capsys.readouterr().out
     assert "worst relative L2" in printed
-    assert "pytorch fp16" in printed
+    assert "fp16  pytorch" in printed
     assert "onnxruntime 1." in printed
 
 
@@ -69,9 +72,8 @@ def test_plan_that_was_refused_is_a_row_with_its_reason(
     monkeypatch.setattr("export.export_bundle", export, raising=False)
     shapes = [gpu.Shape(depth=1, batch=1, context=8)]
     backends, said = ["cpu", "trt"], list[str]()
-    parity, speeds = gpu.bench_gpu(
-        tmp_path, tmp_path / "work", ["fp32"], backends, shapes, 1, 3, None, said.append
-    )
+    bundles = gpu.Bundles(tmp_path, tmp_path / "work", True, False, said.append)
+    parity, speeds = gpu.bench_gpu(bundles, ["fp32"], backends, shapes, 1, 3, None)
     assert [(row.backend, row.verdict, row.reason) for row in parity] == [
         ("cpu", "PASS", ""),
         ("trt", "ERROR", "9.0 is not one of TensorRT for RTX"),
@@ -79,9 +81,42 @@ def test_plan_that_was_refused_is_a_row_with_its_reason(
     assert [row.subject for row in speeds] == ["cpu"]
 
 
+def test_parts_run_one_after_the_other_on_one_export(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    asked = [str(tiny_checkpoint), *SMALL, *folders, "--torch-device", "none"]
+    gpu.main([*asked, "--export-only"])
+    manifest = tmp_path / "work" / "fp32" / "manifest.json"
+    made = manifest.stat().st_mtime_ns
+    assert not (tmp_path / "work" / gpu.PARITY).exists()
+    gpu.main([*asked, "--parity-only", "--reuse"])
+    printed = capsys.readouterr().out
+    assert "worst relative L2" in printed
+    assert "ms/token" not in printed
+    gpu.main([*asked, "--speed-only", "--json"])
+    assert manifest.stat().st_mtime_ns == made
+    (file,) = (tmp_path / "results").iterdir()
+    figures = json.loads(file.read_text())
+    assert [row["verdict"] for row in figures["parity"]] == ["PASS"]
+    assert [(row["subject"], row["depth"]) for row in figures["speed"]] == [("cpu", 1), ("cpu", 2)]
+    gpu.main([*asked, "--export-only", "--reuse", "--depths", "3"])  # not deep enough
+    assert manifest.stat().st_mtime_ns != made
+
+
+def test_parity_of_another_device_is_not_taken(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = [gpu.ParityRow("fp32", "cuda", "PASS", 1e-6, "")]
+    gpu.keep_parity(tmp_path, tiny_checkpoint, {"gpu": "one"}, rows)
+    assert gpu.find_parity(tmp_path, tiny_checkpoint, {"gpu": "one"}) == rows
+    assert gpu.find_parity(tmp_path, tiny_checkpoint, {"gpu": "another"}) == []
+    assert gpu.find_parity(tmp_path / "nothing", tiny_checkpoint, {"gpu": "one"}) == []
+
+
 def test_medians_are_over_all_turns() -> None:
-    timings = [DecodeTiming([0.1, 0.3], [0.1, 0.15], 2.0), DecodeTiming([0.2], [0.2], 4.0)]
+    decoded = [DecodeTiming([0.1, 0.3], [0.1, 0.15], 2.0), DecodeTiming([0.2], [0.2], 4.0)]
+    timings = [gpu.Timing(one, 7) for one in decoded]
     row = gpu.summarise("fp32", "cuda", gpu.Shape(1, 4, 16), timings)
+    assert row.host_bytes == 7
     assert row.decode_ms == 200
     assert row.tokens_per_s == 20
     assert row.prefill_tokens_per_s == pytest.approx(4 * 16 / 3, rel=0.01)

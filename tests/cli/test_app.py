@@ -22,7 +22,10 @@ from tests.support.paths import ROOT
 from tests.support.processes import call_ouro, start_process
 from tests.support.processes import run_ouro as ouro
 
-COMMANDS = ("convert", "train", "eval", "export", "run", "check", "bench", "inspect")
+COMMANDS = (
+    *("convert", "train", "eval", "export", "run", "check", "bench", "inspect"),
+    *("delta", "restore"),
+)
 
 
 def expect_one_line(result: subprocess.CompletedProcess[str], pattern: str) -> None:

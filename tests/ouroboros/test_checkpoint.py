@@ -64,7 +64,7 @@ def test_full_disk_leaves_the_old_checkpoint(copy: Path, monkeypatch: pytest.Mon
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(model, "save_pretrained", full)
+    monkeypatch.setattr("ouroboros.checkpoint.write_weights", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*untouched"):
         save_checkpoint(model, tokenizer, copy)
     assert checkpoint_sha256(copy) == before

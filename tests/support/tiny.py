@@ -121,7 +121,8 @@ def _save_random(
 def build_checkpoint(original: Path, path: Path, massive: bool = False) -> None:
     """Writes its conversion, 2 | 1 | 2, every trained part random, so that each one matters.
 
-    The bridge stands at the loop's entry, or, where `massive`, at its exit. Trained parts of a `massive` original are scaled as training would: no step is lost in one channel.
+    The bridge stands at the loop's entry, or, where `massive`, at its exit. Trained parts of a
+    `massive` original are scaled as training would: no step is lost in one channel.
     """
     import torch
 

@@ -18,6 +18,7 @@ from export.graph.storage import _content, save_graph
 from export.graph.trace import plain_weights
 from export.precision import PRECISIONS, Precision
 from ouroboros import load_checkpoint
+from runtime.bundle.reader import hash_file
 from tests.support.processes import run_ouro
 
 
@@ -36,7 +37,8 @@ def test_joined_weights_are_made_once_and_when_they_are_written(
     model, _ = load_checkpoint(tiny_checkpoint)
     graph, _ = build_graph(model, 3)
     assert joined == []
-    save_graph(graph, tmp_path / "model.onnx")
+    hashes = save_graph(graph, tmp_path / "model.onnx")
+    assert hashes == {path.name: hash_file(path) for path in tmp_path.iterdir()}
     assert joined == [*model.prelude, *model.coda]
     assert (tmp_path / "model.onnx").stat().st_size < 200_000  # the weights are beside it
     written = ir.load(tmp_path / "model.onnx").graph.initializers["layers.3.down.weight"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from runtime import Engine, EngineError
 from runtime.backends.cuda import CudaMemory, output_shapes
 from runtime.backends.memory import HostMemory
 from runtime.backends.ort import open_cpu, open_session
-from runtime.backends.ort_cuda import CudaBackend
+from runtime.backends.ort_cuda import CudaBackend, load_libraries
 from runtime.bundle.reader import open_bundle
 from runtime.decode.decoder import Decoder
 from runtime.parity.cases import load_cases, recorded_results
@@ -92,6 +93,27 @@ def test_reshape_keeps_the_size_and_refuses_gaps(cuda: FakeCuda) -> None:
         memory.stack(2, (3,), "float32").reshape((6,))
 
 
+def test_libraries_are_found_in_another_folder_of_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda **given: asked.append(given))
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
+    for name in ("cu13", "cudnn"):
+        (tmp_path / "nvidia" / name / "lib").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    load_libraries()
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "onnxruntime" / "__init__.py"))
+    load_libraries()  # they lie beside it: its own search
+    assert [(one["cuda"], one["cudnn"]) for one in asked] == [(True, False), (False, True)] * 2
+    assert [one["directory"] for one in asked] == [
+        *(str(tmp_path / "nvidia" / name / "lib") for name in ("cu13", "cudnn")),
+        *(None, None),
+    ]
+
+
 def test_no_gpu_is_one_line(cuda: FakeCuda) -> None:
     cuda.broken = True
     with pytest.raises(EngineError, match="cudaStreamCreate failed with cudaErrorNoDevice"):
@@ -125,10 +147,13 @@ def test_step_moves_only_tokens_mask_and_logits(
     decoder.step([5])
     buffers = {name: one.address for name, one in decoder.cache.named().items()}
     cuda.calls.clear()
-    cuda.host_bytes = 0
+    cuda.host_bytes, before = 0, decoder.host_bytes
     decoder.step([5])
     # Logits come through CUDA; ids, positions and mask go through ONNX Runtime's own copies.
-    assert cuda.host_bytes == 4 * manifest.model.vocab_size
+    logits = 4 * manifest.model.vocab_size
+    assert cuda.host_bytes == logits
+    # int64: an id, a position, a logit index, two depths, and the mask of 64 slots and the token.
+    assert decoder.host_bytes - before == logits + 8 * (1 + 1 + 1 + 2 + 65)
     assert cuda.calls.count("cudaMalloc") == 0
     assert cuda.calls.count("cudaMemcpy2DAsync") == 3
     assert buffers == {name: one.address for name, one in decoder.cache.named().items()}

@@ -402,3 +402,10 @@ def test_plan_entry_that_is_not_understood_is_refused(
 ) -> None:
     with pytest.raises(BundleError, match=words):
         add_plan(bundle, **changes)
+
+
+def test_a_hash_that_was_handed_on_is_not_trusted_when_opened(bundle: Path) -> None:
+    write_manifest(bundle, {"model.onnx": "0" * 64}, **copy.deepcopy(FIELDS))
+    assert read_manifest(bundle).files["model.onnx"].sha256 == "0" * 64
+    with pytest.raises(BundleError, match=r"model\.onnx is damaged or was changed"):
+        open_bundle(bundle)

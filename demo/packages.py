@@ -1,0 +1,258 @@
+"""Pinned packages from PyPI, npm and Debian: downloaded, checked against their hash, read.
+
+Nothing is installed and nothing of a package is run. Each registry is asked through its ordinary
+client, as this machine has it set up: pip, npm, and apt with a state directory of its own.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_UPSTREAM = re.compile(r"^[^_]+_[^_]*?(\.orig)?(?<!\.debian)\.tar\.[a-z0-9]+$")
+REGISTRIES = ("pypi", "npm", "debian", "debian-source")
+
+
+class FetchError(Exception):
+    """A file could not be had, or is not the one that is pinned here."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package in one exact version.
+
+    Attributes:
+        registry: one of `REGISTRIES`. debian-source is the upstream archive of a source package.
+        name: as the registry's client takes it.
+        version: likewise.
+        sha256: of the downloaded file.
+    """
+
+    registry: str
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version} ({self.registry})"
+
+
+def default_cache() -> Path:
+    """$OURO_CACHE, or ~/.cache/ouroboros."""
+    named = os.environ.get("OURO_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "ouroboros"
+
+
+def sha256_of(path: Path) -> str | None:
+    """The hash of a file, or None where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def require_hash(path: Path, sha256: str, what: str, pinned_in: str) -> None:
+    """Raises FetchError unless the file has this hash."""
+    found = sha256_of(path)
+    if found != sha256:
+        raise FetchError(
+            f"{what} has sha256 {found}, but {sha256} is pinned in {pinned_in}; "
+            "it is not used, since it is not what was tested"
+        )
+
+
+def download_wheel(requirement: str, folder: Path, pure: bool = False) -> Path:
+    """Downloads one wheel with pip, without its dependencies.
+
+    Args:
+        requirement: exact version, as pip takes it.
+        folder: an empty directory to put it in.
+        pure: takes the wheel for any platform, where there are several.
+
+    Raises:
+        FetchError: pip brings none.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(folder)]
+    if pure:
+        command += ["--platform", "any", "--implementation", "py", "--abi", "none"]
+    _run([*command, requirement], folder, f"download {requirement} with pip")
+    return _only(folder, ("*.whl",), requirement)
+
+
+def fetch_package(
+    package: Package, cache: Path, pinned_in: str, say: Callable[[str], None] = print
+) -> Path:
+    """Makes sure that a package lies in the cache, unaltered, and returns its file.
+
+    Args:
+        package: what to fetch.
+        cache: directory that keeps packages.
+        pinned_in: file that errors name as the place of the hash.
+        say: called with a line before a download.
+
+    Raises:
+        FetchError: the registry does not answer, or its file is not the pinned one.
+        OSError: the cache can't be written.
+    """
+    kept = cache / package.sha256
+    if sha256_of(kept) == package.sha256:
+        return kept
+    say(f"fetching {package}")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as temporary:
+        folder = Path(temporary)
+        match package.registry:
+            case "pypi":
+                requirement = f"{package.name}=={package.version}"
+                path = download_wheel(requirement, folder, pure=True)
+            case "npm":
+                path = _download_npm(package, folder)
+            case "debian":
+                what = f"{package.name}={package.version}"
+                command = ["apt-get", *apt_options(cache / "apt"), "-q", "download", what]
+                _run(command, folder, f"download {package} with apt-get")
+                path = _only(folder, ("*.deb",), str(package))
+            case _:
+                path = _download_source(package, cache / "apt", folder)
+        require_hash(path, package.sha256, str(package), pinned_in)
+        path.replace(kept)
+    return kept
+
+
+def read_members(path: Path, patterns: Sequence[str], skip: Sequence[str] = ()) -> dict[str, bytes]:
+    """Reads the files of a package whose paths fit a pattern.
+
+    Args:
+        path: a wheel, a .deb or a tar archive, told apart by their first bytes.
+        patterns: as `fnmatch` takes them; `*` spans folders.
+        skip: patterns of paths that are left out all the same.
+
+    Returns:
+        Contents by path, in the archive's order, without links. The paths of a .deb have no
+        leading `./`.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(b"PK"):
+        return dict(_zip_members(path, patterns, skip))
+    archive = _data_of_deb(path) if head.startswith(b"!<arch>") else path.open("rb")
+    found: dict[str, bytes] = {}
+    with archive, tarfile.open(fileobj=archive) as tar:
+        for entry in tar:
+            name = entry.name.removeprefix("./")
+            if entry.isfile() and _fits(name, patterns, skip):
+                content = tar.extractfile(entry)
+                if content is not None:
+                    found[name] = content.read()
+    return found
+
+
+def apt_options(state: Path) -> list[str]:
+    """Options that keep apt in a directory of its own, with the machine's own sources.
+
+    Source packages are asked for where the machine lists binary ones only.
+
+    Raises:
+        FetchError: this is no Debian, or its registry does not answer.
+    """
+    for folder in ("lists/partial", "archives/partial"):
+        (state / folder).mkdir(parents=True, exist_ok=True)
+    listing = state / "sources.list"
+    options = ["-o", f"Dir::State={state}", "-o", f"Dir::State::lists={state / 'lists'}"]
+    options += ["-o", f"Dir::Cache={state}", "-o", f"Dir::Etc::sourcelist={listing}"]
+    options += ["-o", "Dir::Etc::sourceparts=/dev/null", "-o", "APT::Sandbox::User=root"]
+    if not listing.exists():
+        form = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
+        command = ["apt-get", "indextargets", "--format", form]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise FetchError(
+                "texts from Debian packages need apt-get on Debian, which is not here; "
+                "run this on Debian 12"
+            ) from error
+        lines = []
+        for line in sorted({x for x in found.splitlines() if x.endswith(" Debian")}):
+            address, release, component, _ = line.split()
+            lines += [f"{kind} {address} {release} {component}" for kind in ("deb", "deb-src")]
+        part = listing.with_suffix(".part")
+        part.write_text("\n".join(lines) + "\n")
+        at_part = [o.replace(str(listing), str(part)) for o in options]
+        _run(["apt-get", *at_part, "-q", "update"], state, "read Debian's lists of packages")
+        part.replace(listing)
+    return options
+
+
+def _download_npm(package: Package, folder: Path) -> Path:
+    what = f"{package.name}@{package.version}"
+    _run(["npm", "pack", "--silent", "--ignore-scripts", what], folder, f"pack {what} with npm")
+    return _only(folder, ("*.tgz",), str(package))
+
+
+def _download_source(package: Package, state: Path, folder: Path) -> Path:
+    what = f"{package.name}={package.version}"
+    command = ["apt-get", *apt_options(state), "-q", "source", "--download-only", what]
+    _run(command, folder, f"download the source of {package} with apt-get")
+    # Upstream's archive, or the only one, where the package is Debian's own.
+    for path in folder.iterdir():
+        if not _UPSTREAM.search(path.name):
+            path.unlink()
+    return _only(folder, ("*",), str(package))
+
+
+def _run(command: Sequence[str], folder: Path, what: str) -> None:
+    try:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise FetchError(f"can't {what}: {error}") from error
+    if result.returncode != 0:
+        lines = [x for x in result.stderr.splitlines() if x.startswith(("ERROR", "E:", "npm err"))]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {result.returncode}"
+        raise FetchError(f"can't {what}: {reason}; try again later")
+
+
+def _only(folder: Path, patterns: Sequence[str], what: str) -> Path:
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if len(found) != 1:
+        raise FetchError(f"{what} came as {len(found)} files, not as one; nothing is used of it")
+    return found[0]
+
+
+def _fits(name: str, patterns: Sequence[str], skip: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns) and not any(
+        fnmatch.fnmatchcase(name, p) for p in skip
+    )
+
+
+def _zip_members(
+    path: Path, patterns: Sequence[str], skip: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if _fits(name, patterns, skip):
+                yield name, archive.read(name)
+
+
+def _data_of_deb(path: Path) -> io.BytesIO:
+    """The inner archive `data.tar.*` of a .deb, which is an ar archive."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while header := file.read(60):
+            size = int(header[48:58])
+            if header.startswith(b"data.tar"):
+                return io.BytesIO(file.read(size))
+            file.seek(size + size % 2, io.SEEK_CUR)
+    raise FetchError(f"{path} holds no data.tar; it is not a Debian package")

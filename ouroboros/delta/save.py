@@ -1,0 +1,338 @@
+"""Makes a delta of a checkpoint: whatever its original model does not hold bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ouroboros.checkpoint import (
+    check_weight_files,
+    combine_hashes,
+    hash_file,
+    read_config,
+    weight_files,
+)
+from ouroboros.delta.assemble import check_weights, open_pieces, stored_tensors
+from ouroboros.delta.names import candidates
+from ouroboros.delta.options import BFLOAT16, LOSSLESS, DeltaOptions
+from ouroboros.delta.record import (
+    TEMPLATES,
+    DeltaRecord,
+    FileRecord,
+    SourceRecord,
+    TensorRecord,
+    WeightsRecord,
+    write_record,
+)
+from ouroboros.delta.shards import write_shards
+from ouroboros.delta.source import open_source
+from ouroboros.errors import CheckpointError
+from ouroboros.model.auto_map import MODULE
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.source.locate import Location, get_weights, locate, one_line
+from ouroboros.source.weights import Original
+from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of, write_tensors
+from ouroboros.storage.weights import build_empty, narrowest, same_bits, stored_names
+from runtime.files.atomic import check_place, publish
+from runtime.files.destinations import DELTA, RUN, find_strangers
+
+_NO_HASH = "0" * 64
+# The large files of a tokenizer. Others are held even where the source has them: a licence must
+# travel along, and a small change beside the source's weights is no reason to restore nothing.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+
+
+@dataclass(frozen=True)
+class DeltaReport:
+    """What a delta holds, and what it leaves to its source.
+
+    Attributes:
+        tensors: names of the tensors it holds.
+        copied: names of those that are the source's bit for bit.
+        numbers: how many numbers it holds.
+        bytes: of all its files.
+        files: how many these are.
+        checkpoint_bytes: of the checkpoint's weights.
+        left_out: files beside the checkpoint that are not of it.
+    """
+
+    tensors: tuple[str, ...]
+    copied: tuple[str, ...]
+    numbers: int
+    bytes: int
+    files: int
+    checkpoint_bytes: int
+    left_out: tuple[str, ...]
+
+
+class _Nothing:
+    """Takes bytes and keeps none."""
+
+    def write(self, data: Any, /) -> None:
+        """Takes the next bytes."""
+
+
+def save_delta(
+    checkpoint: str | Path,
+    out: str | Path,
+    source: str,
+    options: DeltaOptions | None = None,
+    *,
+    report: Callable[[str], None] | None = None,
+    **changes: Any,
+) -> DeltaReport:
+    """Writes a delta of a checkpoint, from which `restore_delta` makes the checkpoint again.
+
+    It is put together with its source once, into nothing, before it is published: without rounding,
+    what comes out has the hashes of the checkpoint's own files, or nothing is written.
+
+    Args:
+        checkpoint: the checkpoint, or a training run; its state and logs are left out.
+        out: the directory to write.
+        source: the original model it was converted from: hub id, directory or .gguf file.
+        options: how; None for the defaults.
+        report: called with a line of progress now and then.
+        changes: options by name, in place of those of `options`.
+
+    Raises:
+        CheckpointError: the checkpoint or the source can't be read, the source is another model
+            than the checkpoint was converted from, or `out` can't be written.
+        ConfigError: an option is not allowed.
+        TypeError: there is no such option.
+    """
+    chosen = replace(options or DeltaOptions(), **changes)
+    folder, out, say = Path(checkpoint), Path(out), report or (lambda line: None)
+    read = [folder, *([Path(source)] if Path(source).exists() else [])]
+    if obstacle := check_place(out, (DELTA,), read):
+        raise CheckpointError(f"{out} {obstacle}")
+    config = read_config(folder)
+    check_weight_files(folder)
+    say(f"opening {source}")
+    place = locate(source)
+    original = open_source(place, _converted_from(config), str(folder))
+    say("looking for what the source does not hold")
+    made = _Comparison(folder, config, original, chosen.dtype == BFLOAT16)
+    weights = {file.name: made.compare(file) for file in weight_files(folder)}
+    try:
+        with publish(out, replaces=(DELTA,)) as staging:
+            say(f"writing {len(made.own)} tensors")
+            own, names = write_shards(staging, made.own.values(), chosen.max_file_bytes)
+            weights = {name: _fill(file, names) for name, file in weights.items()}
+            copied, files = _take_files(folder, original, staging, chosen.max_file_bytes, weights)
+            for file in sorted(staging.rglob("*")):
+                name = file.relative_to(staging).as_posix()
+                if file.is_file() and name not in own:
+                    own[name] = hash_file(file)
+            sizes = {name: FileRecord(own[name], (staging / name).stat().st_size) for name in own}
+            say("putting it together again")
+            weights = _rehearse(staging, weights, own, original, made.shapes)
+            hashes = {file.name: hash_file(file) for file in weight_files(folder)}
+            if chosen.dtype == LOSSLESS:
+                _require_identical(folder, weights, hashes)
+            record = DeltaRecord(
+                chosen.dtype,
+                combine_hashes(hash_file(folder / "config.json"), hashes),
+                _describe_source(original, place),
+                weights,
+                copied,
+                files,
+                sizes,
+            )
+            write_record(staging, record)
+            paths = [path for path in staging.rglob("*") if path.is_file()]
+            size, count = sum(path.stat().st_size for path in paths), len(paths)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{out}: can't write the delta: {one_line(error)}", "what was there is untouched"
+        ) from error
+    return DeltaReport(
+        tuple(made.own),
+        tuple(made.copied),
+        sum(math.prod(tensor.shape) for tensor in made.own.values()),
+        size,
+        count,
+        sum(file.stat().st_size for file in weight_files(folder)),
+        tuple(_strangers(folder)),
+    )
+
+
+def _converted_from(config: OuroborosConfig) -> SourceRecord:
+    facts = {name: str(config.source.get(name, "")) for name in ("name", "sha256", "url", "commit")}
+    if not facts["sha256"]:
+        raise CheckpointError(
+            "the checkpoint's config.json does not say by hash what it was converted from",
+            "convert the model again",
+        )
+    files = config.source.get("files")
+    weights = {
+        name: digest
+        for name, digest in (files if isinstance(files, dict) else {}).items()
+        if name.endswith((".safetensors", ".bin", ".gguf"))
+    }
+    return SourceRecord(files=weights, **facts)
+
+
+def _describe_source(original: Original, place: Location) -> SourceRecord:
+    names = [path.name for path in get_weights(place).files]
+    files = {name: original.files[name] for name in names}
+    return SourceRecord(original.name, original.sha256, files, original.papers.url, original.commit)
+
+
+class _Comparison:
+    """Sorts the tensors of a checkpoint into the source's and the delta's own."""
+
+    def __init__(
+        self, folder: Path, config: OuroborosConfig, original: Original, rounded: bool
+    ) -> None:
+        self.config, self.original, self.rounded = config, original, rounded
+        self.folder = folder
+        empty = build_empty(config)
+        self.added = set(empty.trainable_names())
+        state = empty.state_dict()
+        self.shapes = {name: tuple(state[name].shape) for name in stored_names(empty)}
+        self.own: dict[str, StoredTensor] = {}
+        self.copied: list[str] = []
+
+    def compare(self, file: Path) -> WeightsRecord:
+        """Looks at one weight file; its own tensors have no pieces yet, and it no hash."""
+        tensors: dict[str, TensorRecord] = {}
+        with safe_open(file, framework="pt") as opened:
+            metadata: dict[str, str] = dict(opened.metadata() or {})
+            names = list(opened.keys())
+        for name in names:
+            if name not in self.shapes:
+                raise CheckpointError(
+                    f"{self.folder}: {name:.80} is no weight of this model",
+                    "config.json and the weights are not of one checkpoint",
+                )
+            value = _load(file, name)
+            kind, shape = KINDS[value.dtype], tuple(value.shape)
+            if source := self._find(name, value):
+                self.copied.append(name)
+                tensors[name] = TensorRecord(kind, shape, source)
+                continue
+            stored = self._kind(value)
+            # What trains stays as wide as it is, whatever it was rounded to.
+            if self.rounded and name not in self.added:
+                kind = KINDS[stored]
+            tensors[name] = TensorRecord(kind, shape)
+            self.own[name] = StoredTensor(name, KINDS[stored], shape, partial(_pieces, file, name))
+        return WeightsRecord(_NO_HASH, metadata, tensors)
+
+    def _find(self, name: str, value: torch.Tensor) -> str:
+        """Returns the name of the source's tensor that a tensor equals, or nothing."""
+        for candidate in candidates(name, self.config):
+            if candidate not in self.original.names:
+                continue
+            other = self.original.read(candidate)
+            if other.shape == value.shape and all(
+                same_bits(theirs.to(ours.dtype), ours)
+                for theirs, ours in zip(pieces_of(other), pieces_of(value), strict=True)
+            ):
+                return candidate
+        return ""
+
+    def _kind(self, value: torch.Tensor) -> torch.dtype:
+        """Returns the type that a tensor of the delta is stored in."""
+        exact = narrowest(value)
+        wide = exact.itemsize > torch.bfloat16.itemsize
+        if not (self.rounded and wide):
+            return exact
+        # The largest numbers would become infinite.
+        finite = all(bool(torch.isfinite(one.bfloat16()).all()) for one in pieces_of(value))
+        return torch.bfloat16 if finite else exact
+
+
+def _load(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as opened:
+        value: torch.Tensor = opened.get_tensor(name)
+    return value
+
+
+def _pieces(file: Path, name: str) -> Iterator[torch.Tensor]:
+    yield from pieces_of(_load(file, name))
+
+
+def _fill(file: WeightsRecord, pieces: Mapping[str, list[str]]) -> WeightsRecord:
+    """Returns a weight file's record with the pieces of the delta's own tensors."""
+    return replace(
+        file,
+        tensors={
+            name: one if one.source else replace(one, pieces=tuple(pieces[name]))
+            for name, one in file.tensors.items()
+        },
+    )
+
+
+def _take_files(
+    folder: Path,
+    original: Original,
+    staging: Path,
+    limit: int,
+    weights: Mapping[str, WeightsRecord],
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Takes over what a checkpoint holds beside its weights, but for a vocabulary of the source."""
+    copied: dict[str, str] = {}
+    files: dict[str, tuple[str, ...]] = {}
+    left_out = {*_strangers(folder), *weights, f"{MODULE}.py"}
+    inner = folder / TEMPLATES
+    for file in sorted([*folder.iterdir(), *(inner.iterdir() if inner.is_dir() else [])]):
+        name = file.relative_to(folder).as_posix()
+        if not file.is_file() or name in left_out:
+            continue
+        if name in _VOCABULARIES and original.files.get(name) == (digest := hash_file(file)):
+            copied[name] = digest
+        else:
+            files[name] = _split(file, name, staging, limit)
+    return copied, files
+
+
+def _split(file: Path, name: str, staging: Path, limit: int) -> tuple[str, ...]:
+    size = file.stat().st_size
+    count = max(1, math.ceil(size / limit))
+    names = [name] if count == 1 else [f"{name}.part{number}" for number in range(1, count + 1)]
+    with file.open("rb") as stream:
+        for part in names:
+            (staging / part).parent.mkdir(exist_ok=True)
+            (staging / part).write_bytes(stream.read(limit))
+    return tuple(names)
+
+
+def _strangers(folder: Path) -> list[str]:
+    return find_strangers(folder, RUN)
+
+
+def _rehearse(
+    staging: Path,
+    weights: Mapping[str, WeightsRecord],
+    own: Mapping[str, str],
+    original: Original,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, WeightsRecord]:
+    """Puts the weights together without writing them; returns them with their hashes."""
+    pieces = open_pieces(staging, own)
+    check_weights(staging, weights, pieces, original, shapes)
+    made = {}
+    for name, file in weights.items():
+        tensors = stored_tensors(file, pieces, original)
+        made[name] = replace(file, sha256=write_tensors(_Nothing(), tensors, file.metadata))
+    return made
+
+
+def _require_identical(
+    folder: Path, weights: Mapping[str, WeightsRecord], hashes: Mapping[str, str]
+) -> None:
+    for name, file in weights.items():
+        if file.sha256 != hashes[name]:
+            raise CheckpointError(
+                f"{folder / name}: laid out otherwise than safetensors does, so that it can't be "
+                "restored to the bit",
+                "write it anew: save_checkpoint(*load_checkpoint(PATH), OUT)",
+            )
