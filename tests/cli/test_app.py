@@ -24,7 +24,7 @@ from tests.support.processes import run_ouro as ouro
 
 COMMANDS = (
     *("convert", "train", "eval", "export", "run", "check", "bench", "inspect"),
-    *("delta", "restore"),
+    *("sample", "delta", "restore"),
 )
 
 
