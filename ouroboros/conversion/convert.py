@@ -32,7 +32,7 @@ from runtime.files.destinations import CHECKPOINT
 
 CALIBRATION_TOKENS = 256
 CALIBRATION_WINDOWS = 8
-FIT_WINDOWS = 96
+FIT_WINDOWS = 192
 STATE_BYTES = 1 << 29  # of hidden states held for a fit; two tensors of them are
 SEED = 0
 
@@ -141,9 +141,8 @@ def _measure(
     bridged, matched = config.bridge != "none", chosen.norm_init == "matched"
     if not (layer is None or matched or bridged):
         return []
-    wanted_windows = fit_windows(config.hidden_size) if bridged else CALIBRATION_WINDOWS
-    windows = _calibration_windows(original, chosen.calibration, wanted_windows)
-    few = windows[:CALIBRATION_WINDOWS]
+    windows = _calibration_windows(original, chosen.calibration, fit_windows(config.hidden_size))
+    few = _few_windows(windows)
     last = config.original_layers - config.coda
     candidates: list[Candidate] = []
     fits: dict[int, Fit] = {}
@@ -166,6 +165,17 @@ def _measure(
         fit_exit(model, original.layer, windows, chosen.depth).put(model)
         model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
     return candidates
+
+
+def _few_windows(windows: torch.Tensor) -> torch.Tensor:
+    """Picks `CALIBRATION_WINDOWS` of the windows to measure on, evenly over the text.
+
+    They are among those that no bridge is fitted on, where there are enough of these.
+    """
+    aside = windows[HELD_ASIDE - 1 :: HELD_ASIDE]
+    if len(aside) < CALIBRATION_WINDOWS:
+        return windows[:CALIBRATION_WINDOWS]
+    return aside[torch.linspace(0, len(aside) - 1, CALIBRATION_WINDOWS).round().long()]
 
 
 def fit_windows(width: int) -> int:
