@@ -13,9 +13,15 @@ from cli.app import app
 from export import ExportOptions, export_bundle
 from ouroboros import ConvertOptions, TrainOptions, convert
 from ouroboros.errors import TrainingError
+from ouroboros.text.sample_options import SampleOptions
 from ouroboros.training.recipe import read_recipe
 
-OPTIONS = {"convert": ConvertOptions, "train": TrainOptions, "export": ExportOptions}
+OPTIONS = {
+    "convert": ConvertOptions,
+    "sample": SampleOptions,
+    "train": TrainOptions,
+    "export": ExportOptions,
+}
 
 
 @pytest.mark.parametrize("command", OPTIONS)
@@ -26,7 +32,7 @@ def test_every_field_is_an_option_with_its_help_and_default(command: str) -> Non
         start = rf"│ {flag.partition('/')[0]} "
         (line,) = [one for one in shown.splitlines() if one.startswith(start)]
         assert field.metadata["help"] in line
-        if isinstance(field.default, bool) or field.default in (None, ()):
+        if isinstance(field.default, bool) or field.default in (None, (), ""):
             continue
         said = re.search(r"default:? (\S+?)[\])]", line)
         assert said is not None, line

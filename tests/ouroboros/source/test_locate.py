@@ -21,7 +21,9 @@ from ouroboros.source.locate import load_source, locate
 from tests.support.gguf import write_gguf
 from tests.support.processes import call_ouro
 
-SMALL: dict[str, Any] = {"prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3}
+SMALL: dict[str, Any] = {
+    "prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "bridge": "none"
+}  # fmt: skip
 
 
 def ouro(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
