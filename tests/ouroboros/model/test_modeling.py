@@ -165,7 +165,7 @@ def test_auto_classes_load_and_freeze_the_base(tiny_checkpoint: Path) -> None:
     assert isinstance(model, OuroborosForCausalLM)
     names = model.trainable_names()
     assert names
-    assert all(n.startswith("recurrent.") and "layer." not in n for n in names)
+    assert all(n.startswith(("recurrent.", "bridge.")) and "layer." not in n for n in names)
     model.mark_trainable("norms")
     assert "norm.weight" in model.trainable_names()
     assert "coda.0.mlp.up_proj.weight" not in model.trainable_names()
