@@ -78,8 +78,8 @@ def measure_quality(
                 measured = measure_text(f"window {number}", depth, found, expected)
                 if measured.mean_kl is None or measured.argmax_agreement is None:
                     raise CommandError(
-                        f"{name} at depth {depth}, window {number}: {measured.note}; "
-                        "see what `ouro check` says of the bundle"
+                        f"{name} at depth {depth}, window {number}: {measured.note}",
+                        "see what `ouro check` says of the bundle",
                     )
                 log_p = log_softmax(found)
                 loss = -np.take_along_axis(log_p, ids[1:, None], axis=1).mean()
@@ -106,7 +106,7 @@ def open_subjects(
     """
     if len({path.name for path in bundles}) < len(bundles):
         names = ", ".join(map(str, bundles))
-        raise CommandError(f"two of {names} have one name, which the rows go by; rename one")
+        raise CommandError(f"two of {names} have one name, which the rows go by", "rename one")
     subjects: dict[str, Logits] = {}
     for path in bundles:
         if read_manifest(path).quantization is None:

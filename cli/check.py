@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from runtime.parity.cases import Case
     from runtime.parity.check import ParityReport
 
 
@@ -42,9 +41,12 @@ def check(
       ouro check bundle --json parity.json --plot parity.png
       ouro check bundle --live checkpoint --seed 7
     """
+    from functools import partial
+
     from rich import get_console
 
     from cli.output import require_writable, write_output
+    from cli.screen import print_prose
     from runtime.parity.check import check_bundle
     from runtime.parity.picture import check_picture, draw_parity
 
@@ -52,69 +54,19 @@ def check(
     require_writable(plot, [bundle, live, json])
     if plot is not None:
         check_picture(plot)
-    cases = None if live is None else record_live(bundle, live, seed)
+    console, cases = get_console(), None
+    if live is not None:
+        from export.live import record_live
+
+        cases = record_live(bundle, live, seed, report=partial(print_prose, console=console))
     report = check_bundle(bundle, backend, cases, threads=threads)
-    print_report(report, get_console(), every)
+    print_report(report, console, every)
     if json is not None:
         write_output(json, report.write_json)
     if plot is not None:
         write_output(plot, lambda path: draw_parity(report, path))
     if report.verdict == "FAIL":
         raise typer.Exit(1)
-
-
-def record_live(bundle: Path, checkpoint: Path, seed: int | None) -> list[Case]:
-    """Fresh cases from PyTorch, over every depth of the bundle.
-
-    No seed gives the inputs that a bundle's own recording has.
-
-    Args:
-        bundle: names depths and precision.
-        checkpoint: the PyTorch model; rounded as the bundle is.
-        seed: of the random inputs; None draws one and prints it.
-
-    Raises:
-        CommandError: the seed is below 0, or the bundle's weights were calibrated: the checkpoint
-            does not tell them.
-    """
-    import secrets
-
-    from rich import get_console
-
-    from cli.errors import CommandError
-    from export import record_cases
-    from export.precision import find_precision
-    from export.quantize.model import Quantization, quantize_model
-    from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
-    from runtime.bundle.reader import read_manifest
-
-    if seed is None:
-        seed = secrets.randbelow(1 << 31)
-        get_console().print(f"fresh inputs of --seed {seed}", highlight=False)
-    if seed < 0:
-        raise CommandError(f"--seed {seed} is not allowed", "it must be 0 or more")
-    manifest = read_manifest(bundle)
-    depth, spec = manifest.depth, manifest.quantization
-    if spec is not None and spec.calibration is not None:
-        raise CommandError(
-            f"{bundle} holds calibrated weights, which the checkpoint alone does not tell",
-            "leave out --live to compare with the outputs that were recorded from them",
-        )
-    model, tokenizer = load_checkpoint(checkpoint)
-    if manifest.checkpoint.sha256 not in ("", checkpoint_sha256(checkpoint)):
-        get_console().print(
-            f"{checkpoint} is not the checkpoint that {bundle} was made from; "
-            "comparing all the same",
-            markup=False,
-            soft_wrap=True,
-        )
-    if spec is not None:
-        quantize_model(model, Quantization.from_spec(spec))
-    depths = range(depth.min, depth.max + 1)
-    half = find_precision(manifest.precision).half
-    # A pair, since a bundle's own inputs come of a single number.
-    live = (seed, 1)
-    return record_cases(model, tokenizer, depths=depths, seed=live, half=half)
 
 
 def print_report(report: ParityReport, console: Console, every: bool) -> None:

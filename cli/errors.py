@@ -23,6 +23,7 @@ EXTRAS = {
     "sentencepiece": "train",
     "google": "train",
     "tensorboard": "train",
+    "msgspec": "train",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",

@@ -71,7 +71,7 @@ def export(
       ouro export trained plans --format trt --refit
       ouro export retrained newer --format trt --refit-from plans
     """
-    from export import export_bundle, write_triton
+    from export import export_bundle
     from export.triton.config import require_servable
     from export.triton.folder import check_folder
 
@@ -101,12 +101,18 @@ def export(
     typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     if triton is not None:
         plan = report.plans[0].file if report.plans else None
-        backend = "onnxruntime" if plan is None else "tensorrt"
-        written = write_triton(out, triton, backend=backend, plan=plan)
-        size, folder = written.bytes / 1e6, triton / written.name
-        typer.echo(f"wrote {folder}: {size:,.0f} MB for Triton, backend {backend}")
+        _write_triton(out, triton, plan)
     name = quote(str(out))
     typer.echo(f'next: ouro check {name}, then ouro run {name} "prompt"')
+
+
+def _write_triton(bundle: Path, repository: Path, plan: str | None) -> None:
+    from export import write_triton
+
+    backend = "onnxruntime" if plan is None else "tensorrt"
+    written = write_triton(bundle, repository, backend=backend, plan=plan)
+    folder, size = repository / written.name, written.bytes / 1e6
+    typer.echo(f"wrote {folder}: {size:,.0f} MB for Triton, backend {backend}")
 
 
 _NAMES = {"flavour": "--trt", "compute_capabilities": "--compute-capability"}

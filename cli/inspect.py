@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +29,9 @@ def inspect(
 
     checkpoint = (path / "config.json").is_file() and not (path / MANIFEST_NAME).is_file()
     if checkpoint:
-        inspect_checkpoint(path, Console(), tensors)
+        print_checkpoint(path, Console(), tensors)
     else:
-        inspect_bundle(path, Console(), tensors)
+        print_bundle(path, Console(), tensors)
         if graph:
             print_graph(path, Console())
 
@@ -50,7 +51,7 @@ def print_graph(path: Path, console: Any) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
+def print_bundle(path: Path, console: Any, tensors: bool) -> None:
     """Prints a bundle: model, depths, files with their hashes verified, the graph's tensors.
 
     Args:
@@ -64,8 +65,7 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
     import dataclasses
 
     from cli.screen import new_table, print_facts, print_table
-    from runtime.bundle.reader import read_manifest, verify_file
-    from runtime.errors import BundleError
+    from runtime.bundle.reader import find_damage, read_manifest
 
     manifest = read_manifest(path)
     depth = manifest.depth
@@ -81,15 +81,9 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
     }
     print_facts(facts, console)
     table = new_table("file", "bytes", "sha256", "state")
-    first_problem: BundleError | None = None
+    damage = find_damage(path, manifest)
     for name, spec in manifest.files.items():
-        try:
-            verify_file(path, name, spec)
-            state = "[green]ok[/]"
-        except BundleError as error:
-            first_problem = first_problem or error
-            state = "[bold red]damaged[/]"
-        table.add_row(name, f"{spec.bytes:,}", spec.sha256[:12], state)
+        table.add_row(name, f"{spec.bytes:,}", spec.sha256[:12], _state(damage.get(name)))
     print_table(table, console)
     if tensors:
         graph = manifest.graphs.onnx
@@ -97,11 +91,11 @@ def inspect_bundle(path: Path, console: Any, tensors: bool) -> None:
         for tensor in (*graph.inputs, *graph.outputs):
             listing.add_row(tensor.name, tensor.dtype, _escape(tensor.shape))
         print_table(listing, console)
-    if first_problem is not None:
-        raise first_problem
+    for problem in damage.values():
+        raise problem
 
 
-def inspect_checkpoint(path: Path, console: Any, tensors: bool) -> None:
+def print_checkpoint(path: Path, console: Any, tensors: bool) -> None:
     """Prints a checkpoint: its configuration, and its weights with every value looked at.
 
     Without the `train` extra, what needs transformers is left out: whether this version knows
@@ -116,119 +110,36 @@ def inspect_checkpoint(path: Path, console: Any, tensors: bool) -> None:
         CheckpointError: it is an original model, or not whole; the tables are printed before.
         ConfigError: its configuration holds what this version does not know.
     """
-    import math
-
     from cli.screen import new_table, print_facts, print_table
-    from cli.weights import TensorEntry, read_header, require_finite
-    from ouroboros.errors import CheckpointError
+    from ouroboros.storage.inspection import inspect_checkpoint
 
-    config = read_checkpoint_config(path)
-    print_facts({"checkpoint": path, **_flat(config)}, console)
+    report = inspect_checkpoint(path)
+    print_facts({"checkpoint": path, **_flat(report.config)}, console)
     files = new_table("file", "bytes", "tensors", "parameters", "state")
     listing = new_table("tensor", "type", "shape")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise CheckpointError(f"{path} holds no .safetensors file", "convert it again")
-    shapes: dict[str, tuple[int, ...]] = {}
-    first_problem: CheckpointError | None = None
-    for file in weights:
-        entries: dict[str, TensorEntry] = {}
-        state = "[green]ok[/]"
-        try:
-            entries = read_header(file)
-            require_finite(file, entries)
-        except CheckpointError as error:
-            first_problem = first_problem or error
-            state = "[bold red]damaged[/]"
-        count = sum(math.prod(entry.shape) for entry in entries.values())
-        size = f"{file.stat().st_size:,}"
-        files.add_row(file.name, size, str(len(entries)), f"{count:,}", state)
-        for name, entry in entries.items():
-            listing.add_row(name, entry.dtype, _escape(entry.shape))
-            shapes[name] = entry.shape
-    print_table(files, console)
+    for file in report.files:
+        numbers = (f"{file.bytes:,}", str(len(file.tensors)), f"{file.parameters:,}")
+        files.add_row(file.name, *numbers, _state(file.problem))
+        for entry in file.tensors:
+            listing.add_row(entry.name, entry.dtype, _escape(entry.shape))
+    if report.files:
+        print_table(files, console)
     if tensors:
         print_table(listing, console)
-    if first_problem is not None:
-        raise first_problem
-    require_matching(path, shapes, console)
-
-
-def read_checkpoint_config(path: Path) -> dict[str, Any]:
-    """The plain JSON of a checkpoint's config.json.
-
-    Args:
-        path: the checkpoint's directory.
-
-    Raises:
-        CheckpointError: it can't be read, or is another model's.
-    """
-    import json
-
-    from ouroboros.errors import CheckpointError
-    from runtime.files.destinations import DELTA, kind_of
-
-    if kind_of(path) == DELTA:
-        raise CheckpointError(
-            f"{path} is a delta, which lacks what its original model holds",
-            f"make the whole checkpoint: `ouro restore {path} OUT --source SOURCE`",
-        )
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file} can't be read: {reason}", "copy it again") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or kind != "ouroboros":
-        raise CheckpointError(
-            f"{path} is an original model ({kind}), not a checkpoint of Ouroboros",
-            f"convert it first: ouro convert {path} OUT",
-        )
-    return config
-
-
-def require_matching(path: Path, shapes: dict[str, tuple[int, ...]], console: Any) -> None:
-    """Refuses a checkpoint whose configuration and weights do not belong together.
-
-    Args:
-        path: the checkpoint's directory.
-        shapes: of its tensors.
-        console: a rich Console, told where this can't be looked at.
-
-    Raises:
-        CheckpointError: a tensor is missing, left over or of another shape.
-        ConfigError: the configuration holds what this version does not know.
-    """
-    try:
-        import torch
-
-        from ouroboros.checkpoint import read_config, weight_files
-        from ouroboros.model.modeling import OuroborosForCausalLM
-    except ModuleNotFoundError as error:
+    if report.problem is not None:
+        raise report.problem
+    if report.unread:
         console.print(
-            f"{error.name} is not installed: the configuration was not looked into", soft_wrap=True
+            f"{report.unread} is not installed: the configuration was not looked into",
+            soft_wrap=True,
         )
-        return
-    from ouroboros.errors import CheckpointError
-
-    config = read_config(path)
-    weight_files(path)
-    with torch.device("meta"):
-        model = OuroborosForCausalLM(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings and "lm_head.weight" not in shapes:
-        wanted.pop("lm_head.weight", None)
-    for name in sorted(wanted.keys() | shapes.keys()):
-        if wanted.get(name) != shapes.get(name):
-            raise CheckpointError(
-                f"{path}: the tensor {name} has the shape {shapes.get(name)}, config.json asks for "
-                f"{wanted.get(name)}",
-                "config.json and the weights are not of one checkpoint",
-            )
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
+def _state(problem: Exception | None) -> str:
+    return "[green]ok[/]" if problem is None else "[bold red]damaged[/]"
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys worth a line: the plain ones, and the base model's dimensions."""
     facts: dict[str, Any] = {}
     for name, value in config.items():

@@ -21,8 +21,8 @@ from export.graph.passes.result import PassResult
 from export.graph.storage import save_graph
 from export.manifest import describe_bundle
 from export.options import ExportOptions
-from export.precision import find_precision
-from export.quantize.model import quantize_model
+from export.precision import Precision, find_precision
+from export.quantize.model import Quantization, quantize_model
 from export.quantize.options import make_quantization, read_calibration
 from export.tensorrt.builder import GraphFacts, build_plans
 from export.tensorrt.check import require_buildable
@@ -31,7 +31,6 @@ from export.tensorrt.refit import find_refittable, refit_plans
 from export.tokens import (
     TEMPLATE,
     TOKENIZER,
-    check_chat_template,
     describe_tokens,
     name_unused,
     name_unused_templates,
@@ -98,41 +97,20 @@ def export_bundle(
     asked = replace(options or ExportOptions(), **changes)
     started = time.perf_counter()
     say = report or (lambda line: None)
-    if asked.format not in FORMATS:
-        raise ExportError(f"--format {asked.format} is not known", f"allowed: {', '.join(FORMATS)}")
-    check_opset(asked.opset)
-    chosen = find_precision(asked.precision)
-    if asked.format != "trt":
-        refuse_unused({"trt=TrtOptions(...)": trt}, "format trt", f"format {asked.format}")
-    how = make_quantization(
-        chosen,
-        asked.block_size,
-        asked.symmetric,
-        asked.calibration,
-        asked.accuracy_level,
-        tensorrt=asked.format == "trt",
-    )
+    chosen, how = _check_options(asked, trt)
     checkpoint, out = Path(checkpoint), Path(out)
     read = [checkpoint, asked.calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
     if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
         raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
-    limit = model.config.max_depth
-    max_depth = min(DEPTH, limit) if asked.max_depth is None else asked.max_depth
-    if not 1 <= max_depth <= limit:
-        raise ExportError(
-            f"--max-depth {max_depth} is outside 1..{limit}, what the checkpoint has step norms "
-            "for",
-            "the --max-depth of `ouro convert` sets it",
-        )
+    max_depth = _choose_depth(asked.max_depth, model.config.max_depth)
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = describe_tokens(checkpoint, model, tokenizer)
     for line in name_unused(model, tokenizer):
         say(line)
-    check_chat_template(checkpoint)
     tokens["chat"] = compile_checkpoint_chat(checkpoint, tokens)
     if others := name_unused_templates(checkpoint):
         say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")
@@ -169,12 +147,11 @@ def export_bundle(
                 precision=asked.precision,
                 quantization=spec,
             )
-            fields["plans"] = plans
-            fields["checkpoint"] = {
+            origin = {
                 "sha256": checkpoint_sha256(checkpoint),
                 "name": str(model.config.source.get("name", "")),
             }
-            write_manifest(staging, hashes, **fields)
+            write_manifest(staging, hashes, **fields, plans=plans, checkpoint=origin)
             size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     except (OSError, SafetensorError) as error:
         raise ExportError(
@@ -182,6 +159,37 @@ def export_bundle(
         ) from error
     seconds = time.perf_counter() - started
     return ExportReport(seconds, size, nodes, tuple(passes), tuple(plans))
+
+
+def _check_options(
+    asked: ExportOptions, trt: TrtOptions | None
+) -> tuple[Precision, Quantization | None]:
+    """Refuses options before anything is loaded; returns what they say of the precision."""
+    if asked.format not in FORMATS:
+        raise ExportError(f"--format {asked.format} is not known", f"allowed: {', '.join(FORMATS)}")
+    check_opset(asked.opset)
+    chosen = find_precision(asked.precision)
+    if asked.format != "trt":
+        refuse_unused({"trt=TrtOptions(...)": trt}, "format trt", f"format {asked.format}")
+    return chosen, make_quantization(
+        chosen,
+        asked.block_size,
+        asked.symmetric,
+        asked.calibration,
+        asked.accuracy_level,
+        tensorrt=asked.format == "trt",
+    )
+
+
+def _choose_depth(asked: int | None, limit: int) -> int:
+    """The bundle's largest depth, which the checkpoint must have step norms for."""
+    chosen = min(DEPTH, limit) if asked is None else asked
+    if not 1 <= chosen <= limit:
+        raise ExportError(
+            f"--max-depth {chosen} is outside 1..{limit}, what the checkpoint has step norms for",
+            "the --max-depth of `ouro convert` sets it",
+        )
+    return chosen
 
 
 def plan_builder(

@@ -60,7 +60,8 @@ def compile_checkpoint_chat(checkpoint: Path, tokens: dict[str, Any]) -> ChatSpe
         None where there is no template, or none of its conversations can be told in plain data.
 
     Raises:
-        ExportError: the template or the tokenizer's config can't be read.
+        ExportError: the template or the tokenizer's config can't be read, or the engine could not
+            render it: it is no Jinja template, or does more than a template may.
     """
     file, config = checkpoint / TEMPLATE, checkpoint / TOKENIZER_CONFIG
     if not file.is_file():
@@ -69,8 +70,13 @@ def compile_checkpoint_chat(checkpoint: Path, tokens: dict[str, Any]) -> ChatSpe
         template = read_chat_template(
             file, config if config.is_file() else None, tokens["bos_token"], tokens["eos_token"]
         )
-    except (BundleError, OSError) as error:
-        raise ExportError(f"{error}; correct it or take it away") from error
+        template.prove()
+    except BundleError as error:
+        named = "" if str(checkpoint) in error.problem else f"{file}: "
+        raise ExportError(f"{named}{error.problem}", "correct it or take it away") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise ExportError(f"{file} can't be read: {reason}", "check its rights") from error
     return compile_template(template)
 
 

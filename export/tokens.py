@@ -1,4 +1,4 @@
-"""Tokenizer, special tokens and chat template of a checkpoint, checked before the work begins."""
+"""Tokenizer and special tokens of a checkpoint, checked before the work begins."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from export.errors import ExportError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.text.boundaries import prefix_ids
-from runtime.errors import BundleError
-from runtime.text.chat import ChatTemplate
 
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 OTHER_TEMPLATES = "additional_chat_templates"  # transformers' name for the folder
@@ -133,22 +131,6 @@ def name_unused(model: OuroborosForCausalLM, tokenizer: Any) -> list[str]:
             "greedy where a request names nothing else"
         )
     return lines
-
-
-def check_chat_template(checkpoint: Path) -> None:
-    """Refuses a chat template that the engine could not render.
-
-    Raises:
-        ExportError: it is not UTF-8, no Jinja template, or does more than a template may.
-    """
-    file = checkpoint / TEMPLATE
-    if not file.is_file():
-        return
-    try:
-        template = ChatTemplate(file.read_text(encoding="utf-8"), {})
-        template.prove()
-    except (BundleError, UnicodeDecodeError, OSError) as error:
-        raise ExportError(f"{file}: {error}", "correct it or take it away") from error
 
 
 def name_unused_templates(checkpoint: Path) -> list[str]:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 from export.errors import ExportError
-from export.tensorrt.builder import child_environment, choose_target
 from export.tensorrt.child import refuse_capability
 from export.tensorrt.messages import clean, describe_crash
 from export.tensorrt.options import TrtOptions
+from export.tensorrt.process import child_environment
+from export.tensorrt.target import choose_target
 from runtime.backends.trt_flavours import Installed
 
 _ASK_CAPABILITIES = """

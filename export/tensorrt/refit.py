@@ -6,26 +6,20 @@ compared, for TensorRT would take the weights of another graph too and compute s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import ExportError
-from export.tensorrt.builder import (
-    GraphFacts,
-    build_in_child,
-    plan_folders,
-    read_graph,
-    write_plan_graph,
-)
+from export.tensorrt.builder import GraphFacts
 from export.tensorrt.options import TrtOptions, check_options, make_profiles
+from export.tensorrt.plan_files import hash_graph_files, make_plan, read_graph
 from runtime.backends.machine import check_plan_fits, describe_machine
 from runtime.backends.trt_flavours import FLAVOURS, Installed
 from runtime.bundle.contract import TensorSpec
-from runtime.bundle.plans import PlanSpec, ProfileSpec, hash_graph
-from runtime.bundle.reader import hash_file, open_bundle, read_manifest
+from runtime.bundle.plans import PlanSpec, ProfileSpec
+from runtime.bundle.reader import open_bundle, read_manifest
 from runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -42,16 +36,15 @@ def refit_plans(
 ) -> list[PlanSpec]:
     """Writes the plan of another bundle into `out_dir`, with the weights of `onnx_file`.
 
-    Args:
-        onnx_file: a bundle's graph, its data files beside it.
-        out_dir: the folder of the plans; see `export.tensorrt.builder.build_plans`.
-        source: the bundle that holds the plan.
-        options: the user's.
-        facts: of the model.
-        report: called with a line of progress now and then.
+    Arguments and result are those of `export.tensorrt.builder.build_plans`, but for one.
 
-    Returns:
-        One entry a plan.
+    Args:
+        onnx_file: the graph with the new weights.
+        out_dir: the folder of the plans.
+        source: the bundle that holds the plan.
+        options: what its plan must be built for.
+        facts: of the new model.
+        report: called with lines of progress.
 
     Raises:
         ExportError: the plan can't be refitted, see `find_refittable` and `changed_weights`, or
@@ -66,20 +59,14 @@ def refit_plans(
     changed = changed_weights(bundle.file(bundle.manifest.graphs.onnx.file), onnx_file)
     graph, files = read_graph(onnx_file)
     name = Path(spec.file).name
-    with plan_folders(out_dir) as (copy, staging):
-        given = write_plan_graph(graph, copy)
-        request = {
-            "module": installed.module,
-            "title": installed.flavour.title,
-            "onnx": str(given.resolve()),
-            "refit_from": str(bundle.file(spec.file).absolute()),
-            "sha256": bundle.manifest.files[spec.file].sha256,
-            "changed": changed,
-            "plan": name,
-        }
-        build_in_child(request, installed.flavour.title, staging)
-        os.replace(staging / name, out_dir / name)
-    digest = hash_graph({file.name: hash_file(file) for file in files})
+    request = {
+        "module": installed.module,
+        "refit_from": str(bundle.file(spec.file).absolute()),
+        "sha256": bundle.manifest.files[spec.file].sha256,
+        "changed": changed,
+    }
+    make_plan(graph, out_dir / name, installed.flavour.title, request)
+    digest = hash_graph_files(files)
     return [replace(spec, file=f"{out_dir.name}/{name}", graph_sha256=digest)]
 
 

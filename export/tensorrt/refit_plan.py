@@ -18,7 +18,7 @@ def refit_plan(
         plan: its bytes, from `read_plan`.
         name: its file, for messages.
         onnx_file: the other graph, in the form that plans are built from
-            (`export.tensorrt.builder.write_plan_graph`), its data files beside it.
+            (`export.tensorrt.plan_files.write_plan_graph`), its data files beside it.
         changed: names of the weights that differ from those the plan was built with.
         trt: the flavour's module, from `load_module`.
 

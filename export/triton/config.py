@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import ExportError
-from export.tensorrt.builder import choose_builder
 from export.tensorrt.options import TrtOptions
+from export.tensorrt.target import choose_builder
 from export.triton.folder import CONFIG, DEFAULT_NAME, SIGN, check_folder, publish_model
 from runtime.backends.gpu import describe_gpu
 from runtime.backends.trt_flavours import FLAVOURS, TENSORRT

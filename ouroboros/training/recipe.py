@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -205,7 +204,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path}: a recipe is a .toml, .yaml or .yml file", "rename it")
     if not isinstance(content, dict):
         raise TrainingError(f"{path}: a recipe is a table of options, like `train_steps: 300`")
-    return {name: _coerce(name, value, path) for name, value in content.items()}
+    return {name: _convert(name, value, path) for name, value in content.items()}
 
 
 def make_options(flags: Mapping[str, Any], recipe: Path | None = None) -> TrainOptions:
@@ -219,38 +218,41 @@ def make_options(flags: Mapping[str, Any], recipe: Path | None = None) -> TrainO
     return TrainOptions(**{"data": (), **values})
 
 
-def _coerce(name: str, value: Any, path: Path) -> Any:
+def _convert(name: str, value: Any, path: Path) -> Any:
+    """Returns an option's value as a recipe gives it: of its own type, and of no other."""
+    import msgspec
+
     kinds = typing.get_type_hints(TrainOptions)
     if name not in kinds:
         near = difflib.get_close_matches(str(name), kinds, 1)
         cure = f"did you mean {near[0]}?" if near else f"the options are {', '.join(sorted(kinds))}"
         raise TrainingError(f"{path}: unknown option {name!r}", cure)
     kind = kinds[name]
-    if isinstance(kind, types.GenericAlias):
-        item = typing.get_args(kind)[0]
-        values = value if isinstance(value, list) else [value]
-        return tuple(_coerce_one(name, entry, item, path) for entry in values)
-    return _coerce_one(name, value, kind, path)
+    given = value
+    if typing.get_origin(kind) is tuple and not isinstance(value, list):
+        given = [value]
+    if name == "depth" and type(value) is int:
+        given = str(value)
+
+    def read_path(wanted: type, text: Any) -> Path:
+        if not isinstance(text, str):
+            raise TypeError  # msgspec makes it a ValidationError
+        return path.parent / text
+
+    try:
+        # Not strict for numbers: YAML reads 1e-3 as a text.
+        return msgspec.convert(given, kind, strict=kind is not float, dec_hook=read_path)
+    except msgspec.ValidationError as error:
+        raise TrainingError(f"{path}: {name}={value!r:.80} is not {_describe(kind)}") from error
 
 
-def _coerce_one(name: str, value: Any, kind: type, path: Path) -> Any:
-    if kind is bool and isinstance(value, bool):
-        return value
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is Path and isinstance(value, str):
-        return path.parent / value
-    if kind is int and isinstance(value, int) and numeric:
-        return value
-    if kind is float and numeric:
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML reads 1e-3 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is str and (isinstance(value, str) or (name == "depth" and isinstance(value, int))):
-        return str(value)
-    raise TrainingError(f"{path}: {name}={value!r} is not a value of kind {kind.__name__}")
+def _describe(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names[Path] = "a path"
+    if typing.get_origin(kind) is tuple:
+        item = names[typing.get_args(kind)[0]]
+        return f"{item}, or a list of them"
+    return names[kind]
 
 
 def _flag(name: str) -> str:

@@ -27,6 +27,7 @@ from runtime.files.atomic import check_place
 from runtime.files.destinations import CHECKPOINT, RUN
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from ouroboros.model.modeling import OuroborosForCausalLM
@@ -84,24 +85,12 @@ def train(
     """
     from rich.console import Console as RichConsole
 
-    shown = console = console or RichConsole(quiet=True)
+    console = console or RichConsole(quiet=True)
     began = time.perf_counter()
     state_dir = out / "state"
     _check_out(checkpoint, out, resume, (*options.data, *options.eval))
-    model, tokenizer = load_checkpoint(checkpoint)
-    if tokenizer is None:
-        raise CheckpointError(f"{checkpoint}: has no tokenizer.json", "convert the model again")
-    _check_depths(options, model.config.max_depth)
-    check_seq_len(options.seq_len, model.config.max_position_embeddings)
-
-    def say(line: str) -> None:
-        shown.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-    windows = load_windows(options.data, tokenizer, options.seq_len, say)
-    heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows, say)
-    check_ids("the training text", windows.input_ids, model.config.vocab_size)
-    for name, array in heldout.items():
-        check_ids(f"held-out text {name!r}", array, model.config.vocab_size)
+    model, tokenizer = _load(checkpoint, options)
+    windows, heldout = _read_texts(options, model, tokenizer, console)
     model.mark_trainable(options.train_coda, options.train_recurrent)
     teacher = load_teacher(options.teacher, model) if options.teacher else None
     arguments = training_arguments(options, state_dir)
@@ -154,17 +143,39 @@ def train(
         except CheckpointError as error:
             raise CheckpointError(f"{error}", _how_to_go_on(state_dir)) from error
     trainer.accelerator.wait_for_everyone()
+    scored = options.scored_depths if heldout else ()
     return TrainReport(
         train_steps=trainer.state.global_step,
         seconds=time.perf_counter() - began,
         tokens_per_s=display.tokens_per_s(trainer.state.global_step),
         loss=_last(history, "loss"),
-        heldout={
-            depth: _last(history, EVAL_LOSS.format(depth=depth))
-            for depth in options.scored_depths
-            if heldout
-        },
+        heldout={depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in scored},
     )
+
+
+def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM, Any]:
+    model, tokenizer = load_checkpoint(checkpoint)
+    if tokenizer is None:
+        raise CheckpointError(f"{checkpoint}: has no tokenizer.json", "convert the model again")
+    _check_depths(options, model.config.max_depth)
+    check_seq_len(options.seq_len, model.config.max_position_embeddings)
+    return model, tokenizer
+
+
+def _read_texts(
+    options: TrainOptions, model: OuroborosForCausalLM, tokenizer: Any, console: Console
+) -> tuple[PackedWindows, dict[str, np.ndarray]]:
+    """The training windows, and the held-out ones [n, seq] by text, of ids that the model has."""
+
+    def say(line: str) -> None:
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    windows = load_windows(options.data, tokenizer, options.seq_len, say)
+    heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows, say)
+    check_ids("the training text", windows.input_ids, model.config.vocab_size)
+    for name, array in heldout.items():
+        check_ids(f"held-out text {name!r}", array, model.config.vocab_size)
+    return windows, heldout
 
 
 def _check_out(checkpoint: Path, out: Path, resume: bool, data: Sequence[Path]) -> None:

@@ -106,7 +106,7 @@ def check_chat(spec: ChatSpec) -> None:
         _allow(f"roles.{name}.strip", role.strip, STRIPS)
     for name in ("user", "assistant"):
         if name not in spec.roles:
-            raise BundleError(f"the compiled chat template has no role {name!r}; {_AGAIN}")
+            raise BundleError(f"the compiled chat template has no role {name!r}", _AGAIN)
     if spec.fold is None:
         return
     _allow("fold.into", spec.fold.into, FOLDS)
@@ -114,7 +114,8 @@ def check_chat(spec: ChatSpec) -> None:
     if "system" in spec.roles or spec.order != "alternating":
         raise BundleError(
             "the compiled chat template folds the system message, which needs the order "
-            f"'alternating' and no role 'system'; {_AGAIN}"
+            "'alternating' and no role 'system'",
+            _AGAIN,
         )
 
 
@@ -124,6 +125,6 @@ _AGAIN = "export the bundle again"
 def _allow(where: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise BundleError(
-            f"the compiled chat template's {where} is {value!r:.60}, allowed: "
-            f"{', '.join(allowed)}; {_AGAIN}"
+            f"the compiled chat template's {where} is {value!r:.60}, allowed: {', '.join(allowed)}",
+            _AGAIN,
         )

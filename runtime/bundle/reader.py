@@ -22,9 +22,9 @@ from runtime.bundle.manifest import (
     render_hash,
     render_manifest,
 )
+from runtime.bundle.specs import CASES_NAME as CASES_NAME
 from runtime.errors import BundleError
 
-CASES_NAME = "cases.safetensors"
 MANIFEST_BYTES_LIMIT = 16 * 1024 * 1024
 HASH_BYTES_LIMIT = 4096  # it is one line
 
@@ -94,6 +94,25 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     for name, spec in manifest.files.items():
         verify_file(directory, name, spec)
     return Bundle(directory, manifest)
+
+
+def find_damage(directory: Path, manifest: Manifest) -> dict[str, BundleError]:
+    """Compares every file with the manifest, to the last.
+
+    Args:
+        directory: of the bundle.
+        manifest: its own.
+
+    Returns:
+        What is wrong, by the name of the file, in the manifest's order; empty where all are whole.
+    """
+    damage = {}
+    for name, spec in manifest.files.items():
+        try:
+            verify_file(directory, name, spec)
+        except BundleError as error:
+            damage[name] = error
+    return damage
 
 
 def verify_file(directory: Path, name: str, spec: FileSpec) -> None:

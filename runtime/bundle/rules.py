@@ -15,6 +15,7 @@ from runtime.bundle.contract import PRECISIONS, ModelNumber, Tensor, TensorSpec
 from runtime.bundle.plans import PlanSpec, RangeSpec, check_plan_graph
 from runtime.bundle.specs import (
     BRIDGES,
+    CASES_NAME,
     HASH_NAME,
     MANIFEST_NAME,
     POOLINGS,
@@ -156,7 +157,7 @@ def check_plan(plan: PlanSpec, manifest: Manifest) -> None:
     """
     graph, tokenizer = manifest.graphs.onnx, manifest.tokenizer
     others = {graph.file, *graph.data, tokenizer.file, tokenizer.chat_template}
-    others |= {"tokenizer_config.json", "cases.safetensors", "LICENSE", "ATTRIBUTION"}
+    others |= {"tokenizer_config.json", CASES_NAME, "LICENSE", "ATTRIBUTION"}
     if plan.file in others:
         _refuse(f"the plan {plan.file!r} is another file of the bundle's")
     if plan.precision != manifest.precision:

@@ -11,6 +11,7 @@ from runtime.bundle.plans import PlanSpec
 
 FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
+CASES_NAME = "cases.safetensors"
 HASH_NAME = "manifest.sha256"  # as `sha256sum manifest.json` prints it
 POOLINGS = ("causal", "mean", "token")
 BRIDGES = ("none", "entry", "exit")

@@ -198,9 +198,9 @@ def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
                 f"depth={value!r} is not a whole number", f"allowed: {spec.min}..{spec.max}"
             )
         if not spec.min <= value <= spec.max:
-            advice = f"; re-export with --max-depth {value}" if value > spec.max else ""
             raise EngineError(
-                f"depth={value} is outside this bundle's range {spec.min}..{spec.max}{advice}"
+                f"depth={value} is outside this bundle's range {spec.min}..{spec.max}",
+                f"re-export with --max-depth {value}" if value > spec.max else "",
             )
     return [int(value) for value in depths]
 

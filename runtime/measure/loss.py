@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bundle.manifest import ModelSpec
 from runtime.decode import request
 from runtime.engine import Engine
 from runtime.errors import EngineError
@@ -16,13 +19,73 @@ from runtime.parity.metrics import log_softmax
 BATCH = 4
 
 
+@dataclass(frozen=True)
+class ScoredBundle:
+    """A bundle with the face of a model that is scored beside others.
+
+    Attributes:
+        engine: the open bundle.
+    """
+
+    engine: Engine
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> ScoredBundle:
+        """Opens a bundle.
+
+        Args:
+            path: its directory.
+
+        Raises:
+            BundleError: it is not whole.
+        """
+        return cls(Engine.open(path))
+
+    @property
+    def name(self) -> str:
+        """`trained`, or `converted` where it was never trained."""
+        return "trained" if self.engine.manifest.depth.trained else "converted"
+
+    @property
+    def config(self) -> ModelSpec:
+        """The model's dimensions."""
+        return self.engine.manifest.model
+
+    @property
+    def max_depth(self) -> int:
+        """The largest depth it runs."""
+        return self.engine.manifest.depth.max
+
+    def check_depth(self, depth: int) -> list[int]:
+        """As `runtime.decode.request.check_depths` of one row."""
+        return request.check_depths(depth, 1, self.engine.manifest.depth)
+
+    def tokenizer(
+        self, texts: Sequence[str], add_special_tokens: bool = True, **_: object
+    ) -> dict[str, list[list[int]]]:
+        """The token ids of texts, given and returned as transformers' tokenizers do."""
+        encode = self.engine.codec.encode
+        return {"input_ids": [encode(text, add_special_tokens) for text in texts]}
+
+    def score(
+        self,
+        windows: NDArray[Any],
+        depth: int | None,
+        *,
+        prefix: int = 0,
+        advance: Callable[[int], None] | None = None,
+    ) -> float:
+        """As `score_windows`."""
+        return score_windows(self.engine, windows, depth, prefix, advance=advance)
+
+
 def score_windows(
     engine: Engine,
     windows: NDArray[Any],
     depth: int | None = None,
     prefix: int = 0,
     batch: int = BATCH,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> float:
     """The mean next-token loss over windows of text, in nats a predicted token.
 
@@ -34,7 +97,7 @@ def score_windows(
             the whole prefix at once and keeps its mean for what follows, so that nothing it
             predicts was in the mean; it needs a prefix of at least 1.
         batch: windows fed together, at most; fewer where the engine takes fewer.
-        progress: called with the number of windows done after each batch.
+        advance: called after each batch with the number of its windows.
 
     Raises:
         EngineError: windows of a wrong shape, an unknown token, a depth or prefix out of range.
@@ -73,6 +136,6 @@ def score_windows(
             log_p = log_softmax(logits[:, skipped:])
             chosen = np.take_along_axis(log_p, targets[..., None], axis=-1)
             total -= float(chosen.sum(dtype=np.float64))
-        if progress is not None:
-            progress(min(first + batch, len(windows)))
+        if advance is not None:
+            advance(len(rows))
     return float(total / (len(windows) * (length - 1 - prefix)))

@@ -153,28 +153,27 @@ def measure_output(result: Result, reference: Result, output: str) -> Measuremen
         rows = chosen.any(axis=-1)
         places = np.broadcast_to(_places(reference, rows.shape[1]), rows.shape)[rows]
         return _measure_logits(reference, difference, expected[rows], actual[rows], places)
+    return _describe(reference, output, difference, channel_error(expected, actual, chosen))
+
+
+def unmeasured(reference: Result, output: str, note: str) -> Measurement:
+    """The measurement of an output that can't be compared; `note` says why."""
+    return _describe(reference, output, INFINITE, float("inf"), note=note or "failed")
+
+
+def _describe(
+    reference: Result, output: str, difference: Difference, worst: float, **details: Any
+) -> Measurement:
+    """A measurement of an output of the reference's case; `details` are its other fields."""
     return Measurement(
         case=reference.case,
         kind=reference.kind,
         depth=reference.depth,
         output=output,
         difference=difference,
-        worst_relative_l2=channel_error(expected, actual, chosen),
+        worst_relative_l2=worst,
         reference_error=reference.reference_error.get(output, 0.0),
-    )
-
-
-def unmeasured(reference: Result, output: str, note: str) -> Measurement:
-    """The measurement of an output that can't be compared; `note` says why."""
-    return Measurement(
-        case=reference.case,
-        kind=reference.kind,
-        depth=reference.depth,
-        output=output,
-        difference=INFINITE,
-        worst_relative_l2=float("inf"),
-        reference_error=reference.reference_error.get(output, 0.0),
-        note=note or "failed",
+        **details,
     )
 
 
@@ -183,13 +182,11 @@ def _measure_logits(
 ) -> Measurement:
     """Measures finite logits `[n, V]` at `places` `[n]` of the sequence."""
     details = compare_logits(expected, actual)
-    return Measurement(
-        case=reference.case,
-        kind=reference.kind,
-        depth=reference.depth,
-        output=LOGITS,
-        difference=difference,
-        worst_relative_l2=float(details.relative_l2.max()),
+    return _describe(
+        reference,
+        LOGITS,
+        difference,
+        float(details.relative_l2.max()),
         kl=float(details.kl.max()),
         mean_kl=float(details.kl.mean()),
         argmax_agreement=float(details.agrees.mean()),
@@ -197,7 +194,6 @@ def _measure_logits(
             (int(index), float(details.margin[index])) for index in np.flatnonzero(~details.agrees)
         ),
         position_errors=tuple(zip(places.tolist(), details.relative_l2.tolist(), strict=True)),
-        reference_error=reference.reference_error.get(LOGITS, 0.0),
     )
 
 
@@ -227,17 +223,14 @@ def _measure_tokens(result: Result, reference: Result) -> Measurement:
     others = np.flatnonzero(found != tokens)
     margin = expected[:, 0] - expected[:, 1]
     places = _places(result, tokens.size)
-    return Measurement(
-        case=reference.case,
-        kind=reference.kind,
-        depth=reference.depth,
-        output="tokens",
-        difference=difference,
-        worst_relative_l2=difference.relative_l2,
+    return _describe(
+        reference,
+        "tokens",
+        difference,
+        difference.relative_l2,
         argmax_agreement=1 - len(others) / tokens.size,
         divergences=tuple((int(index), float(margin[index])) for index in others),
         position_errors=tuple(zip(places.tolist(), relative.tolist(), strict=True)),
-        reference_error=reference.reference_error.get("tokens", 0.0),
     )
 
 

@@ -32,9 +32,12 @@ def test_every_field_is_an_option_with_its_help_and_default(command: str) -> Non
         start = rf"│ {flag.partition('/')[0]} "
         (line,) = [one for one in shown.splitlines() if one.startswith(start)]
         assert field.metadata["help"] in line
-        if isinstance(field.default, bool) or field.default in (None, (), ""):
-            continue
         said = re.search(r"default:? (\S+?)[\])]", line)
+        if field.default == "":
+            assert said is None, "nothing is the default, so that nothing is said of it"
+            continue
+        if isinstance(field.default, bool) or field.default in (None, ()):
+            continue
         assert said is not None, line
         assert type(field.default)(said[1]) == field.default
 

@@ -15,6 +15,7 @@ from cli.check import check
 from cli.errors import CommandError
 from cli.inspect import inspect
 from cli.run import run
+from export.errors import ExportError
 from ouroboros.errors import CheckpointError, ConfigError
 from runtime import Engine, EngineError
 from runtime.errors import BundleError
@@ -187,7 +188,7 @@ def test_check_live_compares_with_the_checkpoint(tiny_bundle: Path, tiny_checkpo
 
 def test_check_live_refuses_a_seed_below_zero(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     result = ouro("check", tiny_bundle, "--live", tiny_checkpoint, "--seed", -1)
-    assert isinstance(result.exception, CommandError)
+    assert isinstance(result.exception, ExportError)
     assert str(result.exception) == "--seed -1 is not allowed; it must be 0 or more"
 
 
@@ -196,7 +197,7 @@ def test_check_live_says_that_the_checkpoint_is_another(
 ) -> None:
     said = "is not the checkpoint that"
     assert said not in ouro("check", tiny_bundle, "--live", tiny_checkpoint).output
-    monkeypatch.setattr("ouroboros.checkpoint.checkpoint_sha256", lambda path: "f" * 64)
+    monkeypatch.setattr("export.live.checkpoint_sha256", lambda path: "f" * 64)
     result = ouro("check", tiny_bundle, "--live", tiny_checkpoint)
     assert result.output.count(said) == 1
     assert result.exit_code == 0

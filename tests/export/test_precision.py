@@ -14,14 +14,13 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from cli.check import record_live
-from cli.errors import CommandError
 from export import export_bundle
 from export.cases import record_cases
 from export.errors import ExportError
 from export.graph.compile import compile_graph
 from export.graph.storage import save_graph
 from export.graph.view import describe_graph
+from export.live import record_live
 from export.precision import PRECISIONS
 from export.quantize.model import Quantization, quantize_model
 from ouroboros import load_checkpoint, save_checkpoint
@@ -80,7 +79,7 @@ def test_live_check_knows_the_precision(
         "PASS",
         "AMBIGUOUS",
     )
-    with pytest.raises(CommandError, match="calibrated"):
+    with pytest.raises(ExportError, match="calibrated"):
         record_live(int4_bundle, tiny_checkpoint, 5)
 
 

@@ -16,6 +16,7 @@ import typer
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner, Result
 
+from cli.errors import CommandError
 from cli.evaluate import evaluate
 from cli.train import train
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
@@ -165,7 +166,7 @@ def test_eval_refuses_bad_input(
     checkpoint: Path,
     heldout: Path,
 ) -> None:
-    assert isinstance(ouro("eval", checkpoint).exception, DataError)
+    assert isinstance(ouro("eval", checkpoint).exception, CommandError)
     bad_depth = ouro("eval", checkpoint, "--text", heldout, "--depth", 7).exception
     assert isinstance(bad_depth, ConfigError)
     too_long = ouro("eval", checkpoint, "--text", heldout, "--seq-len", 4096).exception

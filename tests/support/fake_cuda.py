@@ -276,18 +276,18 @@ def stand_in_for_tensorrt(patch: pytest.MonkeyPatch) -> None:
     installed = Installed(TENSORRT, "tests.support.fake_tensorrt", "10.14.1", "10.14.1", "13")
     gpu = Gpu("NVIDIA H100", "9.0", 80 << 30, "13.0")
     patch.setenv("PYTHONPATH", str(ROOT))
-    patch.setattr("export.tensorrt.builder.find_flavours", lambda: (installed,))
-    patch.setattr("export.tensorrt.builder.describe_gpu", lambda: gpu)
+    patch.setattr("export.tensorrt.target.find_flavours", lambda: (installed,))
+    patch.setattr("export.tensorrt.target.describe_gpu", lambda: gpu)
     patch.setattr("export.tensorrt.refit.describe_machine", lambda: Machine(gpu, (installed,)))
 
 
 def stand_in_for_builder(patch: pytest.MonkeyPatch, *installed: Installed) -> FakeBuilder:
     """Lets export.tensorrt.builder find what is named here, on a machine with a Hopper GPU."""
     builder, gpu = FakeBuilder(), Gpu("NVIDIA H100", "9.0", 80 << 30, "13.0")
-    patch.setattr("export.tensorrt.builder.build_in_child", builder)
-    patch.setattr("export.tensorrt.builder.find_flavours", lambda: installed)
+    patch.setattr("export.tensorrt.plan_files.build_in_child", builder)
+    patch.setattr("export.tensorrt.target.find_flavours", lambda: installed)
     patch.setattr("export.tensorrt.check.find_capabilities", lambda one: [])
-    for module in ("export.tensorrt.builder", "export.triton.config"):
+    for module in ("export.tensorrt.target", "export.triton.config"):
         patch.setattr(f"{module}.describe_gpu", lambda: gpu)
     return builder
 

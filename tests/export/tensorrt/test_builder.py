@@ -18,9 +18,10 @@ import pytest
 
 from export import export_bundle
 from export.errors import ExportError
-from export.tensorrt.builder import GraphFacts, build_in_child, build_plans
+from export.tensorrt.builder import GraphFacts, build_plans
 from export.tensorrt.messages import clean, describe_builder_error, describe_crash
 from export.tensorrt.options import TrtOptions, check_options, choose_capabilities, make_profiles
+from export.tensorrt.process import build_in_child
 from runtime import BundleError, EngineError
 from runtime.backends.gpu import Gpu, describe_gpu
 from runtime.backends.machine import Machine, check_plan_fits

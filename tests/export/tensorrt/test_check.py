@@ -35,8 +35,8 @@ def stand_in(
         raise AssertionError("traced what could not be built")
 
     patch.setattr("export.bundle.compile_graph", trace)
-    patch.setattr("export.tensorrt.builder.find_flavours", lambda: installed)
-    patch.setattr("export.tensorrt.builder.describe_gpu", lambda: gpu)
+    patch.setattr("export.tensorrt.target.find_flavours", lambda: installed)
+    patch.setattr("export.tensorrt.target.describe_gpu", lambda: gpu)
     patch.setattr("export.tensorrt.check.find_capabilities", lambda one: known)
 
 

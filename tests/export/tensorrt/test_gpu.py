@@ -11,8 +11,9 @@ import pytest
 
 from export import export_bundle
 from export.errors import ExportError
-from export.tensorrt.builder import GraphFacts, build_plans, write_plan_graph
+from export.tensorrt.builder import GraphFacts, build_plans
 from export.tensorrt.options import TrtOptions
+from export.tensorrt.plan_files import write_plan_graph
 from export.tensorrt.refit import changed_weights
 from export.tensorrt.refit_plan import refit_plan
 from ouroboros import load_checkpoint, save_checkpoint

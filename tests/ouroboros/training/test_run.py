@@ -360,11 +360,16 @@ def test_peft_wraps_the_model_and_trains_a_step(tmp_path: Path) -> None:
 
 
 def test_recipe_sets_options_and_flags_win(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("data: [texts]\nlearning_rate: 1e-4\ndepth: 8\nseed: 3\n")
-    (tmp_path / "r.toml").write_text('data = "texts"\nlearning_rate = 1e-4\ndepth = "8"\nseed=3\n')
+    (tmp_path / "r.yaml").write_text(
+        "data: [texts]\nlearning_rate: 1e-4\ndepth: 8\nseed: 3\ncompile: true\n"
+    )
+    (tmp_path / "r.toml").write_text(
+        'data = "texts"\nlearning_rate = 1e-4\ndepth = "8"\nseed=3\ncompile=true\n'
+    )
     for name in ("r.yaml", "r.toml"):
         made = make_options({"seed": 7, "warmup": None}, tmp_path / name)
         assert made.data == (tmp_path / "texts",)
+        assert made.compile is True
         assert (made.learning_rate, made.depth, made.seed, made.warmup) == (1e-4, "8", 7, 10)
 
 
@@ -373,11 +378,20 @@ def test_recipe_sets_options_and_flags_win(tmp_path: Path) -> None:
     [
         ("train_stepz: 3", r"unknown option 'train_stepz'; did you mean train_steps\?"),
         ("colour: 3", "unknown option 'colour'; the options are batch_size"),
-        ("train_steps: many", "train_steps='many' is not a value of kind int"),
-        ("train_steps: true", "train_steps=True is not a value of kind int"),
+        ("train_steps: many", "train_steps='many' is not a whole number"),
+        ("train_steps: true", "train_steps=True is not a whole number"),
+        ("train_steps: 3.0", r"train_steps=3\.0 is not a whole number"),
+        ("train_steps: null", "train_steps=None is not a whole number"),
+        ("learning_rate: high", "learning_rate='high' is not a number"),
+        ("learning_rate: true", "learning_rate=True is not a number"),
         ("train_recurent: full", r"unknown option .* did you mean train_recurrent\?"),
-        ("distill: much", "distill='much' is not a value of kind float"),
-        ("teacher: 3", "teacher=3 is not a value of kind str"),
+        ("distill: much", "distill='much' is not a number"),
+        ("teacher: 3", "teacher=3 is not a text"),
+        ("compile: 1", "compile=1 is not true or false"),
+        ("depth: 8.0", r"depth=8\.0 is not a text"),
+        ("data: [a, 3]", r"data=\['a', 3\] is not a path, or a list of them"),
+        ("eval_depths: [1, two]", r"eval_depths=\[1, 'two'\] is not a whole number, or a list"),
+        ("eval_depths: &a [*a]", "eval_depths=.* is not a whole number, or a list"),
         ("- 1", "a recipe is a table"),
         ("a: [", "not YAML"),
     ],

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from cli.check import record_live
+from export.live import record_live
 from runtime.backends.ort import run_error
 from runtime.bundle.manifest import render_hash, render_manifest
 from runtime.bundle.reader import hash_file, read_manifest, write_manifest

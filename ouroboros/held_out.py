@@ -1,0 +1,216 @@
+"""A whole evaluation on held-out text: one model, and those that it came from, by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ouroboros.errors import CheckpointError, DataError
+from ouroboros.evaluate import (
+    Evaluation,
+    Row,
+    evaluate_original,
+    evaluate_scorer,
+    score_windows,
+    scoring_prefix,
+)
+from ouroboros.model.limits import check_ids, check_seq_len
+from ouroboros.text.windows import load_eval_windows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEPTHS = (1, 4, 8, 16)
+
+Advance = Callable[[int], None]
+
+
+class Scored(Protocol):
+    """A model to score, a checkpoint's or a bundle's seen alike.
+
+    Attributes:
+        name: "trained", or "converted" where it was never trained.
+        config: has `prelude`, `coda`, `pooling`, `vocab_size` and `max_position_embeddings`.
+        max_depth: the largest depth it runs.
+        tokenizer: called as transformers' are.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def config(self) -> Any: ...  # noqa: D102
+    @property
+    def max_depth(self) -> int: ...  # noqa: D102
+    @property
+    def tokenizer(self) -> Any: ...  # noqa: D102
+
+    def check_depth(self, depth: int) -> object:
+        """Raises for a depth that it does not run."""
+        ...
+
+    def score(
+        self, windows: np.ndarray, depth: int | None, *, prefix: int, advance: Advance
+    ) -> float:
+        """Returns the mean loss of int64 windows [n, seq], as `ouroboros.evaluate.score_windows`.
+
+        Args:
+            windows: token ids.
+            depth: recurrences.
+            prefix: predictions left out at the start of each window.
+            advance: called with the number of windows done since the last call.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ScoredCheckpoint:
+    """A checkpoint as `Scored` has it.
+
+    Attributes:
+        model: the loaded model.
+        tokenizer: its own.
+    """
+
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def open(cls, path: Path) -> ScoredCheckpoint:
+        """Loads a checkpoint.
+
+        Args:
+            path: its directory.
+
+        Raises:
+            CheckpointError: it is not whole or has no tokenizer.
+        """
+        from ouroboros.checkpoint import load_checkpoint
+
+        model, tokenizer = load_checkpoint(path)
+        if tokenizer is None:
+            raise CheckpointError(f"{path}: has no tokenizer.json", "convert the model again")
+        return cls(model, tokenizer)
+
+    @property
+    def name(self) -> str:
+        """As `Scored` has it."""
+        return "trained" if self.config.trained_depths else "converted"
+
+    @property
+    def config(self) -> Any:
+        """The model's `OuroborosConfig`."""
+        return self.model.config
+
+    @property
+    def max_depth(self) -> int:
+        """The largest depth it runs."""
+        return int(self.config.max_depth)
+
+    def check_depth(self, depth: int) -> object:
+        """As `OuroborosConfig.check_depth`."""
+        return self.config.check_depth(depth)
+
+    def score(
+        self, windows: np.ndarray, depth: int | None, *, prefix: int, advance: Advance
+    ) -> float:
+        """As `ouroboros.evaluate.score_windows`."""
+        return score_windows(self.model, windows, depth, prefix, advance=advance)
+
+
+@contextmanager
+def _no_bar(total: int) -> Iterator[Advance]:
+    yield lambda count: None
+
+
+def evaluate_texts(
+    main: Scored,
+    texts: Sequence[Path],
+    depths: Sequence[int] = (),
+    *,
+    seq_len: int = 512,
+    windows: int = 8,
+    converted: Scored | None = None,
+    original: str | None = None,
+    report: Callable[[str], None] | None = None,
+    bar: Callable[[int], AbstractContextManager[Advance]] = _no_bar,
+) -> Evaluation:
+    """Scores held-out files by depth, every row on the same windows: the first of each file.
+
+    Args:
+        main: the model.
+        texts: held-out files.
+        depths: recurrences; none: those of DEPTHS that the model runs.
+        seq_len: tokens a window.
+        windows: most windows a file.
+        converted: the untrained model; its rows are added where it runs the depth.
+        original: the source it was converted from; adds `evaluate_original`'s rows.
+        report: called with each line that a reading of the files gives.
+        bar: opened with the number of windows to be scored; gives what counts them.
+
+    Raises:
+        DataError: a text can't be used, the model can't read it, or `converted` is no earlier
+            state of the same model.
+        ConfigError: a depth that the checkpoint does not run.
+        EngineError: one that the bundle does not run.
+        CheckpointError: a loss is not finite, or `original` can't be loaded.
+    """
+    if not texts:
+        raise DataError("no held-out text", "give at least one file")
+    for one in depths:
+        main.check_depth(one)
+    depths = depths or [one for one in DEPTHS if one <= main.max_depth]
+    check_seq_len(seq_len, main.config.max_position_embeddings)
+    cut = load_eval_windows(texts, main.tokenizer, seq_len, windows, report)
+    for name, array in cut.items():
+        check_ids(name, array, main.config.vocab_size)
+    prefix = scoring_prefix(main.config.pooling, seq_len)
+    usable: list[int] = []
+    if converted is not None:
+        require_same_split(converted, main)
+        usable = [one for one in depths if one <= converted.max_depth]
+    counts = {name: len(array) for name, array in cut.items()}
+    models = len(depths) + len(usable) + (0 if original is None else 2)
+    rows: list[Row] = []
+    with bar(models * sum(counts.values())) as advance:
+        if original is not None:
+            rows += evaluate_original(original, main.config, cut, prefix, advance=advance)
+        if converted is not None:
+            rows += _score("converted", converted, cut, usable, prefix, advance)
+        rows += _score(main.name, main, cut, depths, prefix, advance)
+    return Evaluation(tuple(rows), seq_len, counts, prefix)
+
+
+def _score(
+    name: str,
+    model: Scored,
+    windows: Mapping[str, np.ndarray],
+    depths: Sequence[int],
+    prefix: int,
+    advance: Advance,
+) -> list[Row]:
+    return evaluate_scorer(
+        name, partial(model.score, prefix=prefix, advance=advance), windows, depths
+    )
+
+
+def require_same_split(other: Scored, main: Scored) -> None:
+    """Refuses to set side by side two models of which one can't be the other before training.
+
+    Args:
+        other: the untrained model.
+        main: the model that is scored.
+
+    Raises:
+        DataError: their vocabulary, pooling, prelude or coda differ.
+    """
+    for name in ("vocab_size", "pooling", "prelude", "coda"):
+        ours, theirs = getattr(main.config, name), getattr(other.config, name)
+        if ours != theirs:
+            raise DataError(
+                f"--converted has {name} {theirs}, the model {ours}",
+                "give the checkpoint that it was trained from",
+            )
