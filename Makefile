@@ -1,4 +1,4 @@
-# make demo | test | test-slow | check | bench | wheel-test | clean
+# make demo | test | test-slow | test-lowest | test-newest | check | bench | wheel-test | clean
 # Needs nothing but Python 3.11 or newer, git and make; everything else goes into .venv/.
 
 SHELL := /bin/bash
@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Packages with code of ours; ruff also reads the tests.
 CODE := ouroboros export runtime cli demo bench
 
-.PHONY: help venv test test-slow gpu-test gpu-bench check format demo bench wheel-test clean bench-large
+.PHONY: help venv test test-slow gpu-test gpu-bench check format demo bench wheel-test test-lowest test-newest clean bench-large
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -37,7 +37,7 @@ test: $(STAMP) ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 25
 
 test-slow: $(STAMP) ## tests that take longer
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n auto --maxprocesses 4 --dist loadfile --durations 25
 
 $(GPU_STAMP): $(STAMP)
 	@# Two packages bring the module onnxruntime; only one may be installed.
@@ -73,6 +73,12 @@ bench-large: $(STAMP) ## convert and export the shape of Qwen2.5-3B; needs 20 GB
 
 wheel-test: $(STAMP) ## build the wheel, install it into a fresh environment, use it there
 	$(BIN)/python tests/wheel_check.py
+
+test-lowest: $(STAMP) ## torch-free tests against the lowest versions of the base install
+	$(BIN)/python tests/versions_check.py lowest
+
+test-newest: $(STAMP) ## tests against the newest ONNX Runtime and transformers
+	$(BIN)/python tests/versions_check.py newest
 
 clean: ## remove build outputs (keeps .venv and the download cache)
 	rm -rf build dist .wheel-test *.egg-info .mypy_cache .ruff_cache .pytest_cache

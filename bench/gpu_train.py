@@ -5,6 +5,9 @@ is chosen beforehand, from a few timed ones.
 
 python -m bench.gpu_train run SOURCE TEXTS HELDOUT WORK --until 1700000000
 python -m bench.gpu_train collect WORK OUT
+
+Where a machine goes back when nobody asks for a while, both belong into one call: the weights of a
+run that was left alone for half a minute were lost once (study/LOG.md).
 """
 
 from __future__ import annotations

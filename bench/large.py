@@ -162,7 +162,8 @@ def run_stages(scratch: Path, arguments: argparse.Namespace) -> list[Stage]:
     make += "write_model(Path(sys.argv[1]), *map(int, sys.argv[2:]))"
     depth, last = str(arguments.max_depth), arguments.layers
     convert = ["convert", str(original), str(checkpoint), "--recurrent", str(last // 2)]
-    convert += ["--norm-init", arguments.norm_init]
+    # Fitting a bridge takes as long as the original takes to read the text.
+    convert += ["--norm-init", arguments.norm_init, "--bridge", arguments.bridge]
     convert += ["--prelude", str(min(KEPT, last // 3)), "--coda", str(min(KEPT, last // 3))]
     export = ["export", str(checkpoint), str(bundle), "--max-depth", depth]
     export += ["--precision", arguments.precision]
@@ -209,6 +210,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--norm-init", default="ones")
+    parser.add_argument("--bridge", default="none")
     parser.add_argument("--no-check", dest="check", action="store_false")
     parser.add_argument("--keep", action="store_true", help="leave what was made")
     parser.add_argument("--json", type=Path)

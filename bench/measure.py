@@ -66,6 +66,8 @@ def time_torch(model: Any, depth: int, batch: int, context: int, tokens: int) ->
     """
     import torch
 
+    from ouroboros.model.cache import CACHE
+
     device = next(model.parameters()).device
     size = (batch, context)
     prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, size)
@@ -85,7 +87,7 @@ def time_torch(model: Any, depth: int, batch: int, context: int, tokens: int) ->
         for _ in range(tokens):
             start = wait()
             token = output.logits[:, -1].argmax(-1, keepdim=True)
-            output = model(input_ids=token, past_key_values=output.past_key_values, **options)
+            output = model(input_ids=token, past_key_values=output[CACHE], **options)
             seconds.append(wait() - start)
     seconds = seconds[2:] if tokens > 4 else seconds
     return DecodeTiming(seconds, list(seconds), prefill_s)

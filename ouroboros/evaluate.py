@@ -121,6 +121,7 @@ def score_windows(
     import torch
     from torch.nn.functional import cross_entropy
 
+    from ouroboros.model.cache import CACHE
     from ouroboros.model.modeling import OuroborosForCausalLM
 
     looped = isinstance(model, OuroborosForCausalLM)
@@ -137,9 +138,7 @@ def score_windows(
             ids = torch.from_numpy(windows[first : first + batch]).to(device)
             if frozen_mean:
                 head = model(input_ids=ids[:, :prefix], use_cache=True, logits_to_keep=1, **options)
-                tail = model(
-                    input_ids=ids[:, prefix:], past_key_values=head.past_key_values, **options
-                )
+                tail = model(input_ids=ids[:, prefix:], past_key_values=head[CACHE], **options)
                 logits = tail.logits[:, :-1]
             else:
                 logits = model(input_ids=ids, use_cache=False, **options).logits[:, prefix:-1]

@@ -1,61 +1,28 @@
-"""Fixtures: a tiny random model, its checkpoint and its bundle, made once a session."""
+"""Fixtures: a tiny random model, its checkpoint and its bundle, made once a session.
+
+Where torch is not installed, as in the base install, the bundles are taken from a folder that was
+made before, and tests that need torch, in their module or by a fixture, are left out.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import ast
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import onnx_ir as ir
 import pytest
-import torch
-from torch import nn
 
-from export.graph import trace
 from runtime import Engine
-from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 
+if HAS_TORCH := find_spec("torch") is not None:
+    from tests.support.making import *  # noqa: F403
+else:
+    from tests.support.prebuilt import *  # noqa: F403
 
-@pytest.fixture(scope="session")
-def tiny_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of 6 layers with a byte-level tokenizer and a chat template."""
-    path = tmp_path_factory.mktemp("original")
-    build_original(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its conversion, 2 | 1 | 2, with every trained part random, so that each one matters."""
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    build_checkpoint(tiny_original, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of the tiny checkpoint, depths 1..5; do not change it, copy it."""
-    path = tmp_path_factory.mktemp("bundle") / "tiny"
-    build_bundle(tiny_checkpoint, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def massive_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2 with massive activations, converted like the tiny checkpoint."""
-    path = tmp_path_factory.mktemp("massive")
-    build_massive(path / "original")
-    build_checkpoint(path / "original", path / "tiny", massive=True)
-    return path / "tiny"
-
-
-@pytest.fixture(scope="session")
-def massive_bundle(massive_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle, depths 1..5; do not change it, copy it."""
-    path = tmp_path_factory.mktemp("massive-bundle") / "tiny"
-    build_bundle(massive_checkpoint, path)
-    return path
+HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ouroboros", "export"}
+# Whose sessions the packages above would be needed for, however light the module that asks.
+MAKING = {"tiny_original", "tiny_checkpoint", "massive_checkpoint"}
 
 
 @pytest.fixture(scope="session")
@@ -65,38 +32,34 @@ def engine(tiny_bundle: Path) -> Iterator[Engine]:
         yield opened
 
 
-@pytest.fixture(scope="session", autouse=True)
-def traces_kept() -> Iterator[None]:
-    """Traces each part once a session: the tracer takes seconds however small the model is.
-
-    Parts are the same where their code's classes, plain attributes and weights are, and what they
-    are traced with.
-    """
-    kept: dict[str, ir.Model] = {}
-    traced = trace._trace
-
-    def trace_once(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
-        key = describe_part(part, examples)
-        if key not in kept:
-            kept[key] = traced(part, examples)
-        return kept[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "_trace", trace_once)
-        yield
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leaves out modules that import, anywhere, what is not there, and such rooms."""
+    if HAS_TORCH or collection_path == Path(__file__).parent:
+        return None
+    module = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
+    if not module.is_file() or module.suffix != ".py":
+        return None
+    return True if imports_heavy(module, set()) else None
 
 
-def describe_part(part: nn.Module, examples: tuple[Any, ...]) -> str:
-    """A hash of all that a part's trace depends on."""
-    digest = hashlib.sha256(repr((torch.__version__, examples)).encode())
-    for name, module in part.named_modules():
-        plain = {
-            key: getattr(value, "__qualname__", value)
-            for key, value in vars(module).items()
-            if isinstance(value, int | float | str | tuple | torch.dtype | None) or callable(value)
-        }
-        digest.update(repr((name, type(module).__qualname__, sorted(plain.items()))).encode())
-    for name, value in part.state_dict().items():
-        digest.update(repr((name, value.dtype, value.shape)).encode())
-        digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out tests whose fixtures make a model, and those that say they need torch."""
+    if not HAS_TORCH:
+        made = [one for one in items if not MAKING & set(getattr(one, "fixturenames", ()))]
+        items[:] = [one for one in made if one.get_closest_marker("needs_torch") is None]
+
+
+def imports_heavy(module: Path, seen: set[Path]) -> bool:
+    """Whether a test module imports one of HEAVY, itself or by a helper of the tests."""
+    seen.add(module)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    if {name.split(".")[0] for name in names} & HEAVY:
+        return True
+    root = Path(__file__).resolve().parents[1]
+    helpers = [root / f"{name.replace('.', '/')}.py" for name in names if name.startswith("tests.")]
+    return any(imports_heavy(one, seen) for one in helpers if one.is_file() and one not in seen)

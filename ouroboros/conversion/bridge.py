@@ -82,7 +82,7 @@ def original_states(
     for batch in batches:
         hidden = model.embed_tokens(windows[batch])
         for layer in model.prelude:
-            hidden = layer(hidden, past_key_values=None, **inputs)
+            hidden = layer(hidden, **inputs)
         states[batch] = hidden
     number = model.config.prelude
     yield number, states
@@ -90,7 +90,7 @@ def original_states(
     while number < last:
         looped.load_state_dict(read(number), strict=False)
         for batch in batches:
-            states[batch] = looped(states[batch], past_key_values=None, **inputs)
+            states[batch] = looped(states[batch], **inputs)
         number += 1
         yield number, states
 

@@ -5,6 +5,7 @@ Source: arXiv 2604.02051, section 3; `auto`, `matched` and `per_step` are ours o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -16,7 +17,7 @@ from torch import nn
 
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.conversion.bases import fill_bases
-from ouroboros.conversion.bridge import Fit, fit_entries, fit_exit
+from ouroboros.conversion.bridge import HELD_ASIDE, Fit, fit_entries, fit_exit
 from ouroboros.conversion.options import ConvertOptions
 from ouroboros.conversion.selection import Candidate, match_step_norms, select_recurrent
 from ouroboros.errors import CheckpointError, ConfigError, DataError
@@ -31,7 +32,8 @@ from runtime.files.destinations import CHECKPOINT
 
 CALIBRATION_TOKENS = 256
 CALIBRATION_WINDOWS = 8
-FIT_WINDOWS = 96
+FIT_WINDOWS = 192
+STATE_BYTES = 1 << 28  # of hidden states held for a fit; two tensors of them are
 SEED = 0
 
 
@@ -139,8 +141,8 @@ def _measure(
     bridged, matched = config.bridge != "none", chosen.norm_init == "matched"
     if not (layer is None or matched or bridged):
         return []
-    windows = _calibration_windows(original, chosen.calibration, FIT_WINDOWS)
-    few = windows[:CALIBRATION_WINDOWS]
+    windows = _calibration_windows(original, chosen.calibration, fit_windows(config.hidden_size))
+    few = _few_windows(windows)
     last = config.original_layers - config.coda
     candidates: list[Candidate] = []
     fits: dict[int, Fit] = {}
@@ -163,6 +165,32 @@ def _measure(
         fit_exit(model, original.layer, windows, chosen.depth).put(model)
         model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
     return candidates
+
+
+def _few_windows(windows: torch.Tensor) -> torch.Tensor:
+    """Picks `CALIBRATION_WINDOWS` of the windows to measure on, evenly over the text.
+
+    They are among those that no bridge is fitted on, where there are enough of these.
+    """
+    aside = windows[HELD_ASIDE - 1 :: HELD_ASIDE]
+    if len(aside) < CALIBRATION_WINDOWS:
+        return windows[:CALIBRATION_WINDOWS]
+    return aside[torch.linspace(0, len(aside) - 1, CALIBRATION_WINDOWS).round().long()]
+
+
+def fit_windows(width: int) -> int:
+    """Returns how many windows of text the bridge of a model is fitted on: `FIT_WINDOWS` at most.
+
+    Of a wide model fewer, so that their states take `STATE_BYTES`, but never fewer than give a map
+    of `width + 1` rows one and a half positions a row.
+
+    Args:
+        width: the model's hidden size.
+    """
+    fitting = STATE_BYTES // (CALIBRATION_TOKENS * width * 4)
+    fitted = (CALIBRATION_TOKENS - 1) * (1 - 1 / HELD_ASIDE)  # positions a window
+    needed = math.ceil(1.5 * (width + 1) / fitted)
+    return min(FIT_WINDOWS, max(fitting, needed))
 
 
 def _layer_number(recurrent: int | str) -> int | None:

@@ -29,7 +29,7 @@ class ConvertOptions:
     bases: str = option("mean", "one SVD of the mean residual, or one a step: mean or per_step")
     modulation: str = option("controller", "controller, or static for the paper's ablation")
     bridge: str = option(
-        "none", "a linear map fitted before the loop, after it or not at all: entry, exit or none"
+        "entry", "a linear map fitted before the loop, after it or not at all: entry, exit or none"
     )
     gate: bool = option(True, "the paper's ablation has no gate", "--gate/--no-gate")
     calibration: Path | None = option(None, "text to measure on; default: one that comes with ouro")

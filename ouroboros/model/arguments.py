@@ -73,6 +73,19 @@ def check_cache(cache: Any) -> None:
         )
 
 
+def one_cache(past_key_values: Any, cache: Any) -> Any:
+    """Returns the cache that was given by either of its names.
+
+    Raises:
+        ConfigError: two different ones were given, or one that has no slots for the steps.
+    """
+    if past_key_values is not None and cache is not None and cache is not past_key_values:
+        raise ConfigError("past_key_values and cache are two names of one thing", "give one")
+    given = cache if past_key_values is None else past_key_values
+    check_cache(given)
+    return given
+
+
 def check_shapes(
     batch: int,
     new: int,

@@ -13,7 +13,7 @@ from transformers.generation import GenerationMode
 
 from ouroboros.errors import ConfigError
 from ouroboros.model.arguments import check_cache, check_shapes, depth_of_rows, refuse_attentions
-from ouroboros.model.cache import OuroborosCache
+from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 
 _MODES = (
@@ -81,7 +81,7 @@ class LoopedGenerationMixin(GenerationMixin):
             inputs, bos_token_id, model_kwargs
         )
         batch, new = found[0].shape[:2]
-        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE)
         check_cache(cache)
         held = cache.get_seq_length() if cache is not None else 0
         # Beside a cache the whole text may be given, or what is new of it; the mask covers it all.
@@ -119,13 +119,13 @@ class LoopedGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if generation_config.prefill_chunk_size is not None:
             _check_chunks(self.config, model_kwargs)
         if cache is not None:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         elif generation_config.use_cache:
-            model_kwargs["past_key_values"] = OuroborosCache(self.config.num_layers)
+            model_kwargs[CACHE] = OuroborosCache(self.config.num_layers)
 
     def prepare_inputs_for_generation(
         self,

@@ -20,16 +20,16 @@ from ouroboros.errors import ConfigError
 from ouroboros.model.arguments import (
     Depth,
     check_attention,
-    check_cache,
     check_continuation,
     check_extras,
     check_logit_index,
     check_shapes,
     depth_of_rows,
+    one_cache,
     refuse_attentions,
 )
 from ouroboros.model.bridge import Bridge
-from ouroboros.model.cache import OuroborosCache
+from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
 from ouroboros.model.modulation import (
@@ -89,7 +89,7 @@ class RecurrentStep(nn.Module):
         pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
         with self.port.carrying(step, self.controller(pooled, step)):
             view = cache.at_step(step) if cache is not None else None
-            new = self.layer(hidden, past_key_values=view, **layer_inputs)
+            new = self.layer(hidden, **{CACHE: view}, **layer_inputs)
         new = self.norm(new, step)
         if self.gate is not None:
             gate = self.gate(new, hidden)
@@ -214,6 +214,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: OuroborosCache | None = None,
+        cache: OuroborosCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -231,6 +232,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             position_ids: int64 `[B, S]`; counted over valid positions where not given. Positions
                 that restart at 0 mark packed documents.
             past_key_values: the cache of the first P slots.
+            cache: the same, by the name that transformers gives it since 5.24.
             inputs_embeds: `[B, S, hidden]` in place of `input_ids`.
             labels: int64 `[B, S]`, -100 ignored; shifted here, once.
             use_cache: return a cache; False while training.
@@ -257,7 +259,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             raise ConfigError("give exactly one of input_ids and inputs_embeds")
         given: Any = input_ids if input_ids is not None else inputs_embeds
         batch, new = given.shape[:2]
-        check_cache(past_key_values)
+        past_key_values = one_cache(past_key_values, cache)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         check_shapes(batch, new, past, attention_mask, position_ids)
         check_logit_index(batch, logit_index, labels is not None, logits_to_keep)
@@ -279,7 +281,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 logits=logits, labels=labels, vocab_size=self.vocab_size, **loss_arguments
             )
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=cache, hidden_states=entered
+            loss=loss, logits=logits, hidden_states=entered, **{CACHE: cache}
         )
 
     def _cache(
@@ -329,7 +331,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             }
             for layer in self.prelude:
                 note(hidden)
-                hidden = layer(hidden, past_key_values=cache, **layer_inputs)
+                hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
         if self.bridge is not None and self.config.bridge == "entry":
             hidden = self.bridge(hidden)
         for step in range(steps):
@@ -342,7 +344,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             hidden = self.bridge(hidden)
         for layer in self.coda:
             note(hidden)
-            hidden = layer(hidden, past_key_values=cache, **layer_inputs)
+            hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
         hidden = self.norm(hidden)
         return hidden, (*entered, hidden) if record else None
 

@@ -75,7 +75,8 @@ def sample_text(
             body = _cut(row, ids.shape[1], ends)
             drawn += len(body)
             text = tokenizer.decode(body, skip_special_tokens=True)
-            lines.append(json.dumps({"text": text}, ensure_ascii=False))
+            if text.strip():  # a model may end a document before it began
+                lines.append(json.dumps({"text": text}, ensure_ascii=False))
         number += 1
         if report is not None:
             report(f"{drawn:,} of {options.tokens:,} tokens")

@@ -117,6 +117,29 @@ class TrainOptions:
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
                 raise TrainingError(f"depth={depth} is not allowed", "the least is 1")
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        """Refuses what would be without effect. A default that was spelt out can't be told."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("distill", "temperature"):
+            value = getattr(self, name)
+            if not self.teacher and value != usual[name]:
+                raise TrainingError(
+                    f"{_flag(name)}={value} is of distillation, and there is no teacher",
+                    f"give --teacher, or leave {_flag(name)} out",
+                )
+        if self.teacher and not self.distill:
+            raise TrainingError(
+                "--distill=0.0 makes no use of --teacher", "leave one of the two out"
+            )
+        whole = (self.train_coda, self.train_recurrent)
+        if self.layer_learning_rate and whole == ("frozen", "frozen"):
+            raise TrainingError(
+                f"--layer-learning-rate={self.layer_learning_rate} is of whole layers that train, "
+                "and none does",
+                "give --train-coda or --train-recurrent, or leave it out",
+            )
 
     @property
     def depth_range(self) -> tuple[int, int]:

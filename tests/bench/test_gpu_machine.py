@@ -72,6 +72,7 @@ def test_stages_go_on_after_one_that_fails_or_hangs(
     assert logs == {"fails.log": "why\n", "hangs.log": "begun\n", "works.log": "here\n"}
 
 
+@pytest.mark.needs_torch
 def test_stages_of_a_run_are_commands_that_exist(tmp_path: Path) -> None:
     from bench import gpu
 

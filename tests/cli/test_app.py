@@ -97,15 +97,15 @@ def test_usage_error_exits_2() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "line"),
     [
-        (["run", "B", "x", "--depth", "abc"], 1, "Invalid value for '--depth': .* given: 'abc'; "),
+        (["run", "B", "x", "--depth", "abc"], 1, "Invalid value for '--depth': .*'abc'"),
         (["run", "B", "x", "--top-p", "y"], 1, "Invalid value for '--top-p': .*; see `.*run --h"),
         (["convert", "A", "B", "--rank", "1.5"], 1, "Invalid value for '--rank'"),
-        (["run", "B", "x", "--dept", "3"], 2, "No such option: --dept .*--depth"),
-        (["run", "B"], 2, "Missing argument 'prompt'; see `.*run --help`"),
+        (["run", "B", "x", "--dept", "3"], 2, "No such option:? '?--dept\\b.*--depth"),
+        (["run", "B"], 2, "Missing argument '(prompt|PROMPT)'; see `.*run --help`"),
         (["run", "B", "x", "--depth"], 2, "Option '--depth' requires an argument"),
         (["run", "B", "x", "y"], 2, "unexpected extra argument"),
         (["runn"], 2, "No such command 'runn'"),
-        (["--nonsense"], 2, "No such option: --nonsense; see `.* --help`"),
+        (["--nonsense"], 2, "No such option:? '?--nonsense'?; see `.* --help`"),
     ],
 )
 def test_usage_error_is_one_line(arguments: list[str], status: int, line: str) -> None:
@@ -122,6 +122,7 @@ def test_no_arguments_shows_help() -> None:
         assert "error:" not in result.output
 
 
+NEEDS_TORCH = pytest.mark.needs_torch
 PLACES = ("empty", "missing", "out", "full", "file", "deep", "original")
 
 
@@ -132,14 +133,32 @@ PLACES = ("empty", "missing", "out", "full", "file", "deep", "original")
         (["check", "{empty}"], "manifest.json|no bundle"),
         (["bench", "{missing}"], "no bundle at"),
         (["inspect", "{missing}"], "missing"),
-        (["export", "{empty}", "{out}"], "no checkpoint here"),
-        (["convert", "{missing}/model.gguf", "{out}"], "no such file"),
-        (["convert", "{empty}", "{out}"], "config.json"),
-        (["convert", "{empty}", "{full}"], "not of Ouroboros, so it is left alone"),
-        (["export", "{empty}", "{full}"], "not of Ouroboros, so it is left alone"),
-        (["convert", "{empty}", "{file}"], "is a file"),
-        (["convert", "{empty}", "{deep}"], "not of Ouroboros, so it is left alone"),
-        (["export", "{empty}", "{deep}"], "not of Ouroboros, so it is left alone"),
+        pytest.param(["export", "{empty}", "{out}"], "no checkpoint here", marks=NEEDS_TORCH),
+        pytest.param(
+            ["convert", "{missing}/model.gguf", "{out}"], "no such file", marks=NEEDS_TORCH
+        ),
+        pytest.param(["convert", "{empty}", "{out}"], "config.json", marks=NEEDS_TORCH),
+        pytest.param(
+            ["convert", "{empty}", "{full}"],
+            "not of Ouroboros, so it is left alone",
+            marks=NEEDS_TORCH,
+        ),
+        pytest.param(
+            ["export", "{empty}", "{full}"],
+            "not of Ouroboros, so it is left alone",
+            marks=NEEDS_TORCH,
+        ),
+        pytest.param(["convert", "{empty}", "{file}"], "is a file", marks=NEEDS_TORCH),
+        pytest.param(
+            ["convert", "{empty}", "{deep}"],
+            "not of Ouroboros, so it is left alone",
+            marks=NEEDS_TORCH,
+        ),
+        pytest.param(
+            ["export", "{empty}", "{deep}"],
+            "not of Ouroboros, so it is left alone",
+            marks=NEEDS_TORCH,
+        ),
         (["inspect", "{deep}"], "is not JSON"),
         (["inspect", "{original}"], r"original model \(llama\), .* ouro convert .*original OUT"),
     ],

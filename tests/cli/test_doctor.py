@@ -9,6 +9,7 @@ from cli.doctor import doctor
 from tests.support.paths import ROOT
 
 
+@pytest.mark.needs_torch
 def test_doctor_prints_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     doctor()
     said = capsys.readouterr().out

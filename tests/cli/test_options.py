@@ -13,9 +13,15 @@ from cli.app import app
 from export import ExportOptions, export_bundle
 from ouroboros import ConvertOptions, TrainOptions, convert
 from ouroboros.errors import TrainingError
+from ouroboros.text.sample_options import SampleOptions
 from ouroboros.training.recipe import read_recipe
 
-OPTIONS = {"convert": ConvertOptions, "train": TrainOptions, "export": ExportOptions}
+OPTIONS = {
+    "convert": ConvertOptions,
+    "sample": SampleOptions,
+    "train": TrainOptions,
+    "export": ExportOptions,
+}
 
 
 @pytest.mark.parametrize("command", OPTIONS)

@@ -179,6 +179,7 @@ def test_make_targets_exist() -> None:
             assert target in known, f"{page.name}: make {target}"
 
 
+@pytest.mark.needs_torch
 def test_inline_commands_and_options_exist() -> None:
     """Options of `ouro ...` in running text are options of that command."""
     helps: dict[str, str] = {}

@@ -68,7 +68,14 @@ def build(original: Path, folder: Path, variant: Variant) -> Path:
         model.save_pretrained(folder / "untied")
         AutoTokenizer.from_pretrained(original).save_pretrained(folder / "untied")
         original = folder / "untied"
-    options = {**SPLIT, "rank": 4, "max_depth": 3, "depth": 2, "norm_init": "ones"}
+    options = {
+        **SPLIT,
+        "rank": 4,
+        "max_depth": 3,
+        "depth": 2,
+        "norm_init": "ones",
+        "bridge": "none",
+    }
     convert(str(original), folder / "checkpoint", **options | variant.options)
     converted, tokenizer = load_checkpoint(folder / "checkpoint")
     assert converted.config.tie_word_embeddings == variant.tied

@@ -32,6 +32,7 @@ def test_plugin_shadows_nothing_of_optimum() -> None:
     assert files == ["optimum/commands/register/register_ouroboros.py"]
 
 
+@pytest.mark.needs_torch
 def test_help_lists_the_command(
     optimum_cli: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

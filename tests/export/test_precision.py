@@ -253,12 +253,16 @@ def test_accuracy_level_is_chosen_when_opened(int4_bundle: Path) -> None:
         Engine.open(int4_bundle, accuracy_level=2)
 
 
-def test_changed_quantised_weight_fails_the_check(int4_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["step.down.weight_scales", "bridge.weight_scales"])
+def test_changed_quantised_weight_fails_the_check(
+    int4_bundle: Path, tmp_path: Path, name: str
+) -> None:
     shutil.copytree(int4_bundle, tmp_path / "b")
     model = onnx.load(tmp_path / "b" / "model.onnx")
     (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
     (body,) = [attribute.g for attribute in loop.attribute if attribute.name == "body"]
-    (scales,) = [t for t in body.initializer if t.name == "step.down.weight_scales"]
+    stored = [*model.graph.initializer, *body.initializer]
+    (scales,) = [tensor for tensor in stored if tensor.name == name]
     values = onnx.numpy_helper.to_array(scales).copy()
     values[0] *= 1.01
     scales.CopyFrom(onnx.numpy_helper.from_array(values, scales.name))

@@ -23,7 +23,7 @@ from tests.support.tiny import DIMENSIONS
 
 OPTIONS: dict[str, Any] = {
     "prelude": 1, "coda": 2, "rank": 4, "max_depth": 3, "depth": 2, "recurrent": 2,
-    "norm_init": "ones",
+    "norm_init": "ones", "bridge": "none",
 }  # fmt: skip
 LAST = "the model's vocabulary, 0..258"
 

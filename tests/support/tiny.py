@@ -17,7 +17,9 @@ DIMENSIONS: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
-SMALL: dict[str, Any] = {"prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3}
+SMALL: dict[str, Any] = {
+    "prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "bridge": "none"
+}  # fmt: skip
 MASSIVE, MASSIVE_CHANNEL, MASSIVE_RMS = 500.0, 5, 500.0 / 64**0.5
 
 

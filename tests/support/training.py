@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ouroboros.checkpoint import load_checkpoint
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.training.recipe import TrainOptions
@@ -48,3 +49,17 @@ def tiny_model(vocabulary: int = VOCABULARY, **changes: Any) -> OuroborosForCaus
 def options(corpus: Path, **changes: Any) -> TrainOptions:
     fields = {"train_steps": 4, "batch_size": 2, "seq_len": 16, "depth": "1-3", "warmup": 1}
     return TrainOptions(data=(corpus,), **{**fields, "learning_rate": 1e-2, **changes})
+
+
+def write_teacher(checkpoint: Path, path: Path, head: float = 1.0) -> Path:
+    """Writes an original model with the checkpoint's embedding and head, times `head`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    student, tokenizer = load_checkpoint(checkpoint)
+    torch.manual_seed(5)
+    teacher = LlamaForCausalLM(LlamaConfig(**student.config.base_config))
+    with torch.no_grad():
+        teacher.model.embed_tokens.weight.copy_(student.embed_tokens.weight * head)
+    teacher.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

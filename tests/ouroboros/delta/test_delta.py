@@ -24,7 +24,7 @@ from tests.support.tiny import DIMENSIONS, randomise
 
 OPTIONS: dict[str, Any] = {
     "prelude": 2, "coda": 2, "recurrent": 3, "rank": 4, "max_depth": 4, "depth": 2,
-    "norm_init": "ones",
+    "norm_init": "ones", "bridge": "none",
 }  # fmt: skip
 
 

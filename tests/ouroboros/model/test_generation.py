@@ -20,7 +20,7 @@ from transformers import (
 
 from ouroboros import OuroborosForCausalLM, load_checkpoint
 from ouroboros.errors import ConfigError
-from ouroboros.model.cache import OuroborosCache
+from ouroboros.model.cache import CACHE, OuroborosCache
 
 ROWS, PROMPT, NEW = 2, 9, 5
 OPTIONS: dict[str, Any] = {
@@ -362,3 +362,21 @@ def test_label_smoothing_shifts_as_the_model_does(
     trainer = Trainer(model, arguments)
     loss = trainer.compute_loss(model, {"input_ids": ids, "labels": ids})
     torch.testing.assert_close(loss, model(ids, labels=ids).loss)
+
+
+def test_a_cache_is_known_by_both_names_that_transformers_has_had_for_it(
+    model: OuroborosForCausalLM,
+) -> None:
+    """`past_key_values` up to 5.23, `cache` since 5.24."""
+    ids = torch.tensor([[3, 4, 5, 6]])
+    whole = model(ids, use_cache=False).logits[:, -1]
+    for name in ("past_key_values", "cache"):
+        first = model(ids[:, :3], use_cache=True)
+        rest = model(ids[:, 3:], **{name: first[CACHE]}).logits[:, -1]
+        torch.testing.assert_close(rest, whole, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="two names of one thing"):
+        model(
+            ids[:, 3:],
+            cache=first[CACHE],
+            past_key_values=OuroborosCache(model.config.num_layers),
+        )

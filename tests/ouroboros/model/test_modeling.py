@@ -34,8 +34,12 @@ def tokens(model: OuroborosForCausalLM, rows: int, length: int = PROMPT) -> torc
     return torch.randint(3, model.config.vocab_size, (rows, length), generator=generator)
 
 
-def test_trainable_parameters_of_qwen_match_the_paper() -> None:
-    """Controller, gate and step norms of arXiv 2604.02051: 9.2 M on Qwen2.5-3B."""
+@pytest.mark.parametrize("bridge", ["none", "entry", "exit"])
+def test_trainable_parameters_of_qwen_match_the_paper(bridge: str) -> None:
+    """Controller, gate and step norms of arXiv 2604.02051: 9.2 M on Qwen2.5-3B; the bridge's own.
+
+    The paper's model has none.
+    """
     base = Qwen2Config(
         hidden_size=2048,
         num_hidden_layers=36,
@@ -45,7 +49,7 @@ def test_trainable_parameters_of_qwen_match_the_paper() -> None:
         vocab_size=151936,
         tie_word_embeddings=True,
     )
-    config = OuroborosConfig(base_config=base, rank=32, max_depth=64)
+    config = OuroborosConfig(base_config=base, rank=32, max_depth=64, bridge=bridge)
     with torch.device("meta"):
         model = OuroborosForCausalLM(config)
     step = model.recurrent
@@ -53,7 +57,8 @@ def test_trainable_parameters_of_qwen_match_the_paper() -> None:
         sum(p.numel() for p in m.parameters()) for m in (step.controller, step.gate, step.norm)
     ]
     assert parts == [692_864, 8_390_656, 131_072]
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 9_214_592
+    own = 0 if bridge == "none" else 2048 * 2048 + 2048
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 9_214_592 + own
     assert config.recurrent == 18
 
 
@@ -160,7 +165,7 @@ def test_auto_classes_load_and_freeze_the_base(tiny_checkpoint: Path) -> None:
     assert isinstance(model, OuroborosForCausalLM)
     names = model.trainable_names()
     assert names
-    assert all(n.startswith("recurrent.") and "layer." not in n for n in names)
+    assert all(n.startswith(("recurrent.", "bridge.")) and "layer." not in n for n in names)
     model.mark_trainable("norms")
     assert "norm.weight" in model.trainable_names()
     assert "coda.0.mlp.up_proj.weight" not in model.trainable_names()

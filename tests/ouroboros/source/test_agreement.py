@@ -21,7 +21,7 @@ from tests.support.tiny import DIMENSIONS
 
 OPTIONS: dict[str, Any] = {
     "prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "recurrent": 2,
-    "norm_init": "ones",
+    "norm_init": "ones", "bridge": "none",
 }  # fmt: skip
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 LAYER = "model.layers.3."

@@ -21,7 +21,9 @@ from ouroboros.source.locate import load_source, locate
 from tests.support.gguf import write_gguf
 from tests.support.processes import call_ouro
 
-SMALL: dict[str, Any] = {"prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3}
+SMALL: dict[str, Any] = {
+    "prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "bridge": "none"
+}  # fmt: skip
 
 
 def ouro(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -145,10 +147,11 @@ def test_convert_prints_what_it_kept_and_dropped(copy: Path, tmp_path: Path) -> 
     whole = 259 * 64 + 6 * layer + 64
     bases = 4 * (2 * 128 + 2 * 96 + 3 * 160)
     style = (64 + 1) * 256 + 6 * 128 + (384 + 1) * 256 + (256 + 1) * 128 + 128 * 7 * 4
-    trainable = style + 6 * 64 + (128 + 1) * 64
+    trainable = style + 6 * 64 + (128 + 1) * 64 + (64 + 1) * 64
     assert lines == [
         "loading .",
         "taking over 2 of 6 layers",
+        "fitting the bridge on 49,152 tokens",
         "matching the norms of 2 steps on 2,048 tokens",
         "computing the low-rank bases of 7 projections",
         f"writing {out}",
@@ -159,7 +162,7 @@ def test_convert_prints_what_it_kept_and_dropped(copy: Path, tmp_path: Path) -> 
         f"kept {whole - 3 * layer:,} parameters, unchanged",
         f"dropped layers 1..2, 4: {3 * layer:,} parameters",
         f"bases {bases:,} numbers, frozen (rank 4, mean)",
-        f"trainable {trainable:,} parameters (Controller, gate, step norms)",
+        f"trainable {trainable:,} parameters (Controller, gate, step norms, bridge)",
         f"wrote {out}",
         f"next: ouro train {out} OUT --data FILE --eval FILE",
     ]

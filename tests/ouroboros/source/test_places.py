@@ -22,7 +22,7 @@ from tests.support.hub import FakeHub, fill_cache, serving
 
 OPTIONS: dict[str, Any] = {
     "prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "recurrent": 2,
-    "norm_init": "ones",
+    "norm_init": "ones", "bridge": "none",
 }  # fmt: skip
 FIRST, SECOND = "a1" * 20, "b2" * 20
 

@@ -21,7 +21,9 @@ from ouroboros.source.weights import INDEX, TensorFiles, open_original
 from tests.support.paths import ROOT
 from tests.support.processes import environment
 
-SMALL: dict[str, Any] = {"prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3}
+SMALL: dict[str, Any] = {
+    "prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "bridge": "none"
+}  # fmt: skip
 LAYER_BYTES = 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64)
 EMBEDDING_BYTES = 4 * 259 * 64
 
@@ -194,7 +196,20 @@ def test_hub_id_is_read_from_the_cache(sharded: Path, tmp_path: Path) -> None:
     shutil.copytree(sharded, home / "snapshots" / ("a" * 40))
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text("a" * 40)
-    options = ["--recurrent", 2, "--norm-init", "ones", "--prelude", 1, "--coda", 2, "--rank", 4]
+    options = [
+        "--recurrent",
+        2,
+        "--norm-init",
+        "ones",
+        "--bridge",
+        "none",
+        "--prelude",
+        1,
+        "--coda",
+        2,
+        "--rank",
+        4,
+    ]
     code = (
         "import sys\n"
         "from cli.main import main\n"

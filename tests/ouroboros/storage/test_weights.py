@@ -87,7 +87,15 @@ def test_minus_zero_of_float16_is_kept() -> None:
 
 def test_what_conversion_adds_stays_float32(tiny_original: Path, tmp_path: Path) -> None:
     """Its start is all zeros and ones, which any type would hold."""
-    convert(str(tiny_original), tmp_path / "out", prelude=2, coda=2, recurrent=3, norm_init="ones")
+    convert(
+        str(tiny_original),
+        tmp_path / "out",
+        prelude=2,
+        coda=2,
+        recurrent=3,
+        norm_init="ones",
+        bridge="none",
+    )
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     model, _ = load_checkpoint(tmp_path / "out")
     assert not model.recurrent.gate.proj.weight.any()
@@ -99,7 +107,14 @@ def test_half_the_layers_of_a_bfloat16_original_take_less_room(tmp_path: Path) -
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 36}
     original = LlamaForCausalLM(LlamaConfig(**{**DIMENSIONS, **shape})).to(torch.bfloat16)
     original.save_pretrained(tmp_path / "original")
-    convert(str(tmp_path / "original"), tmp_path / "out", recurrent=18, rank=4, norm_init="ones")
+    convert(
+        str(tmp_path / "original"),
+        tmp_path / "out",
+        recurrent=18,
+        rank=4,
+        norm_init="ones",
+        bridge="none",
+    )
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("original", "out")]
     assert sizes[1] < sizes[0], sizes
     tensors = load_file(tmp_path / "out" / "model.safetensors")
@@ -110,7 +125,16 @@ def test_half_the_layers_of_a_bfloat16_original_take_less_room(tmp_path: Path) -
 def test_dequantised_weights_lose_nothing(tiny_original: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     write_gguf(tiny_original, file)
-    convert(str(file), tmp_path / "out", prelude=2, coda=2, recurrent=3, rank=4, norm_init="ones")
+    convert(
+        str(file),
+        tmp_path / "out",
+        prelude=2,
+        coda=2,
+        recurrent=3,
+        rank=4,
+        norm_init="ones",
+        bridge="none",
+    )
     original = open_original(locate(file))
     model, _ = load_checkpoint(tmp_path / "out")
     for name, value in model.coda[0].state_dict().items():

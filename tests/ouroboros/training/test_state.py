@@ -37,7 +37,7 @@ from ouroboros.training.state import (
 )
 from ouroboros.training.trainer import OuroborosTrainer
 from tests.support.paths import ROOT
-from tests.support.training import options
+from tests.support.training import options, write_teacher
 
 
 def save(state_dir: Path, step: int, content: str = "weights") -> Path:
@@ -234,15 +234,30 @@ class PulledPlug(BaseException):
     """Stands for the power failing."""
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+DISTILLED = {
+    "distill": 0.7,
+    "temperature": 2.0,
+    "train_coda": "full",
+    "train_recurrent": "full",
+    "layer_learning_rate": 1e-3,
+}
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "distilled"])
 def test_resume_is_exact_wherever_it_stopped(
     corpus: Path,
     checkpoint: Path,
     heldout: Path,
     monkeypatch: pytest.MonkeyPatch,
-    precision: str,
+    kind: str,
 ) -> None:
     """Stops in this process before every single train step in turn, scores and saves apart."""
+    changes: dict[str, Any] = {"precision": kind}
+    if kind == "distilled":
+        changes = {
+            **DISTILLED,
+            "teacher": str(write_teacher(checkpoint, corpus.parent / "whole_model")),
+        }
     run = options(
         corpus,
         train_steps=7,
@@ -251,7 +266,7 @@ def test_resume_is_exact_wherever_it_stopped(
         eval=(heldout,),
         eval_every=3,
         depth="1-6",
-        precision=precision,
+        **changes,
     )
     whole, parts = corpus.parent / "whole", corpus.parent / "parts"
     train(checkpoint, whole, run)
@@ -308,7 +323,7 @@ def same_bits(one: Path, other: Path) -> bool:
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.support.training import options
+from tests.support.training import options, write_teacher
 from ouroboros.training.run import train
 checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
 print("ready", flush=True)
@@ -375,7 +390,7 @@ def test_killed_at_random_moments_ends_in_the_same_bits(
 PARALLEL = """
 import hashlib, os, sys
 from pathlib import Path
-from tests.support.training import options
+from tests.support.training import options, write_teacher
 from ouroboros.training import run as training
 
 class Watched(training.OuroborosTrainer):

@@ -32,6 +32,7 @@ HERE = Installed(RTX, "tensorrt_rtx_bindings", "1.7.1.116", "1.7.1.116", "13")
 CENTRE = Installed(TENSORRT, "tensorrt", "10.14.1", "", "13")
 
 
+@pytest.mark.needs_torch
 def test_packages_are_good_in_the_project_own_environment() -> None:
     assert {one.state for one in find_packages()} == {GOOD}
 

@@ -72,7 +72,7 @@ def writers(
         save_checkpoint(*load_checkpoint(tiny_checkpoint), out)
 
     return {
-        "convert": lambda out: convert(str(tiny_original), out, prelude=2, coda=2, recurrent=3),
+        "convert": lambda out: convert(str(tiny_original), out, **KEPT),
         "save_checkpoint": save,
         "train": lambda out: train(tiny_checkpoint, out, options(corpus, train_steps=1)),
         "export": lambda out: export_bundle(tiny_checkpoint, out, max_depth=2),
@@ -80,6 +80,7 @@ def writers(
     }
 
 
+KEPT: dict[str, Any] = {"prelude": 2, "coda": 2, "recurrent": 3, "bridge": "none"}
 WRITERS = ("convert", "save_checkpoint", "train", "export", "triton")
 
 
@@ -198,14 +199,13 @@ def test_input_is_never_the_output(
     text.parent.mkdir()
     text.write_text(corpus.read_text())
     (tmp_path / "link").symlink_to(original)
-    kept = {"prelude": 2, "coda": 2, "recurrent": 3}
     attempts: list[Callable[[], Any]] = [
-        lambda: convert(str(original), original, **kept),
-        lambda: convert(str(original), tmp_path / "link", **kept),
-        lambda: convert(str(tmp_path / "link"), original, **kept),
-        lambda: convert(str(original), tmp_path / "models", **kept),
-        lambda: convert(str(gguf), tmp_path / "models", **kept),
-        lambda: convert(str(gguf), gguf, **kept),
+        lambda: convert(str(original), original, **KEPT),
+        lambda: convert(str(original), tmp_path / "link", **KEPT),
+        lambda: convert(str(tmp_path / "link"), original, **KEPT),
+        lambda: convert(str(original), tmp_path / "models", **KEPT),
+        lambda: convert(str(gguf), tmp_path / "models", **KEPT),
+        lambda: convert(str(gguf), gguf, **KEPT),
         lambda: train(checkpoint, checkpoint, options(corpus)),
         lambda: train(checkpoint, tmp_path / "models", options(corpus)),
         lambda: train(checkpoint, text.parent, options(text)),

@@ -1,0 +1,51 @@
+"""What trains of a model, by the choices that a run names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ouroboros.errors import ConfigError
+from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
+from tests.support.training import tiny_model
+
+OWN = ("recurrent.controller.", "recurrent.gate.", "recurrent.norm.")
+
+
+def expected(model: Any, coda: str, recurrent: str) -> set[str]:
+    names = set()
+    for name, _ in model.named_parameters():
+        of_coda = name.startswith("coda.") and (coda == "full" or "norm" in name)
+        if (
+            name.startswith((*OWN, "bridge."))
+            or (recurrent == "full" and name.startswith("recurrent.layer."))
+            or (coda != "frozen" and (of_coda or name == "norm.weight"))
+        ):
+            names.add(name)
+    return names
+
+
+@pytest.mark.parametrize("bridge", ["none", "entry", "exit"])
+@pytest.mark.parametrize("recurrent", RECURRENT_CHOICES)
+@pytest.mark.parametrize("coda", CODA_CHOICES)
+def test_choices_name_what_trains(coda: str, recurrent: str, bridge: str) -> None:
+    model = tiny_model(bridge=bridge)
+    model.mark_trainable("full", "full")  # nothing of an earlier choice is left
+    model.mark_trainable(coda, recurrent)
+    names = set(model.trainable_names())
+    assert names == expected(model, coda, recurrent)
+    assert ("bridge.weight" in names) == (bridge != "none")
+    assert not any(name.startswith(("prelude.", "embed_tokens.", "lm_head.")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"coda": "half"}, "coda='half' is unknown; choose one of frozen, norms, full"),
+        ({"recurrent": "norms"}, "recurrent='norms' is unknown; choose one of frozen, full"),
+    ],
+)
+def test_unknown_choices_are_refused(choice: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tiny_model().mark_trainable(**choice)

@@ -1,0 +1,60 @@
+"""The teacher: its final state, and what is no teacher of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ouroboros.checkpoint import load_checkpoint
+from ouroboros.errors import CheckpointError, TrainingError
+from ouroboros.training.run import train
+from ouroboros.training.teacher import load_teacher
+from tests.support.training import options, write_teacher
+
+
+def test_final_state_and_head_give_the_teachers_logits(checkpoint: Path, tmp_path: Path) -> None:
+    """Packed documents are apart: each gives what it gives alone."""
+    path = write_teacher(checkpoint, tmp_path / "teacher")
+    student, _ = load_checkpoint(checkpoint)
+    teacher = load_teacher(str(path), student)
+    whole = AutoModelForCausalLM.from_pretrained(path).eval()
+    ids = torch.randint(2, 28, (2, 9), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, -1)
+    with torch.no_grad():
+        found = student.lm_head(teacher.final_state(ids, positions))
+        for first, last in ((0, 4), (4, 9)):
+            expected = whole(ids[:, first:last], use_cache=False).logits
+            torch.testing.assert_close(found[:, first:last], expected, rtol=1e-4, atol=1e-4)
+    assert not any(p.requires_grad for p in teacher.body.parameters())
+
+
+def test_distilling_is_another_run_than_plain_training(checkpoint: Path, corpus: Path) -> None:
+    teacher = str(write_teacher(checkpoint, corpus.parent / "teacher"))
+    weights = []
+    for name, changes in (
+        ("plain", {}),
+        ("share", {"teacher": teacher}),
+        ("all", {"teacher": teacher, "distill": 1.0}),
+        ("soft", {"teacher": teacher, "distill": 1.0, "temperature": 3.0}),
+    ):
+        out = corpus.parent / name
+        train(checkpoint, out, options(corpus, **changes))
+        weights.append(load_checkpoint(out)[0].recurrent.norm.weight.detach())
+    for number, one in enumerate(weights):
+        assert not any(torch.equal(one, other) for other in weights[:number])
+
+
+def test_teacher_with_another_head_is_refused(checkpoint: Path, corpus: Path) -> None:
+    other = write_teacher(checkpoint, corpus.parent / "other", head=1.01)
+    with pytest.raises(TrainingError, match=r"other is not the model .* \[40, 32\].* --teacher"):
+        train(checkpoint, corpus.parent / "out", options(corpus, teacher=str(other)))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        train(
+            checkpoint,
+            corpus.parent / "out",
+            options(corpus, teacher=str(corpus.parent / "nowhere")),
+        )
+    assert not (corpus.parent / "out").exists()

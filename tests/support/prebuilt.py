@@ -1,0 +1,31 @@
+"""The same bundles, made beforehand by `tests/versions_check.py`: nothing of torch is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+__all__ = ["massive_bundle", "tiny_bundle"]
+
+FOLDER = "OURO_TEST_BUNDLES"
+
+
+def _find(name: str) -> Path:
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        pytest.fail(f"set {FOLDER} to a folder with the bundles tiny and massive, or install torch")
+    return Path(folder) / name
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle() -> Path:
+    """The bundle of the tiny checkpoint, depths 1..5; do not change it, copy it."""
+    return _find("tiny")
+
+
+@pytest.fixture(scope="session")
+def massive_bundle() -> Path:
+    """The bundle of a model with massive activations, depths 1..5; do not change it, copy it."""
+    return _find("massive")

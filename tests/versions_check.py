@@ -1,0 +1,122 @@
+"""Runs tests against other versions than those the project is pinned to, in an environment apart.
+
+python tests/versions_check.py lowest    the base install at its lowest versions, without torch
+python tests/versions_check.py newest    the newest ONNX Runtime and transformers
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = "torch==2.13.0"  # never unpinned: that pulls gigabytes of CUDA packages
+TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "jsonschema>=4.21")
+LEAST = 500  # torch-free tests there are at least, so that none can go missing unseen
+# Where versions of transformers and ONNX Runtime matter: every test of these is run.
+NEWEST = (
+    "tests/runtime/decode",
+    "tests/runtime/parity",
+    "tests/runtime/text",
+    "tests/runtime/test_engine.py",
+    "tests/ouroboros/model",
+    "tests/ouroboros/source",
+)
+MAKE_BUNDLES = """
+import sys
+from pathlib import Path
+from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
+folder = Path(sys.argv[1])
+for name, build in (("tiny", build_original), ("massive", build_massive)):
+    build(folder / "original" / name)
+    build_checkpoint(folder / "original" / name, folder / "made" / name, massive=name == "massive")
+    build_bundle(folder / "made" / name, folder / name)
+"""
+
+
+def lowest_versions() -> list[str]:
+    """The base install's requirements, each pinned to the least version that it allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = []
+    for requirement in project["dependencies"]:
+        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement)
+        if match is None:
+            raise SystemExit(f"error: {requirement} in pyproject.toml names no least version")
+        pinned.append(f"{match[1]}=={match[2]}")
+    return pinned
+
+
+def make_environment(folder: Path, requirements: Sequence[str]) -> Path:
+    """Makes an environment with these packages; returns its Python."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    for group in ([TORCH], requirements) if TORCH in requirements else (requirements,):
+        subprocess.run([*pip, *group], check=True)
+    return python
+
+
+def run_tests(python: Path, tests: Sequence[str], bundles: Path | None) -> str:
+    """Runs fast tests with that Python, output shown; returns what pytest said.
+
+    Raises:
+        SystemExit: one failed.
+    """
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    if bundles is not None:
+        environment["OURO_TEST_BUNDLES"] = str(bundles)
+    # Other versions may warn of what is to come; that is no failure.
+    options = ("-q", "-W", "default", "-p", "no:cacheprovider")
+    spread = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+    command = [python, "-m", "pytest", *options, *spread, *tests]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
+    if done.returncode:
+        raise SystemExit(f"error: tests fail with {python}")
+    return done.stdout
+
+
+def check_lowest(folder: Path) -> None:
+    """The torch-free tests against the lowest versions of the base install."""
+    pinned = lowest_versions()
+    print("lowest:", ", ".join(pinned), flush=True)
+    subprocess.run([sys.executable, "-c", MAKE_BUNDLES, folder], cwd=ROOT, check=True)
+    python = make_environment(folder / "lowest", [*pinned, *TOOLS])
+    said = run_tests(python, ["tests"], folder)
+    passed = re.search(r"(\d+) passed", said)
+    if passed is None or int(passed[1]) < LEAST:
+        raise SystemExit(f"error: fewer than {LEAST} tests ran without torch")
+
+
+def check_newest(folder: Path) -> None:
+    """Tests of what stands on transformers and ONNX Runtime, against their newest releases."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    own = [*project["dependencies"], *extras["train"], *extras["export"], *extras["peft"]]
+    wanted = [one for one in own if not one.startswith(("ouroboros-llm", "torch>"))]
+    python = make_environment(folder / "newest", [TORCH, *wanted, *TOOLS])
+    shown = [python, "-m", "pip", "list", "--format", "freeze"]
+    listed = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+    print(", ".join(re.findall(r"^(?:transformers|onnx\S*|tokenizers|numpy)==.*", listed, re.M)))
+    run_tests(python, NEWEST, None)
+
+
+def main() -> None:
+    """Does what the first argument says."""
+    checks = {"lowest": check_lowest, "newest": check_newest}
+    if len(sys.argv) != 2 or sys.argv[1] not in checks:
+        raise SystemExit(f"error: name one of {', '.join(checks)}")
+    with tempfile.TemporaryDirectory(prefix="ouro-versions-") as name:
+        checks[sys.argv[1]](Path(name))
+
+
+if __name__ == "__main__":
+    main()
