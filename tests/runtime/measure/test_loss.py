@@ -33,7 +33,7 @@ def test_score_windows_equals_the_definition(
 
 def test_bundle_is_scored_like_any_model(engine: Engine, windows: np.ndarray) -> None:
     scored, manifest = ScoredBundle(engine), engine.manifest
-    assert (scored.name, scored.max_depth) == ("converted", manifest.depth.max)
+    assert (scored.name, scored.max_depth) == ("trained", manifest.depth.max)
     assert scored.config.pooling == manifest.model.pooling
     done: list[int] = []
     found = scored.score(windows, 2, prefix=3, advance=done.append)
