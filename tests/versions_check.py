@@ -22,7 +22,6 @@ LEAST = 500  # torch-free tests there are at least, so that none can go missing 
 # Where versions of transformers and ONNX Runtime matter: every test of these is run.
 NEWEST = (
     "tests/runtime/decode",
-    "tests/runtime/parity",
     "tests/runtime/text",
     "tests/runtime/test_engine.py",
     "tests/ouroboros/model",

@@ -32,7 +32,7 @@ from runtime.files.destinations import CHECKPOINT
 
 CALIBRATION_TOKENS = 256
 CALIBRATION_WINDOWS = 8
-FIT_WINDOWS = 192
+FIT_WINDOWS = 96
 STATE_BYTES = 1 << 28  # of hidden states held for a fit; two tensors of them are
 SEED = 0
 

@@ -68,8 +68,8 @@ def test_unrolled_integers_are_fused_too(tiny_checkpoint: Path, tmp_path: Path) 
     onnxruntime.InferenceSession(str(tmp_path / "unrolled" / "model.onnx"), options)
     graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
     kinds = [node.op_type for node in graph.node]
-    # Five in each of three steps; four layers with four products, and the head.
-    assert kinds.count("MatMulNBits") == 3 * 5 + 17
+    # Five in each of three steps; four layers with four products, the bridge and the head.
+    assert kinds.count("MatMulNBits") == 3 * 5 + 16 + 2
     assert "DequantizeLinear" not in kinds
     with Engine.open(tmp_path / "int4", threads=1) as loop:
         expected = loop.logits(IDS, depth=3)
