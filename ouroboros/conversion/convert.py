@@ -179,7 +179,7 @@ def _few_windows(windows: torch.Tensor) -> torch.Tensor:
 
 
 def fit_windows(width: int) -> int:
-    """Returns how many windows of text the bridge of a model is fitted on: `FIT_WINDOWS` at most.
+    """Returns how many windows of text the bridge of a model is fitted on: `FIT_WINDOWS`.
 
     Of a wide model fewer, so that their states take `STATE_BYTES`, but never fewer than give a map
     of `width + 1` rows one and a half positions a row.
@@ -190,7 +190,7 @@ def fit_windows(width: int) -> int:
     fitting = STATE_BYTES // (CALIBRATION_TOKENS * width * 4)
     fitted = (CALIBRATION_TOKENS - 1) * (1 - 1 / HELD_ASIDE)  # positions a window
     needed = math.ceil(1.5 * (width + 1) / fitted)
-    return min(FIT_WINDOWS, max(fitting, needed))
+    return max(min(FIT_WINDOWS, fitting), needed)
 
 
 def _layer_number(recurrent: int | str) -> int | None:

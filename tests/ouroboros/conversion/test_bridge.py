@@ -195,8 +195,8 @@ def test_short_text_and_unknown_place_are_refused(
 @pytest.mark.parametrize("width", [64, 576, 2048, 4096, 8192, 16384])
 def test_wide_models_are_fitted_on_fewer_windows(width: int) -> None:
     count = fit_windows(width)
-    assert count <= FIT_WINDOWS
-    assert (count == FIT_WINDOWS) == (width < 2048)
+    assert count <= FIT_WINDOWS or width > 8192
+    assert (count == FIT_WINDOWS) == (width < 4096)
     # Four windows in five are fitted on, less their first positions: enough for every row.
-    assert count * 4 // 5 * 255 > width + 1
+    assert count * 4 // 5 * 255 >= 1.4 * (width + 1)
     assert count * 256 * width * 4 <= STATE_BYTES or width >= 8192
