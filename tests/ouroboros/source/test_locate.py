@@ -151,7 +151,7 @@ def test_convert_prints_what_it_kept_and_dropped(copy: Path, tmp_path: Path) -> 
     assert lines == [
         "loading .",
         "taking over 2 of 6 layers",
-        "fitting the bridge on 49,152 tokens",
+        "fitting the bridge on 24,576 tokens",
         "matching the norms of 2 steps on 2,048 tokens",
         "computing the low-rank bases of 7 projections",
         f"writing {out}",
