@@ -12,7 +12,6 @@ standard library is needed here.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import shutil
@@ -24,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from runtime.files.hashing import hash_file
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 1 << 20
@@ -73,7 +74,7 @@ def split(file: Path, out: Path, part_bytes: int) -> list[Path]:
     Returns:
         The folders.
     """
-    size, digest = file.stat().st_size, _sha256(file)
+    size, digest = file.stat().st_size, hash_file(file)
     count = max(1, -(-size // part_bytes))
     even = -(-size // count)
     folders = []
@@ -113,14 +114,14 @@ def join(out: Path, folders: Sequence[Path]) -> Path:
     digest = parts[0].with_name(f"{name}.sha256").read_text().split()[0]
     out.mkdir(parents=True, exist_ok=True)
     file = out / name
-    if file.is_file() and _sha256(file) == digest:
+    if file.is_file() and hash_file(file) == digest:
         return file
     staged = out / f"{name}.joining"
     with staged.open("wb") as target:
         for number in range(count):
             with parts[number].open("rb") as source:
                 shutil.copyfileobj(source, target, BLOCK)
-    if (given := _sha256(staged)) != digest:
+    if (given := hash_file(staged)) != digest:
         staged.unlink()
         raise CarryError(f"{name}: its sha256 is {given}, not {digest}: carry the parts again")
     return staged.replace(file)
@@ -261,11 +262,6 @@ def _run_stage(stage: Stage, log: Path, environment: dict[str, str]) -> str:
 
 def _tail(log: Path, lines: int = 60) -> Iterator[str]:
     yield from log.read_text(errors="replace").splitlines()[-lines:]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -22,6 +22,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.gpu_machine import CLI
+
 RECIPE = Path("recipes/heal.toml")
 PROBE_STEPS = 12
 PROBE_DEPTH = "5"  # about the mean of what the recipe draws
@@ -163,9 +165,14 @@ def collect(work: Path, out: Path, part: int, parts: int) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
+    from ouroboros.training.state import list_steps
+    from ouroboros.training.trainer import WEIGHTS
+
     converted = load_file(work / "converted" / "model.safetensors")
-    ended = work / "trained" / "model.safetensors"
-    trained = {**converted, **load_file(ended if ended.is_file() else newest_state(work))}
+    ended, states = work / "trained" / "model.safetensors", list_steps(work / "trained" / "state")
+    if not ended.is_file() and not states:
+        sys.exit("error: no state was saved yet")
+    trained = {**converted, **load_file(ended if ended.is_file() else states[0] / WEIGHTS)}
     kept = {
         name: tensor
         for name, tensor in trained.items()
@@ -185,28 +192,16 @@ def collect(work: Path, out: Path, part: int, parts: int) -> None:
         if number % parts == part:
             save_file(group, out / f"trained-{number:02d}-of-{len(groups):02d}.safetensors")
     if part == 0:
-        logs = {"heldout": read_history(work / "trained")}
+        logs = {"heldout": read_history(states[0]) if states else []}
         (out / "history.json").write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
         for file in ("trained/config.json", "trained/training.png", "converted/config.json"):
             if (work / file).is_file():
                 (out / file.replace("/", "-")).write_bytes((work / file).read_bytes())
 
 
-def newest_state(work: Path) -> Path:
-    """The weights in the newest saved state of a run that has not ended."""
-    states = sorted((work / "trained" / "state").glob("step-*/trainable.safetensors"))
-    if not states:
-        sys.exit("error: no state was saved yet")
-    return max(states, key=lambda path: int(path.parent.name.removeprefix("step-")))
-
-
-def read_history(trained: Path) -> list[object]:
-    """What the newest state of a run has logged."""
-    states = list((trained / "state").glob("step-*/trainer_state.json"))
-    if not states:
-        return []
-    newest = max(states, key=lambda path: int(path.parent.name.removeprefix("step-")))
-    history = json.loads(newest.read_text(encoding="utf-8"))["log_history"]
+def read_history(state: Path) -> list[object]:
+    """What the scored train steps up to a saved state have logged."""
+    history = json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return [entry for entry in history if "eval_loss" in entry]
 
 
@@ -229,8 +224,7 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 def _command(arguments: Sequence[object]) -> list[str]:
-    program = "import sys; from cli.main import main; sys.exit(main())"
-    return [sys.executable, "-c", program, *map(str, arguments)]
+    return [sys.executable, "-c", CLI, *map(str, arguments)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

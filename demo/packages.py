@@ -7,7 +7,6 @@ client, as this machine has it set up: pip, npm, and apt with a state directory 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import io
 import os
 import re
@@ -19,6 +18,8 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from runtime.files.hashing import hash_file
 
 _UPSTREAM = re.compile(r"^[^_]+_[^_]*?(\.orig)?(?<!\.debian)\.tar\.[a-z0-9]+$")
 REGISTRIES = ("pypi", "npm", "debian", "debian-source")
@@ -57,8 +58,7 @@ def default_cache() -> Path:
 def sha256_of(path: Path) -> str | None:
     """The hash of a file, or None where it can't be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError:
         return None
 

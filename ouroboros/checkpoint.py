@@ -24,6 +24,7 @@ from ouroboros.storage.weights import INDEX as INDEX
 from ouroboros.storage.weights import SINGLE, write_weights
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import CHECKPOINT, DELTA_NAME, RUN
+from runtime.files.hashing import hash_file as hash_file
 
 
 def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
@@ -56,6 +57,19 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
     _require_one_head(path, model)
     require_finite(model, str(path))
     return model.eval(), tokenizer
+
+
+def load_with_tokenizer(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
+    """As `load_checkpoint`, of a checkpoint that must be able to read text.
+
+    Raises:
+        CheckpointError: it has no tokenizer, or as `load_checkpoint`.
+        ConfigError: as `load_checkpoint`.
+    """
+    model, tokenizer = load_checkpoint(path)
+    if tokenizer is None:
+        raise CheckpointError(f"{path}: has no tokenizer.json", "convert the model again")
+    return model, tokenizer
 
 
 def read_config(path: Path) -> OuroborosConfig:
@@ -251,9 +265,3 @@ def combine_hashes(config: str, weights: Mapping[str, str]) -> str:
     for name in sorted(weights):
         digest.update(bytes.fromhex(weights[name]))
     return digest.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Returns the sha256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ouroboros.errors import CheckpointError, DataError
+from ouroboros.errors import DataError
 from ouroboros.evaluate import (
     Evaluation,
     Row,
@@ -88,12 +88,9 @@ class ScoredCheckpoint:
         Raises:
             CheckpointError: it is not whole or has no tokenizer.
         """
-        from ouroboros.checkpoint import load_checkpoint
+        from ouroboros.checkpoint import load_with_tokenizer
 
-        model, tokenizer = load_checkpoint(path)
-        if tokenizer is None:
-            raise CheckpointError(f"{path}: has no tokenizer.json", "convert the model again")
-        return cls(model, tokenizer)
+        return cls(*load_with_tokenizer(path))
 
     @property
     def name(self) -> str:

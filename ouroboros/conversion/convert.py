@@ -154,8 +154,9 @@ def _measure(
         replaced = range(config.prelude, last)
         candidates = select_recurrent(model, original.layer, replaced, few, chosen.depth, say, fits)
         config.recurrent = candidates[0].layer
-    model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
-    if config.recurrent in fits:
+    if layer is None or fits:  # either leaves another layer in the loop
+        model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
+    if fits:
         fits[config.recurrent].put(model)
     if matched:
         say(f"matching the norms of {chosen.depth} steps on {few.numel():,} tokens")

@@ -18,7 +18,7 @@ from ouroboros.source.locate import FLOATS, one_line, require_finite_tensor
 from ouroboros.source.weights import Original
 from ouroboros.storage.tensors import StoredTensor, pieces_of
 
-_ANEW = "get an intact copy of the delta"
+ANEW = "get an intact copy of the delta"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Pieces:
             with safe_open(self.files[name], framework="pt") as file:
                 value: torch.Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.files[name]}: {one_line(error)}", _ANEW) from error
+            raise CheckpointError(f"{self.files[name]}: {one_line(error)}", ANEW) from error
         require_finite_tensor(name, value, str(self.folder))
         return value
 
@@ -66,7 +66,7 @@ def open_pieces(folder: Path, own: Mapping[str, object]) -> Pieces:
         listed = {str(name): str(file) for name, file in index["weight_map"].items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = one_line(error)
-        raise CheckpointError(f"{folder / INDEX}: no index of tensors: {reason}", _ANEW) from error
+        raise CheckpointError(f"{folder / INDEX}: no index of tensors: {reason}", ANEW) from error
     files: dict[str, Path] = {}
     counts: dict[str, int] = {}
     for shard in shards:
@@ -78,15 +78,13 @@ def open_pieces(folder: Path, own: Mapping[str, object]) -> Pieces:
                         raise CheckpointError(
                             f"{folder / shard}: holds {name!r:.80}, which {INDEX} has elsewhere or "
                             "not at all, or which is no weight",
-                            _ANEW,
+                            ANEW,
                         )
                     files[name], counts[name] = folder / shard, math.prod(part.get_shape())
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder / shard}: {one_line(error)}", _ANEW) from error
+            raise CheckpointError(f"{folder / shard}: {one_line(error)}", ANEW) from error
     if gone := sorted(listed.keys() - files.keys()):
-        raise CheckpointError(
-            f"{folder}: {INDEX} names {gone[0]!r:.80}, which no file holds", _ANEW
-        )
+        raise CheckpointError(f"{folder}: {INDEX} names {gone[0]!r:.80}, which no file holds", ANEW)
     return Pieces(folder, files, counts)
 
 
@@ -114,23 +112,23 @@ def check_weights(
     for file in weights.values():
         for name, tensor in file.tensors.items():
             if name in found:
-                raise CheckpointError(f"{folder}: {name} is in two weight files", _ANEW)
+                raise CheckpointError(f"{folder}: {name} is in two weight files", ANEW)
             found[name] = tensor
             if tensor.source and tensor.source not in original.names:
                 raise CheckpointError(
                     f"{folder}: {name:.80} is the source's {tensor.source!r:.80}, which it lacks",
-                    _ANEW,
+                    ANEW,
                 )
             for piece in tensor.pieces:
                 if piece not in pieces.files or piece in used:
                     state = "is used twice" if piece in used else "is in none of its files"
-                    raise CheckpointError(f"{folder}: {piece!r:.80} {state}", _ANEW)
+                    raise CheckpointError(f"{folder}: {piece!r:.80} {state}", ANEW)
                 used.add(piece)
             held = sum(pieces.counts[piece] for piece in tensor.pieces)
             if tensor.pieces and held != math.prod(tensor.shape):
                 raise CheckpointError(
                     f"{folder}: {name:.80} has {held:,} numbers, its shape is {list(tensor.shape)}",
-                    _ANEW,
+                    ANEW,
                 )
     for name in sorted(expected.keys() | found.keys()):
         has = found[name].shape if name in found else None
@@ -138,10 +136,10 @@ def check_weights(
             raise CheckpointError(
                 f"{folder}: the tensor {name:.80} has the shape {_shape(has)}, config.json asks "
                 f"for {_shape(expected.get(name))}",
-                _ANEW,
+                ANEW,
             )
     if left := sorted(pieces.files.keys() - used):
-        raise CheckpointError(f"{folder}: holds {left[0]!r:.80}, which is part of no tensor", _ANEW)
+        raise CheckpointError(f"{folder}: holds {left[0]!r:.80}, which is part of no tensor", ANEW)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -174,6 +172,6 @@ def _read(
         raise CheckpointError(
             f"{pieces.folder}: {name} is {list(tensor.shape)}, the source's {tensor.source} "
             f"{list(value.shape)}",
-            _ANEW,
+            ANEW,
         )
     yield from pieces_of(value)

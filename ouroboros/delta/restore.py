@@ -16,7 +16,7 @@ from ouroboros.checkpoint import (
     read_config,
     weight_files,
 )
-from ouroboros.delta.assemble import check_weights, open_pieces, stored_tensors
+from ouroboros.delta.assemble import ANEW, check_weights, open_pieces, stored_tensors
 from ouroboros.delta.record import DeltaRecord, WeightsRecord, read_record
 from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
@@ -28,7 +28,6 @@ from ouroboros.storage.weights import build_empty, stored_names
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import CHECKPOINT, DELTA_NAME, find_strangers
 
-_ANEW = "get an intact copy of the delta"
 _MODULE_FILE = f"{MODULE}.py"
 
 
@@ -91,13 +90,13 @@ def restore_delta(
             write_module(staging)
             if strangers := find_strangers(staging, CHECKPOINT):
                 raise CheckpointError(
-                    f"{folder}: names the file {strangers[0]!r:.80}, which no checkpoint has", _ANEW
+                    f"{folder}: names the file {strangers[0]!r:.80}, which no checkpoint has", ANEW
                 )
             check_weight_files(staging)
             if {file.name for file in weight_files(staging)} != set(hashes):
                 raise CheckpointError(
                     f"{folder}: its index of weights names others than {', '.join(sorted(hashes))}",
-                    _ANEW,
+                    ANEW,
                 )
             digest = combine_hashes(hash_file(staging / "config.json"), hashes)
             size = sum((staging / name).stat().st_size for name in hashes)
@@ -140,24 +139,24 @@ def check_own(folder: Path, record: DeltaRecord) -> None:
                 "copy it again",
             )
         if hash_file(file) != listed.sha256:
-            raise CheckpointError(f"{file}: damaged or changed since it was written", _ANEW)
+            raise CheckpointError(f"{file}: damaged or changed since it was written", ANEW)
     named = {part for parts in record.files.values() for part in parts}
     if gone := sorted(named - record.own.keys()):
-        raise CheckpointError(f"{folder / DELTA_NAME}: {gone[0]} has no hash", _ANEW)
+        raise CheckpointError(f"{folder / DELTA_NAME}: {gone[0]} has no hash", ANEW)
 
 
 def _read_config(folder: Path, record: DeltaRecord) -> OuroborosConfig:
     if record.files.get("config.json") != ("config.json",):
-        raise CheckpointError(f"{folder / DELTA_NAME}: names no config.json", _ANEW)
+        raise CheckpointError(f"{folder / DELTA_NAME}: names no config.json", ANEW)
     twice = sorted(record.files.keys() & (record.copied.keys() | record.weights.keys()))
     if twice or _MODULE_FILE in record.files.keys() | record.copied.keys():
         name = twice[0] if twice else _MODULE_FILE
-        raise CheckpointError(f"{folder / DELTA_NAME}: {name} is not one of a delta's files", _ANEW)
+        raise CheckpointError(f"{folder / DELTA_NAME}: {name} is not one of a delta's files", ANEW)
     config = read_config(folder)
     held = sum(len(file.tensors) for file in record.weights.values())
     if config.num_layers > held:  # or else a number in config.json decides how long this takes
         raise CheckpointError(
-            f"{folder}: {config.num_layers:,} layers by config.json, {held:,} tensors", _ANEW
+            f"{folder}: {config.num_layers:,} layers by config.json, {held:,} tensors", ANEW
         )
     return config
 

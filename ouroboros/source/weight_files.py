@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.errors import CheckpointError
+from runtime.files.hashing import hash_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -106,8 +106,4 @@ def _shards(index: Path) -> list[str]:
 
 def hash_files(paths: Iterable[Path]) -> dict[str, str]:
     """Returns the sha256 of files by their names."""
-    found = {}
-    for path in dict.fromkeys(paths):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: hash_file(path) for path in dict.fromkeys(paths)}

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 
 from ouroboros.model.pooling import widen
+from ouroboros.text.windows import IGNORED as IGNORED
 
-IGNORED = -100
 CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits held at once, by device: 64 MiB and 1 GiB in float32."""
 
@@ -38,7 +38,7 @@ class HeadLoss(torch.autograd.Function):
         labels: torch.Tensor,
         weight: float,
         temperature: float,
-        piece_loss: PieceLoss,
+        compute: PieceLoss,
     ) -> torch.Tensor:
         """Returns the sum, float32 `[]`; see `head_loss`."""
         gradient = torch.zeros_like(hidden)
@@ -48,7 +48,7 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, len(labels), step):
             piece = slice(start, start + step)
             guide = None if teacher is None else teacher[piece]
-            loss, found = piece_loss(hidden[piece], guide, head, labels[piece], weight, temperature)
+            loss, found = compute(hidden[piece], guide, head, labels[piece], weight, temperature)
             total += loss
             gradient[piece] = found
         context.save_for_backward(gradient)
@@ -68,7 +68,7 @@ def head_loss(
     teacher: torch.Tensor | None = None,
     weight: float = 0.5,
     temperature: float = 1.0,
-    piece_loss: PieceLoss | None = None,
+    compute: PieceLoss | None = None,
 ) -> torch.Tensor:
     """Sums the loss of predicted tokens, float32 `[]`, without ever holding all logits.
 
@@ -79,11 +79,11 @@ def head_loss(
         teacher: the teacher's state before the same head, `[positions, hidden]`; None: no KL.
         weight: of the KL term, 0..1; the cross-entropy has the rest. 0 where there is no teacher.
         temperature: both distributions of the KL term are softened by it.
-        piece_loss: `torch.compile(piece_loss)`; None for the plain one.
+        compute: `torch.compile(piece_loss)`; None for the plain one.
     """
     share = 0.0 if teacher is None else weight
     result: torch.Tensor = HeadLoss.apply(
-        hidden, teacher, head.detach(), labels, share, temperature, piece_loss or _plain
+        hidden, teacher, head.detach(), labels, share, temperature, compute or piece_loss
     )
     return result
 
@@ -100,9 +100,10 @@ def piece_loss(
 
     Arguments are those of `head_loss`.
     """
-    kind = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else head.dtype
+    device = hidden.device.type
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
     table = head.to(kind)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         logits = widen(functional.linear(hidden.to(kind), table))
         valid = (labels != IGNORED)[:, None]
         place = labels.clamp(min=0)[:, None]
@@ -120,10 +121,3 @@ def piece_loss(
             slope = slope + (soft.exp() - q) * (weight * temperature)
         slope = slope * valid
         return loss, functional.linear(slope.to(kind), table.T).to(hidden.dtype)
-
-
-_plain = piece_loss
-
-
-def _autocast(hidden: torch.Tensor) -> bool:
-    return torch.is_autocast_enabled(hidden.device.type)

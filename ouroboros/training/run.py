@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
+from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.source.locate import quiet_transformers
@@ -154,9 +154,7 @@ def train(
 
 
 def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM, Any]:
-    model, tokenizer = load_checkpoint(checkpoint)
-    if tokenizer is None:
-        raise CheckpointError(f"{checkpoint}: has no tokenizer.json", "convert the model again")
+    model, tokenizer = load_with_tokenizer(checkpoint)
     _check_depths(options, model.config.max_depth)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
     return model, tokenizer

@@ -9,7 +9,6 @@ and resumes silently to other weights when a file is missing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 from ouroboros.errors import TrainingError
 from runtime.files.destinations import STEP
+from runtime.files.hashing import hash_file
 
 HASHES = "hashes.json"
 OPTIONS = "options.json"
@@ -56,7 +56,7 @@ def find_problem(folder: Path) -> str | None:
     for name in sorted(present.symmetric_difference(expected)):
         return f"{name} is {'missing' if name in expected else 'not one of its files'}"
     for name, digest in expected.items():
-        if _sha256(folder / name) != digest:
+        if hash_file(folder / name) != digest:
             return f"{name} has changed"
     return None
 
@@ -106,7 +106,7 @@ def stage_step(state_dir: Path, train_step: int) -> Iterator[Path]:
 def publish_step(staged: Path, state_dir: Path) -> Path:
     """Hashes and flushes a staged folder, renames it into place and drops the oldest ones."""
     files = sorted(p for p in staged.iterdir() if p.name != HASHES)
-    hashes = {file.name: _sha256(file) for file in files}
+    hashes = {file.name: hash_file(file) for file in files}
     (staged / HASHES).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
     for file in (*files, staged / HASHES, staged):
         _flush(file)
@@ -168,11 +168,6 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
             f"warning: the run began on {before} CPU threads and goes on with {now}: the last bits "
             f"of its weights may differ (OMP_NUM_THREADS={before} makes them the same)"
         )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

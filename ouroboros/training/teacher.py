@@ -59,7 +59,7 @@ def load_teacher(source: str, student: OuroborosForCausalLM) -> Teacher:
 
     Raises:
         CheckpointError: it can't be loaded.
-        TrainingError: it has another tokenizer or LM head than the student.
+        TrainingError: it has another LM head than the student, as one of another vocabulary does.
     """
     original = load_source(source)
     head = original.model.get_output_embeddings().weight

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from runtime.bundle.manifest import (
 )
 from runtime.bundle.specs import CASES_NAME as CASES_NAME
 from runtime.errors import BundleError
+from runtime.files.hashing import hash_file as hash_file
 
 MANIFEST_BYTES_LIMIT = 16 * 1024 * 1024
 HASH_BYTES_LIMIT = 4096  # it is one line
@@ -45,12 +45,6 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"the bundle {self.path} holds no {name}", "export it again")
         return self.path / name
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file in lower-case hexadecimal, read in a stream."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
