@@ -16,6 +16,8 @@ from export.graph import trace
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 
 __all__ = [
+    "block_bundle",
+    "block_checkpoint",
     "massive_bundle",
     "massive_checkpoint",
     "tiny_bundle",
@@ -63,6 +65,22 @@ def massive_bundle(massive_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
     """Its bundle, depths 1..5; do not change it, copy it."""
     path = tmp_path_factory.mktemp("massive-bundle") / "tiny"
     build_bundle(massive_checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def block_checkpoint(tiny_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversion that loops a block of two layers, 1 | 2 | 1, every trained part random."""
+    path = tmp_path_factory.mktemp("block-checkpoint") / "block"
+    build_checkpoint(tiny_original, path, block=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def block_bundle(block_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, depths 1..5; do not change it, copy it."""
+    path = tmp_path_factory.mktemp("block-bundle") / "block"
+    build_bundle(block_checkpoint, path)
     return path
 
 
