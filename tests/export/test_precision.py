@@ -187,6 +187,7 @@ def test_quantized_bundle_is_the_dequantised_model(
     assert "DequantizeLinear" not in operators["graph"] + operators["body"]
 
 
+@pytest.mark.slow
 def test_four_bits_in_the_loop_run_as_matmulnbits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """int4 bundles keep 8 bits in the loop for quality's sake; the graph can do with 4."""
     model, _ = load_checkpoint(tiny_checkpoint)
