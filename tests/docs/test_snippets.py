@@ -45,6 +45,9 @@ REPLACED = {
     "~/.cache/ouroboros/demo/": "texts/",
     "--context 64,1024": "--context 16,64",
     "build/demo/": "",
+    "Qwen/Qwen2.5-3B converted --recurrent 18": "original converted --recurrent 3",
+    "Qwen/Qwen2.5-3B": "original",
+    "recipes/": f"{ROOT}/recipes/",
     "trained bundle --triton": "trained other --triton",
 }
 ADDED = {
