@@ -208,6 +208,7 @@ def test_block_of_another_precision_is_its_own_model(
         assert operators.count("MatMulNBits") == 2 * 4 + 1  # two layers, and the gate
 
 
+@pytest.mark.slow
 def test_four_bits_in_the_loop_run_as_matmulnbits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """int4 bundles keep 8 bits in the loop for quality's sake; the graph can do with 4."""
     model, _ = load_checkpoint(tiny_checkpoint)
