@@ -183,8 +183,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
 
         Args:
             coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms
-                and the final one, `full` all their weights and the final norm.
-            recurrent: what of the looped layer itself trains: `frozen` nothing, `full` all of it.
+                and the final one, `lora` these and adapters, `full` all their weights.
+            recurrent: what of the looped layer itself trains: `frozen` nothing, `lora` its
+                RMSNorms and adapters, `full` all of it.
 
         Raises:
             ConfigError: a choice is none of these.

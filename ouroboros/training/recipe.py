@@ -59,10 +59,14 @@ class TrainOptions:
     compile: bool = option(
         False, "compile the kept layers and the loss; worth it on a GPU", "--compile/--no-compile"
     )
-    train_coda: str = option("frozen", "of the last layers train: frozen, norms or full")
-    train_recurrent: str = option("frozen", "of the looped layer train: frozen or full")
+    train_coda: str = option(
+        "frozen", "of the last layers train: frozen, norms, lora (norms and adapters) or full"
+    )
+    train_recurrent: str = option("frozen", "of the looped layer train: frozen, lora or full")
+    adapter_rank: int = option(64, "of lora: the rank of an adapter")
+    adapter_alpha: float = option(64.0, "of lora: adapters are scaled by this over their rank")
     layer_learning_rate: float = option(
-        0.0, "the highest one of whole layers that train; 0: --learning-rate"
+        0.0, "the highest one of what trains of these layers; 0: --learning-rate"
     )
     teacher: str = option("", "the original model, to distil from: hub id, directory or .gguf")
     distill: float = option(
@@ -81,6 +85,7 @@ class TrainOptions:
         for name, least in (
             ("train_steps", 1), ("batch_size", 1), ("grad_accum", 1), ("seq_len", 2), ("warmup", 0),
             ("seed", 0), ("eval_every", 0), ("eval_windows", 1), ("save_every", 1),
+            ("adapter_rank", 1),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise TrainingError(
@@ -114,6 +119,10 @@ class TrainOptions:
             raise TrainingError(
                 f"--temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
             )
+        if not 0 < self.adapter_alpha < float("inf"):
+            raise TrainingError(
+                f"--adapter-alpha={self.adapter_alpha} is not allowed", "give more than 0"
+            )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
                 raise TrainingError(f"depth={depth} is not allowed", "the least is 1")
@@ -133,13 +142,26 @@ class TrainOptions:
             raise TrainingError(
                 "--distill=0.0 makes no use of --teacher", "leave one of the two out"
             )
-        whole = (self.train_coda, self.train_recurrent)
-        if self.layer_learning_rate and whole == ("frozen", "frozen"):
+        layers = (self.train_coda, self.train_recurrent)
+        if self.layer_learning_rate and layers == ("frozen", "frozen"):
             raise TrainingError(
-                f"--layer-learning-rate={self.layer_learning_rate} is of whole layers that train, "
-                "and none does",
+                f"--layer-learning-rate={self.layer_learning_rate} is of layers of the original "
+                "that train, and none does",
                 "give --train-coda or --train-recurrent, or leave it out",
             )
+        for name in ("adapter_rank", "adapter_alpha"):
+            value = getattr(self, name)
+            if "lora" not in layers and value != usual[name]:
+                raise TrainingError(
+                    f"{_flag(name)}={value} is of adapters, and none trains",
+                    f"give --train-coda lora or --train-recurrent lora, or leave {_flag(name)} out",
+                )
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Where adapters train: `coda`, `recurrent`, both or neither."""
+        places = {"coda": self.train_coda, "recurrent": self.train_recurrent}
+        return tuple(place for place, choice in places.items() if choice == "lora")
 
     @property
     def depth_range(self) -> tuple[int, int]:

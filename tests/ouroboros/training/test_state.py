@@ -243,7 +243,10 @@ DISTILLED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "distilled"])
+ADAPTED = {"train_coda": "lora", "train_recurrent": "lora", "adapter_rank": 3}
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "distilled", "adapted"])
 def test_resume_is_exact_wherever_it_stopped(
     corpus: Path,
     checkpoint: Path,
@@ -252,7 +255,7 @@ def test_resume_is_exact_wherever_it_stopped(
     kind: str,
 ) -> None:
     """Stops in this process before every single train step in turn, scores and saves apart."""
-    changes: dict[str, Any] = {"precision": kind}
+    changes: dict[str, Any] = ADAPTED if kind == "adapted" else {"precision": kind}
     if kind == "distilled":
         changes = {
             **DISTILLED,
