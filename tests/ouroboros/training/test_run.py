@@ -21,11 +21,12 @@ from ouroboros.errors import ConfigError, DataError, TrainingError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.text.windows import PackedWindows, collate, load_windows, pack_documents
 from ouroboros.training import plots
+from ouroboros.training.depth import draw_depth
 from ouroboros.training.plots import GATE
 from ouroboros.training.recipe import TrainOptions, make_options, read_recipe
 from ouroboros.training.run import train
 from ouroboros.training.state import list_steps
-from ouroboros.training.trainer import OuroborosTrainer, RunOrder, draw_depth
+from ouroboros.training.trainer import OuroborosTrainer, RunOrder
 from tests.support.training import options, tiny_model, tiny_tokenizer
 
 
@@ -444,6 +445,16 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
             {"adapter_rank": 8, "train_coda": "full"},
             "--adapter-rank=8 is of adapters, and none trains; give --train-coda lora or",
         ),
+        ({"depth_curriculum": -1}, "--depth-curriculum=-1 is not allowed; give 0 or more"),
+        ({"depth_curriculum": 301}, "--depth-curriculum=301 ends after the run; give at most --tr"),
+        (
+            {"depth_curriculum": 9, "depth": "8"},
+            "--depth-curriculum=9 is of a range, and --depth=8 is one depth; give a range like",
+        ),
+        ({"depth_term": 0.5, "depth": "8-8"}, "--depth-term=0.5 is of a range, and --depth=8-8 is"),
+        ({"depth_term": math.nan}, "--depth-term=nan is not allowed"),
+        ({"depth_term": -0.5}, "--depth-term=-0.5 is not allowed; give 0 or more"),
+        ({"backprop_steps": -1}, "--backprop-steps=-1 is not allowed"),
         ({"adapter_alpha": 8.0}, "--adapter-alpha=8.0 is of adapters, .* leave --adapter-alpha"),
         ({"data": ()}, "no training text"),
     ],
