@@ -13,6 +13,7 @@ from ouroboros.delta.names import candidates
 from ouroboros.delta.record import TensorRecord, UpdateRecord, WeightsRecord
 from ouroboros.errors import CheckpointError
 from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.names import current_name
 from ouroboros.source.weights import Original
 from ouroboros.storage.adapters import add_updates, factor_names, read_updates
 from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of
@@ -64,7 +65,7 @@ class Comparison:
             metadata: dict[str, str] = dict(opened.metadata() or {})
             names = list(opened.keys())
         for name in names:
-            if name not in self.shapes:
+            if current_name(name) not in self.shapes:
                 raise CheckpointError(
                     f"{self.folder}: {name:.80} is no weight of this model",
                     "config.json and the weights are not of one checkpoint",
@@ -82,7 +83,7 @@ class Comparison:
                 continue
             stored = self._kind(value)
             # What trains stays as wide as it is, whatever it was rounded to.
-            if self.rounded and name not in self.added:
+            if self.rounded and current_name(name) not in self.added:
                 kind = KINDS[stored]
             tensors[name] = TensorRecord(kind, shape, "", (name,))
             self.own[name] = StoredTensor(name, KINDS[stored], shape, partial(_pieces, file, name))

@@ -25,8 +25,8 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
         coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms and the
             final one, `lora` these and the adapters that `ouroboros.training.adapters` put in,
             `full` all their weights and the final norm.
-        recurrent: what of the looped layer itself trains: `frozen` nothing, `lora` its RMSNorms
-            and its adapters, `full` all of it.
+        recurrent: what of the looped layers themselves trains: `frozen` nothing, `lora` their
+            RMSNorms and adapters, `full` all of them.
 
     Raises:
         ConfigError: a choice is none of these.
@@ -43,7 +43,7 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
     for module in (loop.controller, loop.norm, loop.gate, model.bridge):
         if module is not None:
             module.requires_grad_(True)
-    _mark(loop.layer, recurrent)
+    _mark(loop.layers, recurrent)
     _mark(model.coda, coda)
     model.norm.requires_grad_(coda != "frozen")
 

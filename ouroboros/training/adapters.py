@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
 
-_PLACES = {"coda": r"coda\.\d+", "recurrent": r"recurrent\.layer"}
+_PLACES = {"coda": r"coda\.\d+", "recurrent": r"recurrent\.layers\.\d+"}
 
 
 class Adapters:
-    """Adapters on the seven projections of coda layers, of the looped layer, or of both.
+    """Adapters on the seven projections of coda layers, of looped ones, or of both.
 
     A projection computes W x + (alpha / rank) B (A x). B starts at zero, so that the model starts
     as it was.
@@ -55,7 +55,8 @@ class Adapters:
 
         pattern = f"({'|'.join(_PLACES[place] for place in places)})"
         pattern += rf"\..*\.({'|'.join(PROJECTIONS)})"
-        smallest = min(min(one.weight.shape) for one in model.recurrent.projections().values())
+        first = model.recurrent.projections()[0]
+        smallest = min(min(one.weight.shape) for one in first.values())
         if rank > smallest:
             raise ConfigError(
                 f"adapter rank {rank} is above {smallest}, the smallest side of a projection",

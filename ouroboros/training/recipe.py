@@ -71,7 +71,7 @@ class TrainOptions:
     train_coda: str = option(
         "frozen", "of the last layers train: frozen, norms, lora (norms and adapters) or full"
     )
-    train_recurrent: str = option("frozen", "of the looped layer train: frozen, lora or full")
+    train_recurrent: str = option("frozen", "of the looped layers train: frozen, lora or full")
     adapter_rank: int = option(64, "of lora: the rank of an adapter")
     adapter_alpha: float = option(64.0, "of lora: adapters are scaled by this over their rank")
     layer_learning_rate: float = option(

@@ -24,7 +24,7 @@ from tests.ouroboros.delta.test_hostile import edit_tensors, read, refuse, write
 from tests.support.processes import call_ouro
 from tests.support.training import options
 
-UP, DOWN = "coda.1.mlp.up_proj.weight", "recurrent.layer.mlp.down_proj.weight"
+UP, DOWN = "coda.1.mlp.up_proj.weight", "recurrent.layers.0.mlp.down_proj.weight"
 WEIGHTS = "model.safetensors"
 
 

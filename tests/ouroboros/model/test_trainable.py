@@ -17,7 +17,7 @@ def expected(model: Any, coda: str, recurrent: str) -> set[str]:
     names = set()
     for name, _ in model.named_parameters():
         of_coda = name.startswith("coda.") and (coda == "full" or "norm" in name)
-        looped = name.startswith("recurrent.layer.") and recurrent != "frozen"
+        looped = name.startswith("recurrent.layers.") and recurrent != "frozen"
         if (
             name.startswith((*OWN, "bridge."))
             or (looped and (recurrent == "full" or "norm" in name))

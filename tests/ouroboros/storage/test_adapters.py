@@ -72,7 +72,7 @@ def test_threads_change_no_bit() -> None:
 def test_updates_come_back_as_they_were(tmp_path: Path) -> None:
     updates = {
         "coda.0.mlp.up_proj.weight": [draw(5, 7, 2, seed)[1] for seed in range(12)],
-        "recurrent.layer.mlp.up_proj.weight": [Update(*(x.bfloat16() for x in draw_pair()))],
+        "recurrent.layers.0.mlp.up_proj.weight": [Update(*(x.bfloat16() for x in draw_pair()))],
     }
     (tmp_path / ADAPTERS).write_bytes(write_updates(updates))
     found = read_updates(tmp_path)

@@ -38,7 +38,7 @@ def weights_of(model: OuroborosForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def is_adapted(name: str, *places: str) -> bool:
-    prefixes = {"coda": "coda.", "recurrent": "recurrent.layer."}
+    prefixes = {"coda": "coda.", "recurrent": "recurrent.layers."}
     inside = name.startswith(tuple(prefixes[place] for place in places))
     return inside and name.endswith(tuple(f".{one}.weight" for one in PROJECTIONS))
 
@@ -92,7 +92,7 @@ def test_gradients_are_those_through_the_merged_weight(places: tuple[str, ...]) 
         assert b.grad is not None
         torch.testing.assert_close(b.grad, 2.0 * slope @ a.T, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(a.grad, 2.0 * b.T @ slope, rtol=1e-9, atol=1e-12)
-    assert any("norm" in name for name in found if name.startswith(("coda", "recurrent.layer")))
+    assert any("norm" in name for name in found if name.startswith(("coda", "recurrent.layers")))
     for name, value in found.items():
         if ".lora_" not in name:
             torch.testing.assert_close(value.grad, wanted[name].grad, rtol=1e-9, atol=1e-12)
