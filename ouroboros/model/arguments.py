@@ -176,7 +176,7 @@ def check_continuation(cache: OuroborosCache, batch: int, steps: int, layers: in
         raise ConfigError(
             f"past_key_values holds {rows} rows and the input {batch}", "give as many"
         )
-    held = (len(cache.layers) - cache.num_layers) // layers
+    held = (len(cache.layers) - cache.num_layers) // layers if layers else steps
     if held < steps:
         raise ConfigError(
             f"depth={steps} can't go on from past_key_values of depth {held}",

@@ -10,16 +10,21 @@ def check_block(first: int, count: int, prelude: int, coda: int, total: int) -> 
 
     Args:
         first: number of its first layer in the original model.
-        count: its layers.
+        count: its layers; 0 where nothing is looped, which is not looked at further.
         prelude: first layers that are kept.
         coda: last layers that are kept.
         total: layers of the original model.
 
     Raises:
-        ConfigError: it is empty, or reaches out of the model, into the prelude or into the coda.
+        ConfigError: it reaches out of the model, into the prelude or into the coda; or nothing is
+            looped and nothing kept.
     """
-    if count < 1:
-        raise ConfigError(f"recurrent_layers={count} must be 1 or more")
+    if count < 0:
+        raise ConfigError(f"recurrent_layers={count} is negative", "give 0 (no loop) or more")
+    if not count:
+        if not prelude + coda:
+            raise ConfigError("nothing is looped and no layer kept", "keep some, or loop some")
+        return
     end, last = first + count - 1, total - coda - 1
     what, one = name_block(first, count), count == 1
     if not (first >= 0 and end < total):
@@ -35,7 +40,9 @@ def check_block(first: int, count: int, prelude: int, coda: int, total: int) -> 
 
 
 def name_block(first: int, count: int) -> str:
-    """Names a block in a sentence: `layer 18`, `layers 18-21`."""
+    """Names a block in a sentence: `layer 18`, `layers 18-21`, `no layer`."""
+    if not count:
+        return "no layer"
     return f"layer {first}" if count == 1 else f"layers {first}-{first + count - 1}"
 
 

@@ -111,7 +111,8 @@ class OuroborosConfig(PreTrainedConfig):
         coda: number of last layers kept.
         recurrent: index, in the original model, of the first layer that is looped; -1: in the
             middle.
-        recurrent_layers: how many consecutive layers are looped, k; 1 is the paper's.
+        recurrent_layers: how many consecutive layers are looped, k; 1 is the paper's. 0: none, the
+            bridge alone stands between prelude and coda, and depth means nothing.
         rank: LoRA rank r of the frozen bases.
         alpha: LoRA alpha; the low-rank update is scaled by alpha / rank.
         style_size: width of the Controller's style vector z.
@@ -365,6 +366,12 @@ class OuroborosConfig(PreTrainedConfig):
                 f"{self.prelude} + coda {self.coda} of {total} layers remove none for layer "
                 f"{self.recurrent + place}",
                 "keep fewer, loop fewer or choose bases=mean",
+            )
+        if not self.recurrent_layers and (self.max_depth > 1 or self.bridge == "entry"):
+            raise ConfigError(
+                f"recurrent_layers=0 with max_depth={self.max_depth} and bridge={self.bridge}: "
+                "where nothing is looped there is no depth and no loop to enter",
+                "set max_depth to 1 and bridge to exit or none",
             )
         refuse_sliding_window(base)
 

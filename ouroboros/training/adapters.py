@@ -7,6 +7,7 @@ Source: Hu et al., LoRA, arXiv 2106.09685.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,14 +50,19 @@ class Adapters:
             seed: what A starts as derives from it and from nothing else.
 
         Raises:
-            ConfigError: the rank is above the smallest side of a projection.
+            ConfigError: the rank is above the smallest side of a projection, or there are no such
+                layers.
         """
         from peft import LoraConfig, LoraModel
 
         pattern = f"({'|'.join(_PLACES[place] for place in places)})"
         pattern += rf"\..*\.({'|'.join(PROJECTIONS)})"
-        first = model.recurrent.projections()[0]
-        smallest = min(min(one.weight.shape) for one in first.values())
+        found = [one for name, one in model.named_modules() if re.fullmatch(pattern, name)]
+        if not found:
+            raise ConfigError(
+                f"there is no layer for adapters of {' and '.join(places)}", "leave them out"
+            )
+        smallest = min(min(one.get_parameter("weight").shape) for one in found)
         if rank > smallest:
             raise ConfigError(
                 f"adapter rank {rank} is above {smallest}, the smallest side of a projection",
@@ -93,7 +99,7 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
     """Marks what a run trains, and puts adapters into the model where it trains some.
 
     Raises:
-        ConfigError: as `Adapters`.
+        ConfigError: as `Adapters`, or nothing trains.
     """
     adapters = None
     if options.adapted:
@@ -101,6 +107,8 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
             model, options.adapted, options.adapter_rank, options.adapter_alpha, options.seed
         )
     model.mark_trainable(options.train_coda, options.train_recurrent)
+    if not model.trainable_names():
+        raise ConfigError("nothing of this model trains", "give --train-coda, say lora")
     return adapters
 
 
