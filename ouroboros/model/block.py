@@ -39,6 +39,27 @@ def check_block(first: int, count: int, prelude: int, coda: int, total: int) -> 
         )
 
 
+def check_unlooped(count: int, max_depth: int, bridge: str) -> None:
+    """Refuses, of a model that loops nothing, what only a loop has.
+
+    A bridge alone stands between its prelude and its coda, or nothing; its one depth means nothing.
+
+    Args:
+        count: layers that are looped; nothing is refused where there are some.
+        max_depth: of the config.
+        bridge: likewise.
+
+    Raises:
+        ConfigError: there is more than one depth, or a bridge at the loop's entry.
+    """
+    if not count and (max_depth > 1 or bridge == "entry"):
+        raise ConfigError(
+            f"recurrent_layers=0 with max_depth={max_depth} and bridge={bridge}: where nothing is "
+            "looped there is no depth and no loop to enter",
+            "set max_depth to 1 and bridge to exit or none",
+        )
+
+
 def name_block(first: int, count: int) -> str:
     """Names a block in a sentence: `layer 18`, `layers 18-21`, `no layer`."""
     if not count:
