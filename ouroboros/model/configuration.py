@@ -19,7 +19,7 @@ from ouroboros.model.base_config import (
     is_whole,
     refuse_sliding_window,
 )
-from ouroboros.model.block import check_block, removed_by_layer
+from ouroboros.model.block import check_block, check_unlooped, removed_by_layer
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
@@ -111,7 +111,7 @@ class OuroborosConfig(PreTrainedConfig):
         coda: number of last layers kept.
         recurrent: index, in the original model, of the first layer that is looped; -1: in the
             middle.
-        recurrent_layers: how many consecutive layers are looped, k; 1 is the paper's.
+        recurrent_layers: how many consecutive layers are looped, k; 1 is the paper's, 0 is none.
         rank: LoRA rank r of the frozen bases.
         alpha: LoRA alpha; the low-rank update is scaled by alpha / rank.
         style_size: width of the Controller's style vector z.
@@ -366,6 +366,7 @@ class OuroborosConfig(PreTrainedConfig):
                 f"{self.recurrent + place}",
                 "keep fewer, loop fewer or choose bases=mean",
             )
+        check_unlooped(self.recurrent_layers, self.max_depth, self.bridge)
         refuse_sliding_window(base)
 
     def check_depth(self, depth: int) -> int:

@@ -20,6 +20,7 @@ from ouroboros.errors import ConfigError
 from ouroboros.model.arguments import (
     Depth,
     check_attention,
+    check_backprop_steps,
     check_continuation,
     check_extras,
     check_logit_index,
@@ -136,8 +137,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
 
         Args:
             coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms
-                and the final one, `full` all their weights and the final norm.
-            recurrent: what of the looped layers themselves trains: `frozen` nothing, `full` all.
+                and the final one, `lora` these and adapters, `full` all their weights.
+            recurrent: what of the looped layers themselves trains: `frozen` nothing, `lora`
+                their RMSNorms and adapters, `full` all of them.
 
         Raises:
             ConfigError: a choice is none of these.
@@ -175,6 +177,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         logit_index: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool | None = None,
+        backprop_steps: int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the model on `input_ids` `[B, S]`.
@@ -193,6 +196,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             logit_index: int64 `[B, K]` positions of the S whose logits come out.
             logits_to_keep: the last so many positions, or the positions given; 0 keeps all.
             output_hidden_states: return them; the config's choice where None.
+            backprop_steps: gradients go back through the last so many steps; None: through all. A
+                bridge at the entry gets none where depth is greater.
             kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
 
         Returns:
@@ -224,8 +229,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             positions = count_positions(attention_mask, past, batch, new, given.device)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        first = steps - check_backprop_steps(backprop_steps, steps)
         hidden, entered = self._run(
-            given, positions, sequences, cache, steps, rows, bool(output_hidden_states)
+            given, positions, sequences, cache, steps, rows, bool(output_hidden_states), first
         )
         logits = self.lm_head(_select(hidden, logit_index, logits_to_keep))
         loss = None
@@ -269,6 +275,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         steps: int,
         rows: torch.Tensor | None,
         record: bool,
+        first: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         entered: list[torch.Tensor] = []
         note = entered.append if record else lambda state: None
@@ -289,9 +296,10 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             hidden = self.bridge(hidden)
         for step in range(steps):
             note(hidden)
-            new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
-            if rows is not None:
-                new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step >= first):
+                new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
+                if rows is not None:
+                    new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
             hidden = new_hidden
         if self.bridge is not None and self.config.bridge == "exit":
             hidden = self.bridge(hidden)

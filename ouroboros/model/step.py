@@ -61,7 +61,9 @@ class RecurrentStep(nn.Module):
         cache: OuroborosCache | None,
         **layer_inputs: Any,
     ) -> torch.Tensor:
-        """Runs step `step` on h `[batch, seq, hidden]`."""
+        """Runs step `step` on h `[batch, seq, hidden]`; of no layers it is h as it was."""
+        if not self.layers:
+            return hidden
         pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
         modulation = self.controller(pooled, step).chunk(len(self.layers), -1)
         new, entry = hidden, step * len(self.layers)
