@@ -30,6 +30,7 @@ _CHOICES = {
     "bases": ("mean", "per_step"),
     "modulation": ("controller", "static"),
     "bridge": ("none", "entry", "exit"),
+    "input_injection": ("none", "add"),
 }
 
 STEP_NORM_EPS = 1e-6
@@ -124,6 +125,7 @@ class OuroborosConfig(PreTrainedConfig):
         gate: False drops the gate, h becomes h' (the paper's ablation).
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
+        input_injection: `add` gives the looped layers of every step the loop's entry state too.
         trained_depths: sorted depths the model was trained at; empty: untrained.
         source: where the weights came from: name, sha256, licence, commit; and `files`, the
             sha256 of each file that was read.
@@ -153,6 +155,7 @@ class OuroborosConfig(PreTrainedConfig):
     modulation: str = "controller"
     gate: bool = True
     bridge: str = "none"
+    input_injection: str = "none"
     trained_depths: list[int] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
     # Mirrors of the original config that transformers reads on the top level.

@@ -33,7 +33,7 @@ from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
-from ouroboros.model.modulation import ConstantLinear, StaticModulation, StepNorm
+from ouroboros.model.modulation import ConstantLinear, Injection, StaticModulation, StepNorm
 from ouroboros.model.names import RENAMED
 from ouroboros.model.pooling import Sequences, describe_sequences
 from ouroboros.model.step import RecurrentStep
@@ -95,6 +95,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             module.reset_parameters()
         elif isinstance(module, StaticModulation):
             nn.init.zeros_(module.vectors)
+        elif isinstance(module, Injection):
+            nn.init.zeros_(module.weight)
         elif isinstance(module, StepNorm):
             nn.init.ones_(module.weight)
 
@@ -294,10 +296,13 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
         if self.bridge is not None and self.config.bridge == "entry":
             hidden = self.bridge(hidden)
+        injected = {} if self.recurrent.injection is None else {"entry": hidden}
         for step in range(steps):
             note(hidden)
             with torch.set_grad_enabled(torch.is_grad_enabled() and step >= first):
-                new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
+                new_hidden = self.recurrent(
+                    hidden, step, sequences, cache, **injected, **layer_inputs
+                )
                 if rows is not None:
                     new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
             hidden = new_hidden
