@@ -16,6 +16,7 @@ from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
 from runtime.options import option
 
 PRECISIONS = ("fp32", "bf16")
+STATE_DTYPES = ("float16", "float32")
 SCHEDULERS = ("cosine", "linear", "constant")
 DRAWS = ("uniform", "inverse")
 MAX_SEED = 2**32 - 1  # numpy's
@@ -82,6 +83,12 @@ class TrainOptions:
         0.5, "share of the teacher's KL in the loss; the cross-entropy has the rest"
     )
     temperature: float = option(1.0, "of the teacher's and the student's distribution in the KL")
+    state_cache: str = option(
+        "", "compute prelude and teacher once and keep their states in this folder, which runs "
+        "share; auto: in ~/.cache/ouroboros"
+    )  # fmt: skip
+    state_cache_gb: float = option(20.0, "the most that all kept states may take on disk")
+    state_dtype: str = option("float16", "how states are kept: float16 or float32")
 
     def __post_init__(self) -> None:
         """Validates every value.
@@ -115,7 +122,7 @@ class TrainOptions:
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
             ("train_recurrent", RECURRENT_CHOICES),
-            ("depth_draw", DRAWS),
+            ("depth_draw", DRAWS), ("state_dtype", STATE_DTYPES),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
@@ -132,6 +139,10 @@ class TrainOptions:
             raise TrainingError(
                 f"--adapter-alpha={self.adapter_alpha} is not allowed", "give more than 0"
             )
+        if not 0 < self.state_cache_gb < float("inf"):
+            raise TrainingError(
+                f"--state-cache-gb={self.state_cache_gb} is not allowed", "give more than 0"
+            )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
                 raise TrainingError(f"depth={depth} is not allowed", "the least is 1")
@@ -146,6 +157,13 @@ class TrainOptions:
                 raise TrainingError(
                     f"{_flag(name)}={value} is of distillation, and there is no teacher",
                     f"give --teacher, or leave {_flag(name)} out",
+                )
+        for name in ("state_cache_gb", "state_dtype"):
+            value = getattr(self, name)
+            if not self.state_cache and value != usual[name]:
+                raise TrainingError(
+                    f"{_flag(name)}={value} is of kept states, and none are kept",
+                    f"give --state-cache, or leave {_flag(name)} out",
                 )
         if self.teacher and not self.distill:
             raise TrainingError(
@@ -212,10 +230,11 @@ class TrainOptions:
         """Returns the options on which the final weights depend, as JSON values.
 
         Paths are not among them (the data is compared by its tokens), nor is how often the run
-        is scored and saved. A run adds what it finds around it: the checkpoint, the data and the
-        number of processes.
+        is scored and saved. A run adds what it finds around it: the checkpoint, the data, the
+        number of processes, and which states it reads from disk and how precise they are.
         """
         free = {"data", "eval", "eval_every", "eval_depths", "eval_windows", "save_every"}
+        free |= {"state_cache", "state_cache_gb", "state_dtype"}
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in free}
 
