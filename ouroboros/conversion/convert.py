@@ -131,11 +131,13 @@ def convert(
     model = _transplant(original, config)
     candidates = _measure(model, original, chosen, layer, say)
     projections = model.recurrent.projections()
-    if count:
+    free = config.modulation == "free"
+    if count and not free:
         say(f"computing the low-rank bases of {sum(map(len, projections))} projections")
     per_step = config.bases == "per_step"
     removed = config.removed_layers()
-    fill_bases(projections, original.projection, removed, config.recurrent, per_step)
+    if not free:
+        fill_bases(projections, original.projection, removed, config.recurrent, per_step)
     say(f"writing {out}")
     papers: dict[str, Path | bytes] = {
         "LICENSE": original.papers.license_file().encode(),
@@ -225,9 +227,13 @@ def _changes(config: OuroborosConfig) -> str:
     last = config.original_layers
     kept = [*range(config.prelude), *range(last - config.coda, last)]
     dropped = _dropped(config)
+    modulated = {
+        "controller": ["a Controller", "low-rank bases"],
+        "static": ["a modulation vector a step", "low-rank bases"],
+        "free": ["a low-rank update a step"],
+    }
     steps = [
-        "a Controller" if config.modulation == "controller" else "a modulation vector a step",
-        "low-rank bases",
+        *modulated[config.modulation],
         "per-step norms",
         *(["a gate"] if config.gate else []),
     ]
@@ -329,7 +335,8 @@ def _describe(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept = sum(p.numel() for p in model.parameters()) - trainable
     projections = [one for layer in model.recurrent.projections() for one in layer.values()]
-    bases = sum(one.lora_a.numel() + one.lora_b.numel() for one in projections)
+    held = [] if config.modulation == "free" else projections
+    bases = sum(one.lora_a.numel() + one.lora_b.numel() for one in held)
     removed = _dropped(config)
     alone = [
         layer
@@ -340,7 +347,9 @@ def _describe(
     last = config.original_layers - 1
     coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
     prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
-    own = ["Controller", "gate", "step norms"] if config.recurrent_layers else []
+    free = config.modulation == "free"
+    own = ["low-rank updates" if free else "Controller", "gate", "step norms"]
+    own = own if config.recurrent_layers else []
     own += ["bridge"] if model.bridge is not None else []
     lines = [
         f"{original.name}: {config.original_layers} layers, {total:,} parameters",

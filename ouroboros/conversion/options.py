@@ -29,7 +29,9 @@ class ConvertOptions:
     pooling: str = option("causal", "what the Controller sees: causal, mean or token")
     norm_init: str = option("matched", "start of the per-step norms: matched or ones")
     bases: str = option("mean", "one SVD of the mean residual, or one a step: mean or per_step")
-    modulation: str = option("controller", "controller, or static for the paper's ablation")
+    modulation: str = option(
+        "controller", "controller; static: a vector a step; free: low-rank updates a step, trained"
+    )
     bridge: str = option(
         "entry", "a linear map fitted before the loop, after it or not at all: entry, exit or none"
     )

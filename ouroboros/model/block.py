@@ -60,6 +60,19 @@ def check_unlooped(count: int, max_depth: int, bridge: str) -> None:
         )
 
 
+def check_free(modulation: str, bases: str) -> None:
+    """Refuses bases of the removed layers where the update of every step is free.
+
+    Raises:
+        ConfigError: they are asked for.
+    """
+    if modulation == "free" and bases != "mean":
+        raise ConfigError(
+            f"bases={bases} with modulation=free, whose updates start from nothing",
+            "leave bases out",
+        )
+
+
 def name_block(first: int, count: int) -> str:
     """Names a block in a sentence: `layer 18`, `layers 18-21`, `no layer`."""
     if not count:

@@ -46,7 +46,7 @@ class ModulatedLinear(nn.Linear):
     """A frozen projection W with a low-rank update: W + (alpha / r) B diag(m) A.
 
     The bases are buffers, `lora_a` `[bases, rank, in]` and `lora_b` `[bases, out, rank]`; base
-    `min(step, bases - 1)` serves a step.
+    `min(step, bases - 1)` serves a step. Where the update is free they are parameters, one a step.
     """
 
     lora_a: torch.Tensor
@@ -67,8 +67,20 @@ class ModulatedLinear(nn.Linear):
         self.name, self.port = name, port
         self.scaling = config.alpha / config.rank
         like, rank = linear.weight, config.rank
-        self.register_buffer("lora_a", like.new_zeros(bases, rank, self.in_features))
-        self.register_buffer("lora_b", like.new_zeros(bases, self.out_features, rank))
+        a = like.new_zeros(bases, rank, self.in_features)
+        b = like.new_zeros(bases, self.out_features, rank)
+        if config.modulation == "free":
+            self.lora_a, self.lora_b = nn.Parameter(a), nn.Parameter(b)
+        else:
+            self.register_buffer("lora_a", a)
+            self.register_buffer("lora_b", b)
+
+    def start_free(self) -> None:
+        """Gives a free update its start, LoRA's: A random, B zero, so that it is nothing."""
+        if isinstance(self.lora_a, nn.Parameter):
+            bound = self.in_features**-0.5
+            nn.init.uniform_(self.lora_a, -bound, bound)
+            nn.init.zeros_(self.lora_b)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Projects `[batch, seq, in]` to `[batch, seq, out]`."""
@@ -131,12 +143,21 @@ class Controller(nn.Module):
 
 
 class StaticModulation(nn.Module):
-    """The paper's ablation: one learned vector a step, blind to the hidden state."""
+    """The paper's ablation: one learned vector a step, blind to the hidden state.
+
+    Where the bases of every step train themselves, the vectors are ones and stay so.
+    """
 
     def __init__(self, config: OuroborosConfig) -> None:
-        """Starts at zero, so a conversion starts unmodulated."""
+        """Starts at zero, so a conversion starts unmodulated; at one where bases are free."""
         super().__init__()
-        self.vectors = nn.Parameter(torch.zeros(config.max_depth, modulation_size(config)))
+        self.vectors = nn.Parameter(torch.empty(config.max_depth, modulation_size(config)))
+        self.start = 1.0 if config.modulation == "free" else 0.0
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the vectors to their start."""
+        nn.init.constant_(self.vectors, self.start)
 
     def forward(self, pooled: torch.Tensor, step: int) -> torch.Tensor:
         """Returns `[1, 1, layers * 7 * rank]` for `step`, whatever `pooled` holds."""

@@ -33,8 +33,9 @@ class RecurrentStep(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.ports = [ModulationPort() for _ in layers]
+        fixed = config.max_depth if config.modulation == "free" else 1
         removed = [
-            len(ones) if config.bases == "per_step" else 1 for ones in config.removed_layers()
+            len(ones) if config.bases == "per_step" else fixed for ones in config.removed_layers()
         ]
         for layer, port, bases in zip(layers, self.ports, removed, strict=True):
             for name in PROJECTIONS:

@@ -30,6 +30,7 @@ from transformers import (
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
 from ouroboros.model.names import current_name
+from ouroboros.model.trainable import FREE
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
@@ -201,7 +202,7 @@ class OuroborosTrainer(Trainer):
             matrices = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
             for name, parameter in self._trainable().items():
-                layer = name.startswith(LAYERS)
+                layer = name.startswith(LAYERS) and not name.endswith(FREE)
                 groups.setdefault((layer, name in matrices), []).append(parameter)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
             parts = [

@@ -59,6 +59,8 @@ ALONE = {
     "block of two, per_step, token, static": Variant(
         {**BLOCK, "bases": "per_step", "pooling": "token", "modulation": "static"}
     ),
+    "free": Variant({"modulation": "free"}),
+    "free, block of two, no gate": Variant({**BLOCK, "modulation": "free", "gate": False}),
     "injection, bridge at entry": Variant({"bridge": "entry", "input_injection": "add"}),
     "block of three, neither": Variant({"prelude": 0, "coda": 0, "recurrent": "2-4"}),
     "block of all that is replaced, no gate": Variant({"recurrent": "2-3", "gate": False}),

@@ -168,6 +168,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "bases": "per_step",
         "gate": False,
     },
+    "free": {"modulation": "free"},
     "injection": {"input_injection": "add"},
     "a block": {"recurrent_layers": 2},
     "a block, static, per_step bases": {
