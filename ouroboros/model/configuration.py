@@ -19,6 +19,7 @@ from ouroboros.model.base_config import (
     is_whole,
     refuse_sliding_window,
 )
+from ouroboros.model.rounding import check_qat
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
@@ -80,6 +81,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "depth": _WHOLE,
     "gate": _BOOL,
     "trained_depths": (_is_wholes, "a list of whole numbers"),
+    "qat": (lambda value: isinstance(value, dict), "an object of named values"),
     "source": (_is_source, "an object of texts"),
     "vocab_size": _WHOLE,
     "hidden_size": _WHOLE,
@@ -121,6 +123,8 @@ class OuroborosConfig(PreTrainedConfig):
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
         trained_depths: sorted depths the model was trained at; empty: untrained.
+        qat: the rounding that its matrices were trained for, `bits`, `block` and `symmetric`
+            (`ouroboros.model.rounding`); empty: for none.
         source: where the weights came from: name, sha256, licence, commit; and `files`, the
             sha256 of each file that was read.
 
@@ -149,6 +153,7 @@ class OuroborosConfig(PreTrainedConfig):
     gate: bool = True
     bridge: str = "none"
     trained_depths: list[int] = field(default_factory=list)
+    qat: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     # Mirrors of the original config that transformers reads on the top level.
     vocab_size: int = 0
@@ -174,7 +179,7 @@ class OuroborosConfig(PreTrainedConfig):
         if isinstance(self.base_config, PreTrainedConfig):
             self.base_config = declared_fields(self.base_config)
         self.trained_depths = self.trained_depths or []
-        self.source = self.source or {}
+        self.source, self.qat = self.source or {}, self.qat or {}
         for name, (matches, words) in _TYPES.items():
             if not matches(value := getattr(self, name)):
                 raise ConfigError(f"{name}={value!r:.80} must be {words}")
@@ -373,6 +378,7 @@ class OuroborosConfig(PreTrainedConfig):
                 f"{self.coda} of {total} layers remove none",
                 "keep fewer or choose bases=mean",
             )
+        check_qat(self.qat)
         refuse_sliding_window(base)
 
     def check_depth(self, depth: int) -> int:

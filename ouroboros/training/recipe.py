@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import TrainingError
+from ouroboros.model.blocks import BLOCKS
 from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
 from runtime.options import option
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant")
 DRAWS = ("uniform", "inverse")
+QAT_KINDS = ("none", "int4", "int8")
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_LEARNING_RATE = 1e30  # Adam's first steps multiply it by up to 10, in float32
 
@@ -70,6 +72,16 @@ class TrainOptions:
     )
     temperature: float = option(1.0, "of the teacher's and the student's distribution in the KL")
 
+    qat: str = option(
+        "none", "train for integer weights: none, int4 or int8; every matrix is used as rounded"
+    )
+    qat_block: int = option(32, "weights that share a scale there: 32, 64 or 128")
+    qat_symmetric: bool = option(
+        False,
+        "without zero points there, as TensorRT needs them",
+        "--qat-symmetric/--qat-asymmetric",
+    )
+
     def __post_init__(self) -> None:
         """Validates every value.
 
@@ -101,12 +113,12 @@ class TrainOptions:
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
             ("train_recurrent", RECURRENT_CHOICES),
-            ("depth_draw", DRAWS),
+            ("depth_draw", DRAWS), ("qat", QAT_KINDS), ("qat_block", BLOCKS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
                     f"{_flag(name)}={getattr(self, name)!r} is unknown",
-                    f"choose one of {', '.join(choices)}",
+                    f"choose one of {', '.join(map(str, choices))}",
                 )
         if not 0 <= self.distill <= 1:
             raise TrainingError(f"--distill={self.distill} is not allowed", "give a share, 0 to 1")
@@ -128,6 +140,13 @@ class TrainOptions:
                 raise TrainingError(
                     f"{_flag(name)}={value} is of distillation, and there is no teacher",
                     f"give --teacher, or leave {_flag(name)} out",
+                )
+        for name in ("qat_block", "qat_symmetric"):
+            value = getattr(self, name)
+            if self.qat == "none" and value != usual[name]:
+                raise TrainingError(
+                    f"{_flag(name)}={value} is of --qat, and there is none",
+                    f"give --qat, or leave {_flag(name)} out",
                 )
         if self.teacher and not self.distill:
             raise TrainingError(
