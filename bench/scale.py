@@ -142,9 +142,10 @@ def count_flops(config: OuroborosConfig, options: TrainOptions) -> float:
     shares = 1 / depths if options.depth_draw == "inverse" else np.ones(len(depths))
     mean_depth = float((depths * shares).sum() / shares.sum())
     loop = model.recurrent
-    bases = sum(m.lora_a[0].numel() + m.lora_b[0].numel() for m in loop.projections().values())
+    modulated = [one for layer in loop.projections() for one in layer.values()]
+    bases = sum(one.lora_a[0].numel() + one.lora_b[0].numel() for one in modulated)
     controller: Any = loop.controller
-    step: int = matrices(loop.layer, loop.gate, controller) + bases
+    step: int = matrices(*loop.layers, loop.gate, controller) + bases
     step -= controller.step_embedding.weight.numel()
     layer = matrices(model.coda[0])
     head: int = model.lm_head.weight.numel()

@@ -31,8 +31,8 @@ from runtime.bundle.manifest import QuantizationSpec
 DAMPING = 1.0
 LM_HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 # What leaves attention and MLP goes straight into the residual stream, and queries and keys share
-# the values' product. The first layer, the last ones and the looped one are kept whole: nothing
-# comes after the last to even their errors out, and the looped one repeats its own.
+# the values' product. The first layer, the last ones and the looped ones are kept whole: nothing
+# comes after the last to even their errors out, and the looped ones repeat their own.
 SENSITIVE = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
 LAST = 3  # layers before the LM head that are kept whole
 COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest
@@ -233,8 +233,10 @@ def _round_floats(model: OuroborosForCausalLM) -> None:
     for name, parameter in model.recurrent.controller.named_parameters():
         if name.endswith("weight") and "embedding" not in name:
             parameter.copy_(parameter.half().float())
-    scale = attention_scale(model.recurrent.layer)
-    for name, target in model.recurrent.projections().items():
-        factor = target.scaling * (scale if name == "q_proj" else 1.0)
-        target.lora_a.copy_(target.lora_a.half().float())
-        target.lora_b.copy_((target.lora_b * factor).half().float() / factor)
+    layers = zip(model.recurrent.layers, model.recurrent.projections(), strict=True)
+    for layer, projections in layers:
+        scale = attention_scale(layer)
+        for name, target in projections.items():
+            factor = target.scaling * (scale if name == "q_proj" else 1.0)
+            target.lora_a.copy_(target.lora_a.half().float())
+            target.lora_b.copy_((target.lora_b * factor).half().float() / factor)

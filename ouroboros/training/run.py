@@ -17,14 +17,16 @@ from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, save_ch
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.source.locate import quiet_transformers
+from ouroboros.storage.adapters import Update, read_updates, write_updates
 from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
 from ouroboros.training import state
+from ouroboros.training.adapters import gather_updates, mark_trained
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.teacher import load_teacher
 from ouroboros.training.trainer import OuroborosTrainer, training_arguments
 from runtime.files.atomic import check_place
-from runtime.files.destinations import CHECKPOINT, RUN
+from runtime.files.destinations import ADAPTERS, CHECKPOINT, RUN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +93,7 @@ def train(
     _check_out(checkpoint, out, resume, (*options.data, *options.eval))
     model, tokenizer = _load(checkpoint, options)
     windows, heldout = _read_texts(options, model, tokenizer, console)
-    model.mark_trainable(options.train_coda, options.train_recurrent)
+    earlier, adapters = read_updates(checkpoint), mark_trained(model, options)
     teacher = load_teacher(options.teacher, model) if options.teacher else None
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
@@ -139,7 +141,8 @@ def train(
     history = trainer.state.log_history
     if main:
         try:
-            _publish(model, tokenizer, checkpoint, out, options, history)
+            updates = gather_updates(earlier, model, adapters)
+            _publish(model, tokenizer, checkpoint, out, options, history, updates)
         except CheckpointError as error:
             raise CheckpointError(f"{error}", _how_to_go_on(state_dir)) from error
     trainer.accelerator.wait_for_everyone()
@@ -252,6 +255,7 @@ def _publish(
     out: Path,
     options: TrainOptions,
     history: list[dict[str, Any]],
+    updates: Mapping[str, Sequence[Update]],
 ) -> None:
     low, high = options.depth_range
     model.config.trained_depths = sorted(
@@ -263,6 +267,8 @@ def _publish(
     files["training.png"] = plot_training(history)
     if any(GATE.format(step=1) in entry for entry in history):
         files["gate.png"] = plot_gates(history)
+    if updates:
+        files[ADAPTERS] = write_updates(updates)
     save_checkpoint(model.eval(), tokenizer, out, files, keep=("state", "logs"))
 
 

@@ -29,8 +29,10 @@ from transformers import (
 
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
+from ouroboros.model.names import current_name
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
+from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
 from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.plots import EVAL_LOSS, GATE
 
@@ -40,31 +42,10 @@ if TYPE_CHECKING:
     from ouroboros.training.teacher import Teacher
 
 WEIGHTS = "trainable.safetensors"
-LAYERS = ("coda.", "recurrent.layer.", "norm.")  # what is trained of the original's own layers
+LAYERS = ("coda.", "recurrent.layers.", "norm.")  # what is trained of the original's own layers
 SAMPLE_WINDOWS = 2
-# Keeps the streams of random numbers drawn from one seed apart.
-_DEPTH_STREAM, _ORDER_STREAM = 1, 2
-
-
-def draw_depth(seed: int, train_step: int, low: int, high: int, draw: str = "uniform") -> int:
-    """Draws the depth of a train step from low..high.
-
-    It depends on nothing but the arguments, so every process, every micro-batch and a resumed run
-    draw the same.
-
-    Args:
-        seed: of the run.
-        train_step: its number.
-        low: the least depth.
-        high: the greatest depth.
-        draw: `uniform`, or `inverse`: a depth d as often as 1 / d, so that deep steps are trained
-            without being paid for at every train step.
-    """
-    generator = np.random.default_rng([_DEPTH_STREAM, seed, train_step])
-    if draw == "uniform":
-        return int(generator.integers(low, high + 1))
-    depths = np.arange(low, high + 1)
-    return int(generator.choice(depths, p=(1 / depths) / (1 / depths).sum()))
+# Keeps the streams of random numbers drawn from one seed apart; `depth` has 1 and 3.
+_ORDER_STREAM = 2
 
 
 class RunOrder(Sampler[int]):
@@ -150,33 +131,35 @@ class OuroborosTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Computes the loss at the depth of this train step."""
-        options, train_step = self.options, self.state.global_step
-        depth = draw_depth(options.seed, train_step, *options.depth_range, options.depth_draw)
-        if self.teacher is None:
+        options = self.options
+        drawn = draw_train_step(options, self.state.global_step)
+        depth = {"depth": drawn.depth, "backprop_steps": options.backprop_steps or None}
+        if self.teacher is None and drawn.shallow is None:
             return super().compute_loss(
-                model, {**inputs, "depth": depth}, return_outputs, num_items_in_batch
+                model, {**inputs, **depth}, return_outputs, num_items_in_batch
             )
-        ids, positions, labels = (inputs[n] for n in ("input_ids", "position_ids", "labels"))
-        output = model(
-            input_ids=ids,
-            position_ids=positions,
-            depth=depth,
-            use_cache=False,
-            logits_to_keep=1,
-            output_hidden_states=True,
-        )
-        own, guide = output.hidden_states[-1], self.teacher.final_state(ids, positions)
+        asked = {
+            "input_ids": inputs["input_ids"],
+            "position_ids": inputs["position_ids"],
+            "use_cache": False,
+            "logits_to_keep": 1,
+            "output_hidden_states": True,
+        }
+        shallow = read_shallow(model, asked, drawn)
+        output = model(**asked, **depth)
+        guide = None
+        if self.teacher is not None:
+            guide = _predicting(
+                self.teacher.final_state(inputs["input_ids"], inputs["position_ids"])
+            )
         # Shifted here, once: a position predicts the next one's token.
-        targets = labels[:, 1:].reshape(-1)
+        targets = inputs["labels"][:, 1:].reshape(-1)
+        own, head = _predicting(output.hidden_states[-1]), self._unwrapped().lm_head.weight
         loss = head_loss(
-            own[:, :-1].flatten(0, 1),
-            self._unwrapped().lm_head.weight,
-            targets,
-            guide[:, :-1].flatten(0, 1),
-            self.options.distill,
-            self.options.temperature,
-            self.piece_loss,
+            own, head, targets, guide, options.distill, options.temperature, self.piece_loss
         )
+        if shallow is not None:
+            loss = loss + options.depth_term * depth_loss(own, _predicting(shallow), head, targets)
         count = num_items_in_batch
         if count is None:
             count = (targets != IGNORED).sum().clamp(min=1)
@@ -302,7 +285,8 @@ class OuroborosTrainer(Trainer):
         save_file(tensors, os.path.join(output_dir, WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = load_file(os.path.join(resume_from_checkpoint, WEIGHTS))
+        stored = load_file(os.path.join(resume_from_checkpoint, WEIGHTS))
+        saved = {current_name(name): tensor for name, tensor in stored.items()}
         parameters = self._trainable()
         if saved.keys() != parameters.keys():
             raise TrainingError(
@@ -319,6 +303,11 @@ class OuroborosTrainer(Trainer):
 
     def _unwrapped(self) -> OuroborosForCausalLM:
         return cast("OuroborosForCausalLM", self.model)
+
+
+def _predicting(state: torch.Tensor) -> torch.Tensor:
+    """Returns the states `[positions, hidden]` that predict a token: of each window all but one."""
+    return state[:, :-1].flatten(0, 1)
 
 
 def training_arguments(options: TrainOptions, state_dir: Path) -> TrainingArguments:

@@ -18,6 +18,8 @@ from export.graph import trace
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 
 __all__ = [
+    "block_bundle",
+    "block_checkpoint",
     "massive_bundle",
     "massive_checkpoint",
     "tiny_bundle",
@@ -79,6 +81,22 @@ def massive_bundle(massive_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
     """Its bundle, depths 1..5; do not change it, copy it."""
     return make_once(
         tmp_path_factory, "massive-bundle", lambda path: build_bundle(massive_checkpoint, path)
+    )
+
+
+@pytest.fixture(scope="session")
+def block_checkpoint(tiny_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversion that loops a block of two layers, 1 | 2 | 1, every trained part random."""
+    return make_once(
+        tmp_path_factory, "block", lambda path: build_checkpoint(tiny_original, path, block=True)
+    )
+
+
+@pytest.fixture(scope="session")
+def block_bundle(block_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, depths 1..5; do not change it, copy it."""
+    return make_once(
+        tmp_path_factory, "block-bundle", lambda path: build_bundle(block_checkpoint, path)
     )
 
 
