@@ -104,12 +104,7 @@ def export_bundle(
         raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
-    if not model.config.recurrent_layers:
-        raise ExportError(
-            f"{checkpoint} loops nothing (it was converted with --recurrent none, for comparison), "
-            "and a bundle is a loop",
-            "convert with --recurrent auto or the number of a layer",
-        )
+    _require_loop(checkpoint, model.config)
     chosen, how = _check_options(as_trained(asked, model.config.qat), trt)
     max_depth = _choose_depth(asked.max_depth, model.config.max_depth)
     if tokenizer is None:
@@ -187,6 +182,15 @@ def _check_options(
         tensorrt=asked.format == "trt",
         sensitive_bits=asked.sensitive_bits,
     )
+
+
+def _require_loop(checkpoint: Path, config: OuroborosConfig) -> None:
+    if not config.recurrent_layers:
+        raise ExportError(
+            f"{checkpoint} loops nothing (it was converted with --recurrent none, for comparison), "
+            "and a bundle is a loop",
+            "convert with --recurrent auto or the number of a layer",
+        )
 
 
 def _choose_depth(asked: int | None, limit: int) -> int:

@@ -23,10 +23,11 @@ def test_rounded_model_computes_what_the_export_stores(tiny_checkpoint: Path) ->
     quantize_model(stored, Quantization(4, symmetric=False, sensitive_bits=4))
     # The Controller and the bases are floats in training; stored they are float16.
     model.recurrent.controller.load_state_dict(stored.recurrent.controller.state_dict())
-    for name, projection in stored.recurrent.projections().items():
-        own = model.recurrent.projections()[name]
-        own.lora_a.copy_(projection.lora_a)
-        own.lora_b.copy_(projection.lora_b)
+    pairs = zip(model.recurrent.projections(), stored.recurrent.projections(), strict=True)
+    for own, rounded_layer in pairs:
+        for name, projection in rounded_layer.items():
+            own[name].lora_a.copy_(projection.lora_a)
+            own[name].lora_b.copy_(projection.lora_b)
     model.mark_trainable("full", "full")
     floats = model(IDS, depth=3).logits
     rounded = round_model(model, Rounding(4, symmetric=False))
