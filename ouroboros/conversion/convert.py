@@ -45,7 +45,7 @@ SEED = 0
 # Of a conversion that loops nothing: what would be of the steps is as small as it gets.
 UNLOOPED: dict[str, Any] = {
     "depth": 1, "max_depth": 1, "norm_init": "ones", "bases": "mean", "modulation": "static",
-    "gate": False,
+    "gate": False, "input_injection": "none",
 }  # fmt: skip
 
 

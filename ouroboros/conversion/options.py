@@ -33,5 +33,8 @@ class ConvertOptions:
     bridge: str = option(
         "entry", "a linear map fitted before the loop, after it or not at all: entry, exit or none"
     )
+    input_injection: str = option(
+        "none", "add: the looped layers of every step are fed the loop's entry state too"
+    )
     gate: bool = option(True, "the paper's ablation has no gate", "--gate/--no-gate")
     calibration: Path | None = option(None, "text to measure on; default: one that comes with ouro")

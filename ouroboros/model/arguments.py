@@ -61,6 +61,37 @@ def check_backprop_steps(wanted: Any, steps: int) -> int:
     return min(int(wanted), steps)
 
 
+def one_input(**given: Any) -> Any:
+    """Returns the one input that a call is given.
+
+    Args:
+        given: `input_ids`, `inputs_embeds` and `prelude_state`, each None where it is not given.
+
+    Raises:
+        ConfigError: none or more than one is given.
+    """
+    found = [name for name, value in given.items() if value is not None]
+    if len(found) != 1:
+        raise ConfigError(
+            f"give exactly one of input_ids, inputs_embeds and prelude_state, not "
+            f"{' and '.join(found) or 'none'}"
+        )
+    return given[found[0]]
+
+
+def refuse_prelude_cache(use_cache: bool | None, past: OuroborosCache | None) -> None:
+    """Refuses a cache beside `prelude_state`.
+
+    Raises:
+        ConfigError: one is given or asked for.
+    """
+    if use_cache or past is not None:
+        raise ConfigError(
+            "a prelude_state has no cache: keys and values of the prelude are not in it",
+            "pass use_cache=False, or input_ids",
+        )
+
+
 def refuse_attentions() -> None:
     """Refuses `output_attentions`.
 

@@ -40,7 +40,7 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
             raise ConfigError(f"{name}={given!r} is unknown", f"choose one of {known}")
     model.requires_grad_(False)
     loop = model.recurrent
-    steps = (loop.controller, loop.norm, loop.gate) if loop.layers else ()
+    steps = (loop.controller, loop.norm, loop.gate, loop.injection) if loop.layers else ()
     for module in (*steps, model.bridge):
         if module is not None:
             module.requires_grad_(True)

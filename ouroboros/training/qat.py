@@ -68,22 +68,31 @@ class RoundedModel:
     trained: list[nn.Linear]
     frozen: list[tuple[torch.Tensor, torch.Tensor]]
 
-    def restore(self) -> None:
-        """Puts back the floats, trained or not, and records the rounding in the config."""
+    @property
+    def head(self) -> torch.Tensor:
+        """The floats of the LM head `[vocab, hidden]`, which a teacher shares."""
+        return next(floats for one, floats in self.frozen if one is self.model.lm_head.weight)
+
+    def restore(self) -> dict[str, Any]:
+        """Puts back the floats, trained or not; returns what a config's `qat` says of it."""
         for linear in self.trained:
             parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
         with torch.no_grad():
             for parameter, floats in self.frozen:
                 parameter.copy_(floats)
-        self.model.config.qat = asdict(self.rounding)
+        return asdict(self.rounding)
 
 
-def choose_rounding(options: TrainOptions) -> Rounding | None:
-    """Returns the rounding that a run asks for; None where it asks for none."""
+def round_as_asked(model: OuroborosForCausalLM, options: TrainOptions) -> RoundedModel | None:
+    """Rounds a model as a run's options say; None where they say nothing of it.
+
+    Raises:
+        TrainingError: as `round_model`.
+    """
     if options.qat == "none":
         return None
     bits = int(options.qat.removeprefix("int"))
-    return Rounding(bits, options.qat_block, options.qat_symmetric)
+    return round_model(model, Rounding(bits, options.qat_block, options.qat_symmetric))
 
 
 def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel:

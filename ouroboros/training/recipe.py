@@ -17,6 +17,7 @@ from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
 from runtime.options import option
 
 PRECISIONS = ("fp32", "bf16")
+STATE_DTYPES = ("float16", "float32")
 SCHEDULERS = ("cosine", "linear", "constant")
 DRAWS = ("uniform", "inverse")
 QAT_KINDS = ("none", "int4", "int8")
@@ -84,7 +85,12 @@ class TrainOptions:
         0.5, "share of the teacher's KL in the loss; the cross-entropy has the rest"
     )
     temperature: float = option(1.0, "of the teacher's and the student's distribution in the KL")
-
+    state_cache: str = option(
+        "", "compute prelude and teacher once and keep their states in this folder, which runs "
+        "share; auto: in ~/.cache/ouroboros"
+    )  # fmt: skip
+    state_cache_gb: float = option(20.0, "the most that all kept states may take on disk")
+    state_dtype: str = option("float16", "how states are kept: float16 or float32")
     qat: str = option(
         "none", "train for integer weights: none, int4 or int8; every matrix is used as rounded"
     )
@@ -127,7 +133,8 @@ class TrainOptions:
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
             ("train_recurrent", RECURRENT_CHOICES),
-            ("depth_draw", DRAWS), ("qat", QAT_KINDS), ("qat_block", BLOCKS),
+            ("depth_draw", DRAWS), ("state_dtype", STATE_DTYPES), ("qat", QAT_KINDS),
+            ("qat_block", BLOCKS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
@@ -144,6 +151,10 @@ class TrainOptions:
             raise TrainingError(
                 f"--adapter-alpha={self.adapter_alpha} is not allowed", "give more than 0"
             )
+        if not 0 < self.state_cache_gb < float("inf"):
+            raise TrainingError(
+                f"--state-cache-gb={self.state_cache_gb} is not allowed", "give more than 0"
+            )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
                 raise TrainingError(f"depth={depth} is not allowed", "the least is 1")
@@ -152,20 +163,26 @@ class TrainOptions:
     def _refuse_contradictions(self) -> None:
         """Refuses what would be without effect. A default that was spelt out can't be told."""
         usual = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in ("distill", "temperature"):
-            value = getattr(self, name)
-            if not self.teacher and value != usual[name]:
-                raise TrainingError(
-                    f"{_flag(name)}={value} is of distillation, and there is no teacher",
-                    f"give --teacher, or leave {_flag(name)} out",
-                )
-        for name in ("qat_block", "qat_symmetric"):
-            value = getattr(self, name)
-            if self.qat == "none" and value != usual[name]:
-                raise TrainingError(
-                    f"{_flag(name)}={value} is of --qat, and there is none",
-                    f"give --qat, or leave {_flag(name)} out",
-                )
+        for names, given, what, flag in (
+            (("distill", "temperature"), self.teacher, "of distillation, and there is no teacher",
+             "--teacher"),
+            (("state_cache_gb", "state_dtype"), self.state_cache,
+             "of kept states, and none are kept", "--state-cache"),
+            (("qat_block", "qat_symmetric"), self.qat != "none", "of --qat, and there is none",
+             "--qat"),
+        ):  # fmt: skip
+            for name in names:
+                value = getattr(self, name)
+                if not given and value != usual[name]:
+                    raise TrainingError(
+                        f"{_flag(name)}={value} is {what}",
+                        f"give {flag}, or leave {_flag(name)} out",
+                    )
+        if self.qat != "none" and "lora" in (self.train_coda, self.train_recurrent):
+            raise TrainingError(
+                "--qat rounds whole matrices, and adapters train beside theirs",
+                "give full in place of lora, or leave --qat out",
+            )
         if self.teacher and not self.distill:
             raise TrainingError(
                 "--distill=0.0 makes no use of --teacher", "leave one of the two out"
@@ -231,10 +248,11 @@ class TrainOptions:
         """Returns the options on which the final weights depend, as JSON values.
 
         Paths are not among them (the data is compared by its tokens), nor is how often the run
-        is scored and saved. A run adds what it finds around it: the checkpoint, the data and the
-        number of processes.
+        is scored and saved. A run adds what it finds around it: the checkpoint, the data, the
+        number of processes, and which states it reads from disk and how precise they are.
         """
         free = {"data", "eval", "eval_every", "eval_depths", "eval_windows", "save_every"}
+        free |= {"state_cache", "state_cache_gb", "state_dtype"}
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in free}
 
