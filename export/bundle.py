@@ -104,6 +104,12 @@ def export_bundle(
         raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
+    if not model.config.recurrent_layers:
+        raise ExportError(
+            f"{checkpoint} loops nothing (it was converted with --recurrent none, for comparison), "
+            "and a bundle is a loop",
+            "convert with --recurrent auto or the number of a layer",
+        )
     max_depth = _choose_depth(asked.max_depth, model.config.max_depth)
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")

@@ -90,7 +90,7 @@ def build_graph(
     if bridge is not None and config.bridge == "entry":
         (hidden,) = before.run(bridge, [hidden])
     looped = [inputs[past_name(RECURRENT, part)] for part in PARTS]
-    outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH]]
+    outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH], hidden]
     scalar, axis = _scalar_depth(inputs[DEPTH])
     loop = _make_loop(step, outer, scalar.outputs[0], hidden)
     hidden, *scans = loop.outputs

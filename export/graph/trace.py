@@ -85,7 +85,7 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     bridge = None
     if model.bridge is not None:
         bridge = _trace(TracedBridge(model.bridge, precision), (h,))
-    inputs = (step, h, shared, pool, (steps, steps), picked, rows)
+    inputs = (step, h, shared, pool, (steps, steps), picked, rows, h)
     opening = _trace(Opening(model, precision), (ids, ids, mask, index))
     body = _trace(Step(model, precision, max_depth), inputs)
     closing = _trace(Closing(model, precision), (h, picked, head))

@@ -19,7 +19,7 @@ from ouroboros.model.base_config import (
     is_whole,
     refuse_sliding_window,
 )
-from ouroboros.model.block import check_block, removed_by_layer
+from ouroboros.model.block import check_block, check_unlooped, removed_by_layer
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
@@ -30,6 +30,7 @@ _CHOICES = {
     "bases": ("mean", "per_step"),
     "modulation": ("controller", "static"),
     "bridge": ("none", "entry", "exit"),
+    "input_injection": ("none", "add"),
 }
 
 STEP_NORM_EPS = 1e-6
@@ -111,7 +112,7 @@ class OuroborosConfig(PreTrainedConfig):
         coda: number of last layers kept.
         recurrent: index, in the original model, of the first layer that is looped; -1: in the
             middle.
-        recurrent_layers: how many consecutive layers are looped, k; 1 is the paper's.
+        recurrent_layers: how many consecutive layers are looped, k; 1 is the paper's, 0 is none.
         rank: LoRA rank r of the frozen bases.
         alpha: LoRA alpha; the low-rank update is scaled by alpha / rank.
         style_size: width of the Controller's style vector z.
@@ -124,6 +125,7 @@ class OuroborosConfig(PreTrainedConfig):
         gate: False drops the gate, h becomes h' (the paper's ablation).
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
+        input_injection: `add` gives the looped layers of every step the loop's entry state too.
         trained_depths: sorted depths the model was trained at; empty: untrained.
         source: where the weights came from: name, sha256, licence, commit; and `files`, the
             sha256 of each file that was read.
@@ -153,6 +155,7 @@ class OuroborosConfig(PreTrainedConfig):
     modulation: str = "controller"
     gate: bool = True
     bridge: str = "none"
+    input_injection: str = "none"
     trained_depths: list[int] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
     # Mirrors of the original config that transformers reads on the top level.
@@ -366,6 +369,7 @@ class OuroborosConfig(PreTrainedConfig):
                 f"{self.recurrent + place}",
                 "keep fewer, loop fewer or choose bases=mean",
             )
+        check_unlooped(self.recurrent_layers, self.max_depth, self.bridge)
         refuse_sliding_window(base)
 
     def check_depth(self, depth: int) -> int:

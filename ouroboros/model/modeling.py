@@ -20,19 +20,22 @@ from ouroboros.errors import ConfigError
 from ouroboros.model.arguments import (
     Depth,
     check_attention,
+    check_backprop_steps,
     check_continuation,
     check_extras,
     check_logit_index,
     check_shapes,
     depth_of_rows,
     one_cache,
+    one_input,
     refuse_attentions,
+    refuse_prelude_cache,
 )
 from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
-from ouroboros.model.modulation import ConstantLinear, StaticModulation, StepNorm
+from ouroboros.model.modulation import ConstantLinear, Injection, StaticModulation, StepNorm
 from ouroboros.model.names import RENAMED
 from ouroboros.model.pooling import Sequences, describe_sequences
 from ouroboros.model.step import RecurrentStep
@@ -94,6 +97,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             module.reset_parameters()
         elif isinstance(module, StaticModulation):
             nn.init.zeros_(module.vectors)
+        elif isinstance(module, Injection):
+            nn.init.zeros_(module.weight)
         elif isinstance(module, StepNorm):
             nn.init.ones_(module.weight)
 
@@ -136,8 +141,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
 
         Args:
             coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms
-                and the final one, `full` all their weights and the final norm.
-            recurrent: what of the looped layers themselves trains: `frozen` nothing, `full` all.
+                and the final one, `lora` these and adapters, `full` all their weights.
+            recurrent: what of the looped layers themselves trains: `frozen` nothing, `lora`
+                their RMSNorms and adapters, `full` all of them.
 
         Raises:
             ConfigError: a choice is none of these.
@@ -175,6 +181,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         logit_index: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool | None = None,
+        backprop_steps: int | None = None,
+        prelude_state: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the model on `input_ids` `[B, S]`.
@@ -193,13 +201,18 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             logit_index: int64 `[B, K]` positions of the S whose logits come out.
             logits_to_keep: the last so many positions, or the positions given; 0 keeps all.
             output_hidden_states: return them; the config's choice where None.
+            backprop_steps: gradients go back through the last so many steps; None: through all. A
+                bridge at the entry gets none where depth is greater.
+            prelude_state: `[B, S, hidden]` of `ouroboros.model.prelude`, in place of `input_ids`:
+                the call begins behind the prelude. It has no cache.
             kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
 
         Returns:
             logits `[B, K or S, vocab]`, the loss where labels are given, the cache, and the hidden
             states `[B, S, hidden]` where asked for: as in transformers' models, what enters each
             prelude layer, each step and each coda layer, and last what enters the LM head: 1 +
-            prelude + depth + coda of them. A row that has had its steps repeats its state.
+            prelude + depth + coda of them (without the prelude's where `prelude_state` is given).
+            A row that has had its steps repeats its state.
 
         Raises:
             ConfigError: no or two inputs, a shape that does not fit, a depth outside 1..max_depth,
@@ -208,13 +221,16 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         loss_arguments = check_extras(kwargs, signature(type(self).forward).parameters)
         if self.config.output_attentions:
             refuse_attentions()
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ConfigError("give exactly one of input_ids and inputs_embeds")
-        given: Any = input_ids if input_ids is not None else inputs_embeds
+        given = one_input(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, prelude_state=prelude_state
+        )
         batch, new = given.shape[:2]
         past_key_values = one_cache(past_key_values, cache)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         check_shapes(batch, new, past, attention_mask, position_ids)
+        if prelude_state is not None:
+            refuse_prelude_cache(use_cache, past_key_values)
+            use_cache = False
         check_logit_index(batch, logit_index, labels is not None, logits_to_keep)
         steps, rows = self.row_depths(depth, batch)
         sequences = describe_sequences(batch, new, past, attention_mask, position_ids, given.device)
@@ -224,8 +240,18 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             positions = count_positions(attention_mask, past, batch, new, given.device)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        first = steps - check_backprop_steps(backprop_steps, steps)
+        layers = list(self.prelude) if prelude_state is None else []
         hidden, entered = self._run(
-            given, positions, sequences, cache, steps, rows, bool(output_hidden_states)
+            given,
+            layers,
+            positions,
+            sequences,
+            cache,
+            steps,
+            rows,
+            bool(output_hidden_states),
+            first,
         )
         logits = self.lm_head(_select(hidden, logit_index, logits_to_keep))
         loss = None
@@ -263,12 +289,14 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
     def _run(
         self,
         given: torch.Tensor,
+        prelude: list[nn.Module],
         positions: torch.Tensor,
         sequences: Sequences,
         cache: OuroborosCache | None,
         steps: int,
         rows: torch.Tensor | None,
         record: bool,
+        first: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         entered: list[torch.Tensor] = []
         note = entered.append if record else lambda state: None
@@ -282,16 +310,20 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 "position_ids": positions,
                 "position_embeddings": self.rotary_emb(hidden, position_ids=positions),
             }
-            for layer in self.prelude:
+            for layer in prelude:
                 note(hidden)
                 hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
         if self.bridge is not None and self.config.bridge == "entry":
             hidden = self.bridge(hidden)
+        injected = {} if self.recurrent.injection is None else {"entry": hidden}
         for step in range(steps):
             note(hidden)
-            new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
-            if rows is not None:
-                new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step >= first):
+                new_hidden = self.recurrent(
+                    hidden, step, sequences, cache, **injected, **layer_inputs
+                )
+                if rows is not None:
+                    new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
             hidden = new_hidden
         if self.bridge is not None and self.config.bridge == "exit":
             hidden = self.bridge(hidden)

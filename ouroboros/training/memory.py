@@ -65,12 +65,15 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.training.adapters import mark_trained
 
     config.check_depth(options.depth_range[1])
     half = options.precision == "bf16"
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = OuroborosForCausalLM(config).train()
-        model.mark_trainable(options.train_coda, options.train_recurrent)
+        mark_trained(model, options)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu").tie_weights()
         training = [p for p in model.parameters() if p.requires_grad]
         trained = FLOAT32_BYTES * sum(p.numel() for p in training)
         activations = count_activations(model, options)
@@ -137,6 +140,7 @@ def count_activations(model: Any, options: TrainOptions) -> int:
         output = model(
             input_ids=ids,
             depth=options.depth_range[1],
+            backprop_steps=options.backprop_steps or None,
             use_cache=False,
             logits_to_keep=1,
             output_hidden_states=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from ouroboros.errors import TrainingError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import describe_sequences
-from ouroboros.source.locate import load_source
+from ouroboros.source.locate import get_weights, hash_read_files, load_source, locate
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Teacher:
 
     Attributes:
         body: the model without its head.
-        sha256: of its weight files.
+        sha256: of all its files that are read.
     """
 
     body: Any
@@ -72,4 +74,23 @@ def load_teacher(source: str, student: OuroborosForCausalLM) -> Teacher:
         )
     body = original.model.base_model.eval()
     body.requires_grad_(False)
-    return Teacher(body, original.sha256)
+    return Teacher(body, _combine(original.files))
+
+
+def teacher_dtype(precision: str) -> torch.dtype:
+    """Returns the type that a teacher computes in where a run trains with `precision`."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def hash_teacher(source: str) -> str:
+    """Returns the `sha256` of a teacher; nothing is loaded.
+
+    Raises:
+        CheckpointError: a file is missing.
+    """
+    place = locate(source)
+    return _combine(hash_read_files(place, get_weights(place)))
+
+
+def _combine(files: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(sorted(files.values())).encode()).hexdigest()
