@@ -44,6 +44,7 @@ from ouroboros.model.modulation import (
     StepNorm,
 )
 from ouroboros.model.pooling import POOLING, Sequences, describe_sequences
+from ouroboros.model.recompute import run_layer
 from ouroboros.model.trainable import mark_trainable
 
 _CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -112,6 +113,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
     _supports_attention_backend = True
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "embed_tokens.weight"}
     supports_gradient_checkpointing = False
+    recompute = False  # steps and coda layers keep no inner states while training
 
     def __init__(self, config: OuroborosConfig) -> None:
         """Builds the model with random weights; the base is frozen, the loop's parts train."""
@@ -243,16 +245,15 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             logit_index: int64 `[B, K]` positions of the S whose logits come out.
             logits_to_keep: the last so many positions, or the positions given; 0 keeps all.
             output_hidden_states: return them; the config's choice where None.
-            prelude_state: `[B, S, hidden]` of `ouroboros.model.prelude`, in place of `input_ids`:
-                the call begins behind the prelude. It has no cache.
+            prelude_state: `[B, S, hidden]` of `run_prelude`, to begin behind the prelude; no cache.
             kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
 
         Returns:
             logits `[B, K or S, vocab]`, the loss where labels are given, the cache, and the hidden
             states `[B, S, hidden]` where asked for: as in transformers' models, what enters each
             prelude layer, each step and each coda layer, and last what enters the LM head: 1 +
-            prelude + depth + coda of them (without the prelude's where `prelude_state` is given).
-            A row that has had its steps repeats its state.
+            prelude (none behind it) + depth + coda of them. A row that has had its steps repeats
+            its state.
 
         Raises:
             ConfigError: no or two inputs, a shape that does not fit, a depth outside 1..max_depth,
@@ -345,9 +346,11 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
         if self.bridge is not None and self.config.bridge == "entry":
             hidden = self.bridge(hidden)
+        again = self.recompute and cache is None
         for step in range(steps):
             note(hidden)
-            new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
+            inputs = (hidden, step, sequences, cache)
+            new_hidden = run_layer(self.recurrent, again, *inputs, **layer_inputs)
             if rows is not None:
                 new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
             hidden = new_hidden
@@ -355,7 +358,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             hidden = self.bridge(hidden)
         for layer in self.coda:
             note(hidden)
-            hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
+            hidden = run_layer(layer, again, hidden, **{CACHE: cache}, **layer_inputs)
         hidden = self.norm(hidden)
         return hidden, (*entered, hidden) if record else None
 

@@ -139,6 +139,7 @@ class OuroborosTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if teacher is not None:
             teacher.to(arguments.device, teacher_dtype(options.precision))
+        model.recompute = options.recompute
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:
             self.piece_loss = torch.compile(piece_loss)
@@ -160,10 +161,6 @@ class OuroborosTrainer(Trainer):
         options, train_step = self.options, self.state.global_step
         depth = draw_depth(options.seed, train_step, *options.depth_range, options.depth_draw)
         guide = self._guide(inputs)
-        if guide is None and PRELUDE not in inputs:
-            return super().compute_loss(
-                model, {**inputs, "depth": depth}, return_outputs, num_items_in_batch
-            )
         output = self._run_model(model, inputs, depth)
         # Shifted here, once: a position predicts the next one's token.
         targets = inputs["labels"][:, 1:].reshape(-1)
