@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ouroboros.errors import ConfigError
+from ouroboros.model.base_config import is_whole
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 
@@ -45,6 +46,19 @@ def check_extras(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, An
             hint = f"; did you mean {near[0]}?" if near else "; leave it out"
             raise ConfigError(f"the model takes no argument {name}{hint}")
     return loss
+
+
+def check_backprop_steps(wanted: Any, steps: int) -> int:
+    """Returns through how many of the last of `steps` steps gradients go back.
+
+    Raises:
+        ConfigError: `wanted` is neither None nor a whole number above 0.
+    """
+    if wanted is None:
+        return steps
+    if not is_whole(wanted) or wanted < 1:
+        raise ConfigError(f"backprop_steps={wanted!r:.80} is no number of steps", "give 1 or more")
+    return min(int(wanted), steps)
 
 
 def one_input(**given: Any) -> Any:
@@ -174,8 +188,14 @@ def check_attention(name: str | None) -> None:
         raise ConfigError(f"attn_implementation={name!r} is not built", "choose sdpa or eager")
 
 
-def check_continuation(cache: OuroborosCache, batch: int, steps: int) -> None:
+def check_continuation(cache: OuroborosCache, batch: int, steps: int, layers: int) -> None:
     """Checks that a filled cache can be gone on from with `batch` rows and `steps` steps.
+
+    Args:
+        cache: the cache.
+        batch: rows of the call.
+        steps: of the call.
+        layers: that a step runs.
 
     Raises:
         ConfigError: it holds other rows, or fewer steps.
@@ -187,7 +207,7 @@ def check_continuation(cache: OuroborosCache, batch: int, steps: int) -> None:
         raise ConfigError(
             f"past_key_values holds {rows} rows and the input {batch}", "give as many"
         )
-    held = len(cache.layers) - cache.num_layers
+    held = (len(cache.layers) - cache.num_layers) // layers if layers else steps
     if held < steps:
         raise ConfigError(
             f"depth={steps} can't go on from past_key_values of depth {held}",

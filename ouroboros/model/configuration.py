@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,21 +14,14 @@ from ouroboros.model.base_config import (
     check_architecture,
     check_base_config,
     declared_fields,
-    is_number,
-    is_whole,
     refuse_sliding_window,
 )
+from ouroboros.model.block import check_block, check_unlooped, removed_by_layer
+from ouroboros.model.field_types import CHOICES, FIELD_TYPES
+from ouroboros.model.rounding import check_qat
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
-
-_CHOICES = {
-    "pooling": ("causal", "mean", "token"),
-    "norm_init": ("matched", "ones"),
-    "bases": ("mean", "per_step"),
-    "modulation": ("controller", "static"),
-    "bridge": ("none", "entry", "exit"),
-}
 
 STEP_NORM_EPS = 1e-6
 
@@ -50,64 +42,16 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TWICE = (*MIRRORED, *TOKEN_IDS, "head_dim")
 
 
-def _is_wholes(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(map(is_whole, value))
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-
-
-def _is_source(value: Any) -> bool:
-    if not isinstance(value, dict) or not _is_texts(value.get("files", {})):
-        return False
-    return _is_texts({name: part for name, part in value.items() if name != "files"})
-
-
-_WHOLE = (is_whole, "a whole number")
-_NUMBER = (is_number, "a finite number")
-_BOOL = (lambda value: isinstance(value, bool), "true or false")
-_ID = (lambda value: value is None or is_whole(value), "a token id or null")
-_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "base_config": (lambda value: isinstance(value, dict), "an object of named values"),
-    "prelude": _WHOLE,
-    "coda": _WHOLE,
-    "recurrent": _WHOLE,
-    "rank": _WHOLE,
-    "alpha": _NUMBER,
-    "style_size": _WHOLE,
-    "max_depth": _WHOLE,
-    "depth": _WHOLE,
-    "gate": _BOOL,
-    "trained_depths": (_is_wholes, "a list of whole numbers"),
-    "source": (_is_source, "an object of texts"),
-    "vocab_size": _WHOLE,
-    "hidden_size": _WHOLE,
-    "num_hidden_layers": _WHOLE,
-    "num_attention_heads": _WHOLE,
-    "num_key_value_heads": _WHOLE,
-    "head_dim": _WHOLE,
-    "max_position_embeddings": _WHOLE,
-    "initializer_range": _NUMBER,
-    "use_cache": _BOOL,
-    "tie_word_embeddings": _BOOL,
-    "bos_token_id": _ID,
-    "eos_token_id": (
-        lambda value: value is None or is_whole(value) or _is_wholes(value),
-        "a token id, a list of them or null",
-    ),
-    "pad_token_id": _ID,
-}
-
-
 class OuroborosConfig(PreTrainedConfig):
-    """Configuration of a prelude / one looped layer / coda model.
+    """Configuration of a prelude / looped block of layers / coda model.
 
     Attributes:
         base_config: the original model's config as a plain dict (`model_type` included).
         prelude: number of first layers kept.
         coda: number of last layers kept.
-        recurrent: index, in the original model, of the layer that is looped; -1: the middle one.
+        recurrent: index, in the original model, of the first layer that is looped; -1: in the
+            middle.
+        recurrent_layers: how many consecutive layers are looped, k; 1 is the paper's, 0 is none.
         rank: LoRA rank r of the frozen bases.
         alpha: LoRA alpha; the low-rank update is scaled by alpha / rank.
         style_size: width of the Controller's style vector z.
@@ -120,7 +64,9 @@ class OuroborosConfig(PreTrainedConfig):
         gate: False drops the gate, h becomes h' (the paper's ablation).
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
+        input_injection: `add` gives the looped layers of every step the loop's entry state too.
         trained_depths: sorted depths the model was trained at; empty: untrained.
+        qat: the rounding that its matrices were trained for: `bits`, `block`, `symmetric`.
         source: where the weights came from: name, sha256, licence, commit; and `files`, the
             sha256 of each file that was read.
 
@@ -137,6 +83,7 @@ class OuroborosConfig(PreTrainedConfig):
     prelude: int = 8
     coda: int = 8
     recurrent: int = -1
+    recurrent_layers: int = 1
     rank: int = 32
     alpha: float = 16.0
     style_size: int = 128
@@ -148,7 +95,9 @@ class OuroborosConfig(PreTrainedConfig):
     modulation: str = "controller"
     gate: bool = True
     bridge: str = "none"
+    input_injection: str = "none"
     trained_depths: list[int] = field(default_factory=list)
+    qat: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     # Mirrors of the original config that transformers reads on the top level.
     vocab_size: int = 0
@@ -174,8 +123,8 @@ class OuroborosConfig(PreTrainedConfig):
         if isinstance(self.base_config, PreTrainedConfig):
             self.base_config = declared_fields(self.base_config)
         self.trained_depths = self.trained_depths or []
-        self.source = self.source or {}
-        for name, (matches, words) in _TYPES.items():
+        self.source, self.qat = self.source or {}, self.qat or {}
+        for name, (matches, words) in FIELD_TYPES.items():
             if not matches(value := getattr(self, name)):
                 raise ConfigError(f"{name}={value!r:.80} must be {words}")
         # OuroborosConfig() without arguments is called by transformers itself for defaults.
@@ -200,7 +149,7 @@ class OuroborosConfig(PreTrainedConfig):
             ConfigError: the value is not of the field's kind.
         """
         if name in _TWICE and self.base_config and self.__dict__.get("_one_fact"):
-            matches, words = _TYPES[name]
+            matches, words = FIELD_TYPES[name]
             if not matches(value):
                 raise ConfigError(f"{name}={value!r:.80} must be {words}")
             # A new dict: a shallow copy of this config keeps its own value.
@@ -296,7 +245,7 @@ class OuroborosConfig(PreTrainedConfig):
             {k: v for k, v in given.items() if v != type(self).__dataclass_fields__[k].default}
         )
         # transformers sizes caches by this name; the loop's cache is our own object.
-        self.num_hidden_layers = self.prelude + self.coda + 1
+        self.num_hidden_layers = self.prelude + self.coda + self.recurrent_layers
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Writes config.json and the module through which `trust_remote_code` finds us."""
@@ -311,11 +260,6 @@ class OuroborosConfig(PreTrainedConfig):
     def num_layers(self) -> int:
         """Kept layers: prelude + coda."""
         return self.prelude + self.coda
-
-    @property
-    def recurrent_layers(self) -> int:
-        """Layers that one step of the loop runs."""
-        return 1
 
     @property
     def halting(self) -> bool:
@@ -340,17 +284,8 @@ class OuroborosConfig(PreTrainedConfig):
                 f"their sum must be at most {total - 1}",
             )
         if self.recurrent == -1:
-            self.recurrent = total // 2
-        if not 0 <= self.recurrent < total:
-            raise ConfigError(
-                f"recurrent layer {self.recurrent} is out of range",
-                f"the model has layers 0..{total - 1}",
-            )
-        if not self.prelude <= self.recurrent < total - self.coda:
-            raise ConfigError(
-                f"recurrent layer {self.recurrent} is kept in the prelude or coda",
-                f"choose one of the replaced layers {self.prelude}..{total - self.coda - 1}",
-            )
+            self.recurrent = (total + 1 - self.recurrent_layers) // 2
+        check_block(self.recurrent, self.recurrent_layers, self.prelude, self.coda, total)
         widths = (base.hidden_size, self.num_key_value_heads * self.head_dim)
         limit = min(*widths, base.intermediate_size)
         for name, top in (("rank", limit), ("style_size", 65536), ("max_depth", 4096)):
@@ -361,18 +296,22 @@ class OuroborosConfig(PreTrainedConfig):
         self.check_depth(self.depth)
         if wrong := [depth for depth in self.trained_depths if not 1 <= depth <= self.max_depth]:
             raise ConfigError(f"trained_depths holds {wrong[0]}, outside 1..{self.max_depth}")
-        for name, allowed in _CHOICES.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r:.80} is unknown",
                     f"choose one of {', '.join(allowed)}",
                 )
-        if self.bases == "per_step" and not self.removed_layers():
+        if self.bases == "per_step" and not all(self.removed_layers()):
+            place = self.removed_layers().index([])
             raise ConfigError(
-                f"bases=per_step needs a removed layer, and prelude {self.prelude} + coda "
-                f"{self.coda} of {total} layers remove none",
-                "keep fewer or choose bases=mean",
+                f"bases=per_step needs a removed layer for every looped one, and prelude "
+                f"{self.prelude} + coda {self.coda} of {total} layers remove none for layer "
+                f"{self.recurrent + place}",
+                "keep fewer, loop fewer or choose bases=mean",
             )
+        check_unlooped(self.recurrent_layers, self.max_depth, self.bridge)
+        check_qat(self.qat)
         refuse_sliding_window(base)
 
     def check_depth(self, depth: int) -> int:
@@ -388,10 +327,14 @@ class OuroborosConfig(PreTrainedConfig):
             )
         return depth
 
-    def removed_layers(self) -> list[int]:
-        """Original indices of the layers that the loop replaces, the recurrent one skipped."""
-        last = self.original_layers - self.coda
-        return [layer for layer in range(self.prelude, last) if layer != self.recurrent]
+    def removed_layers(self) -> list[list[int]]:
+        """Original indices of the removed layers that each looped layer stands in for.
+
+        See `ouroboros.model.block.removed_by_layer`.
+        """
+        return removed_by_layer(
+            self.recurrent, self.recurrent_layers, self.prelude, self.coda, self.original_layers
+        )
 
 
 AutoConfig.register("ouroboros", OuroborosConfig, exist_ok=True)

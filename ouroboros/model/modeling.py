@@ -1,4 +1,4 @@
-"""`OuroborosForCausalLM`: prelude, one layer looped `depth` times, coda.
+"""`OuroborosForCausalLM`: prelude, a block of layers looped `depth` times, coda.
 
 Source: arXiv 2604.02051, section 3; the decoder layers are transformers' own.
 """
@@ -20,6 +20,7 @@ from ouroboros.errors import ConfigError
 from ouroboros.model.arguments import (
     Depth,
     check_attention,
+    check_backprop_steps,
     check_continuation,
     check_extras,
     check_logit_index,
@@ -32,19 +33,13 @@ from ouroboros.model.arguments import (
 )
 from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
-from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
+from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
-from ouroboros.model.modulation import (
-    ConstantLinear,
-    Controller,
-    Gate,
-    ModulatedLinear,
-    ModulationPort,
-    StaticModulation,
-    StepNorm,
-)
-from ouroboros.model.pooling import POOLING, Sequences, describe_sequences
+from ouroboros.model.modulation import ConstantLinear, Injection, StaticModulation, StepNorm
+from ouroboros.model.names import RENAMED
+from ouroboros.model.pooling import Sequences, describe_sequences
 from ouroboros.model.recompute import run_layer
+from ouroboros.model.step import RecurrentStep
 from ouroboros.model.trainable import mark_trainable
 
 _CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -58,51 +53,8 @@ def _architecture(model_type: str) -> tuple[type[nn.Module], type[nn.Module], ty
     return layer, norm, rotary
 
 
-class RecurrentStep(nn.Module):
-    """One recurrence: pool, modulate, run the layer, normalise, gate."""
-
-    def __init__(self, config: OuroborosConfig, layer: nn.Module) -> None:
-        """Wraps a Hugging Face decoder layer; its seven projections become modulated ones."""
-        super().__init__()
-        self.layer = layer
-        self.port = ModulationPort()
-        for name in PROJECTIONS:
-            owner = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
-            setattr(owner, name, ModulatedLinear(getattr(owner, name), name, self.port, config))
-        dynamic = config.modulation == "controller"
-        self.controller = Controller(config) if dynamic else StaticModulation(config)
-        self.norm = StepNorm(config)
-        self.gate = Gate(config) if config.gate else None
-        self.pool = POOLING[config.pooling]
-
-    def projections(self) -> dict[str, ModulatedLinear]:
-        """Returns the seven modulated projections by name."""
-        modules = (m for m in self.layer.modules() if isinstance(m, ModulatedLinear))
-        return {module.name: module for module in modules}
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        step: int,
-        sequences: Sequences,
-        cache: OuroborosCache | None,
-        **layer_inputs: Any,
-    ) -> torch.Tensor:
-        """Runs step `step` on h `[batch, seq, hidden]`."""
-        pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
-        with self.port.carrying(step, self.controller(pooled, step)):
-            view = cache.at_step(step) if cache is not None else None
-            new = self.layer(hidden, **{CACHE: view}, **layer_inputs)
-        new = self.norm(new, step)
-        if self.gate is not None:
-            gate = self.gate(new, hidden)
-            new = gate * new + (1 - gate) * hidden
-        result: torch.Tensor = new
-        return result
-
-
 class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
-    """A pretrained decoder whose middle is one looped layer."""
+    """A pretrained decoder whose middle is a looped block of layers, by default a single one."""
 
     config_class = OuroborosConfig
     config: OuroborosConfig
@@ -130,7 +82,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             attention.layer_idx = slot
         self.prelude = nn.ModuleList(layers[: config.prelude])
         self.bridge = Bridge(config) if config.bridge != "none" else None
-        self.recurrent = RecurrentStep(config, layer_class(base, config.recurrent))
+        looped = range(config.recurrent, config.recurrent + config.recurrent_layers)
+        self.recurrent = RecurrentStep(config, [layer_class(base, layer) for layer in looped])
         self.coda = nn.ModuleList(layers[config.prelude :])
         self.norm = norm_class(base.hidden_size, eps=base.rms_norm_eps)
         self.rotary_emb = rotary_class(base)
@@ -146,12 +99,15 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             module.reset_parameters()
         elif isinstance(module, StaticModulation):
             nn.init.zeros_(module.vectors)
+        elif isinstance(module, Injection):
+            nn.init.zeros_(module.weight)
         elif isinstance(module, StepNorm):
             nn.init.ones_(module.weight)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Loads a checkpoint as transformers does, and freezes the base again."""
+        kwargs["key_mapping"] = {**RENAMED, **(kwargs.get("key_mapping") or {})}
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.mark_trainable()
@@ -187,8 +143,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
 
         Args:
             coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms
-                and the final one, `full` all their weights and the final norm.
-            recurrent: what of the looped layer itself trains: `frozen` nothing, `full` all of it.
+                and the final one, `lora` these and adapters, `full` all their weights.
+            recurrent: what of the looped layers themselves trains: `frozen` nothing, `lora`
+                their RMSNorms and adapters, `full` all of them.
 
         Raises:
             ConfigError: a choice is none of these.
@@ -226,6 +183,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         logit_index: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool | None = None,
+        backprop_steps: int | None = None,
         prelude_state: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -245,6 +203,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             logit_index: int64 `[B, K]` positions of the S whose logits come out.
             logits_to_keep: the last so many positions, or the positions given; 0 keeps all.
             output_hidden_states: return them; the config's choice where None.
+            backprop_steps: gradients go back through the last so many steps; None: through all. A
+                bridge at the entry gets none where depth is greater.
             prelude_state: `[B, S, hidden]` of `run_prelude`, to begin behind the prelude; no cache.
             kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
 
@@ -281,9 +241,18 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             positions = count_positions(attention_mask, past, batch, new, given.device)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        first = steps - check_backprop_steps(backprop_steps, steps)
         layers = list(self.prelude) if prelude_state is None else []
         hidden, entered = self._run(
-            given, layers, positions, sequences, cache, steps, rows, bool(output_hidden_states)
+            given,
+            layers,
+            positions,
+            sequences,
+            cache,
+            steps,
+            rows,
+            bool(output_hidden_states),
+            first,
         )
         logits = self.lm_head(_select(hidden, logit_index, logits_to_keep))
         loss = None
@@ -315,7 +284,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 "packed documents (position_ids that restart at 0) have no cache",
                 "pass use_cache=False, or one document a row",
             )
-        check_continuation(cache, batch, steps)
+        check_continuation(cache, batch, steps, self.config.recurrent_layers)
         return cache
 
     def _run(
@@ -328,6 +297,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         steps: int,
         rows: torch.Tensor | None,
         record: bool,
+        first: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         entered: list[torch.Tensor] = []
         note = entered.append if record else lambda state: None
@@ -346,13 +316,15 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
         if self.bridge is not None and self.config.bridge == "entry":
             hidden = self.bridge(hidden)
+        injected = {} if self.recurrent.injection is None else {"entry": hidden}
         again = self.recompute and cache is None
         for step in range(steps):
             note(hidden)
             inputs = (hidden, step, sequences, cache)
-            new_hidden = run_layer(self.recurrent, again, *inputs, **layer_inputs)
-            if rows is not None:
-                new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step >= first):
+                new_hidden = run_layer(self.recurrent, again, *inputs, **injected, **layer_inputs)
+                if rows is not None:
+                    new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
             hidden = new_hidden
         if self.bridge is not None and self.config.bridge == "exit":
             hidden = self.bridge(hidden)

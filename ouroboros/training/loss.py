@@ -43,6 +43,7 @@ class HeadLoss(torch.autograd.Function):
         weight: float,
         temperature: float,
         compute: PieceLoss,
+        teacher_head: torch.Tensor | None,
     ) -> torch.Tensor:
         """Returns the sum, float32 `[]`; see `head_loss`."""
         device = hidden.device.type
@@ -50,6 +51,7 @@ class HeadLoss(torch.autograd.Function):
         # Once for all pieces.
         head, states = head.to(kind), hidden.to(kind)
         guides = None if teacher is None or weight == 0 else teacher.to(kind)
+        teacher_head = None if teacher_head is None else teacher_head.to(kind)
         gradient = torch.empty_like(hidden)
         total = widen(hidden.new_zeros(()))
         elements = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"])
@@ -57,7 +59,10 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, len(labels), step):
             piece = slice(start, start + step)
             guide = None if guides is None else guides[piece]
-            loss, found = compute(states[piece], guide, head, labels[piece], weight, temperature)
+            more = () if teacher_head is None else (teacher_head,)
+            loss, found = compute(
+                states[piece], guide, head, labels[piece], weight, temperature, *more
+            )
             total += loss
             gradient[piece] = found
         context.save_for_backward(gradient)
@@ -67,7 +72,7 @@ class HeadLoss(torch.autograd.Function):
     def backward(context: Any, *outputs: torch.Tensor) -> tuple[Any, ...]:
         """Scales the gradient found on the way forward."""
         (gradient,) = context.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None, None
+        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None, None, None
 
 
 def head_loss(
@@ -78,6 +83,7 @@ def head_loss(
     weight: float = 0.5,
     temperature: float = 1.0,
     compute: PieceLoss | None = None,
+    teacher_head: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sums the loss of predicted tokens, float32 `[]`, without ever holding all logits.
 
@@ -85,14 +91,22 @@ def head_loss(
         hidden: the student's state before the LM head, `[positions, hidden]`.
         head: the frozen LM head `[vocab, hidden]`; it gets no gradient.
         labels: int64 `[positions]`, what each position predicts (shifted already); -100 ignored.
-        teacher: the teacher's state before the same head, `[positions, hidden]`; None: no KL.
+        teacher: the teacher's state before its head, `[positions, hidden]`; None: no KL.
         weight: of the KL term, 0..1; the cross-entropy has the rest. 0 where there is no teacher.
         temperature: both distributions of the KL term are softened by it.
         compute: `torch.compile(piece_loss)`; None for the plain one.
+        teacher_head: the teacher's own `[vocab, hidden]`; None where it is `head`.
     """
     share = 0.0 if teacher is None else weight
     result: torch.Tensor = HeadLoss.apply(
-        hidden, teacher, head.detach(), labels, share, temperature, compute or piece_loss
+        hidden,
+        teacher,
+        head.detach(),
+        labels,
+        share,
+        temperature,
+        compute or piece_loss,
+        teacher_head,
     )
     return result
 
@@ -104,6 +118,7 @@ def piece_loss(
     labels: torch.Tensor,
     weight: float,
     temperature: float,
+    teacher_head: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the loss `[]` of some positions and its gradient `[positions, hidden]`.
 
@@ -120,7 +135,8 @@ def piece_loss(
             slope = log_p.exp_()
         else:
             soft = torch.log_softmax(logits / temperature, -1) if temperature != 1 else log_p
-            guide = widen(functional.linear(teacher, head))
+            other = head if teacher_head is None else teacher_head
+            guide = widen(functional.linear(teacher, other))
             wanted = torch.log_softmax(guide.div_(temperature) if temperature != 1 else guide, -1)
             q = wanted.exp()
             apart = (q[:, None] @ wanted.sub_(soft)[..., None])[:, 0]

@@ -18,15 +18,18 @@ from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, save_ch
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.source.locate import quiet_transformers
+from ouroboros.storage.adapters import Update, read_updates, write_updates
 from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
 from ouroboros.training import state
+from ouroboros.training.adapters import gather_updates, mark_trained
 from ouroboros.training.frozen_states import StatedWindows, open_states
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
+from ouroboros.training.qat import round_as_asked
 from ouroboros.training.teacher import hash_teacher, load_teacher
 from ouroboros.training.trainer import OuroborosTrainer, run_order, training_arguments
 from runtime.files.atomic import check_place
-from runtime.files.destinations import CHECKPOINT, RUN
+from runtime.files.destinations import ADAPTERS, CHECKPOINT, RUN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,22 +109,16 @@ def _train(
     _check_out(checkpoint, out, resume, (*options.data, *options.eval))
     model, tokenizer = _load(checkpoint, options)
     windows, heldout = _read_texts(options, model, tokenizer, console)
-    model.mark_trainable(options.train_coda, options.train_recurrent)
+    earlier, adapters = read_updates(checkpoint), mark_trained(model, options)
+    rounded = round_as_asked(model, options)
+    head = rounded.head if rounded else model.lm_head.weight
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
     if not main:
         console = RichConsole(quiet=True)
-    states = _open_states(model, windows, options, arguments, console, opened)
-    teacher = load_teacher(options.teacher, model) if options.teacher and not states else None
-    fingerprint = {
-        **options.exactness(),
-        "checkpoint": checkpoint_sha256(checkpoint),
-        "data": windows.fingerprint(),
-        **({"teacher": hash_teacher(options.teacher)} if options.teacher else {}),
-        **({"states": states.describe(), state.STATES: states.sha256} if states else {}),
-        "world_size": arguments.world_size,
-        state.THREADS: torch.get_num_threads(),
-    }
+    states = _open_states(model, head, windows, options, arguments, console, opened)
+    teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
+    fingerprint = _fingerprint(checkpoint, options, windows, states, arguments)
     found = _find_state(state_dir, fingerprint, console) if resume else None
     arguments.eval_on_start = found is None
     windows_a_step = options.batch_size * options.grad_accum * arguments.world_size
@@ -141,6 +138,7 @@ def _train(
             display.scoring,
             teacher,
             states,
+            rounded.head if rounded else None,
         )
         state.clear_staging(state_dir)
         try:
@@ -154,10 +152,12 @@ def _train(
         # The Trainer wraps forward() for autocast and switches the cache off.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.config.use_cache = use_cache
+        model.config.qat = rounded.restore() if rounded else {}
     history = trainer.state.log_history
     if main:
         try:
-            _publish(model, tokenizer, checkpoint, out, options, history)
+            updates = gather_updates(earlier, model, adapters)
+            _publish(model, tokenizer, checkpoint, out, options, history, updates)
         except CheckpointError as error:
             raise CheckpointError(f"{error}", _how_to_go_on(state_dir)) from error
     trainer.accelerator.wait_for_everyone()
@@ -169,6 +169,25 @@ def _train(
         loss=_last(history, "loss"),
         heldout={depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in scored},
     )
+
+
+def _fingerprint(
+    checkpoint: Path,
+    options: TrainOptions,
+    windows: PackedWindows,
+    states: StatedWindows | None,
+    arguments: TrainingArguments,
+) -> dict[str, Any]:
+    """What the final weights depend on, and what a resumed run must have the same."""
+    return {
+        **options.exactness(),
+        "checkpoint": checkpoint_sha256(checkpoint),
+        "data": windows.fingerprint(),
+        **({"teacher": hash_teacher(options.teacher)} if options.teacher else {}),
+        **({"states": states.describe(), state.STATES: states.sha256} if states else {}),
+        "world_size": arguments.world_size,
+        state.THREADS: torch.get_num_threads(),
+    }
 
 
 def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM, Any]:
@@ -196,6 +215,7 @@ def _read_texts(
 
 def _open_states(
     model: OuroborosForCausalLM,
+    head: torch.Tensor,
     windows: PackedWindows,
     options: TrainOptions,
     arguments: TrainingArguments,
@@ -211,7 +231,7 @@ def _open_states(
 
     drawn = run_order(options, len(windows), arguments.world_size)
     return open_states(
-        model, windows, drawn, options, arguments.device, arguments.process_index, say, opened
+        model, head, windows, drawn, options, arguments.device, arguments.process_index, say, opened
     )
 
 
@@ -291,6 +311,7 @@ def _publish(
     out: Path,
     options: TrainOptions,
     history: list[dict[str, Any]],
+    updates: Mapping[str, Sequence[Update]],
 ) -> None:
     low, high = options.depth_range
     model.config.trained_depths = sorted(
@@ -302,6 +323,8 @@ def _publish(
     files["training.png"] = plot_training(history)
     if any(GATE.format(step=1) in entry for entry in history):
         files["gate.png"] = plot_gates(history)
+    if updates:
+        files[ADAPTERS] = write_updates(updates)
     save_checkpoint(model.eval(), tokenizer, out, files, keep=("state", "logs"))
 
 
