@@ -19,6 +19,7 @@ from ouroboros.model.base_config import (
     is_whole,
     refuse_sliding_window,
 )
+from ouroboros.model.halters import HALTERS, check_halter
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
@@ -29,6 +30,7 @@ _CHOICES = {
     "bases": ("mean", "per_step"),
     "modulation": ("controller", "static"),
     "bridge": ("none", "entry", "exit"),
+    "halter": HALTERS,
 }
 
 STEP_NORM_EPS = 1e-6
@@ -79,6 +81,8 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_depth": _WHOLE,
     "depth": _WHOLE,
     "gate": _BOOL,
+    "halt_threshold": _NUMBER,
+    "halt_depth": _WHOLE,
     "trained_depths": (_is_wholes, "a list of whole numbers"),
     "source": (_is_source, "an object of texts"),
     "vocab_size": _WHOLE,
@@ -120,6 +124,10 @@ class OuroborosConfig(PreTrainedConfig):
         gate: False drops the gate, h becomes h' (the paper's ablation).
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
+        halter: what lets the model choose a prompt's depth: `none`, a `trained` one, or the
+            untrained `confidence` or `distance`.
+        halt_threshold: of its score, where a call names none.
+        halt_depth: the most steps it may choose; nothing without a halter.
         trained_depths: sorted depths the model was trained at; empty: untrained.
         source: where the weights came from: name, sha256, licence, commit; and `files`, the
             sha256 of each file that was read.
@@ -148,6 +156,9 @@ class OuroborosConfig(PreTrainedConfig):
     modulation: str = "controller"
     gate: bool = True
     bridge: str = "none"
+    halter: str = "none"
+    halt_threshold: float = 0.5
+    halt_depth: int = 0
     trained_depths: list[int] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
     # Mirrors of the original config that transformers reads on the top level.
@@ -320,7 +331,7 @@ class OuroborosConfig(PreTrainedConfig):
     @property
     def halting(self) -> bool:
         """Whether the model can choose its depth."""
-        return False
+        return self.halter != "none"
 
     @property
     def original_layers(self) -> int:
@@ -367,6 +378,7 @@ class OuroborosConfig(PreTrainedConfig):
                     f"{name}={getattr(self, name)!r:.80} is unknown",
                     f"choose one of {', '.join(allowed)}",
                 )
+        check_halter(self)
         if self.bases == "per_step" and not self.removed_layers():
             raise ConfigError(
                 f"bases=per_step needs a removed layer, and prelude {self.prelude} + coda "

@@ -5,6 +5,7 @@ Source: arXiv 2604.02051, section 3; the decoder layers are transformers' own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
 from typing import Any, ClassVar
@@ -12,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
@@ -32,6 +32,8 @@ from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
+from ouroboros.model.halters import check_threshold
+from ouroboros.model.halting import Halter, Halting, LoopedOutput
 from ouroboros.model.modulation import (
     ConstantLinear,
     Controller,
@@ -127,6 +129,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         self.prelude = nn.ModuleList(layers[: config.prelude])
         self.bridge = Bridge(config) if config.bridge != "none" else None
         self.recurrent = RecurrentStep(config, layer_class(base, config.recurrent))
+        self.halter = Halter(config) if config.halting else None
         self.coda = nn.ModuleList(layers[config.prelude :])
         self.norm = norm_class(base.hidden_size, eps=base.rms_norm_eps)
         self.rotary_emb = rotary_class(base)
@@ -144,6 +147,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             nn.init.zeros_(module.vectors)
         elif isinstance(module, StepNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, Halter):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -222,8 +228,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         logit_index: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool | None = None,
+        halt_threshold: float | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> LoopedOutput:
         """Runs the model on `input_ids` `[B, S]`.
 
         Args:
@@ -240,6 +247,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             logit_index: int64 `[B, K]` positions of the S whose logits come out.
             logits_to_keep: the last so many positions, or the positions given; 0 keeps all.
             output_hidden_states: return them; the config's choice where None.
+            halt_threshold: rows whose halting score reaches it stop before their `depth`; the call
+                must hold their whole prompts. 0 stops none, and None asks for no `depth_used`.
             kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
 
         Returns:
@@ -271,8 +280,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             positions = count_positions(attention_mask, past, batch, new, given.device)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        halting = self._halting(halt_threshold, past, sequences, given)
         hidden, entered = self._run(
-            given, positions, sequences, cache, steps, rows, bool(output_hidden_states)
+            given, positions, sequences, cache, steps, rows, bool(output_hidden_states), halting
         )
         logits = self.lm_head(_select(hidden, logit_index, logits_to_keep))
         loss = None
@@ -280,8 +290,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.vocab_size, **loss_arguments
             )
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, hidden_states=entered, **{CACHE: cache}
+        used = None if halting is None else halting.depth_used
+        return LoopedOutput(
+            loss=loss, logits=logits, hidden_states=entered, depth_used=used, **{CACHE: cache}
         )
 
     def _cache(
@@ -307,6 +318,31 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         check_continuation(cache, batch, steps)
         return cache
 
+    def _halting(
+        self,
+        threshold: float | None,
+        past: int,
+        sequences: Sequences,
+        given: torch.Tensor,
+    ) -> Halting | None:
+        if threshold is None:
+            return None
+        threshold = check_threshold(threshold, self.config)
+        if threshold and past:
+            raise ConfigError(
+                f"halt_threshold={threshold} beside {past} cached tokens: a depth is chosen on the "
+                "whole prompt and stays fixed",
+                "pass depth=depth_used and no threshold",
+            )
+        if self.halter is None:  # a config changed after the model was made
+            raise ConfigError("the model has no halter", "load it with a config that has one")
+        return Halting(self.halter, threshold, sequences, self.read_out, self.norm.weight)
+
+    def read_out(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits `[..., vocab]` of h `[..., hidden]`, by final norm and LM head."""
+        logits: torch.Tensor = self.lm_head(self.norm(hidden.to(self.norm.weight.dtype)))
+        return logits
+
     def _run(
         self,
         given: torch.Tensor,
@@ -316,6 +352,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         steps: int,
         rows: torch.Tensor | None,
         record: bool,
+        halting: Halting | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         entered: list[torch.Tensor] = []
         note = entered.append if record else lambda state: None
@@ -324,11 +361,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         frozen = frozen and not given.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             hidden = given if given.is_floating_point() else self.embed_tokens(given)
-            layer_inputs: dict[str, Any] = {
-                "attention_mask": sequences.additive_mask(hidden.dtype),
-                "position_ids": positions,
-                "position_embeddings": self.rotary_emb(hidden, position_ids=positions),
-            }
+            layer_inputs = self.layer_inputs(hidden, positions, sequences)
             for layer in self.prelude:
                 note(hidden)
                 hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
@@ -337,16 +370,49 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         for step in range(steps):
             note(hidden)
             new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
-            if rows is not None:
-                new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
+            active = None if rows is None else step < rows
+            if halting is not None:
+                active = halting.going if active is None else active & halting.going
+                halting.take(step, active, hidden, new_hidden)
+            if active is not None:
+                new_hidden = torch.where(active[:, None, None], new_hidden, hidden)
             hidden = new_hidden
+        hidden = self.leave(hidden, layer_inputs, cache, note)
+        return hidden, (*entered, hidden) if record else None
+
+    def layer_inputs(
+        self, hidden: torch.Tensor, positions: torch.Tensor, sequences: Sequences
+    ) -> dict[str, Any]:
+        """Returns what every layer of a call reads beside h `[batch, seq, hidden]`."""
+        return {
+            "attention_mask": sequences.additive_mask(hidden.dtype),
+            "position_ids": positions,
+            "position_embeddings": self.rotary_emb(hidden, position_ids=positions),
+        }
+
+    def leave(
+        self,
+        hidden: torch.Tensor,
+        layer_inputs: dict[str, Any],
+        cache: OuroborosCache | None = None,
+        note: Callable[[torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Takes h `[batch, seq, hidden]` from the loop to the LM head.
+
+        Args:
+            hidden: after any step.
+            layer_inputs: of `layer_inputs`.
+            cache: of the call.
+            note: called with what enters each layer.
+        """
         if self.bridge is not None and self.config.bridge == "exit":
             hidden = self.bridge(hidden)
         for layer in self.coda:
-            note(hidden)
+            if note is not None:
+                note(hidden)
             hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
-        hidden = self.norm(hidden)
-        return hidden, (*entered, hidden) if record else None
+        result: torch.Tensor = self.norm(hidden)
+        return result
 
     def _prelude_parameters(self) -> list[nn.Parameter]:
         return [*self.embed_tokens.parameters(), *self.prelude.parameters()]
