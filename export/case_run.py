@@ -26,6 +26,7 @@ from runtime.bundle.contract import (
     POOL_SUM,
     POSITION_IDS,
     RECURRENT,
+    RECURRENT_OUTPUTS,
     ROW_DEPTH,
     SLOTS,
     new_name,
@@ -36,8 +37,13 @@ Parts = dict[str, dict[str, Array]]
 """Tensors of a case by part, `in`, `out` or `valid`, and name."""
 
 
-def take_apart(parts: Parts, rows: list[list[int]]) -> Iterator[tuple[int, Parts]]:
+def take_apart(
+    model: OuroborosForCausalLM, parts: Parts, rows: list[list[int]]
+) -> Iterator[tuple[int, Parts]]:
     """Cuts a call of many rows into cases: each has as many steps as its deepest row."""
+    # Every looped layer has keys and values of its own in a step.
+    looped = model.config.recurrent_layers
+    entries = {POOL_SUM: 1, **dict.fromkeys(RECURRENT_OUTPUTS, looped)}
     start = 0
     for depths in rows:
         part, depth = slice(start, start + len(depths)), max(depths)
@@ -48,7 +54,7 @@ def take_apart(parts: Parts, rows: list[list[int]]) -> Iterator[tuple[int, Parts
                 "in": {name: value[part] for name, value in parts["in"].items()}
                 | {DEPTH: np.array([depth], dtype=np.int64)},
                 "out": {
-                    name: value[part] if name == LOGITS else value[part, :depth]
+                    name: value[part] if name == LOGITS else value[part, : depth * entries[name]]
                     for name, value in parts["out"].items()
                 },
             },
@@ -70,8 +76,8 @@ def run_case(
     positions = np.maximum(mask.cumsum(1) - 1, 0)[:, past:] + first_position
     logits, pools = _run_model(model, ids, mask, positions, flat, cache, index)
     keys, values = [], []
-    for step in range(max(flat)):
-        layer = cache.layers[model.config.num_layers + step]
+    for entry in range(max(flat) * model.config.recurrent_layers):
+        layer = cache.layers[model.config.num_layers + entry]
         keys.append(layer.keys[:, :, -new:])
         values.append(layer.values[:, :, -new:])
     return {
@@ -140,9 +146,9 @@ def _run_model(
 
 def empty_past(model: OuroborosForCausalLM, batch: int, depth: int) -> dict[str, Array]:
     """Returns the graph's cache inputs before a first call: no slots, sums of zero; float32."""
-    sizes: dict[int | str, int | str] = {BATCH: batch, SLOTS: depth, PAST: 0}
+    sizes = {BATCH: batch, SLOTS: depth, PAST: 0}
     return {
-        spec.name: np.zeros([int(sizes.get(size, size)) for size in spec.shape], np.float32)
+        spec.name: np.zeros([contract.resolve_size(s, sizes) for s in spec.shape], np.float32)
         for spec in contract.inputs(model.config, "fp32")
         if spec.name.startswith((PAST_PREFIX, PAST_POOL_SUM))
     }

@@ -191,7 +191,7 @@ def _run_joined(
     for kind in ("key", "value"):
         name = new_name(RECURRENT, kind)
         parts["out"][name] = parts["out"][name][..., -DECODE:, :]
-    names = ((f"decode-d{depth:02}", depth, part) for depth, part in take_apart(parts, rows))
+    names = ((f"decode-d{depth:02}", depth, part) for depth, part in take_apart(model, parts, rows))
     return {name: Result(name, "decode", depth, part["out"]) for name, depth, part in names}
 
 
@@ -232,13 +232,13 @@ def _record_decode(
     mask, cache = np.ones_like(whole), OuroborosCache(model.config.num_layers)
     first = _last(PREFILL, len(depths))
     parts = run_case(model, whole[:, :PREFILL], mask[:, :PREFILL], rows, cache, first)
-    for depth, part in take_apart(parts, rows):
+    for depth, part in take_apart(model, parts, rows):
         part["in"].update(empty_past(model, 1, depth))
         positions = first[0].tolist()
         yield _make_case(f"prefill-d{depth:02}", "prefill", depth, part, positions)
     index = _last(DECODE, len(depths))
     parts = run_case(model, whole[:, PREFILL:], mask, rows, cache, index)
-    for depth, part in take_apart(parts, rows):
+    for depth, part in take_apart(model, parts, rows):
         positions, after = (index[0] + PREFILL).tolist(), f"prefill-d{depth:02}"
         yield _make_case(f"decode-d{depth:02}", "decode", depth, part, positions, after)
 
@@ -253,11 +253,12 @@ def _run_batch(
     cache = OuroborosCache(model.config.num_layers)
     many = [np.tile(one, (len(rows), 1)) for one in (ids, mask, index)]
     parts = run_case(model, many[0], many[1], rows, cache, many[2])
-    for (depth, part), depths in zip(take_apart(parts, rows), rows, strict=True):
+    for (depth, part), depths in zip(take_apart(model, parts, rows), rows, strict=True):
         part["in"].update(empty_past(model, len(depths), depth))
         # What padding and steps past a row's depth leave in the caches is never read.
         steps = np.arange(depth)[None] < np.array(depths)[:, None]
-        valid = steps[:, :, None, None, None] & (mask != 0)[:, None, None, :, None]
+        entries = steps.repeat(model.config.recurrent_layers, axis=1)
+        valid = entries[:, :, None, None, None] & (mask != 0)[:, None, None, :, None]
         part["valid"] = {
             **dict.fromkeys(RECURRENT_OUTPUTS, valid),
             POOL_SUM: steps[:, :, None, None],
@@ -298,7 +299,7 @@ def _record_far(model: OuroborosForCausalLM, ids: Array, depth: int) -> Case:
     cache = OuroborosCache(model.config.num_layers)
     index = np.arange(max(0, count - PICKED), count)[None]
     parts = run_case(model, ids, np.ones_like(ids), [[depth]], cache, index, first_position=last)
-    (((_, part)),) = take_apart(parts, [[depth]])
+    (((_, part)),) = take_apart(model, parts, [[depth]])
     part["in"].update(empty_past(model, 1, depth))
     positions = (index[0] + last).tolist()
     return _make_case(f"far-d{depth:02}", "far", depth, part, positions)

@@ -16,7 +16,7 @@ from export.graph.passes.result import Pass, PassResult
 from export.graph.passes.weight_only import quantize_weights, store_half
 from export.graph.stitch import build_graph
 from export.graph.trace import OPSET
-from export.graph.weight_names import HEAD, STORED_HALF, TABLE, joined_weights
+from export.graph.weight_names import HEAD, TABLE, joined_weights, stored_half
 from export.precision import Precision
 from export.quantize.weights import QuantizedModel
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -58,7 +58,7 @@ def _quantizing(model: OuroborosForCausalLM, quantized: QuantizedModel) -> list[
     passes: list[Pass] = [
         partial(quantize_weights, weights=joined),
         partial(pack_embedding, table=TABLE, weight=table, factor=quantized.embedding_factor),
-        partial(store_half, names=STORED_HALF),
+        partial(store_half, names=stored_half(model.config.recurrent_layers)),
     ]
     if model.config.vocab_size % per_word:
         passes.append(partial(trim_logits, vocab_size=model.config.vocab_size))

@@ -8,6 +8,7 @@ head so that keys are never repeated. Weights are `[in, out]`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,8 +175,16 @@ class Projection(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def cut_modulation(modulation: torch.Tensor, layers: int) -> list[list[torch.Tensor]]:
+    """Cuts a step's modulation `[B, S or 1, layers * 7 * rank]` for every layer's four groups."""
+    rank = modulation.shape[-1] // (layers * len(PROJECTIONS))
+    groups = [3 * rank, rank, 2 * rank, rank]
+    cuts = modulation.split(groups * layers, dim=-1)
+    return [list(cuts[first : first + 4]) for first in range(0, len(cuts), 4)]
+
+
 class Layer(nn.Module):
-    """A whole decoder layer; `ranks` cut the modulation vector for its four projection groups."""
+    """A whole decoder layer: four groups of projections, each one MatMul."""
 
     def __init__(self, layer: Any, precision: Precision) -> None:
         """Copies and joins the weights of a Hugging Face decoder layer."""
@@ -208,19 +217,22 @@ class Layer(nn.Module):
         x: torch.Tensor,
         shared: Shared,
         past: tuple[torch.Tensor, torch.Tensor],
-        modulation: torch.Tensor | None = None,
+        cuts: Sequence[torch.Tensor | None] = (None,) * 4,
         step: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs the layer on `[B, S, d]` over past keys and values `[B, kv, P, head_dim]`.
+
+        Args:
+            x: the hidden state.
+            shared: mask, cosines and sines.
+            past: keys and values.
+            cuts: the modulation of each group of projections, of `cut_modulation`.
+            step: number of the recurrence, int64 scalar; None outside the loop.
 
         Returns:
             the output `[B, S, d]` and the new keys and values `[B, kv, S, head_dim]`, the latter
             of the precision's type.
         """
-        cuts: list[torch.Tensor | None] = [None] * 4
-        if modulation is not None:
-            rank = modulation.shape[-1] // len(PROJECTIONS)
-            cuts = list(modulation.split([3 * rank, rank, 2 * rank, rank], dim=-1))
         batch, new = x.shape[0], x.shape[1]
         heads = self.qkv(self.norm_1(x), cuts[0], step)
         heads = heads.reshape(batch, new, self.heads + 2 * self.kv_heads, self.head_dim)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from export.errors import ExportError
-from export.graph.layers import Layer, Norm, Shared, frozen, rms
+from export.graph.layers import Layer, Norm, Shared, cut_modulation, frozen, rms
 from export.precision import Precision, product
 from ouroboros.errors import ConfigError
 from ouroboros.model.base_config import require_fixed_rope
@@ -102,11 +102,11 @@ class Step(nn.Module):
     """One recurrence: what becomes the body of the Loop."""
 
     def __init__(self, model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> None:
-        """Joins the weights of the looped layer; step tables are cut at `max_depth`."""
+        """Joins the weights of the looped layers; step tables are cut at `max_depth`."""
         super().__init__()
         source = model.recurrent
         self.pooling = model.config.pooling
-        self.layer = Layer(source.layer, precision)
+        self.layers = nn.ModuleList(Layer(layer, precision) for layer in source.layers)
         self.step_norm = frozen(source.norm.weight[:max_depth])
         self.unit = frozen(torch.ones(source.norm.weight.shape[1]))
         self.gate_weight = self.gate_bias = None
@@ -136,19 +136,26 @@ class Step(nn.Module):
             h: the hidden state.
             shared: mask, cos, sin.
             pool: valid, count, has_past and the past pooled sums `[B, D, d]`.
-            past: keys and values of all steps `[B, D, kv, P, head_dim]`.
+            past: keys and values of all steps `[B, D * k, kv, P, head_dim]`, of k layers a step.
             picked: positions asked for, int64 `[B, K, d]`.
             row_depth: int64 `[B]`; a row that has had its steps passes through unchanged.
 
         Returns:
-            h; new keys and values `[B, kv, S, head_dim]`; pooled sums `[B, K, d]`.
+            h; new keys and values `[B, k * kv, S, head_dim]`, the heads of one layer after
+            another's; pooled sums `[B, K, d]`.
         """
         index = step.reshape(1)
         pooled, sums = self._pool(h, pool, index)
         pool_out = sums.gather(1, picked)
-        modulation = self.modulate(pooled, index)
-        kv = tuple(torch.index_select(p, 1, index).squeeze(1) for p in past)
-        new, k, v = self.layer(h, Shared(*shared), kv, modulation, step)
+        count = len(self.layers)
+        cuts = cut_modulation(self.modulate(pooled, index), count)
+        new, keys, values = h, [], []
+        for place, layer in enumerate(self.layers):
+            entry = index if count == 1 else index * count + place
+            kv = tuple(torch.index_select(p, 1, entry).squeeze(1) for p in past)
+            new, k, v = layer(new, Shared(*shared), kv, cuts[place], step)
+            keys.append(k)
+            values.append(v)
         # Times one, then the step's weight: backends fuse a norm whose weight is a constant.
         new = rms(new, STEP_NORM_EPS) * self.unit * torch.index_select(self.step_norm, 0, index)
         if self.gate_weight is not None and self.gate_bias is not None:
@@ -156,7 +163,7 @@ class Step(nn.Module):
             gate = torch.sigmoid(product(joined, self.gate_weight) + self.gate_bias)
             new = h + gate * (new - h)
         new = torch.where((step < row_depth)[:, None, None], new, h)
-        return new, k, v, pool_out
+        return new, _join_heads(keys), _join_heads(values), pool_out
 
     def _pool(
         self, h: torch.Tensor, pool: tuple[torch.Tensor, ...], index: torch.Tensor
@@ -174,6 +181,11 @@ class Step(nn.Module):
                 return mean, mean.expand(-1, h.shape[1], -1)
             case _:
                 return h, h
+
+
+def _join_heads(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Puts the heads of the looped layers `[B, kv, S, head_dim]` behind each other."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class TracedController(nn.Module):
@@ -199,7 +211,7 @@ class TracedController(nn.Module):
         self.heads = frozen(controller.heads.weight.T.contiguous(), dtype)
 
     def forward(self, pooled: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Maps pooled h `[B, S or 1, d]` to modulation `[B, S or 1, 7 * rank]`."""
+        """Maps pooled h `[B, S or 1, d]` to modulation `[B, S or 1, k * 7 * rank]`."""
         z = functional.silu(product(pooled, self.style_weight) + self.style_bias)
         z = functional.silu(product(z, self.mix_1) + torch.index_select(self.step_bias, 0, index))
         return product(functional.silu(product(z, self.mix_2) + self.mix_2_bias), self.heads)
@@ -214,7 +226,7 @@ class TracedStatic(nn.Module):
         self.vectors = frozen(static.vectors[:max_depth])
 
     def forward(self, pooled: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Returns `[1, 1, 7 * rank]`."""
+        """Returns `[1, 1, k * 7 * rank]`."""
         return torch.index_select(self.vectors, 0, index)[None]
 
 

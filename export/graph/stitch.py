@@ -95,6 +95,8 @@ def build_graph(
     loop = _make_loop(step, outer, scalar.outputs[0], hidden)
     hidden, *scans = loop.outputs
     turned = [_batch_first(scan, rank) for scan, rank in zip(scans, (5, 5, 4), strict=True)]
+    key, value, pool = (node.outputs[0] for node in turned)
+    apart, target = _part_heads([key, value], config)
     if bridge is not None and config.bridge == "exit":
         (hidden,) = after.run(bridge, [hidden])
     for slot, layer in enumerate(model.coda, start=config.prelude):
@@ -103,18 +105,19 @@ def build_graph(
     head = _head(model, precision) or embedding
     (logits,) = after.run(closing, [hidden, picked, head])
 
-    key, value, pool = (node.outputs[0] for node in turned)
     ends = [new_name(slot, part) for slot in range(config.num_layers) for part in PARTS]
     given = dict(zip(ends, caches, strict=True))
-    given |= dict(zip(RECURRENT_OUTPUTS, (key, value), strict=True))
+    looped_ends = [node.outputs[0] for node in apart] or [key, value]
+    given |= dict(zip(RECURRENT_OUTPUTS, looped_ends, strict=True))
     outputs = _declare_outputs(config, precision, {**given, LOGITS: logits, POOL_SUM: pool})
     opsets = dict(opening.opset_imports)
     graph = ir.Graph(
         list(inputs.values()), outputs, nodes=[], opset_imports=opsets, name="ouroboros"
     )
     before.move(graph)
-    graph.extend([scalar, loop, *turned])
-    graph.register_initializer(axis)
+    graph.extend([scalar, loop, *turned, *apart])
+    for constant in (axis, *target):
+        graph.register_initializer(constant)
     after.move(graph)
     if head is not embedding:
         graph.initializers[str(head.name)] = head
@@ -186,13 +189,17 @@ def _scalar_depth(depth: ir.Value) -> tuple[ir.Node, ir.Value]:
     Returns:
         A Squeeze, and its axes, which are to be registered.
     """
-    axis = ir.tensor(np.array([0], np.int64), name="depth.axis")
-    value = ir.Value(name=axis.name, type=ir.TensorType(axis.dtype), shape=ir.Shape([1]))
-    value.const_value = axis
-    node = ir.node("Squeeze", [depth, value], name="depth.scalar")
+    axis = _constant("depth.axis", [0])
+    node = ir.node("Squeeze", [depth, axis], name="depth.scalar")
     (scalar,) = node.outputs
     scalar.name, scalar.type, scalar.shape = "depth.scalar", depth.type, ir.Shape([])
-    return node, value
+    return node, axis
+
+
+def _constant(name: str, numbers: list[int]) -> ir.Value:
+    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
+    kind, shape = ir.TensorType(tensor.dtype), ir.Shape([len(numbers)])
+    return ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
 
 
 def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: ir.Value) -> ir.Node:
@@ -222,6 +229,22 @@ def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: i
 def _batch_first(scan: ir.Value, rank: int) -> ir.Node:
     """Transposes `[depth, batch, ...]`, as a Loop stacks it, to `[batch, depth, ...]`."""
     return ir.node("Transpose", [scan], attributes={"perm": [1, 0, *range(2, rank)]})
+
+
+def _part_heads(
+    caches: list[ir.Value], config: OuroborosConfig
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Turns `[batch, depth, k * kv, ...]` into `[batch, depth * k, kv, ...]`.
+
+    Entry `i * k + j` is then that of step i and of layer j. Nothing is moved.
+
+    Returns:
+        A Reshape for each cache, and their target, to be registered; neither where k is 1.
+    """
+    if config.recurrent_layers == 1:
+        return [], []
+    target = _constant("loop.entries", [0, -1, config.num_key_value_heads, 0, config.head_dim])
+    return [ir.node("Reshape", [cache, target]) for cache in caches], [target]
 
 
 def _prefix_names(graph: ir.Graph, prefix: str) -> None:

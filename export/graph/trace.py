@@ -70,7 +70,8 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     pool = (column, column, has_past, _Example((_BATCH, _SLOTS, d), (0, 1)))
     compute = precision.compute
     cache = _Example((_BATCH, kv, _PAST, size), (0, 2), compute)
-    steps = _Example((_BATCH, _SLOTS, kv, _PAST, size), (0, 1, 3), compute)
+    entries = _SLOTS * config.recurrent_layers
+    steps = _Example((_BATCH, entries, kv, _PAST, size), (0, 1, 3), compute)
     index = _Example((_BATCH, _PICKED), (0, 1), torch.long)
     picked = _Example((_BATCH, _PICKED, d), (0, 1), torch.long)
     rows = _Example((_BATCH,), (0,), torch.long)

@@ -8,6 +8,7 @@ say nothing: the exporter merges them where they are equal.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,15 +30,16 @@ _SECTIONS = (
     (PAST_POOL_SUM, "pool"),
     (f"{PAST_PREFIX}{RECURRENT}", "attention"),
     ("step.modulate.", "controller"),
-    ("step.qkv", "attention"),
-    ("step.qk_norm", "attention"),
-    ("step.out.", "attention"),
-    ("step.gate_up", "mlp"),
-    ("step.down", "mlp"),
+    ("qkv", "attention"),
+    ("qk_norm", "attention"),
+    ("out.", "attention"),
+    ("gate_up", "mlp"),
+    ("down", "mlp"),
     ("step.step_norm", "norm"),
     ("step.gate_weight", "gate"),
     ("step.gate_bias", "gate"),
 )
+_LOOPED = re.compile(r"step\.layers\.\d+\.")  # what precedes the names above in looped layers
 _ORDER = ("pool", "controller", "attention", "mlp", "norm", "gate")
 
 
@@ -157,6 +159,8 @@ def _describe_loop(loop: ir.Node, body: ir.Graph) -> list[str]:
 def split_body(body: ir.Graph) -> list[Section]:
     """Cuts a loop's body into pool, controller, attention, mlp, norm and gate.
 
+    Attention and MLP are those of all looped layers.
+
     Args:
         body: nodes in the order they compute.
 
@@ -176,7 +180,7 @@ def split_body(body: ir.Graph) -> list[Section]:
 
 
 def _section_of(node: ir.Node) -> str | None:
-    names = [str(value.name) for value in node.inputs if value is not None]
+    names = [_LOOPED.sub("", str(value.name)) for value in node.inputs if value is not None]
     return next((part for start, part in _SECTIONS for n in names if n.startswith(start)), None)
 
 
@@ -216,7 +220,7 @@ def _describe(section: Section, label: str, copies: int = 1) -> list[str]:
 
 
 def _module_of(weight: str) -> str:
-    parts = weight.split(".")
+    parts = weight.removeprefix("step.layers.").split(".")
     inner = parts[2:] if parts[0] == "layers" else parts[1:]
     # The Controller's weights lie in a module of their own, one level deeper.
     return inner[1] if inner[0] == "modulate" and len(inner) > 1 else inner[0]

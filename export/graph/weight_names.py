@@ -17,10 +17,31 @@ GROUPS = {
     "down": ("mlp.down_proj",),
 }
 HEAD, TABLE = "closing.head", "opening.table"
-STORED_HALF = (
-    *(f"step.{group}.low_rank.{side}" for group in GROUPS for side in ("a", "b")),
-    *(f"step.modulate.{name}" for name in ("style_weight", "mix_1", "mix_2", "heads")),
-)
+CONTROLLER = ("style_weight", "mix_1", "mix_2", "heads")
+
+
+def looped_name(place: int) -> str:
+    """What the names of a looped layer's weights begin with in the graph.
+
+    Args:
+        place: of the layer in the block, from 0.
+    """
+    return f"step.layers.{place}"
+
+
+def stored_half(looped: int) -> list[str]:
+    """Names of the weights that a quantised graph stores as float16: Controller and bases.
+
+    Args:
+        looped: layers that a step runs.
+    """
+    bases = [
+        f"{looped_name(place)}.{group}.low_rank.{side}"
+        for place in range(looped)
+        for group in GROUPS
+        for side in ("a", "b")
+    ]
+    return [*bases, *(f"step.modulate.{name}" for name in CONTROLLER)]
 
 
 def joined_weights(
@@ -49,6 +70,7 @@ def joined_weights(
 def _layers(model: OuroborosForCausalLM) -> Iterator[tuple[str, str, Any]]:
     for slot, layer in enumerate(model.prelude):
         yield f"layers.{slot}", f"prelude.{slot}", layer
-    yield "step", "recurrent.layer", model.recurrent.layer
+    for place, layer in enumerate(model.recurrent.layers):
+        yield looped_name(place), f"recurrent.layers.{place}", layer
     for place, layer in enumerate(model.coda):
         yield f"layers.{len(model.prelude) + place}", f"coda.{place}", layer

@@ -285,8 +285,10 @@ def _round_floats(model: OuroborosForCausalLM) -> None:
     for name, parameter in model.recurrent.controller.named_parameters():
         if name.endswith("weight") and "embedding" not in name:
             parameter.copy_(parameter.half().float())
-    scale = attention_scale(model.recurrent.layer)
-    for name, target in model.recurrent.projections().items():
-        factor = target.scaling * (scale if name == "q_proj" else 1.0)
-        target.lora_a.copy_(target.lora_a.half().float())
-        target.lora_b.copy_((target.lora_b * factor).half().float() / factor)
+    layers = zip(model.recurrent.layers, model.recurrent.projections(), strict=True)
+    for layer, projections in layers:
+        scale = attention_scale(layer)
+        for name, target in projections.items():
+            factor = target.scaling * (scale if name == "q_proj" else 1.0)
+            target.lora_a.copy_(target.lora_a.half().float())
+            target.lora_b.copy_((target.lora_b * factor).half().float() / factor)

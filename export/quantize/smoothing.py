@@ -41,7 +41,7 @@ def smooth_model(
         float32 `[hidden]`: what the head's columns were multiplied by, where it was tied to the
         embedding; else None.
     """
-    layers: list[Any] = [*model.prelude, model.recurrent.layer, *model.coda]
+    layers: list[Any] = [*model.prelude, *model.recurrent.layers, *model.coda]
     fed = [linear for layer in layers for linear in _fed(layer)]
     sizes = _channel_sizes(model, [*fed, model.lm_head], windows, depth)
     for layer in layers:

@@ -22,6 +22,7 @@ from runtime.bundle.contract import (
     SCORE_CHUNK,
     SLOTS,
     TensorSpec,
+    parse_size,
 )
 from runtime.bundle.plans import ProfileSpec, RangeSpec
 
@@ -161,7 +162,7 @@ def make_profiles(
     """The ranges of every input, for decoding and for prefill.
 
     Args:
-        inputs: of the graph; a dimension is a number, a name, or a sum of names.
+        inputs: of the graph; a dimension is a number, a name, or a sum of names with factors.
         options: which values are served best, and the most rows.
         max_seq: most tokens of a sequence; rounded up to the buckets of an engine's cache.
         max_depth: most recurrences.
@@ -213,14 +214,16 @@ def _range_of(spec: TensorSpec, sizes: dict[str, Range]) -> RangeSpec:
         if isinstance(size, int):
             ranges.append((size, size, size))
             continue
-        names = [name.strip() for name in size.split("+")]
-        unknown = next((name for name in names if name not in sizes), None)
+        terms = parse_size(size)
+        unknown = next((name for _, name in terms if name not in sizes), None)
         if unknown is not None:
             raise ExportError(
                 f"the graph's input {spec.name} has the dimension {unknown!r}",
                 f"a TensorRT profile knows {', '.join(sizes)}",
             )
-        low, best, high = (sum(part) for part in zip(*(sizes[n] for n in names), strict=True))
-        ranges.append((low, best, high))
+        least, good, most = (
+            sum(factor * sizes[name][end] for factor, name in terms) for end in range(3)
+        )
+        ranges.append((least, good, most))
     low, best, high = (tuple(values) for values in zip(*ranges, strict=True))
     return RangeSpec(spec.name, low, best, high)

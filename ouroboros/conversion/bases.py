@@ -1,4 +1,4 @@
-"""Frozen low-rank bases: what the removed layers had that the looped one has not.
+"""Frozen low-rank bases: what the removed layers had that the looped ones have not.
 
 Source: arXiv 2604.02051, section 3 (`mean`); Relaxed Recursive Transformers, arXiv 2410.20672
 (`per_step`).
@@ -56,38 +56,39 @@ def top_vectors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Te
 
 @torch.no_grad()
 def fill_bases(
-    projections: dict[str, ModulatedLinear],
+    layers: Sequence[dict[str, ModulatedLinear]],
     read: Callable[[int, str], torch.Tensor],
-    removed: Sequence[int],
-    recurrent: int,
+    removed: Sequence[Sequence[int]],
+    first: int,
+    per_step: bool,
 ) -> None:
-    """Fills the bases of all seven projections from the residuals of the removed layers.
+    """Fills the bases of every looped layer from the residuals of the layers it stands in for.
 
-    One weight of a removed layer is held at a time.
+    One weight of a removed layer is held at a time. A looped layer that stands in for none keeps
+    bases of zero, the mean of no residual: whatever its modulation, it stays what it is.
 
     Args:
-        projections: the modulated projections by name.
+        layers: the modulated projections of every looped layer by name.
         read: returns the float32 weight `[out, in]` of a layer of the original model, by the
             layer's number and the projection's name.
-        removed: numbers of the replaced layers, the recurrent one skipped.
-        recurrent: number of the looped layer.
+        removed: for every looped layer the numbers of the removed ones it stands in for.
+        first: number of the first looped layer.
+        per_step: a base for each removed layer in turn, in place of one for their mean.
     """
-    if not removed:
-        return
-    for name in PROJECTIONS:
-        target = projections[name]
-        centre = read(recurrent, name)
-        if target.lora_a.shape[0] == 1:
-            total = torch.zeros_like(centre)
-            for index in removed:
-                total += read(index, name) - centre
-            _fill(target, 0, total / len(removed))
-        else:
-            for base, index in enumerate(removed):
-                _fill(target, base, read(index, name) - centre)
-
-
-def _fill(target: ModulatedLinear, base: int, residual: torch.Tensor) -> None:
-    a, b = truncated_svd(residual, target.lora_a.shape[1])
-    target.lora_a[base].copy_(a)
-    target.lora_b[base].copy_(b)
+    for own, (projections, others) in enumerate(zip(layers, removed, strict=True), start=first):
+        if not others:
+            continue
+        for name in PROJECTIONS:
+            target, centre = projections[name], read(own, name)
+            rank = target.lora_a.shape[1]
+            if per_step:
+                found = [truncated_svd(read(other, name) - centre, rank) for other in others]
+            else:
+                total = torch.zeros_like(centre)
+                for other in others:
+                    total += read(other, name) - centre
+                found = [truncated_svd(total / len(others), rank)]
+            # New buffers: how many bases there are may not have been known when it was built.
+            target.lora_a, target.lora_b = (
+                torch.stack(ones).to(target.lora_a) for ones in zip(*found, strict=True)
+            )

@@ -57,7 +57,7 @@ def original_states(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields what enters each layer of the original, from the prelude's end on.
 
-    The layers are read one by one into the model's looped layer, whose weights are lost.
+    The layers are read one by one into the model's first looped layer, whose weights are lost.
 
     Args:
         model: a model whose prelude is the original's, without modulation (as converted).
@@ -86,7 +86,7 @@ def original_states(
         states[batch] = hidden
     number = model.config.prelude
     yield number, states
-    looped = model.recurrent.layer
+    looped = model.recurrent.layers[0]
     while number < last:
         looped.load_state_dict(read(number), strict=False)
         for batch in batches:
@@ -148,7 +148,7 @@ def fit_entries(
     """Fits the map from the prelude's end to the input of each of `layers`.
 
     Args:
-        model: as for `original_states`; its looped layer's weights are lost.
+        model: as for `original_states`; its first looped layer's weights are lost.
         read: returns the weights of a layer of the original model, by its number.
         windows: calibration text, int64 `[windows, seq]`.
         layers: original numbers of the layers, all of them replaced ones.
@@ -171,7 +171,8 @@ def fit_exit(
     """Fits the map from the loop's end, after `depth` steps, to the coda's input.
 
     Args:
-        model: as for `original_states`, otherwise converted; its looped layer's weights are lost.
+        model: as for `original_states`, otherwise converted; its first looped layer's weights are
+            lost.
         read: returns the weights of a layer of the original model, by its number.
         windows: calibration text, int64 `[windows, seq]`.
         depth: steps that the loop runs.

@@ -1,4 +1,4 @@
-"""Model surgery: a pretrained decoder becomes prelude, one looped layer and coda.
+"""Model surgery: a pretrained decoder becomes prelude, a looped block of layers and coda.
 
 Source: arXiv 2604.02051, section 3; `auto`, `matched` and `per_step` are ours or named there.
 """
@@ -18,10 +18,17 @@ from torch import nn
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.conversion.bases import fill_bases
 from ouroboros.conversion.bridge import HELD_ASIDE, Fit, fit_entries, fit_exit
+from ouroboros.conversion.looped import check_looped, parse_looped
 from ouroboros.conversion.options import ConvertOptions
-from ouroboros.conversion.selection import Candidate, match_step_norms, select_recurrent
-from ouroboros.errors import CheckpointError, ConfigError, DataError
+from ouroboros.conversion.selection import (
+    Candidate,
+    load_block,
+    match_step_norms,
+    select_recurrent,
+)
+from ouroboros.errors import CheckpointError, DataError
 from ouroboros.model.base_config import require_exportable
+from ouroboros.model.block import name_block
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.source.locate import locate
@@ -42,8 +49,8 @@ class ConversionReport:
     """What a conversion kept, dropped and made trainable.
 
     Attributes:
-        recurrent: original index of the looped layer.
-        candidates: what `auto` measured, best first; empty where a layer was named.
+        recurrent: original index of the first looped layer.
+        candidates: what `auto` measured, best first; empty where layers were named.
         kept: parameters taken over unchanged.
         dropped: parameters of the removed layers.
         dropped_layers: original indices of the removed layers.
@@ -92,20 +99,19 @@ def convert(
     """
     chosen = replace(options or ConvertOptions(), **changes)
     say = report or (lambda line: None)
-    layer = _layer_number(chosen.recurrent)
+    layer, count = parse_looped(chosen.recurrent)
     made_from = [Path(source), *([chosen.calibration] if chosen.calibration else [])]
     existing = [path for path in made_from if path.exists()]
     if obstacle := check_place(Path(out), (CHECKPOINT,), existing):
         raise CheckpointError(f"{out} {obstacle}")
     say(f"loading {source}")
     place = locate(source)
-    if layer is not None and layer < 0:
-        last = place.config.num_hidden_layers - chosen.coda - 1
-        raise ConfigError(
-            f"recurrent layer {layer} is negative",
-            f"give auto or one of the replaced layers {chosen.prelude}..{last}",
-        )
-    settings = asdict(chosen) | {"recurrent": chosen.prelude if layer is None else layer}
+    total = place.config.num_hidden_layers
+    check_looped(chosen.recurrent, layer, count, chosen.prelude, chosen.coda, total)
+    settings = asdict(chosen) | {
+        "recurrent": chosen.prelude if layer is None else layer,
+        "recurrent_layers": count,
+    }
     del settings["calibration"]
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
@@ -118,8 +124,10 @@ def convert(
     model = _transplant(original, config)
     candidates = _measure(model, original, chosen, layer, say)
     projections = model.recurrent.projections()
-    say(f"computing the low-rank bases of {len(projections)} projections")
-    fill_bases(projections, original.projection, config.removed_layers(), config.recurrent)
+    say(f"computing the low-rank bases of {sum(map(len, projections))} projections")
+    per_step = config.bases == "per_step"
+    removed = config.removed_layers()
+    fill_bases(projections, original.projection, removed, config.recurrent, per_step)
     say(f"writing {out}")
     papers: dict[str, Path | bytes] = {
         "LICENSE": original.papers.license_file().encode(),
@@ -136,26 +144,26 @@ def _measure(
     layer: int | None,
     say: Callable[[str], None],
 ) -> list[Candidate]:
-    """Makes the choices that need text: the looped layer, the bridge and the step norms."""
+    """Makes the choices that need text: the looped layers, the bridge and the step norms."""
     config = model.config
     bridged, matched = config.bridge != "none", chosen.norm_init == "matched"
     if not (layer is None or matched or bridged):
         return []
     windows = _calibration_windows(original, chosen.calibration, fit_windows(config.hidden_size))
     few = _few_windows(windows)
-    last = config.original_layers - config.coda
+    starts = range(
+        config.prelude, config.original_layers - config.coda - config.recurrent_layers + 1
+    )
     candidates: list[Candidate] = []
     fits: dict[int, Fit] = {}
     if config.bridge == "entry":
-        wanted = range(config.prelude, last) if layer is None else [layer]
         say(f"fitting the bridge on {windows.numel():,} tokens")
-        fits = fit_entries(model, original.layer, windows, wanted)
+        fits = fit_entries(model, original.layer, windows, starts if layer is None else [layer])
     if layer is None:
-        replaced = range(config.prelude, last)
-        candidates = select_recurrent(model, original.layer, replaced, few, chosen.depth, say, fits)
+        candidates = select_recurrent(model, original.layer, starts, few, chosen.depth, say, fits)
         config.recurrent = candidates[0].layer
-    if layer is None or fits:  # either leaves another layer in the loop
-        model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
+    if layer is None or fits:  # either leaves other layers in the loop
+        load_block(model, original.layer, config.recurrent)
     if fits:
         fits[config.recurrent].put(model)
     if matched:
@@ -164,7 +172,7 @@ def _measure(
     if config.bridge == "exit":
         say(f"fitting the bridge on {windows.numel():,} tokens")
         fit_exit(model, original.layer, windows, chosen.depth).put(model)
-        model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
+        load_block(model, original.layer, config.recurrent)
     return candidates
 
 
@@ -194,18 +202,6 @@ def fit_windows(width: int) -> int:
     return max(min(FIT_WINDOWS, fitting), needed)
 
 
-def _layer_number(recurrent: int | str) -> int | None:
-    """Returns the layer that was named, None for `auto`."""
-    if recurrent == "auto":
-        return None
-    try:
-        return int(str(recurrent))
-    except ValueError:
-        raise ConfigError(
-            f"recurrent={recurrent!r:.80} is neither auto nor the number of a layer, counted from 0"
-        ) from None
-
-
 def _provenance(original: Original) -> dict[str, Any]:
     facts = {
         "name": original.name,
@@ -220,7 +216,7 @@ def _provenance(original: Original) -> dict[str, Any]:
 def _changes(config: OuroborosConfig) -> str:
     last = config.original_layers
     kept = [*range(config.prelude), *range(last - config.coda, last)]
-    dropped = config.removed_layers()
+    dropped = _dropped(config)
     added = [
         "a Controller" if config.modulation == "controller" else "a modulation vector a step",
         "low-rank bases",
@@ -230,9 +226,17 @@ def _changes(config: OuroborosConfig) -> str:
     ]
     return (
         f"layers {_ranges(kept) or 'none'} of {last} kept as they were; layers "
-        f"{_ranges(dropped) or 'none'} dropped; layer {config.recurrent} looped in their place; "
+        f"{_ranges(dropped) or 'none'} dropped; {_looped(config)} looped in their place; "
         f"added {', '.join(added[:-1])} and {added[-1]}."
     )
+
+
+def _dropped(config: OuroborosConfig) -> list[int]:
+    return sorted(layer for layers in config.removed_layers() for layer in layers)
+
+
+def _looped(config: OuroborosConfig) -> str:
+    return name_block(config.recurrent, config.recurrent_layers)
 
 
 def _ranges(layers: Sequence[int]) -> str:
@@ -247,7 +251,7 @@ def _ranges(layers: Sequence[int]) -> str:
 
 
 def _transplant(original: Original, config: OuroborosConfig) -> OuroborosForCausalLM:
-    """Builds the model and reads its kept layers and the looped one into it, one by one."""
+    """Builds the model and reads its kept layers and the looped ones into it, one by one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model: OuroborosForCausalLM = OuroborosForCausalLM(config).eval()
@@ -265,7 +269,7 @@ def _transplant(original: Original, config: OuroborosConfig) -> OuroborosForCaus
         targets["lm_head."] = model.lm_head
     for prefix, target in targets.items():
         target.load_state_dict(original.state(prefix))
-    model.recurrent.layer.load_state_dict(original.layer(config.recurrent), strict=False)
+    load_block(model, original.layer, config.recurrent)
     if original.generation_config is not None:
         model.generation_config = original.generation_config
     return model
@@ -305,8 +309,15 @@ def _describe(
     total = original.parameters
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept = sum(p.numel() for p in model.parameters()) - trainable
-    bases = sum(p.lora_a.numel() + p.lora_b.numel() for p in model.recurrent.projections().values())
-    removed = config.removed_layers()
+    projections = [one for layer in model.recurrent.projections() for one in layer.values()]
+    bases = sum(one.lora_a.numel() + one.lora_b.numel() for one in projections)
+    removed = _dropped(config)
+    alone = [
+        layer
+        for layer, others in enumerate(config.removed_layers(), start=config.recurrent)
+        if not others
+    ]
+    without = f"; all zero for {_ranges(alone)}, which stand in for no layer" if alone else ""
     last = config.original_layers - 1
     coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
     prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
@@ -314,13 +325,13 @@ def _describe(
     lines = [
         f"{original.name}: {config.original_layers} layers, {total:,} parameters",
         f"  prelude    {prelude}",
-        f"  recurrent  layer {config.recurrent}, looped up to {config.max_depth} times",
+        f"  recurrent  {_looped(config)}, looped up to {config.max_depth} times",
         f"  coda       {coda}",
         f"  kept       {kept:,} parameters, unchanged",
         f"  dropped    layers {_ranges(removed)}: {total - kept:,} parameters"
         if removed
         else "  dropped    none",
-        f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases})",
+        f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases}){without}",
         f"  trainable  {trainable:,} parameters ({', '.join(own)})",
     ]
     return ConversionReport(

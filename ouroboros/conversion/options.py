@@ -18,7 +18,9 @@ class ConvertOptions:
     prelude: int = option(8, "first layers to keep")
     coda: int = option(8, "last layers to keep")
     recurrent: int | str = option(
-        "auto", "the layer to loop, counted from 0; auto measures which is best"
+        "auto",
+        "the layer to loop, counted from 0, or a block of them as 18-21; auto measures which layer "
+        "is best, auto:4 which block of 4",
     )
     depth: int = option(8, "the default depth; auto and matched measure at it")
     max_depth: int = option(64, "the largest depth that will ever be used")

@@ -1,4 +1,4 @@
-"""Choices made by measurement at conversion: the looped layer, and the scale of the step norms.
+"""Choices made by measurement at conversion: the looped layers, and the scale of the step norms.
 
 Both look at calibration text only, never at held-out text.
 """
@@ -14,15 +14,16 @@ from torch import nn
 from torch.nn import functional
 
 from ouroboros.conversion.bridge import Fit
+from ouroboros.model.block import name_block
 from ouroboros.model.modeling import OuroborosForCausalLM
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One layer tried as the looped one.
+    """One layer, or one block of them, tried as the looped one.
 
     Attributes:
-        layer: its index in the original model.
+        layer: index of its first layer in the original model.
         loss_at_one: calibration loss at depth 1, nats per token.
         loss_at_depth: calibration loss at the depth asked for, nats per token.
     """
@@ -44,7 +45,7 @@ def calibration_loss(model: OuroborosForCausalLM, windows: torch.Tensor, depth: 
 
 @torch.no_grad()
 def match_step_norms(model: OuroborosForCausalLM, windows: torch.Tensor, depth: int) -> None:
-    """Sets each step's norm weight to the RMS of the layer's own output at that step.
+    """Sets each step's norm weight to the RMS of the looped layers' own output at that step.
 
     One pass does it: the RMS of a step is measured and set before its norm is applied, so the
     next step sees what it will see later. Steps past `depth` repeat the last.
@@ -57,7 +58,7 @@ def match_step_norms(model: OuroborosForCausalLM, windows: torch.Tensor, depth: 
         weight[step] = output.float().pow(2).mean().sqrt()
         step += 1
 
-    handle = model.recurrent.layer.register_forward_hook(measure)
+    handle = model.recurrent.layers[-1].register_forward_hook(measure)
     try:
         model(input_ids=windows, depth=depth, use_cache=False, logits_to_keep=1)
     finally:
@@ -74,31 +75,45 @@ def select_recurrent(
     report: Callable[[str], None],
     fits: Mapping[int, Fit] | None = None,
 ) -> list[Candidate]:
-    """Tries every candidate as the looped layer; returns them, the best at `depth` first.
+    """Tries every candidate as the looped part; returns them, the best at `depth` first.
 
     The Controller's heads are zero at conversion, so the bases don't matter here.
 
     Args:
-        model: its looped layer is replaced by each candidate.
+        model: its looped layers are replaced by each candidate's.
         read: returns the weights of a layer of the original model, by its number.
-        candidates: numbers of the layers to try.
+        candidates: numbers of the layers to try; of a block that of its first layer.
         windows: calibration text, int64 `[windows, seq]`.
         depth: at which they are compared.
         report: gets a table, a row as soon as it is measured.
         fits: the bridge to each candidate's input; none where the model has no such bridge.
     """
     tried = []
-    report("calibration loss of every candidate for the looped layer, nats per token")
-    report(f"{'layer':>7}  {'at depth 1':>12}  {f'at depth {depth}':>12}")
+    count = model.config.recurrent_layers
+    report(f"calibration loss of every candidate for the looped {_words(count)}, nats per token")
+    report(f"{_words(count):>7}  {'at depth 1':>12}  {f'at depth {depth}':>12}")
     for number, layer in enumerate(candidates, start=1):
-        model.recurrent.layer.load_state_dict(read(layer), strict=False)
+        load_block(model, read, layer)
         if fits:
             fits[layer].put(model)
         if model.config.norm_init == "matched":
             match_step_norms(model, windows, depth)
         losses = [calibration_loss(model, windows, d) for d in (1, depth)]
         tried.append(Candidate(layer, *losses))
-        report(f"{layer:>7}  {losses[0]:>12.3f}  {losses[1]:>12.3f}  {number} of {len(candidates)}")
+        label = name_block(layer, count).split()[-1]
+        report(f"{label:>7}  {losses[0]:>12.3f}  {losses[1]:>12.3f}  {number} of {len(candidates)}")
     ranked = sorted(tried, key=lambda c: (c.loss_at_depth, c.layer))
-    report(f"looping layer {ranked[0].layer}, the best at depth {depth}")
+    report(f"looping {name_block(ranked[0].layer, count)}, the best at depth {depth}")
     return ranked
+
+
+def _words(count: int) -> str:
+    return "layer" if count == 1 else "layers"
+
+
+def load_block(
+    model: OuroborosForCausalLM, read: Callable[[int], dict[str, torch.Tensor]], first: int
+) -> None:
+    """Reads consecutive layers of the original model into the looped ones, `first` first."""
+    for number, layer in enumerate(model.recurrent.layers, start=first):
+        layer.load_state_dict(read(number), strict=False)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ouroboros.delta.record import INDEX, TensorRecord, WeightsRecord
 from ouroboros.errors import CheckpointError
+from ouroboros.model.names import current_name
 from ouroboros.source.locate import FLOATS, one_line, require_finite_tensor
 from ouroboros.source.weights import Original
 from ouroboros.storage.tensors import StoredTensor, pieces_of
@@ -102,7 +103,7 @@ def check_weights(
         weights: of its record.
         pieces: its own tensors.
         original: the source.
-        expected: the shape of each tensor that the checkpoint must have, by name.
+        expected: the shape of each tensor that the checkpoint must have, by its current name.
 
     Raises:
         CheckpointError: one is missing, left over, twice there or of another shape.
@@ -111,9 +112,9 @@ def check_weights(
     used: set[str] = set()
     for file in weights.values():
         for name, tensor in file.tensors.items():
-            if name in found:
+            if current_name(name) in found:
                 raise CheckpointError(f"{folder}: {name} is in two weight files", ANEW)
-            found[name] = tensor
+            found[current_name(name)] = tensor
             if tensor.source and tensor.source not in original.names:
                 raise CheckpointError(
                     f"{folder}: {name:.80} is the source's {tensor.source!r:.80}, which it lacks",

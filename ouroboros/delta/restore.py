@@ -154,10 +154,9 @@ def _read_config(folder: Path, record: DeltaRecord) -> OuroborosConfig:
         raise CheckpointError(f"{folder / DELTA_NAME}: {name} is not one of a delta's files", ANEW)
     config = read_config(folder)
     held = sum(len(file.tensors) for file in record.weights.values())
-    if config.num_layers > held:  # or else a number in config.json decides how long this takes
-        raise CheckpointError(
-            f"{folder}: {config.num_layers:,} layers by config.json, {held:,} tensors", ANEW
-        )
+    layers = config.num_layers + config.recurrent_layers
+    if layers > held:  # or else a number in config.json decides how long this takes
+        raise CheckpointError(f"{folder}: {layers:,} layers by config.json, {held:,} tensors", ANEW)
     return config
 
 

@@ -36,6 +36,7 @@ from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE
 from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.names import current_name
 from ouroboros.source.locate import Location, get_weights, locate, one_line
 from ouroboros.source.weights import Original
 from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of, write_tensors
@@ -202,7 +203,7 @@ class _Comparison:
             metadata: dict[str, str] = dict(opened.metadata() or {})
             names = list(opened.keys())
         for name in names:
-            if name not in self.shapes:
+            if current_name(name) not in self.shapes:
                 raise CheckpointError(
                     f"{self.folder}: {name:.80} is no weight of this model",
                     "config.json and the weights are not of one checkpoint",
@@ -215,7 +216,7 @@ class _Comparison:
                 continue
             stored = self._kind(value)
             # What trains stays as wide as it is, whatever it was rounded to.
-            if self.rounded and name not in self.added:
+            if self.rounded and current_name(name) not in self.added:
                 kind = KINDS[stored]
             tensors[name] = TensorRecord(kind, shape)
             self.own[name] = StoredTensor(name, KINDS[stored], shape, partial(_pieces, file, name))

@@ -143,8 +143,14 @@ def check_attention(name: str | None) -> None:
         raise ConfigError(f"attn_implementation={name!r} is not built", "choose sdpa or eager")
 
 
-def check_continuation(cache: OuroborosCache, batch: int, steps: int) -> None:
+def check_continuation(cache: OuroborosCache, batch: int, steps: int, layers: int) -> None:
     """Checks that a filled cache can be gone on from with `batch` rows and `steps` steps.
+
+    Args:
+        cache: the cache.
+        batch: rows of the call.
+        steps: of the call.
+        layers: that a step runs.
 
     Raises:
         ConfigError: it holds other rows, or fewer steps.
@@ -156,7 +162,7 @@ def check_continuation(cache: OuroborosCache, batch: int, steps: int) -> None:
         raise ConfigError(
             f"past_key_values holds {rows} rows and the input {batch}", "give as many"
         )
-    held = len(cache.layers) - cache.num_layers
+    held = (len(cache.layers) - cache.num_layers) // layers
     if held < steps:
         raise ConfigError(
             f"depth={steps} can't go on from past_key_values of depth {held}",

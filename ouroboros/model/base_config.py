@@ -40,6 +40,22 @@ _MORE_BASE_FIELDS = {
     "unk_token_id",
 }
 
+KEYS_OF_TRANSFORMERS = {
+    "model_type",
+    "name_or_path",
+    "_name_or_path",
+    "_commit_hash",
+    "_attn_implementation",
+    "attn_implementation",
+    "experts_implementation",
+    "output_attentions",
+    "torch_dtype",
+    "num_labels",
+    "auto_map",
+    "_attn_implementation_autoset",
+}
+"""What a config holds of transformers' own, beside the fields of its class."""
+
 
 def is_whole(value: Any) -> bool:
     """Says whether `value` is an integer and no truth value."""

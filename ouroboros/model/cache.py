@@ -1,4 +1,4 @@
-"""The key/value cache of a looped model: one slot list a kept layer and one a step.
+"""The key/value cache of a looped model: one slot list a kept layer, and in a step one a layer.
 
 `row_depth` and depth stay fixed while a sequence is decoded, so a step's list never has holes.
 """
@@ -18,6 +18,8 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 class OuroborosCache(Cache):
     """Keys and values of prelude (0..), coda (then) and steps (last), and the pooled state.
 
+    Of the steps entry i * k + j is that of step i and of layer j of the k that are looped.
+
     Attributes:
         pool: one entry a step, float32 `[batch, 1, hidden]`: the running sum of h before the
             step (`causal` pooling) or its mean frozen on the prompt (`mean`).
@@ -29,9 +31,9 @@ class OuroborosCache(Cache):
         self.num_layers = num_layers
         self.pool: dict[int, torch.Tensor] = {}
 
-    def at_step(self, step: int) -> StepCache:
-        """Returns the view through which the recurrent layer sees its slots of `step`."""
-        return StepCache(self, self.num_layers + step)
+    def at_entry(self, entry: int) -> StepCache:
+        """Returns the view through which a looped layer sees its slots of a step."""
+        return StepCache(self, self.num_layers + entry)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Returns how many slots are filled (padding included)."""
@@ -64,7 +66,7 @@ class OuroborosCache(Cache):
 
 
 class StepCache:
-    """What a Hugging Face decoder layer needs of a cache, pinned to the slots of one step."""
+    """What a Hugging Face decoder layer needs of a cache, pinned to its slots of one step."""
 
     def __init__(self, cache: OuroborosCache, layer_idx: int) -> None:
         """Binds the slots `layer_idx` of `cache`."""

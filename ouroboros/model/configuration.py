@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from ouroboros.errors import ConfigError
 from ouroboros.model.auto_map import AUTO_MAP, write_module
 from ouroboros.model.base_config import (
+    KEYS_OF_TRANSFORMERS,
     check_architecture,
     check_base_config,
     declared_fields,
@@ -19,6 +20,7 @@ from ouroboros.model.base_config import (
     is_whole,
     refuse_sliding_window,
 )
+from ouroboros.model.block import check_block, removed_by_layer
 from ouroboros.model.halters import HALTERS, check_halter
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -75,6 +77,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prelude": _WHOLE,
     "coda": _WHOLE,
     "recurrent": _WHOLE,
+    "recurrent_layers": _WHOLE,
     "rank": _WHOLE,
     "alpha": _NUMBER,
     "style_size": _WHOLE,
@@ -105,13 +108,15 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 class OuroborosConfig(PreTrainedConfig):
-    """Configuration of a prelude / one looped layer / coda model.
+    """Configuration of a prelude / looped block of layers / coda model.
 
     Attributes:
         base_config: the original model's config as a plain dict (`model_type` included).
         prelude: number of first layers kept.
         coda: number of last layers kept.
-        recurrent: index, in the original model, of the layer that is looped; -1: the middle one.
+        recurrent: index, in the original model, of the first layer that is looped; -1: in the
+            middle.
+        recurrent_layers: how many consecutive layers are looped, k; 1 is the paper's.
         rank: LoRA rank r of the frozen bases.
         alpha: LoRA alpha; the low-rank update is scaled by alpha / rank.
         style_size: width of the Controller's style vector z.
@@ -145,6 +150,7 @@ class OuroborosConfig(PreTrainedConfig):
     prelude: int = 8
     coda: int = 8
     recurrent: int = -1
+    recurrent_layers: int = 1
     rank: int = 32
     alpha: float = 16.0
     style_size: int = 128
@@ -252,21 +258,7 @@ class OuroborosConfig(PreTrainedConfig):
 
     @staticmethod
     def _refuse_unknown(kwargs: dict[str, Any]) -> None:
-        known = {
-            "model_type",
-            "name_or_path",
-            "_name_or_path",
-            "_commit_hash",
-            "_attn_implementation",
-            "attn_implementation",
-            "experts_implementation",
-            "output_attentions",
-            "torch_dtype",
-            "num_labels",
-            "auto_map",
-            "_attn_implementation_autoset",
-        }
-        unknown = sorted(set(kwargs) - known)
+        unknown = sorted(set(kwargs) - KEYS_OF_TRANSFORMERS)
         if unknown:
             raise ConfigError(
                 f"config has unknown keys {', '.join(unknown)}",
@@ -307,7 +299,7 @@ class OuroborosConfig(PreTrainedConfig):
             {k: v for k, v in given.items() if v != type(self).__dataclass_fields__[k].default}
         )
         # transformers sizes caches by this name; the loop's cache is our own object.
-        self.num_hidden_layers = self.prelude + self.coda + 1
+        self.num_hidden_layers = self.prelude + self.coda + self.recurrent_layers
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Writes config.json and the module through which `trust_remote_code` finds us."""
@@ -322,11 +314,6 @@ class OuroborosConfig(PreTrainedConfig):
     def num_layers(self) -> int:
         """Kept layers: prelude + coda."""
         return self.prelude + self.coda
-
-    @property
-    def recurrent_layers(self) -> int:
-        """Layers that one step of the loop runs."""
-        return 1
 
     @property
     def halting(self) -> bool:
@@ -351,17 +338,8 @@ class OuroborosConfig(PreTrainedConfig):
                 f"their sum must be at most {total - 1}",
             )
         if self.recurrent == -1:
-            self.recurrent = total // 2
-        if not 0 <= self.recurrent < total:
-            raise ConfigError(
-                f"recurrent layer {self.recurrent} is out of range",
-                f"the model has layers 0..{total - 1}",
-            )
-        if not self.prelude <= self.recurrent < total - self.coda:
-            raise ConfigError(
-                f"recurrent layer {self.recurrent} is kept in the prelude or coda",
-                f"choose one of the replaced layers {self.prelude}..{total - self.coda - 1}",
-            )
+            self.recurrent = (total + 1 - self.recurrent_layers) // 2
+        check_block(self.recurrent, self.recurrent_layers, self.prelude, self.coda, total)
         widths = (base.hidden_size, self.num_key_value_heads * self.head_dim)
         limit = min(*widths, base.intermediate_size)
         for name, top in (("rank", limit), ("style_size", 65536), ("max_depth", 4096)):
@@ -379,11 +357,13 @@ class OuroborosConfig(PreTrainedConfig):
                     f"choose one of {', '.join(allowed)}",
                 )
         check_halter(self)
-        if self.bases == "per_step" and not self.removed_layers():
+        if self.bases == "per_step" and not all(self.removed_layers()):
+            place = self.removed_layers().index([])
             raise ConfigError(
-                f"bases=per_step needs a removed layer, and prelude {self.prelude} + coda "
-                f"{self.coda} of {total} layers remove none",
-                "keep fewer or choose bases=mean",
+                f"bases=per_step needs a removed layer for every looped one, and prelude "
+                f"{self.prelude} + coda {self.coda} of {total} layers remove none for layer "
+                f"{self.recurrent + place}",
+                "keep fewer, loop fewer or choose bases=mean",
             )
         refuse_sliding_window(base)
 
@@ -400,10 +380,14 @@ class OuroborosConfig(PreTrainedConfig):
             )
         return depth
 
-    def removed_layers(self) -> list[int]:
-        """Original indices of the layers that the loop replaces, the recurrent one skipped."""
-        last = self.original_layers - self.coda
-        return [layer for layer in range(self.prelude, last) if layer != self.recurrent]
+    def removed_layers(self) -> list[list[int]]:
+        """Original indices of the removed layers that each looped layer stands in for.
+
+        See `ouroboros.model.block.removed_by_layer`.
+        """
+        return removed_by_layer(
+            self.recurrent, self.recurrent_layers, self.prelude, self.coda, self.original_layers
+        )
 
 
 AutoConfig.register("ouroboros", OuroborosConfig, exist_ok=True)

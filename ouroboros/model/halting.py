@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -25,7 +26,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ouroboros.errors import ConfigError
 from ouroboros.model.configuration import STEP_NORM_EPS, OuroborosConfig
+from ouroboros.model.halters import check_threshold
 from ouroboros.model.pooling import Sequences, widen
+
+if TYPE_CHECKING:
+    from ouroboros.model.modeling import OuroborosForCausalLM
 
 
 @dataclass
@@ -168,3 +173,32 @@ class Halting:
 
     def _mean(self, hidden: torch.Tensor) -> torch.Tensor:
         return (self._share[:, None] @ widen(hidden))[:, 0]
+
+
+def begin_halting(
+    model: OuroborosForCausalLM, threshold: float | None, past: int, sequences: Sequences
+) -> Halting | None:
+    """Returns what follows a call's rows, or None where no threshold is given.
+
+    Args:
+        model: that is called.
+        threshold: of the halting score.
+        past: slots that the cache holds.
+        sequences: of the call.
+
+    Raises:
+        ConfigError: the model has no halter, the threshold is outside 0..1, or the call does not
+            hold the whole prompt of every row as one document.
+    """
+    if threshold is None:
+        return None
+    threshold = check_threshold(threshold, model.config)
+    if threshold and past:
+        raise ConfigError(
+            f"halt_threshold={threshold} beside {past} cached tokens: a depth is chosen on the "
+            "whole prompt and stays fixed",
+            "pass depth=depth_used and no threshold",
+        )
+    if model.halter is None:  # the config was changed after the model was made
+        raise ConfigError("the model has no halter", "load it with a config that has one")
+    return Halting(model.halter, threshold, sequences, model.read_out, model.norm.weight)

@@ -1,4 +1,4 @@
-"""`OuroborosForCausalLM`: prelude, one layer looped `depth` times, coda.
+"""`OuroborosForCausalLM`: prelude, a block of layers looped `depth` times, coda.
 
 Source: arXiv 2604.02051, section 3; the decoder layers are transformers' own.
 """
@@ -30,20 +30,13 @@ from ouroboros.model.arguments import (
 )
 from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
-from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
+from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
-from ouroboros.model.halters import check_threshold
-from ouroboros.model.halting import Halter, Halting, LoopedOutput
-from ouroboros.model.modulation import (
-    ConstantLinear,
-    Controller,
-    Gate,
-    ModulatedLinear,
-    ModulationPort,
-    StaticModulation,
-    StepNorm,
-)
-from ouroboros.model.pooling import POOLING, Sequences, describe_sequences
+from ouroboros.model.halting import Halter, Halting, LoopedOutput, begin_halting
+from ouroboros.model.modulation import ConstantLinear, StaticModulation, StepNorm
+from ouroboros.model.names import RENAMED
+from ouroboros.model.pooling import Sequences, describe_sequences
+from ouroboros.model.step import RecurrentStep
 from ouroboros.model.trainable import mark_trainable
 
 _CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -57,51 +50,8 @@ def _architecture(model_type: str) -> tuple[type[nn.Module], type[nn.Module], ty
     return layer, norm, rotary
 
 
-class RecurrentStep(nn.Module):
-    """One recurrence: pool, modulate, run the layer, normalise, gate."""
-
-    def __init__(self, config: OuroborosConfig, layer: nn.Module) -> None:
-        """Wraps a Hugging Face decoder layer; its seven projections become modulated ones."""
-        super().__init__()
-        self.layer = layer
-        self.port = ModulationPort()
-        for name in PROJECTIONS:
-            owner = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
-            setattr(owner, name, ModulatedLinear(getattr(owner, name), name, self.port, config))
-        dynamic = config.modulation == "controller"
-        self.controller = Controller(config) if dynamic else StaticModulation(config)
-        self.norm = StepNorm(config)
-        self.gate = Gate(config) if config.gate else None
-        self.pool = POOLING[config.pooling]
-
-    def projections(self) -> dict[str, ModulatedLinear]:
-        """Returns the seven modulated projections by name."""
-        modules = (m for m in self.layer.modules() if isinstance(m, ModulatedLinear))
-        return {module.name: module for module in modules}
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        step: int,
-        sequences: Sequences,
-        cache: OuroborosCache | None,
-        **layer_inputs: Any,
-    ) -> torch.Tensor:
-        """Runs step `step` on h `[batch, seq, hidden]`."""
-        pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
-        with self.port.carrying(step, self.controller(pooled, step)):
-            view = cache.at_step(step) if cache is not None else None
-            new = self.layer(hidden, **{CACHE: view}, **layer_inputs)
-        new = self.norm(new, step)
-        if self.gate is not None:
-            gate = self.gate(new, hidden)
-            new = gate * new + (1 - gate) * hidden
-        result: torch.Tensor = new
-        return result
-
-
 class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
-    """A pretrained decoder whose middle is one looped layer."""
+    """A pretrained decoder whose middle is a looped block of layers, by default a single one."""
 
     config_class = OuroborosConfig
     config: OuroborosConfig
@@ -128,7 +78,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             attention.layer_idx = slot
         self.prelude = nn.ModuleList(layers[: config.prelude])
         self.bridge = Bridge(config) if config.bridge != "none" else None
-        self.recurrent = RecurrentStep(config, layer_class(base, config.recurrent))
+        looped = range(config.recurrent, config.recurrent + config.recurrent_layers)
+        self.recurrent = RecurrentStep(config, [layer_class(base, layer) for layer in looped])
         self.halter = Halter(config) if config.halting else None
         self.coda = nn.ModuleList(layers[config.prelude :])
         self.norm = norm_class(base.hidden_size, eps=base.rms_norm_eps)
@@ -154,6 +105,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Loads a checkpoint as transformers does, and freezes the base again."""
+        kwargs["key_mapping"] = {**RENAMED, **(kwargs.get("key_mapping") or {})}
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.mark_trainable()
@@ -190,7 +142,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         Args:
             coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms
                 and the final one, `full` all their weights and the final norm.
-            recurrent: what of the looped layer itself trains: `frozen` nothing, `full` all of it.
+            recurrent: what of the looped layers themselves trains: `frozen` nothing, `full` all.
 
         Raises:
             ConfigError: a choice is none of these.
@@ -280,7 +232,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             positions = count_positions(attention_mask, past, batch, new, given.device)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        halting = self._halting(halt_threshold, past, sequences, given)
+        halting = begin_halting(self, halt_threshold, past, sequences)
         hidden, entered = self._run(
             given, positions, sequences, cache, steps, rows, bool(output_hidden_states), halting
         )
@@ -315,28 +267,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 "packed documents (position_ids that restart at 0) have no cache",
                 "pass use_cache=False, or one document a row",
             )
-        check_continuation(cache, batch, steps)
+        check_continuation(cache, batch, steps, self.config.recurrent_layers)
         return cache
-
-    def _halting(
-        self,
-        threshold: float | None,
-        past: int,
-        sequences: Sequences,
-        given: torch.Tensor,
-    ) -> Halting | None:
-        if threshold is None:
-            return None
-        threshold = check_threshold(threshold, self.config)
-        if threshold and past:
-            raise ConfigError(
-                f"halt_threshold={threshold} beside {past} cached tokens: a depth is chosen on the "
-                "whole prompt and stays fixed",
-                "pass depth=depth_used and no threshold",
-            )
-        if self.halter is None:  # a config changed after the model was made
-            raise ConfigError("the model has no halter", "load it with a config that has one")
-        return Halting(self.halter, threshold, sequences, self.read_out, self.norm.weight)
 
     def read_out(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits `[..., vocab]` of h `[..., hidden]`, by final norm and LM head."""

@@ -1,4 +1,4 @@
-"""What changes the looped layer at a step: low-rank modulated projections and their Controller.
+"""What changes the looped layers at a step: low-rank modulated projections and their Controller.
 
 Source: arXiv 2604.02051, section 3.
 """
@@ -20,10 +20,10 @@ GATE_BIAS = -2.0
 
 
 class ModulationPort:
-    """Carries a step's modulation to the projections of the layer.
+    """Carries a step's modulation to the projections of a layer.
 
     A Hugging Face decoder layer calls its projections with the hidden state alone; the port is
-    the one object they share with the loop, set for the length of one step.
+    the one object they share with the loop, set while the layer runs.
     """
 
     def __init__(self) -> None:
@@ -53,18 +53,22 @@ class ModulatedLinear(nn.Linear):
     lora_b: torch.Tensor
 
     def __init__(
-        self, linear: nn.Linear, name: str, port: ModulationPort, config: OuroborosConfig
+        self,
+        linear: nn.Linear,
+        name: str,
+        port: ModulationPort,
+        config: OuroborosConfig,
+        bases: int,
     ) -> None:
-        """Takes over the weight and bias of `linear`; the bases start at zero."""
+        """Takes over the weight and bias of `linear`; the `bases` start at zero."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.name, self.port = name, port
         self.scaling = config.alpha / config.rank
-        bases = len(config.removed_layers()) if config.bases == "per_step" else 1
-        like = linear.weight
-        self.register_buffer("lora_a", like.new_zeros(bases, config.rank, self.in_features))
-        self.register_buffer("lora_b", like.new_zeros(bases, self.out_features, config.rank))
+        like, rank = linear.weight, config.rank
+        self.register_buffer("lora_a", like.new_zeros(bases, rank, self.in_features))
+        self.register_buffer("lora_b", like.new_zeros(bases, self.out_features, rank))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Projects `[batch, seq, in]` to `[batch, seq, out]`."""
@@ -98,8 +102,13 @@ class ConstantLinear(nn.Linear):
             nn.init.constant_(self.bias, self.start)
 
 
+def modulation_size(config: OuroborosConfig) -> int:
+    """Numbers that modulate one step: a rank for each projection of each looped layer."""
+    return config.recurrent_layers * len(PROJECTIONS) * config.rank
+
+
 class Controller(nn.Module):
-    """The hypernetwork: pooled hidden state and step to the diagonals of all seven updates."""
+    """The hypernetwork: pooled hidden state and step to the diagonals of all updates of a step."""
 
     def __init__(self, config: OuroborosConfig) -> None:
         """Builds the network; its heads start at zero, so a conversion starts unmodulated."""
@@ -109,10 +118,10 @@ class Controller(nn.Module):
         self.step_embedding = nn.Embedding(config.max_depth, style)
         self.mix_1 = nn.Linear(3 * style, 2 * style)
         self.mix_2 = nn.Linear(2 * style, style)
-        self.heads = ConstantLinear(style, len(PROJECTIONS) * config.rank, bias=False)
+        self.heads = ConstantLinear(style, modulation_size(config), bias=False)
 
     def forward(self, pooled: torch.Tensor, step: int) -> torch.Tensor:
-        """Maps pooled h `[batch, seq or 1, hidden]` to modulation `[batch, seq or 1, 7 * rank]`."""
+        """Maps pooled h `[batch, seq or 1, hidden]` to `[batch, seq or 1, layers * 7 * rank]`."""
         z = functional.silu(self.style(pooled))
         embedding = self.step_embedding.weight[step].to(z.dtype).expand(*z.shape[:-1], -1)
         z = torch.cat([z, embedding], dim=-1)
@@ -127,10 +136,10 @@ class StaticModulation(nn.Module):
     def __init__(self, config: OuroborosConfig) -> None:
         """Starts at zero, so a conversion starts unmodulated."""
         super().__init__()
-        self.vectors = nn.Parameter(torch.zeros(config.max_depth, len(PROJECTIONS) * config.rank))
+        self.vectors = nn.Parameter(torch.zeros(config.max_depth, modulation_size(config)))
 
     def forward(self, pooled: torch.Tensor, step: int) -> torch.Tensor:
-        """Returns `[1, 1, 7 * rank]` for `step`, whatever `pooled` holds."""
+        """Returns `[1, 1, layers * 7 * rank]` for `step`, whatever `pooled` holds."""
         return self.vectors[step][None, None]
 
 

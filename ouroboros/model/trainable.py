@@ -20,7 +20,7 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
         model: its parameters are marked.
         coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms and the
             final one, `full` all their weights and the final norm.
-        recurrent: what of the looped layer itself trains: `frozen` nothing, `full` all of it.
+        recurrent: what of the looped layers themselves trains: `frozen` nothing, `full` all.
 
     Raises:
         ConfigError: a choice is none of these.
@@ -38,7 +38,7 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
         if module is not None:
             module.requires_grad_(True)
     if recurrent == "full":
-        loop.layer.requires_grad_(True)
+        loop.layers.requires_grad_(True)
     if coda != "frozen":
         for name, parameter in model.coda.named_parameters():
             parameter.requires_grad_(coda == "full" or "norm" in name)

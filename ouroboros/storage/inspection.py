@@ -235,9 +235,11 @@ def require_matching(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
     from ouroboros.checkpoint import read_config, weight_files
     from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.model.names import current_name
 
     config = read_config(path)
     weight_files(path)
+    shapes = {current_name(name): shape for name, shape in shapes.items()}
     with torch.device("meta"):
         model = OuroborosForCausalLM(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

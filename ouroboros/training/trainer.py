@@ -29,6 +29,7 @@ from transformers import (
 
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
+from ouroboros.model.names import current_name
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ouroboros.training.teacher import Teacher
 
 WEIGHTS = "trainable.safetensors"
-LAYERS = ("coda.", "recurrent.layer.", "norm.")  # what is trained of the original's own layers
+LAYERS = ("coda.", "recurrent.layers.", "norm.")  # what is trained of the original's own layers
 SAMPLE_WINDOWS = 2
 # Keeps the streams of random numbers drawn from one seed apart.
 _DEPTH_STREAM, _ORDER_STREAM = 1, 2
@@ -302,7 +303,8 @@ class OuroborosTrainer(Trainer):
         save_file(tensors, os.path.join(output_dir, WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = load_file(os.path.join(resume_from_checkpoint, WEIGHTS))
+        stored = load_file(os.path.join(resume_from_checkpoint, WEIGHTS))
+        saved = {current_name(name): tensor for name, tensor in stored.items()}
         parameters = self._trainable()
         if saved.keys() != parameters.keys():
             raise TrainingError(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from runtime.backends.gpu import INSTALL_BINDINGS
 from runtime.backends.memory import Backend, Span
 from runtime.backends.strides import Level, cut_into_boxes
-from runtime.bundle.contract import DEPTH, ELEMENT_TYPES, TensorSpec
+from runtime.bundle.contract import DEPTH, ELEMENT_TYPES, TensorSpec, parse_size, resolve_size
 from runtime.bundle.manifest import GraphSpec
 from runtime.errors import EngineError
 
@@ -313,7 +313,7 @@ def output_shapes(graph: GraphSpec, inputs: Mapping[str, Any]) -> dict[str, tupl
         if len(given) != len(spec.shape):
             raise EngineError(f"{spec.name} has the shape {list(given)}, not {list(spec.shape)}")
         for name, size in zip(spec.shape, given, strict=False):
-            if isinstance(name, int) or "+" in name:
+            if isinstance(name, int) or parse_size(name) != [(1, name)]:
                 continue
             if sizes.setdefault(name, size) != size:
                 raise EngineError(f"{spec.name}: its {name} is {size}, another's {sizes[name]}")
@@ -323,11 +323,12 @@ def output_shapes(graph: GraphSpec, inputs: Mapping[str, Any]) -> dict[str, tupl
 
 
 def _size(spec: TensorSpec, size: int | str, sizes: Mapping[str, int]) -> int:
-    if isinstance(size, int):
-        return size
-    if size not in sizes:
-        raise EngineError(f"the output {spec.name} has the dimension {size}, which no input gives")
-    return sizes[size]
+    try:
+        return resolve_size(size, sizes)
+    except KeyError as error:
+        raise EngineError(
+            f"the output {spec.name} has the dimension {size}, which no input gives"
+        ) from error
 
 
 def _to_host_type(array: Array, dtype: str) -> Array:

@@ -28,7 +28,7 @@ PREFILL_CHUNK = 512  # tokens of a prompt in one call
 SCORE_CHUNK = 128  # where every logit is asked for: 25 MB a row at 49,152 tokens of vocabulary
 
 PAST_PREFIX, NEW_PREFIX = "past_key_values.", "new_key_values."
-RECURRENT = "recurrent"  # in the place of a layer's number, the cache of the looped layer
+RECURRENT = "recurrent"  # in the place of a layer's number, the cache of the looped layers
 PARTS = ("key", "value")
 
 # Dimensions that differ from call to call.
@@ -252,6 +252,37 @@ def inputs(model: Dimensions, precision: str) -> tuple[TensorSpec, ...]:
 def outputs(model: Dimensions, precision: str) -> tuple[TensorSpec, ...]:
     """The outputs of a bundle's graph, in order; arguments as for `inputs`."""
     return tuple(one.resolve(model, precision) for one in output_tensors(model))
+
+
+def parse_size(size: str) -> list[tuple[int, str]]:
+    """A dimension's name as terms of a sum, each a factor and the name of what it counts.
+
+    `slots` is `[(1, "slots")]`, `4 * slots` is `[(4, "slots")]`, `past_sequence + sequence`
+    `[(1, "past_sequence"), (1, "sequence")]`.
+
+    Args:
+        size: as a `TensorSpec` has it.
+    """
+    terms = []
+    for term in size.split("+"):
+        factor, times, name = term.partition("*")
+        terms.append((int(factor), name.strip()) if times else (1, term.strip()))
+    return terms
+
+
+def resolve_size(size: int | str, sizes: Mapping[str, int]) -> int:
+    """The number that a dimension is in one call.
+
+    Args:
+        size: as a `TensorSpec` has it.
+        sizes: what the names that differ from call to call stand for.
+
+    Raises:
+        KeyError: a name is not among them.
+    """
+    if isinstance(size, int):
+        return size
+    return sum(factor * sizes[name] for factor, name in parse_size(size))
 
 
 def find_unfed(tensors: Iterable[TensorSpec], given: Mapping[str, object]) -> str | None:

@@ -1,0 +1,78 @@
+"""One recurrence of the loop.
+
+Source: arXiv 2604.02051, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ouroboros.model.cache import CACHE, OuroborosCache
+from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
+from ouroboros.model.modulation import (
+    Controller,
+    Gate,
+    ModulatedLinear,
+    ModulationPort,
+    StaticModulation,
+    StepNorm,
+)
+from ouroboros.model.pooling import POOLING, Sequences
+
+
+class RecurrentStep(nn.Module):
+    """One recurrence: pool, modulate, run the layers in order, normalise, gate."""
+
+    def __init__(self, config: OuroborosConfig, layers: Sequence[nn.Module]) -> None:
+        """Wraps Hugging Face decoder layers; their seven projections become modulated ones."""
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.ports = [ModulationPort() for _ in layers]
+        removed = [
+            len(ones) if config.bases == "per_step" else 1 for ones in config.removed_layers()
+        ]
+        for layer, port, bases in zip(layers, self.ports, removed, strict=True):
+            for name in PROJECTIONS:
+                owner = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
+                linear = ModulatedLinear(getattr(owner, name), name, port, config, bases)
+                setattr(owner, name, linear)
+        dynamic = config.modulation == "controller"
+        self.controller = Controller(config) if dynamic else StaticModulation(config)
+        self.norm = StepNorm(config)
+        self.gate = Gate(config) if config.gate else None
+        self.pool = POOLING[config.pooling]
+
+    def projections(self) -> list[dict[str, ModulatedLinear]]:
+        """Returns the seven modulated projections of every layer by name."""
+        modulated = (
+            [m for m in layer.modules() if isinstance(m, ModulatedLinear)] for layer in self.layers
+        )
+        return [{module.name: module for module in modules} for modules in modulated]
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        step: int,
+        sequences: Sequences,
+        cache: OuroborosCache | None,
+        **layer_inputs: Any,
+    ) -> torch.Tensor:
+        """Runs step `step` on h `[batch, seq, hidden]`."""
+        pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
+        modulation = self.controller(pooled, step).chunk(len(self.layers), -1)
+        new, entry = hidden, step * len(self.layers)
+        for layer, port, vectors in zip(self.layers, self.ports, modulation, strict=True):
+            view = cache.at_entry(entry) if cache is not None else None
+            with port.carrying(step, vectors):
+                new = layer(new, **{CACHE: view}, **layer_inputs)
+            entry += 1
+        new = self.norm(new, step)
+        if self.gate is not None:
+            gate = self.gate(new, hidden)
+            new = gate * new + (1 - gate) * hidden
+        result: torch.Tensor = new
+        return result
