@@ -16,6 +16,7 @@ from export.cases import record_cases
 from export.chat import compile_checkpoint_chat
 from export.errors import ExportError, refuse_unused
 from export.graph.compile import compile_graph
+from export.graph.halting import require_halter
 from export.graph.passes.opset import check_opset
 from export.graph.passes.result import PassResult
 from export.graph.storage import save_graph
@@ -104,6 +105,7 @@ def export_bundle(
         raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
+    require_halter(model.config.halter, chosen, asked.format == "trt")
     max_depth = _choose_depth(asked.max_depth, model.config.max_depth)
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")

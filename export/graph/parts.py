@@ -98,8 +98,8 @@ class Plain(nn.Module):
         return result
 
 
-class Step(nn.Module):
-    """One recurrence: what becomes the body of the Loop."""
+class Recurrence(nn.Module):
+    """One recurrence of every row, without the choice of which rows have it."""
 
     def __init__(self, model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> None:
         """Joins the weights of the looped layers; step tables are cut at `max_depth`."""
@@ -119,7 +119,7 @@ class Step(nn.Module):
             case StaticModulation() as static:
                 self.modulate = TracedStatic(static, max_depth)
 
-    def forward(
+    def advance(
         self,
         step: torch.Tensor,
         h: torch.Tensor,
@@ -127,7 +127,6 @@ class Step(nn.Module):
         pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
         past: tuple[torch.Tensor, torch.Tensor],
         picked: torch.Tensor,
-        row_depth: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs step `step` (int64 scalar) on h `[B, S, d]`.
 
@@ -138,7 +137,6 @@ class Step(nn.Module):
             pool: valid, count, has_past and the past pooled sums `[B, D, d]`.
             past: keys and values of all steps `[B, D * k, kv, P, head_dim]`, of k layers a step.
             picked: positions asked for, int64 `[B, K, d]`.
-            row_depth: int64 `[B]`; a row that has had its steps passes through unchanged.
 
         Returns:
             h; new keys and values `[B, k * kv, S, head_dim]`, the heads of one layer after
@@ -162,7 +160,6 @@ class Step(nn.Module):
             joined = torch.cat([new, h], dim=-1)
             gate = torch.sigmoid(product(joined, self.gate_weight) + self.gate_bias)
             new = h + gate * (new - h)
-        new = torch.where((step < row_depth)[:, None, None], new, h)
         return new, _join_heads(keys), _join_heads(values), pool_out
 
     def _pool(
@@ -181,6 +178,28 @@ class Step(nn.Module):
                 return mean, mean.expand(-1, h.shape[1], -1)
             case _:
                 return h, h
+
+
+class Step(Recurrence):
+    """What becomes the body of the Loop."""
+
+    def forward(
+        self,
+        step: torch.Tensor,
+        h: torch.Tensor,
+        shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        past: tuple[torch.Tensor, torch.Tensor],
+        picked: torch.Tensor,
+        row_depth: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Runs a step on the rows that have it; arguments and result as `advance` has them.
+
+        Beside those `row_depth`, int64 `[B]`: a row that has had its steps passes through
+        unchanged.
+        """
+        new, keys, values, sums = self.advance(step, h, shared, pool, past, picked)
+        return torch.where((step < row_depth)[:, None, None], new, h), keys, values, sums
 
 
 def _join_heads(parts: list[torch.Tensor]) -> torch.Tensor:

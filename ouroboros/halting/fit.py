@@ -25,7 +25,7 @@ from ouroboros.model.halting import Halter, halting_features
 from ouroboros.model.modeling import OuroborosForCausalLM
 
 UPDATES, PATIENCE = 400, 60
-LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1.0
+LEARNING_RATE, WEIGHT_DECAY = 3e-4, 1.0
 _BIAS_RATE = 3e-2  # a bias has one number a step and moves them all
 THRESHOLDS = 64  # candidates
 

@@ -93,7 +93,8 @@ class Halter(nn.Module):
                 return torch.softmax(widen(read_out(reading.new)), dim=-1).amax(-1)
             case _:
                 moved, size = (reading.new - reading.old).norm(dim=-1), reading.new.norm(dim=-1)
-                return 1 - moved / size.clamp(min=torch.finfo(size.dtype).tiny)
+                still: torch.Tensor = 1 - moved / size.clamp(min=torch.finfo(size.dtype).tiny)
+                return still
 
 
 def halting_features(reading: Reading) -> torch.Tensor:
@@ -109,7 +110,7 @@ class Halting:
     """Which rows of a call go on, step by step.
 
     Attributes:
-        score: float32 `[batch]`, frozen once a row has halted.
+        score: float32 `[batch]` (float64 where the model is), frozen once a row has halted.
         depth_used: int64 `[batch]`, steps that each row has had so far.
     """
 
@@ -119,7 +120,6 @@ class Halting:
         threshold: float,
         sequences: Sequences,
         read_out: Callable[[torch.Tensor], torch.Tensor],
-        like: torch.Tensor,
     ) -> None:
         """Begins a call.
 
@@ -128,7 +128,6 @@ class Halting:
             threshold: of the score; 0 halts nothing.
             sequences: of the call, which must hold the whole prompt of every row.
             read_out: final norm and LM head.
-            like: a weight; the score is of its type, float32 at least.
 
         Raises:
             ConfigError: the rows hold packed documents.
@@ -139,11 +138,10 @@ class Halting:
                 "give one document a row, or leave out halt_threshold",
             )
         self._halter, self._threshold, self._read_out = halter, threshold, read_out
-        valid, dtype = sequences.valid, widen(like[:1]).dtype
+        self._valid = valid = sequences.valid
         slots = torch.arange(valid.shape[1], device=valid.device)
         self._last = (slots * valid).argmax(-1)[:, None, None]
-        self._share = valid.to(dtype) / valid.sum(-1, keepdim=True).clamp(min=1).to(dtype)
-        self.score = torch.zeros(len(valid), dtype=dtype, device=valid.device)
+        self.score = torch.zeros(len(valid), device=valid.device)
         self.depth_used = torch.zeros(len(valid), dtype=torch.long, device=valid.device)
 
     @property
@@ -172,7 +170,9 @@ class Halting:
         return widen(hidden.gather(1, index)[:, 0])
 
     def _mean(self, hidden: torch.Tensor) -> torch.Tensor:
-        return (self._share[:, None] @ widen(hidden))[:, 0]
+        h = widen(hidden)
+        valid = self._valid[..., None].to(h.dtype)
+        return (h * valid).sum(1) / valid.sum(1).clamp(min=1)
 
 
 def begin_halting(
@@ -201,4 +201,4 @@ def begin_halting(
         )
     if model.halter is None:  # the config was changed after the model was made
         raise ConfigError("the model has no halter", "load it with a config that has one")
-    return Halting(model.halter, threshold, sequences, model.read_out, model.norm.weight)
+    return Halting(model.halter, threshold, sequences, model.read_out)

@@ -272,7 +272,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
 
     def read_out(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits `[..., vocab]` of h `[..., hidden]`, by final norm and LM head."""
-        logits: torch.Tensor = self.lm_head(self.norm(hidden.to(self.norm.weight.dtype)))
+        if hidden.dtype != torch.float64:
+            hidden = hidden.to(self.embed_tokens.weight.dtype)
+        logits: torch.Tensor = self.lm_head(self.norm(hidden))
         return logits
 
     def _run(

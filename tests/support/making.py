@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from export.graph import trace
+from tests.support.halting import write_halting
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 
 __all__ = [
+    "halting_bundle",
     "massive_bundle",
     "massive_checkpoint",
     "tiny_bundle",
@@ -47,6 +49,15 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("bundle") / "tiny"
     build_bundle(tiny_checkpoint, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def halting_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the tiny checkpoint with a trained halter, its checkpoint beside it."""
+    path = tmp_path_factory.mktemp("halting")
+    write_halting(tiny_checkpoint, path / "checkpoint", "trained")
+    build_bundle(path / "checkpoint", path / "bundle")
+    return path / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -237,7 +237,7 @@ def test_halting_is_in_float32_whatever_the_weights() -> None:
     config = tiny_model(halter="trained", halt_depth=STEPS).config
     halter = Halter(OuroborosConfig.from_dict(config.to_dict())).bfloat16()
     sequences = describe_sequences(1, 2, 0, None, None, torch.device("cpu"))
-    halting = Halting(halter, 0.5, sequences, lambda h: h, torch.ones(1, dtype=torch.bfloat16))
+    halting = Halting(halter, 0.5, sequences, lambda h: h)
     hidden = torch.ones(1, 2, config.hidden_size, dtype=torch.bfloat16)
     halting.take(0, torch.tensor([True]), hidden, hidden)
     assert halting.score.dtype == torch.float32
