@@ -24,6 +24,7 @@ def convert(
 
     Examples:
       ouro convert Qwen/Qwen2.5-3B converted --recurrent 18
+      ouro convert Qwen/Qwen2.5-3B converted --recurrent 18-21
       ouro convert model.Q4_1.gguf converted
       ouro convert ./SmolLM2-135M converted --prelude 6 --coda 6 --recurrent auto
     """

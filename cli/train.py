@@ -23,6 +23,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the newest state in OUT/state")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="print the memory that the run needs, and do nothing")
+    ] = False,
 ) -> None:
     """Train a checkpoint on text: Controller, gate and step norms; with --train-coda more.
 
@@ -34,6 +37,7 @@ def train(
       ouro train converted trained --data texts/ --eval held-out.txt
       ouro train converted trained --data corpus.jsonl --depth 8 --train-steps 1000
       ouro train converted trained --recipe recipe.yaml --resume
+      ouro train converted trained --recipe recipe.yaml --plan
     """
     from cli.bench import parse_numbers
     from ouroboros.training.recipe import make_options
@@ -44,6 +48,11 @@ def train(
     if "eval_depths" in options:
         options["eval_depths"] = tuple(parse_numbers(options["eval_depths"], "--eval-depth"))
     chosen = make_options(options, recipe)
+    if plan:
+        from ouroboros.training.memory import describe_plan
+
+        typer.echo(describe_plan(checkpoint, chosen))
+        return
     from rich.console import Console
 
     from ouroboros.training.run import train as train_model

@@ -38,9 +38,9 @@ def open_bundle(folder: Path) -> dict:
     return manifest
 
 
-def empty_cache(graph: dict, depth: int) -> dict:
+def empty_cache(graph: dict, layers: int, depth: int) -> dict:
     """The cache before the first call: no slots, sums of zero."""
-    sizes = {"batch": 1, "slots": depth, "past_sequence": 0}
+    sizes = {"batch": 1, "slots": depth, f"{layers} * slots": layers * depth, "past_sequence": 0}
     return {
         one["name"]: np.zeros([sizes.get(size, size) for size in one["shape"]], TYPES[one["dtype"]])
         for one in graph["inputs"]
@@ -56,7 +56,7 @@ def generate(folder: Path, prompt: list, depth: int, count: int) -> list:
         sys.exit(f"depth {depth} is outside 1..{manifest['depth']['max']}")
     session = onnxruntime.InferenceSession(str(folder / graph["file"]))
     names = [one["name"] for one in graph["outputs"]]
-    cache, tokens, fed = empty_cache(graph, depth), [], 0
+    cache, tokens, fed = empty_cache(graph, model["recurrent_layers"], depth), [], 0
     new = [*manifest["tokenizer"]["prefix_token_ids"], *prompt]
     if not new or min(new) < 0 or max(new) >= model["vocab_size"]:
         sys.exit(f"token ids must be in 0..{model['vocab_size'] - 1}")
@@ -70,6 +70,8 @@ def generate(folder: Path, prompt: list, depth: int, count: int) -> list:
             "row_depth": np.array([depth]),
             "logit_index": np.array([[length - 1]]),
         }
+        if model["halting"]:  # 0: it chooses no depth of its own
+            inputs["halt_threshold"] = np.zeros(1, np.float32)
         outputs = dict(zip(names, session.run(names, inputs | cache), strict=True))
         fed += length
         # New keys and values go behind the old ones; the sums are those of the last position.

@@ -22,7 +22,7 @@ else:
 
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ouroboros", "export"}
 # Whose sessions the packages above would be needed for, however light the module that asks.
-MAKING = {"tiny_original", "tiny_checkpoint", "massive_checkpoint"}
+MAKING = {"tiny_original", "tiny_checkpoint", "block_checkpoint", "massive_checkpoint"}
 
 
 @pytest.fixture(scope="session")

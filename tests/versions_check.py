@@ -30,12 +30,20 @@ NEWEST = (
 MAKE_BUNDLES = """
 import sys
 from pathlib import Path
+from tests.support.halting import write_halting
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 folder = Path(sys.argv[1])
-for name, build in (("tiny", build_original), ("massive", build_massive)):
-    build(folder / "original" / name)
-    build_checkpoint(folder / "original" / name, folder / "made" / name, massive=name == "massive")
+build_original(folder / "original")
+build_massive(folder / "original-massive")
+for name, original, kind in (
+    ("tiny", "original", {}),
+    ("block", "original", {"block": True}),
+    ("massive", "original-massive", {"massive": True}),
+):
+    build_checkpoint(folder / original, folder / "made" / name, **kind)
     build_bundle(folder / "made" / name, folder / name)
+write_halting(folder / "made" / "tiny", folder / "made" / "halting", "trained")
+build_bundle(folder / "made" / "halting", folder / "halting")
 """
 
 

@@ -32,8 +32,8 @@ DAMPING = 1.0
 ROWS = 8192  # rounded at a time: an embedding's rows are many
 LM_HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 # What leaves attention and MLP goes straight into the residual stream, and queries and keys share
-# the values' product. The first layer, the last ones and the looped one are kept whole: nothing
-# comes after the last to even their errors out, and the looped one repeats its own.
+# the values' product. The first layer, the last ones and the looped ones are kept whole: nothing
+# comes after the last to even their errors out, and the looped ones repeat their own.
 SENSITIVE = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
 LAST = 3  # layers before the LM head that are kept whole
 COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches the rest

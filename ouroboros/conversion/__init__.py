@@ -1,1 +1,1 @@
-"""Model surgery: a pretrained decoder becomes prelude, one looped layer and coda."""
+"""Model surgery: a pretrained decoder becomes prelude, a looped block of layers and coda."""

@@ -60,7 +60,7 @@ class TrainOptions:
         False, "compile the kept layers and the loss; worth it on a GPU", "--compile/--no-compile"
     )
     train_coda: str = option("frozen", "of the last layers train: frozen, norms or full")
-    train_recurrent: str = option("frozen", "of the looped layer train: frozen or full")
+    train_recurrent: str = option("frozen", "of the looped layers train: frozen or full")
     layer_learning_rate: float = option(
         0.0, "the highest one of whole layers that train; 0: --learning-rate"
     )

@@ -131,7 +131,7 @@ class QuantizationSpec:
     """How integer weights were made, and the arithmetic that the engine runs them in.
 
     bits: of the matrices that bear it; sensitive_bits: of those whose errors cost most, among them
-        embedding, LM head and all of the looped layer.
+        embedding, LM head and all of the looped layers.
     method: "rtn" (round to nearest) or "gptq".
     calibration: sha256 of the calibration tokens; None for "rtn".
     accuracy_level: ONNX Runtime's for MatMulNBits: 1 float32, 4 8-bit activations.

@@ -36,8 +36,8 @@ EXCEPTIONS = {
     "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
     "python examples/": "tests/examples runs them",
 }
-# Run by the slow test only: each precision is traced anew, which takes half a minute.
-SLOW = ("ouro export trained half", "ouro export trained small")
+# Run by the slow test only: exports trace anew, and take half a minute together.
+SLOW = ("ouro export",)
 # What stands in for the named model and for sizes that the tiny one does not have.
 REPLACED = {
     "$D/model/*.gguf": "original",
@@ -45,6 +45,9 @@ REPLACED = {
     "~/.cache/ouroboros/demo/": "texts/",
     "--context 64,1024": "--context 16,64",
     "build/demo/": "",
+    "Qwen/Qwen2.5-3B converted --recurrent 18": "original converted --recurrent 3",
+    "Qwen/Qwen2.5-3B": "original",
+    "recipes/": f"{ROOT}/recipes/",
     "trained bundle --triton": "trained other --triton",
 }
 ADDED = {

@@ -6,17 +6,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from export import export_bundle
 from ouroboros import convert, load_checkpoint, save_checkpoint
+from runtime import Engine
 from runtime.bundle.reader import read_manifest
+from runtime.parity.cases import load_cases
 from runtime.parity.check import check_bundle
 from runtime.parity.verdict import PASS
-from tests.support.tiny import randomise
+from tests.support.tiny import MAX_DEPTH, SPLIT, randomise
 
 DEPTHS = (1, 2, 3)
-SPLIT: dict[str, Any] = {"prelude": 2, "coda": 2, "recurrent": 3}
+BLOCK: dict[str, Any] = {"prelude": 1, "coda": 1, "recurrent": "2-3"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,12 @@ ALONE = {
     "bridge at exit": Variant({"bridge": "exit"}),
     "bridge at entry, neither": Variant({"bridge": "entry", "prelude": 0, "coda": 0}),
     "bridge at exit, neither": Variant({"bridge": "exit", "prelude": 0, "coda": 0}),
+    "block of two, mean": Variant({**BLOCK, "pooling": "mean", "bridge": "exit"}),
+    "block of two, per_step, token, static": Variant(
+        {**BLOCK, "bases": "per_step", "pooling": "token", "modulation": "static"}
+    ),
+    "block of three, neither": Variant({"prelude": 0, "coda": 0, "recurrent": "2-4"}),
+    "block of all that is replaced, no gate": Variant({"recurrent": "2-3", "gate": False}),
 }
 FAST = "per_step, no prelude, bridge at exit"
 
@@ -108,3 +117,44 @@ def test_variant_equals_pytorch(tiny_original: Path, tmp_path: Path, variant: Va
     assert (model.prelude, model.coda) == tuple(
         variant.options.get(name, SPLIT[name]) for name in ("prelude", "coda")
     )
+
+
+def test_block_equals_pytorch_at_every_depth(block_bundle: Path) -> None:
+    report = check_bundle(block_bundle, threads=1)
+    assert report.verdict == PASS, [r.to_json() for r in report.rows if r.verdict != PASS][:3]
+    assert report.worst_relative_l2 <= 1e-5
+    assert report.depths == tuple(range(1, MAX_DEPTH + 1))
+    manifest = read_manifest(block_bundle)
+    assert manifest.model.recurrent_layers == 2
+    shapes = {
+        one.name: one.shape for one in (*manifest.graphs.onnx.inputs, *manifest.graphs.onnx.outputs)
+    }
+    assert shapes["past_key_values.recurrent.key"][1] == "2 * slots"
+    assert shapes["new_key_values.recurrent.value"][1] == "2 * depth"
+    assert shapes["past_pool_sum"][1] == "slots"
+    # One step after another, in each layer after layer: other entries are other numbers.
+    cases = {case.name: case for case in load_cases(block_bundle / "cases.safetensors")}
+    keys = cases["prefill-d05"].outputs["new_key_values.recurrent.key"]
+    assert keys.shape[1] == 5 * 2
+    assert all(np.abs(keys[:, 0] - keys[:, other]).max() > 1e-3 for other in range(1, 10))
+
+
+@pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
+def test_block_generates_what_pytorch_does(block_bundle: Path, block_checkpoint: Path) -> None:
+    """Prompts of unequal length in one batch, each row at a depth of its own."""
+    import torch
+
+    model, _ = load_checkpoint(block_checkpoint)
+    prompts, depths = [[9, 8, 7], [40, 41, 42, 43, 44, 45, 46], [100]], [4, 2, 5]
+    options = {"max_new_tokens": 80, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}
+    expected = [
+        model.generate(torch.tensor([ids]), depth=depth, **options)[0, len(ids) :].tolist()
+        for ids, depth in zip(prompts, depths, strict=True)
+    ]
+    with Engine.open(block_bundle, backend="cpu", threads=1) as engine:
+        found = engine.generate(prompts, depth=depths, max_new_tokens=80)
+        assert [one.tokens for one in found] == expected
+        scored = engine.logits(prompts[1], depth=3)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompts[1]]), depth=3, use_cache=False).logits[0].numpy()
+    assert np.linalg.norm(scored - logits) <= 1e-5 * np.linalg.norm(logits)

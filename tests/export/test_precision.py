@@ -110,7 +110,7 @@ def test_activations_beyond_float16_give_no_nan(tiny_checkpoint: Path, tmp_path:
     """A layer scaled so that products, scores and the residual leave float16's range."""
     model, tokenizer = load_checkpoint(tiny_checkpoint)
     with torch.no_grad():
-        for layer in (model.prelude[1], model.recurrent.layer):
+        for layer in (model.prelude[1], *model.recurrent.layers):
             layer.mlp.up_proj.weight *= 1e4
             layer.mlp.down_proj.weight *= 1e2
             layer.self_attn.q_proj.weight *= 1e4
@@ -187,6 +187,28 @@ def test_quantized_bundle_is_the_dequantised_model(
     assert "DequantizeLinear" not in operators["graph"] + operators["body"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_block_of_another_precision_is_its_own_model(
+    block_checkpoint: Path, tmp_path: Path, precision: str, calibrated: bool
+) -> None:
+    options: dict[str, Any] = {}
+    if calibrated:
+        if precision == "fp16":
+            pytest.skip("only integers are calibrated")
+        (tmp_path / "text.txt").write_text(CALIBRATION)
+        options = {"calibration": tmp_path / "text.txt"}
+    bundle = make(block_checkpoint, tmp_path / "b", precision, **options)
+    report = check_bundle(bundle, threads=1)
+    assert report.verdict != "FAIL"
+    if precision != "fp16":
+        assert report.worst_relative_l2 <= 1e-5
+        operators = [node.op_type for node in optimized_graphs(bundle, tmp_path)["body"].node]
+        assert operators.count("MatMulNBits") == 2 * 4 + 1  # two layers, and the gate
+
+
+@pytest.mark.slow
 def test_four_bits_in_the_loop_run_as_matmulnbits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """int4 bundles keep 8 bits in the loop for quality's sake; the graph can do with 4."""
     model, _ = load_checkpoint(tiny_checkpoint)
@@ -253,7 +275,7 @@ def test_accuracy_level_is_chosen_when_opened(int4_bundle: Path) -> None:
         Engine.open(int4_bundle, accuracy_level=2)
 
 
-@pytest.mark.parametrize("name", ["step.down.weight_scales", "bridge.weight_scales"])
+@pytest.mark.parametrize("name", ["step.layers.0.down.weight_scales", "bridge.weight_scales"])
 def test_changed_quantised_weight_fails_the_check(
     int4_bundle: Path, tmp_path: Path, name: str
 ) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from export.graph import trace
@@ -17,7 +19,10 @@ from tests.support.halting import write_halting
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 
 __all__ = [
+    "block_bundle",
+    "block_checkpoint",
     "halting_bundle",
+    "halting_checkpoint",
     "massive_bundle",
     "massive_checkpoint",
     "tiny_bundle",
@@ -27,59 +32,98 @@ __all__ = [
 ]
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that all processes of one test run see."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """Returns what `build` writes to a path that is not there yet, made by one process for all."""
+    folder = shared_folder(factory) / "made"
+    folder.mkdir(exist_ok=True)
+    done = folder / f"{name}.done"
+    with FileLock(folder / f"{name}.lock"):
+        if not done.exists():
+            build(folder / name)
+            done.touch()
+    return folder / name
+
+
 @pytest.fixture(scope="session")
 def tiny_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 6 layers with a byte-level tokenizer and a chat template."""
-    path = tmp_path_factory.mktemp("original")
-    build_original(path)
-    return path
+    return make_once(tmp_path_factory, "original", build_original)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its conversion, 2 | 1 | 2, with every trained part random, so that each one matters."""
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    build_checkpoint(tiny_original, path)
-    return path
+    return make_once(tmp_path_factory, "tiny", lambda path: build_checkpoint(tiny_original, path))
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the tiny checkpoint, depths 1..5; do not change it, copy it."""
-    path = tmp_path_factory.mktemp("bundle") / "tiny"
-    build_bundle(tiny_checkpoint, path)
-    return path
+    return make_once(
+        tmp_path_factory, "tiny-bundle", lambda path: build_bundle(tiny_checkpoint, path)
+    )
 
 
 @pytest.fixture(scope="session")
-def halting_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of the tiny checkpoint with a trained halter, its checkpoint beside it."""
-    path = tmp_path_factory.mktemp("halting")
-    write_halting(tiny_checkpoint, path / "checkpoint", "trained")
-    build_bundle(path / "checkpoint", path / "bundle")
-    return path / "bundle"
+def halting_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with a trained halter; do not change it, copy it."""
+    return make_once(
+        tmp_path_factory,
+        "halting-checkpoint",
+        lambda path: write_halting(tiny_checkpoint, path, "trained"),
+    )
+
+
+@pytest.fixture(scope="session")
+def halting_bundle(halting_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, depths 1..5; do not change it, copy it."""
+    return make_once(
+        tmp_path_factory, "halting-bundle", lambda path: build_bundle(halting_checkpoint, path)
+    )
 
 
 @pytest.fixture(scope="session")
 def massive_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2 with massive activations, converted like the tiny checkpoint."""
-    path = tmp_path_factory.mktemp("massive")
-    build_massive(path / "original")
-    build_checkpoint(path / "original", path / "tiny", massive=True)
-    return path / "tiny"
+    original = make_once(tmp_path_factory, "massive-original", build_massive)
+    return make_once(
+        tmp_path_factory, "massive", lambda path: build_checkpoint(original, path, massive=True)
+    )
 
 
 @pytest.fixture(scope="session")
 def massive_bundle(massive_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle, depths 1..5; do not change it, copy it."""
-    path = tmp_path_factory.mktemp("massive-bundle") / "tiny"
-    build_bundle(massive_checkpoint, path)
-    return path
+    return make_once(
+        tmp_path_factory, "massive-bundle", lambda path: build_bundle(massive_checkpoint, path)
+    )
+
+
+@pytest.fixture(scope="session")
+def block_checkpoint(tiny_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversion that loops a block of two layers, 1 | 2 | 1, every trained part random."""
+    return make_once(
+        tmp_path_factory, "block", lambda path: build_checkpoint(tiny_original, path, block=True)
+    )
+
+
+@pytest.fixture(scope="session")
+def block_bundle(block_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, depths 1..5; do not change it, copy it."""
+    return make_once(
+        tmp_path_factory, "block-bundle", lambda path: build_bundle(block_checkpoint, path)
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traces_kept() -> Iterator[None]:
-    """Traces each part once a session: the tracer takes seconds however small the model is.
+def traces_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Traces each part once a test run: the tracer takes seconds however small the model is.
 
     Parts are the same where their code's classes, plain attributes and weights are, and what they
     are traced with.

@@ -20,6 +20,7 @@ DIMENSIONS: dict[str, Any] = {
 SMALL: dict[str, Any] = {
     "prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "bridge": "none"
 }  # fmt: skip
+SPLIT: dict[str, Any] = {"prelude": 2, "coda": 2, "recurrent": 3}
 MASSIVE, MASSIVE_CHANNEL, MASSIVE_RMS = 500.0, 5, 500.0 / 64**0.5
 
 
@@ -120,11 +121,14 @@ def _save_random(
     (path / "LICENSE").write_text("The licence of the tiny model.\n")
 
 
-def build_checkpoint(original: Path, path: Path, massive: bool = False) -> None:
+def build_checkpoint(
+    original: Path, path: Path, massive: bool = False, block: bool = False
+) -> None:
     """Writes its conversion, 2 | 1 | 2, every trained part random, so that each one matters.
 
-    The bridge stands at the loop's entry, or, where `massive`, at its exit. Trained parts of a
-    `massive` original are scaled as training would: no step is lost in one channel.
+    A `block` of two layers is looped, 1 | 2 | 1. The bridge stands at the loop's entry, or, where
+    `massive`, at its exit. Trained parts of a `massive` original are scaled as training would: no
+    step is lost in one channel.
     """
     import torch
 
@@ -138,7 +142,8 @@ def build_checkpoint(original: Path, path: Path, massive: bool = False) -> None:
         "norm_init": "ones",
         "bridge": "exit" if massive else "entry",
     }
-    convert(str(original), path, prelude=2, coda=2, recurrent=3, **options)
+    split = {"prelude": 1, "coda": 1, "recurrent": "2-3"} if block else SPLIT
+    convert(str(original), path, **split, **options)
     model, tokenizer = load_checkpoint(path)
     randomise(model)
     if massive:
@@ -169,8 +174,19 @@ def randomise(model: Any) -> None:
                 weight.copy_(torch.randn(weight.shape) * weight.shape[-1] ** -0.5)
 
 
+def name_as_before(weights: Path) -> None:
+    """Gives the tensors of a file the names they had while one layer alone could be looped."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        name.replace("recurrent.layers.0.", "recurrent.layer."): tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
 def build_bundle(checkpoint: Path, path: Path) -> None:
-    """Writes the bundle of the tiny checkpoint, depths 1..MAX_DEPTH."""
+    """Writes the bundle of a tiny checkpoint, depths 1..MAX_DEPTH."""
     from export import export_bundle
 
     export_bundle(checkpoint, path, max_depth=MAX_DEPTH)

@@ -17,7 +17,6 @@ from export.graph.halting import require_halter
 from export.halt_scores import draw_thresholds
 from export.precision import PRECISIONS
 from ouroboros import load_checkpoint, save_checkpoint
-from runtime import Engine
 from runtime.bundle.contract import DEPTH_USED, HALT_THRESHOLD
 from runtime.bundle.reader import read_manifest
 from runtime.parity.cases import HALT_SCORES, load_cases, recorded_results
@@ -120,17 +119,16 @@ def test_a_recording_without_a_halting_case_is_named(halting_bundle: Path) -> No
     assert missing_cases(rest, depths, halting=True) == ["no halting case is recorded"]
 
 
-def test_a_wrong_halter_is_found(halting_bundle: Path, tmp_path: Path) -> None:
+def test_a_wrong_halter_is_found(
+    halting_checkpoint: Path, halting_bundle: Path, tmp_path: Path
+) -> None:
     """Another bias in the graph than in PyTorch: the recorded depths tell."""
     cases = load_cases(halting_bundle / "cases.safetensors")
-    with Engine.open(halting_bundle, backend="cpu", threads=1) as engine:
-        checkpoint = tmp_path / "checkpoint"
-        model, tokenizer = load_checkpoint(halting_bundle.parent / "checkpoint")
-        with torch.no_grad():
-            model.halter.bias += 3.0
-        save_checkpoint(model, tokenizer, checkpoint)
-        export_bundle(checkpoint, tmp_path / "bundle", max_depth=MAX_DEPTH)
-        assert engine.manifest.model.halting
+    model, tokenizer = load_checkpoint(halting_checkpoint)
+    with torch.no_grad():
+        model.halter.bias += 3.0
+    save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
+    export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", max_depth=MAX_DEPTH)
     report = check_bundle(tmp_path / "bundle", cases=cases)
     failed = {row.measurement.output for row in report.rows if row.verdict == FAIL}
     assert DEPTH_USED in failed

@@ -168,6 +168,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "bases": "per_step",
         "gate": False,
     },
+    "a block": {"recurrent_layers": 2},
+    "a block, static, per_step bases": {
+        "recurrent_layers": 2,
+        "prelude": 0,
+        "modulation": "static",
+        "bases": "per_step",
+    },
 }
 
 
@@ -180,7 +187,7 @@ def test_step_equals_the_recurrent_block(
     """A prompt, then tokens on its cache; each step starts from PyTorch's own state and cache."""
     model = build(family, **variant)
     if "bases" in variant:
-        bases = model.recurrent.projections()["q_proj"].lora_a
+        bases = model.recurrent.projections()[0]["q_proj"].lora_a
         assert 1 < len(bases) < DEPTH  # the last one serves the steps beyond it
     step = Step(model, PRECISIONS[precision], max_depth=DEPTH)
     cache, slots = OuroborosCache(model.config.num_layers), model.config.num_layers
@@ -206,9 +213,11 @@ def test_step_equals_the_recurrent_block(
                 ROW_DEPTH,
             )
             expect_equal(actual, expected)
-            written = cache.layers[slots + number]
-            expect_equal(keys, written.keys[:, :, given.first :])
-            expect_equal(values, written.values[:, :, given.first :])
+            first = slots + number * model.config.recurrent_layers
+            written = cache.layers[first : first + model.config.recurrent_layers]
+            for found, part in ((keys, "keys"), (values, "values")):
+                new_ones = [getattr(one, part)[:, :, given.first :] for one in written]
+                expect_equal(found, torch.cat(new_ones, dim=1))
             all_sums = expected_sums(
                 model, hidden, given, past_sums[:, number, None], cache, number
             )
@@ -220,14 +229,16 @@ def test_step_equals_the_recurrent_block(
 def read_past(
     model: OuroborosForCausalLM, cache: OuroborosCache, call: Call
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Keys and values `[B, D, kv, P, head_dim]` and sums `[B, D, d]`, with a slot to spare."""
+    """Keys and values `[B, D * k, kv, P, head_dim]` and sums `[B, D, d]`, with a slot to spare."""
     config, rows = model.config, len(MASK)
-    shape = (rows, DEPTH + 1, config.num_key_value_heads, call.first, config.head_dim)
+    entries = (DEPTH + 1) * config.recurrent_layers
+    shape = (rows, entries, config.num_key_value_heads, call.first, config.head_dim)
     keys, values = torch.zeros(shape), torch.zeros(shape)
     sums = torch.zeros(rows, DEPTH + 1, config.hidden_size)
+    for entry in range(DEPTH * config.recurrent_layers if call.first else 0):
+        layer = cache.layers[config.num_layers + entry]
+        keys[:, entry], values[:, entry] = layer.keys, layer.values
     for number in range(DEPTH if call.first else 0):
-        layer = cache.layers[config.num_layers + number]
-        keys[:, number], values[:, number] = layer.keys, layer.values
         if number in cache.pool:
             sums[:, number] = cache.pool[number][:, 0]
     return (keys, values), sums

@@ -76,6 +76,7 @@ def test_content_of_four_bits_is_packed() -> None:
     assert bytes(_content(tensor)) == packed.tobytes()
 
 
+@pytest.mark.slow
 def test_half_precision_layers_are_written_as_such(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model, _ = load_checkpoint(tiny_checkpoint)
     graph, _ = build_graph(model, 3, PRECISIONS["bf16"])

@@ -74,6 +74,22 @@ def test_sections_hold_what_they_are_called_after(tiny_bundle: Path) -> None:
     assert "step.gate_weight" in sections["gate"].weights
 
 
+def test_block_shows_its_layers_together(tiny_bundle: Path, block_bundle: Path) -> None:
+    one, two = (
+        {section.name: section for section in split_body(loop_body(path))}
+        for path in (tiny_bundle, block_bundle)
+    )
+    assert list(one) == list(two)
+    for name, layers in (("attention", 2), ("mlp", 2), ("controller", 1), ("gate", 1)):
+        counts = [
+            sum(node.op_type == "MatMul" for node in sections[name].nodes)
+            for sections in (one, two)
+        ]
+        assert counts[1] == layers * counts[0], name
+    text = "\n".join(describe_graph(block_bundle / "model.onnx"))
+    assert "qkv  float [64, 140] and 3 more, 84.0 kB" in text
+
+
 def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="can't be read as ONNX"):
         describe_graph(tmp_path / "missing.onnx")

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from export.graph.parts import Step
+from export.graph.weight_names import joined_weights, stored_half
+from export.precision import PRECISIONS
 from export.quantize.model import Quantization, choose_integers, quantize_model
 from export.quantize.weights import QuantizedWeight, join, pack
 from ouroboros import load_checkpoint
@@ -68,6 +71,25 @@ def test_quantised_model_holds_the_dequantised_weights(tiny_checkpoint: Path) ->
     assert chosen["recurrent.gate.proj.weight"].bits == chosen["bridge.weight"].bits == 8
     assert not any("norm" in name or "controller" in name for name in chosen)
     assert torch.equal(after["lm_head.weight"], after["embed_tokens.weight"])
+
+
+def test_graph_of_a_block_has_the_weights_that_are_joined_for_it(block_checkpoint: Path) -> None:
+    """Every matrix of every looped layer has a name of its own, in both lists."""
+    model, _ = load_checkpoint(block_checkpoint)
+    chosen = quantize_model(model, WAYS[0]).weights
+    names = {name for name in chosen if name.startswith("recurrent.layers.")}
+    assert len(names) == 2 * 7
+    step = Step(model, PRECISIONS["int4"], max_depth=2)
+    held = {f"step.{name}": tuple(value.shape) for name, value in step.named_parameters()}
+    joined = {name: one.values.shape for name, one in joined_weights(model, chosen)}
+    assert {name: held[name] for name in joined if name.startswith("step.")} == {
+        name: shape for name, shape in joined.items() if name.startswith("step.")
+    }
+    halves = stored_half(2)
+    assert set(halves) <= held.keys()
+    floats = {name for name in held if name.endswith(("low_rank.a", "low_rank.b"))}
+    assert floats == {name for name in halves if "low_rank" in name}
+    assert len(floats) == 2 * 4 * 2
 
 
 def test_packing_puts_the_first_of_two_in_the_low_half() -> None:

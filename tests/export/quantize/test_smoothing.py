@@ -41,7 +41,7 @@ def test_text_arrives_as_the_model_carries_it(model: Any, windows: torch.Tensor)
     run = CalibrationRun(model, windows, DEPTH)
     linears = {
         "bridge": model.bridge,
-        "looped": model.recurrent.layer.mlp.down_proj,
+        "looped": model.recurrent.layers[0].mlp.down_proj,
         "last": model.coda[-1].mlp.up_proj,
     }
     expected = {linear: torch.zeros((linear.in_features,) * 2) for linear in linears.values()}

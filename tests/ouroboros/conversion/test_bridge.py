@@ -130,10 +130,11 @@ def bridged(original: Path, out: Path, **options: Any) -> OuroborosForCausalLM:
     return model
 
 
-def test_entry_leads_to_the_looped_layers_input(
-    tiny_original: Path, tmp_path: Path, original: Any
+@pytest.mark.parametrize("looped", [{}, {"recurrent": "3-4", "coda": 1}], ids=["auto", "a block"])
+def test_entry_leads_to_the_first_looped_layers_input(
+    tiny_original: Path, tmp_path: Path, original: Any, looped: dict[str, Any]
 ) -> None:
-    model = bridged(tiny_original, tmp_path / "out", bridge="entry")  # auto chooses the layer
+    model = bridged(tiny_original, tmp_path / "out", bridge="entry", **looped)
     windows = read_text(6)
     expected = whole_states(original, windows)
     source, target = expected[2][:, 1:], expected[model.config.recurrent][:, 1:]
@@ -151,7 +152,7 @@ def test_entry_leads_to_the_looped_layers_input(
 def test_exit_leads_to_the_codas_input(tiny_original: Path, tmp_path: Path, original: Any) -> None:
     model = bridged(tiny_original, tmp_path / "out", recurrent=3, bridge="exit")
     assert torch.equal(
-        model.recurrent.layer.mlp.up_proj.weight, original.model.layers[3].mlp.up_proj.weight
+        model.recurrent.layers[0].mlp.up_proj.weight, original.model.layers[3].mlp.up_proj.weight
     )
     windows = read_text(6)
     target = whole_states(original, windows)[4][:, 1:]

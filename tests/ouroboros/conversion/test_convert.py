@@ -22,6 +22,7 @@ from transformers import (
 
 from ouroboros import OuroborosConfig, convert, load_checkpoint
 from ouroboros.conversion.bases import top_vectors, truncated_svd
+from ouroboros.conversion.selection import match_step_norms
 from ouroboros.errors import CheckpointError, ConfigError, DataError
 from ouroboros.source.locate import drop_middle, load_source
 from tests.support.tiny import DIMENSIONS, SMALL
@@ -52,7 +53,7 @@ def test_conversion_keeps_prelude_and_coda(tiny_original: Path, tmp_path: Path) 
     for mine, theirs in ((model.prelude[1], 1), (model.coda[0], 4), (model.coda[1], 5)):
         for name, weight in original.model.layers[theirs].state_dict().items():
             assert torch.equal(mine.state_dict()[name], weight)
-    looped = model.recurrent.layer.self_attn.q_proj.weight
+    looped = model.recurrent.layers[0].self_attn.q_proj.weight
     assert torch.equal(looped, original.model.layers[3].self_attn.q_proj.weight)
     assert tokenizer is not None
     assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -67,7 +68,7 @@ def test_mean_bases_are_the_best_rank_r_match(tiny_original: Path, tmp_path: Pat
     layers = AutoModelForCausalLM.from_pretrained(tiny_original).model.layers
     weights = [layer.mlp.down_proj.weight for layer in layers]
     residual = (weights[2] - weights[3]).detach()  # removed: 2 and 3, the recurrent one skipped
-    down = model.recurrent.projections()["down_proj"]
+    down = model.recurrent.projections()[0]["down_proj"]
     product = down.lora_b[0] @ down.lora_a[0]
     singular = torch.linalg.svdvals(residual)
     error = torch.linalg.matrix_norm(residual - product)
@@ -81,12 +82,47 @@ def test_per_step_bases_take_each_removed_layer_in_turn(
     convert(str(tiny_original), tmp_path / "out", recurrent=2, **options)
     model, _ = load_checkpoint(tmp_path / "out")
     layers = AutoModelForCausalLM.from_pretrained(tiny_original).model.layers
-    q = model.recurrent.projections()["q_proj"]
+    q = model.recurrent.projections()[0]["q_proj"]
     assert q.lora_a.shape == (3, 4, 64)
     for base, removed in enumerate((1, 3, 4)):
         residual = layers[removed].self_attn.q_proj.weight - layers[2].self_attn.q_proj.weight
         a, b = truncated_svd(residual.detach(), 4)
         torch.testing.assert_close(q.lora_b[base] @ q.lora_a[base], b @ a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bases", ["mean", "per_step"])
+def test_block_takes_its_layers_and_deals_out_the_removed(
+    tiny_original: Path, tmp_path: Path, bases: str
+) -> None:
+    """Layers 2-3 of 0..4: 0 and 4 are layer 2's by their numbers, 1 is layer 3's."""
+    options = {**SMALL, "prelude": 0, "coda": 1, "bases": bases}
+    report = convert(str(tiny_original), tmp_path / "out", recurrent="2-3", **options)
+    model, _ = load_checkpoint(tmp_path / "out")
+    layers = AutoModelForCausalLM.from_pretrained(tiny_original).model.layers
+    dealt = ([0, 4], [1])
+    for place, (own, removed) in enumerate(zip((2, 3), dealt, strict=True)):
+        looped: Any = model.recurrent.layers[place]
+        assert torch.equal(looped.mlp.up_proj.weight, layers[own].mlp.up_proj.weight)
+        residuals = [
+            (layers[one].self_attn.q_proj.weight - layers[own].self_attn.q_proj.weight).detach()
+            for one in removed
+        ]
+        if bases == "mean":
+            residuals = [torch.stack(residuals).mean(0)]
+        q = model.recurrent.projections()[place]["q_proj"]
+        assert len(q.lora_a) == len(residuals)
+        for base, residual in enumerate(residuals):
+            a, b = truncated_svd(residual, 4)
+            torch.testing.assert_close(q.lora_b[base] @ q.lora_a[base], b @ a, rtol=1e-4, atol=1e-5)
+    assert report.dropped_layers == (0, 1, 4)
+    assert "recurrent  layers 2-3, looped" in report.text
+
+
+def test_block_that_replaces_nothing_else_has_no_bases(tiny_original: Path, tmp_path: Path) -> None:
+    report = convert(str(tiny_original), tmp_path / "out", recurrent="2-3", **SMALL)
+    model, _ = load_checkpoint(tmp_path / "out")
+    assert not any(name.endswith("lora_b") and b.any() for name, b in model.named_buffers())
+    assert "all zero for 2..3, which stand in for no layer" in report.text
 
 
 def test_matched_norms_are_the_layers_own_rms(tiny_original: Path, tmp_path: Path) -> None:
@@ -95,6 +131,18 @@ def test_matched_norms_are_the_layers_own_rms(tiny_original: Path, tmp_path: Pat
     assert torch.equal(weight, weight[:, :1].expand_as(weight))
     assert torch.equal(weight[3:], weight[2:3].expand(3, -1))
     assert float((weight[0] - 1).abs().max()) > 1e-3
+
+
+@torch.no_grad()
+def test_matched_norms_are_of_what_the_block_gives(block_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(block_checkpoint)
+    windows = torch.arange(3, 51).reshape(2, 24)
+    match_step_norms(model, windows, 3)
+    given: list[torch.Tensor] = []
+    model.recurrent.norm.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    model(windows, depth=3, use_cache=False)
+    rms = torch.stack([one.pow(2).mean().sqrt() for one in given])
+    torch.testing.assert_close(model.recurrent.norm.weight[:3, 0], rms)
 
 
 def test_conversion_starts_unmodulated(tiny_original: Path, tmp_path: Path) -> None:
@@ -137,6 +185,29 @@ def test_auto_takes_the_best_candidate_at_depth(tiny_original: Path, tmp_path: P
     assert report.recurrent == best.layer
     assert load_checkpoint(tmp_path / "out")[0].config.recurrent == best.layer
     assert [line.split()[0] for line in lines if line.startswith(" ")] == ["layer", "2", "3"]
+
+
+def test_auto_takes_the_best_block(tiny_original: Path, tmp_path: Path) -> None:
+    """What is written is what the conversion with the block's name writes, bases of each layer too.
+
+    How many bases of its own a looped layer has depends on which block it is.
+    """
+    options = {**SMALL, "prelude": 1, "coda": 0, "bases": "per_step", "bridge": "entry"}
+    lines: list[str] = []
+    say = lines.append
+    report = convert(
+        str(tiny_original), tmp_path / "auto", recurrent="auto:2", report=say, **options
+    )
+    assert sorted(one.layer for one in report.candidates) == [1, 2, 3, 4]
+    assert [line.split()[0] for line in lines if line.startswith(" ")] == [
+        "layers", "1-2", "2-3", "3-4", "4-5"
+    ]  # fmt: skip
+    first = min(report.candidates, key=lambda one: one.loss_at_depth).layer
+    convert(str(tiny_original), tmp_path / "named", recurrent=f"{first}-{first + 1}", **options)
+    chosen, named = (load_checkpoint(tmp_path / name)[0] for name in ("auto", "named"))
+    assert (chosen.config.recurrent, chosen.config.recurrent_layers) == (first, 2)
+    for name, value in chosen.state_dict().items():
+        assert torch.equal(value, named.state_dict()[name]), name
 
 
 # The last, Qwen3, in the fast run: normalised queries are what differs most from Llama.
@@ -191,6 +262,19 @@ def test_dropped_middle_is_the_plain_shortened_model(tiny_original: Path) -> Non
         ({"prelude": 3, "coda": 3}, "leave nothing to replace"),
         ({"recurrent": 17}, r"layers 0\.\.5"),
         ({"recurrent": 1}, r"replaced layers 2\.\.3"),
+        ({"recurrent": "3-2"}, r"recurrent=3-2 runs backwards: .*; give 2-3"),
+        ({"recurrent": "2,3"}, r"'2,3' is neither auto nor .* consecutive ones; give one such as"),
+        (
+            {"recurrent": "2-"},
+            r"'2-' is neither auto nor the number of a layer, .* 18-21 or auto:4",
+        ),
+        ({"recurrent": "-2-3"}, r"'-2-3' is neither"),
+        ({"recurrent": "1-2"}, r"recurrent layers 1-2 reach into .*; choose a block of .* 2\.\.3"),
+        ({"recurrent": "3-4"}, r"recurrent layers 3-4 reach into the prelude or coda"),
+        ({"recurrent": "3-9"}, r"recurrent layers 3-9 are out of range; .* layers 0\.\.5"),
+        ({"recurrent": "auto:0"}, r"recurrent=auto:0 asks for a block of 0 layers; give 1 or more"),
+        ({"recurrent": "auto:x"}, r"'auto:x' is neither"),
+        ({"recurrent": "auto:3"}, r"block of 3 layers, .* leave 2; give a block of 1\.\.2, or"),
         ({"prelude": -1}, "negative"),
         ({"rank": 0}, r"rank=0 is outside 1\.\."),
         ({"rank": 99}, r"rank=99 is outside 1\.\."),

@@ -20,7 +20,7 @@ from ouroboros.errors import CheckpointError, ConfigError
 from ouroboros.storage.tensors import DTYPES
 from tests.support.gguf import write_gguf
 from tests.support.processes import call_ouro
-from tests.support.tiny import DIMENSIONS, randomise
+from tests.support.tiny import DIMENSIONS, name_as_before, randomise
 
 OPTIONS: dict[str, Any] = {
     "prelude": 2, "coda": 2, "recurrent": 3, "rank": 4, "max_depth": 4, "depth": 2,
@@ -86,6 +86,24 @@ def test_it_comes_back_to_the_bit(
     require_same_files(checkpoint, tmp_path / "back")
     assert restored.identical
     assert restored.sha256 == checkpoint_sha256(checkpoint) == checkpoint_sha256(tmp_path / "back")
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["a block", "one layer by its old name"])
+def test_looped_layers_are_the_sources(tiny_original: Path, tmp_path: Path, before: bool) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    options = OPTIONS if before else {**OPTIONS, "recurrent": "2-3"}
+    convert(str(tiny_original), checkpoint, **options)
+    name = "recurrent.layers.1.mlp.up_proj.weight"
+    if before:
+        name_as_before(checkpoint / "model.safetensors")
+        name = "recurrent.layer.mlp.up_proj.weight"
+    report = save_delta(checkpoint, tmp_path / "delta", str(tiny_original))
+    assert name in report.copied
+    record = json.loads((tmp_path / "delta" / "delta.json").read_text())
+    source = record["weights"]["model.safetensors"]["tensors"][name]["source"]
+    assert source == "model.layers.3.mlp.up_proj.weight"
+    assert restore_delta(tmp_path / "delta", tmp_path / "back", str(tiny_original)).identical
+    require_same_files(checkpoint, tmp_path / "back")
 
 
 def test_what_no_list_of_names_knows_is_held(tiny_original: Path, tmp_path: Path) -> None:

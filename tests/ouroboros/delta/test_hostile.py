@@ -253,7 +253,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
             },
             recurrent=100_003,
         ),
-        r"100,002 layers by config\.json, \d+ tensors",
+        r"100,003 layers by config\.json, \d+ tensors",
     ),
     "config of another kind": (edit_config(model_type="llama"), "not an Ouroboros checkpoint"),
     "config with code": (edit_config(nonsense=1), "unknown keys nonsense"),

@@ -59,6 +59,14 @@ def test_scaled_rope_of_an_older_config_is_kept() -> None:
         ({"rank": "x"}, r"rank='x' must be a whole number"),
         ({"depth": 3.0}, r"depth=3.0 must be a whole number"),
         ({"recurrent": None}, r"recurrent=None must be a whole number"),
+        ({"recurrent_layers": "2"}, r"recurrent_layers='2' must be a whole number"),
+        ({"recurrent_layers": 0}, r"recurrent_layers=0 must be 1 or more"),
+        (
+            {"recurrent_layers": 2},
+            r"layers 3-4 reach into the prelude or coda; choose a block of .* layers 2\.\.3",
+        ),
+        ({"recurrent": 1, "recurrent_layers": 3}, r"layers 1-3 reach into the prelude or coda"),
+        ({"recurrent_layers": 4}, r"layers 3-6 are out of range; the model has layers 0\.\.5"),
         ({"alpha": float("inf")}, r"alpha=inf must be a finite number"),
         ({"alpha": float("nan")}, r"alpha=nan must be a finite number"),
         ({"alpha": "16"}, r"alpha='16' must be a finite number"),
@@ -99,6 +107,10 @@ def test_scaled_rope_of_an_older_config_is_kept() -> None:
         ),
         ({"base_config": {**BASE, "rope_parameters": {"rope_type": "linear"}}}, r"factor"),
         ({"bases": "per_step", "prelude": 3}, r"bases=per_step needs a removed layer"),
+        (
+            {"bases": "per_step", "recurrent": 2, "recurrent_layers": 2},
+            r"bases=per_step needs a removed layer for every looped one, .* none for layer 2",
+        ),
     ],
 )
 def test_bad_values_are_refused_in_one_line(
@@ -113,6 +125,15 @@ def test_bad_values_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+def test_config_of_before_loops_one_layer(tmp_path: Path) -> None:
+    OuroborosConfig(base_config=BASE, **SMALL).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    del fields["recurrent_layers"]
+    file.write_text(json.dumps(fields))
+    assert read_config(tmp_path).recurrent_layers == 1
 
 
 def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:

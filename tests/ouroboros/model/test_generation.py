@@ -323,7 +323,7 @@ def test_attention_chosen_by_name_reaches_every_layer(tiny_checkpoint: Path) -> 
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation="eager")
 
     def chosen() -> set[str]:
-        layers = (*model.prelude, model.recurrent.layer, *model.coda)
+        layers = (*model.prelude, *model.recurrent.layers, *model.coda)
         return {layer.self_attn.config._attn_implementation for layer in layers}
 
     assert chosen() == {"eager"}

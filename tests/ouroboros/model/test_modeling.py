@@ -16,13 +16,20 @@ from ouroboros.model.modulation import StaticModulation
 PROMPT = 9
 
 
+@pytest.fixture(scope="module", params=["tiny_checkpoint", "block_checkpoint"])
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    """One that loops a layer, and one that loops a block of two."""
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> OuroborosForCausalLM:
-    return load_checkpoint(tiny_checkpoint)[0]
+def model(checkpoint: Path) -> OuroborosForCausalLM:
+    return load_checkpoint(checkpoint)[0]
 
 
-def with_pooling(tiny_checkpoint: Path, pooling: str) -> OuroborosForCausalLM:
-    model = load_checkpoint(tiny_checkpoint)[0]
+def with_pooling(checkpoint: Path, pooling: str) -> OuroborosForCausalLM:
+    model = load_checkpoint(checkpoint)[0]
     config = OuroborosConfig.from_dict({**model.config.to_dict(), "pooling": pooling})
     twin = OuroborosForCausalLM(config).eval()
     twin.load_state_dict(model.state_dict())
@@ -34,21 +41,24 @@ def tokens(model: OuroborosForCausalLM, rows: int, length: int = PROMPT) -> torc
     return torch.randint(3, model.config.vocab_size, (rows, length), generator=generator)
 
 
+QWEN = Qwen2Config(
+    hidden_size=2048,
+    num_hidden_layers=36,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    intermediate_size=11008,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+)
+
+
 @pytest.mark.parametrize("bridge", ["none", "entry", "exit"])
 def test_trainable_parameters_of_qwen_match_the_paper(bridge: str) -> None:
     """Controller, gate and step norms of arXiv 2604.02051: 9.2 M on Qwen2.5-3B; the bridge's own.
 
     The paper's model has none.
     """
-    base = Qwen2Config(
-        hidden_size=2048,
-        num_hidden_layers=36,
-        num_attention_heads=16,
-        num_key_value_heads=2,
-        intermediate_size=11008,
-        vocab_size=151936,
-        tie_word_embeddings=True,
-    )
+    base = QWEN
     config = OuroborosConfig(base_config=base, rank=32, max_depth=64, bridge=bridge)
     with torch.device("meta"):
         model = OuroborosForCausalLM(config)
@@ -62,9 +72,20 @@ def test_trainable_parameters_of_qwen_match_the_paper(bridge: str) -> None:
     assert config.recurrent == 18
 
 
+def test_block_has_heads_a_layer_and_one_norm_and_gate() -> None:
+    """Each further layer costs its seven heads of rank 32 on a style of 128, no more."""
+    config = OuroborosConfig(base_config=QWEN, rank=32, max_depth=64, recurrent_layers=4)
+    with torch.device("meta"):
+        model = OuroborosForCausalLM(config)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == 9_214_592 + 3 * 7 * 32 * 128
+    assert (config.recurrent, config.recurrent_layers) == (16, 4)  # in the middle of 36
+    assert config.num_hidden_layers == 8 + 4 + 8
+
+
 @pytest.mark.parametrize("pooling", ["causal", "token", "mean"])
-def test_cached_and_uncached_logits_agree(tiny_checkpoint: Path, pooling: str) -> None:
-    model = with_pooling(tiny_checkpoint, pooling)
+def test_cached_and_uncached_logits_agree(checkpoint: Path, pooling: str) -> None:
+    model = with_pooling(checkpoint, pooling)
     ids = tokens(model, 2)
     with torch.no_grad():
         first = model(ids[:, :5], depth=4, use_cache=True)
@@ -165,7 +186,7 @@ def test_auto_classes_load_and_freeze_the_base(tiny_checkpoint: Path) -> None:
     assert isinstance(model, OuroborosForCausalLM)
     names = model.trainable_names()
     assert names
-    assert all(n.startswith(("recurrent.", "bridge.")) and "layer." not in n for n in names)
+    assert all(n.startswith(("recurrent.", "bridge.")) and ".layers." not in n for n in names)
     model.mark_trainable("norms")
     assert "norm.weight" in model.trainable_names()
     assert "coda.0.mlp.up_proj.weight" not in model.trainable_names()

@@ -19,7 +19,7 @@ def expected(model: Any, coda: str, recurrent: str) -> set[str]:
         of_coda = name.startswith("coda.") and (coda == "full" or "norm" in name)
         if (
             name.startswith((*OWN, "bridge."))
-            or (recurrent == "full" and name.startswith("recurrent.layer."))
+            or (recurrent == "full" and name.startswith("recurrent.layers."))
             or (coda != "frozen" and (of_coda or name == "norm.weight"))
         ):
             names.add(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -12,6 +13,7 @@ from export import export_bundle
 from export.tensorrt.options import TrtOptions, make_profiles
 from export.triton.config import render_config
 from runtime import BundleError, Engine, EngineError
+from runtime.backends.cuda import output_shapes
 from runtime.bundle import contract, open_bundle
 
 MADE_UP = contract.Tensor("made_up", "float32", (contract.BATCH, contract.ModelNumber("head_dim")))
@@ -42,6 +44,44 @@ def test_made_up_input_is_followed_or_refused_by_name(
             engine.generate("x", depth=1, max_new_tokens=1)
     with pytest.raises(BundleError, match="input 'made_up' is unknown here"):
         open_bundle(tmp_path / "bundle")
+
+
+def test_block_has_entries_for_every_layer_of_a_step(block_bundle: Path) -> None:
+    """Profiles, Triton's dimensions and shapes on a GPU follow `2 * slots` and `2 * depth`."""
+    bundle = open_bundle(block_bundle)
+    graph = bundle.manifest.graphs.onnx
+    name = contract.past_name(contract.RECURRENT, "key")
+    for profile in make_profiles(graph.inputs, TrtOptions(max_batch=3), 64, 5, 4):
+        ranges = {one.name: one for one in profile.shapes}
+        assert [ranges[name].min[1], ranges[name].opt[1], ranges[name].max[1]] == [2, 8, 10]
+        assert ranges[contract.PAST_POOL_SUM].max[1] == 5
+    config = model_config_pb2.ModelConfig()
+    text_format.Parse(render_config(bundle, "block", "cpu", 1), config)
+    assert {one.name: list(one.dims) for one in config.input}[name] == [-1, -1, 2, -1, 16]
+    shapes = {one.name: tuple(3 for _ in one.shape) for one in graph.inputs}
+    inputs = {one: np.zeros(shape) for one, shape in shapes.items()}
+    inputs[contract.DEPTH] = np.array([4])
+    inputs[name] = np.zeros((3, 6, 2, 3, 16))
+    found = output_shapes(graph, inputs)
+    assert found[contract.new_name(contract.RECURRENT, "key")] == (3, 8, 2, 3, 16)
+    assert found[contract.POOL_SUM] == (3, 4, 3, 64)
+
+
+@pytest.mark.parametrize(
+    ("size", "terms", "number"),
+    [
+        ("slots", [(1, "slots")], 5),
+        ("4 * slots", [(4, "slots")], 20),
+        ("slots + new", [(1, "slots"), (1, "new")], 8),
+        ("2 * slots + 3 * new", [(2, "slots"), (3, "new")], 19),
+    ],
+)
+def test_sizes_are_sums_with_factors(size: str, terms: list[tuple[int, str]], number: int) -> None:
+    assert contract.parse_size(size) == terms
+    assert contract.resolve_size(size, {"slots": 5, "new": 3}) == number
+    assert contract.resolve_size(7, {}) == 7
+    with pytest.raises(KeyError, match="slots"):
+        contract.resolve_size(size, {"new": 3})
 
 
 def test_nobody_else_spells_a_tensor() -> None:

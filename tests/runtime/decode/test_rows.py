@@ -34,12 +34,16 @@ class AlignedBackend(CudaBackend):
 @pytest.fixture(scope="module", params=["cpu", "cuda", "aligned"])
 def backend(request: pytest.FixtureRequest, tiny_bundle: Path) -> Backend:
     """The host's memory, and the GPU's on a stand-in for CUDA."""
-    bundle = open_bundle(tiny_bundle)
-    if request.param == "cpu":
+    return open_backend(request.param, tiny_bundle)
+
+
+def open_backend(kind: str, folder: Path) -> Backend:
+    bundle = open_bundle(folder)
+    if kind == "cpu":
         return open_cpu(bundle, 1)
     session = CudaLikeSession(open_session(bundle, "CPUExecutionProvider", {}, 1))
-    kind = CudaBackend if request.param == "cuda" else AlignedBackend
-    return kind(session, bundle.manifest, FakeCuda(), device="cpu")
+    made = CudaBackend if kind == "cuda" else AlignedBackend
+    return made(session, bundle.manifest, FakeCuda(), device="cpu")
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -79,12 +83,25 @@ def check_rows(decoder: Decoder, rows: list[list[int]], engine: Engine) -> None:
                 continue
             assert not mine[..., length:, :].any(), name
             # What steps beyond a row's depth leave is undefined.
-            entries = slice(depth) if RECURRENT in name else slice(None)
+            looped = depth * engine.manifest.model.recurrent_layers
+            entries = slice(looped) if RECURRENT in name else slice(None)
             assert_close(mine[entries, ..., :length, :], other[entries, ..., :length, :])
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_rows_are_what_they_are_alone(backend: Backend, engine: Engine, seed: int) -> None:
+    live(backend, engine, seed)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "aligned"])
+def test_random_rows_of_a_block_are_what_they_are_alone(block_bundle: Path, kind: str) -> None:
+    """Two layers a step: twice the entries, of which a row of depth d uses the first 2 d."""
+    with Engine.open(block_bundle, backend="cpu", threads=1) as engine:
+        live(open_backend(kind, block_bundle), engine, seed=0)
+
+
+def live(backend: Backend, engine: Engine, seed: int) -> None:
+    """Rows are admitted, fed, cut and evicted at random, and compared with each alone."""
     generator = np.random.default_rng(seed)
     depths = generator.integers(1, 6, 2).tolist()
     rows = [draw(generator, int(generator.integers(1, 70))) for _ in depths]

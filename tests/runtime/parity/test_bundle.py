@@ -131,8 +131,8 @@ def test_resaved_bundle_still_passes(copy: Path) -> None:
     "name",
     [
         "step.gate_weight",
-        "step.qkv.low_rank.b",
-        "step.down.weight",
+        "step.layers.0.qkv.low_rank.b",
+        "step.layers.0.down.weight",
         "layers.0.qkv.weight",  # of the prelude
         "layers.3.down.weight",  # of the coda
         "bridge.weight",
@@ -157,7 +157,7 @@ def test_one_changed_low_rank_column_is_caught(copy: Path) -> None:
     def change(values: Any) -> None:
         values[0, -1] += 0.05
 
-    edit(copy, lambda model: change_weight(model, "step.qkv.weight", change))
+    edit(copy, lambda model: change_weight(model, "step.layers.0.qkv.weight", change))
     assert verdict_of(copy).verdict == FAIL
 
 

@@ -1,0 +1,225 @@
+"""Memory, computing and tokens of healing at three sizes, from configs alone: docs/scale.md.
+
+python -m bench.scale          prints the table
+python -m bench.scale --write  puts it into docs/scale.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ouroboros.model.configuration import OuroborosConfig
+    from ouroboros.training.memory import MemoryPlan
+    from ouroboros.training.recipe import TrainOptions
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "scale.md"
+BEGIN, END = "<!-- bench.scale -->", "<!-- end -->"
+
+# What was measured: recipes/heal.toml on one H100 (study/LOG.md).
+MEASURED_TOKENS_PER_S = 145_000
+MEASURED_TOKENS = 44.7e6
+MEASURED_SHARE = 0.89
+PEAK_FLOPS = 989e12
+"""An H100's for dense bfloat16 matrices (NVIDIA's data sheet)."""
+LARGE_EFFICIENCY = 0.35
+"""Of that peak, what matrices of a 3B or 7B model usually reach in training: assumed."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model to fold, and the recipe that heals it.
+
+    Attributes:
+        name: as it is on the hub.
+        config: of the original: what `AutoConfig.for_model` takes.
+        recurrent: the layer that is looped; 8 + 1 + 8 layers stay.
+        recipe: its file in recipes/.
+        gpus: of 80 GB that share the work, each with the whole model (DDP).
+    """
+
+    name: str
+    config: dict[str, Any]
+    recurrent: int
+    recipe: str
+    gpus: int
+
+
+SIZES = (
+    Size(
+        "SmolLM2-135M",
+        {
+            "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30,
+            "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "vocab_size": 49152, "tie_word_embeddings": True, "max_position_embeddings": 8192,
+        },
+        21, "heal.toml", 1,
+    ),
+    Size(
+        "Qwen2.5-3B",
+        {
+            "model_type": "qwen2", "hidden_size": 2048, "num_hidden_layers": 36,
+            "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2,
+            "vocab_size": 151936, "tie_word_embeddings": True, "max_position_embeddings": 32768,
+        },
+        18, "heal_3b.toml", 1,
+    ),
+    Size(
+        "Qwen2.5-7B",
+        {
+            "model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28,
+            "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
+            "vocab_size": 152064, "tie_word_embeddings": False, "max_position_embeddings": 131072,
+        },
+        19, "heal_3b.toml", 8,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What healing one size takes.
+
+    Attributes:
+        size: the model.
+        trained: parameters that train.
+        plan: memory of one process.
+        flops: of one training token, forward and backward, the teacher's included; matrices only.
+        tokens: to train on.
+    """
+
+    size: Size
+    trained: int
+    plan: MemoryPlan
+    flops: float
+    tokens: float
+
+    def hours(self, efficiency: float) -> float:
+        """Hours at a share of the peak of each GPU."""
+        return self.tokens * self.flops / (efficiency * PEAK_FLOPS * self.size.gpus) / 3600
+
+
+def fold(size: Size) -> OuroborosConfig:
+    """The config of a size's conversion."""
+    from ouroboros.model.configuration import OuroborosConfig
+
+    return OuroborosConfig(
+        base_config=dict(size.config), prelude=8, coda=8, recurrent=size.recurrent, bridge="entry"
+    )
+
+
+def read_options(size: Size) -> TrainOptions:
+    """The recipe's options, distilling from the original."""
+    from ouroboros.training.recipe import make_options
+
+    flags = {"data": (Path("text"),), "teacher": size.name}
+    return make_options(flags, ROOT / "recipes" / size.recipe)
+
+
+def count_flops(config: OuroborosConfig, options: TrainOptions) -> float:
+    """Operations of one token in matrices: two a weight forward, two for each gradient.
+
+    The frozen prelude and the teacher run forward only, the head has no gradient of its own, and
+    whatever else is passed through on the way back has both.
+    """
+    import numpy as np
+    import torch
+
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+    with torch.device("meta"):
+        model = OuroborosForCausalLM(config)
+
+    def matrices(*modules: Any) -> int:
+        return sum(p.numel() for m in modules if m for p in m.parameters() if p.ndim == 2)
+
+    low, high = options.depth_range
+    depths = np.arange(low, high + 1)
+    shares = 1 / depths if options.depth_draw == "inverse" else np.ones(len(depths))
+    mean_depth = float((depths * shares).sum() / shares.sum())
+    loop = model.recurrent
+    modulated = [one for layer in loop.projections() for one in layer.values()]
+    bases = sum(one.lora_a[0].numel() + one.lora_b[0].numel() for one in modulated)
+    controller: Any = loop.controller
+    step: int = matrices(*loop.layers, loop.gate, controller) + bases
+    step -= controller.step_embedding.weight.numel()
+    layer = matrices(model.coda[0])
+    head: int = model.lm_head.weight.numel()
+    teacher: float = 2 * (layer * config.original_layers + head)
+    forward_only = 2 * matrices(model.prelude)
+    both: float = 6 * (matrices(model.bridge, model.coda) + step * mean_depth)
+    return teacher + forward_only + both + 4 * head
+
+
+def make_sheets() -> list[Sheet]:
+    """Plans each size; tokens grow with what trains."""
+    import torch
+
+    from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.training.memory import plan_memory
+
+    sheets: list[Sheet] = []
+    for size in SIZES:
+        config, options = fold(size), read_options(size)
+        with torch.device("meta"):
+            model = OuroborosForCausalLM(config)
+        model.mark_trainable(options.train_coda, options.train_recurrent)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        first = sheets[0].trained if sheets else trained
+        plan = plan_memory(config, replace(options, compile=False), "cuda")
+        tokens = MEASURED_TOKENS * trained / first
+        sheets.append(Sheet(size, trained, plan, count_flops(config, options), tokens))
+    return sheets
+
+
+def render(sheets: list[Sheet]) -> str:
+    """The table of docs/scale.md."""
+    measured = MEASURED_TOKENS_PER_S * sheets[0].flops / PEAK_FLOPS
+    rows = [
+        "| | " + " | ".join(sheet.size.name for sheet in sheets) + " |",
+        "|---|" + "---|" * len(sheets),
+    ]
+
+    def row(name: str, values: list[str]) -> None:
+        rows.append(f"| {name} | " + " | ".join(values) + " |")
+
+    row("recipe", [f"`recipes/{sheet.size.recipe}`" for sheet in sheets])
+    row("GPUs of 80 GB", [str(sheet.size.gpus) for sheet in sheets])
+    row("parameters that train", [f"{sheet.trained / 1e6:,.0f} M" for sheet in sheets])
+    for name, label in (
+        ("weights", "weights, float32"), ("teacher", "the original, bfloat16"),
+        ("gradients", "gradients"), ("optimizer", "AdamW"),
+        ("activations", "activations of a micro-batch at depth 16"), ("logits", "logits"),
+        ("total", "**memory of a GPU**"),
+    ):  # fmt: skip
+        row(label, [f"{getattr(sheet.plan, name) / 1e9:,.1f} GB" for sheet in sheets])
+    row("operations a token", [f"{sheet.flops / 1e9:,.1f} GFLOP" for sheet in sheets])
+    row("tokens", [f"{sheet.tokens / 1e6:,.0f} M" for sheet in sheets])
+    slow = [f"{sheet.hours(measured):,.1f}" for sheet in sheets]
+    row(f"hours at the {measured:.0%} of the peak measured at 135M", slow)
+    fast = ["(measured above)"] + [f"{s.hours(LARGE_EFFICIENCY):,.1f}" for s in sheets[1:]]
+    row(f"hours at {LARGE_EFFICIENCY:.0%} of it (assumed)", fast)
+    shares = [f"{MEASURED_SHARE:.2f} (measured)"] + ["the same, if it goes by tokens"] * 2
+    row("share of the gap closed", shares)
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Prints the table, or writes it into its page."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/scale.md")
+    table = render(make_sheets())
+    if not parser.parse_args().write:
+        print(table)
+        return
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A run's memory, planned from the config: held against a model that is really there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ouroboros import load_checkpoint
+from ouroboros.errors import ConfigError
+from ouroboros.training.memory import count_activations, plan_memory
+from ouroboros.training.recipe import TrainOptions
+from tests.support.processes import call_ouro
+
+OPTIONS = TrainOptions(
+    data=(Path("text"),), depth="1-3", batch_size=2, seq_len=16, train_coda="full"
+)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_plan_is_what_a_real_model_holds(tiny_checkpoint: Path, precision: str) -> None:
+    options = replace(OPTIONS, precision=precision)
+    model, _ = load_checkpoint(tiny_checkpoint)
+    model.train().mark_trainable("full")
+    plan = plan_memory(model.config, options)
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert plan.gradients == trained
+    assert plan.optimizer == 2 * trained
+    held = {
+        t.untyped_storage().data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]
+    }
+    assert plan.weights == sum(held.values())
+    assert plan.activations == count_activations(model, options) > 0
+    parts = (plan.weights, plan.teacher, plan.gradients, plan.optimizer, plan.activations)
+    assert plan.total == sum(parts) + plan.logits
+
+
+def test_deeper_and_longer_runs_keep_more(tiny_checkpoint: Path) -> None:
+    config = load_checkpoint(tiny_checkpoint)[0].config
+    least = plan_memory(config, OPTIONS)
+    assert plan_memory(config, replace(OPTIONS, depth="4")).activations > least.activations
+    assert plan_memory(config, replace(OPTIONS, seq_len=32)).activations > least.activations
+    frozen = plan_memory(config, replace(OPTIONS, train_coda="frozen"))
+    assert frozen.optimizer < least.optimizer
+    assert least.teacher == 0
+    taught = plan_memory(config, replace(OPTIONS, teacher="original"))
+    body = 4 * sum(p.numel() for p in original_body(config).parameters())
+    assert taught.teacher == body
+
+
+def test_a_depth_beyond_the_model_is_refused(tiny_checkpoint: Path) -> None:
+    config = load_checkpoint(tiny_checkpoint)[0].config
+    with pytest.raises(ConfigError, match="depth=9 is outside"):
+        plan_memory(config, replace(OPTIONS, depth="9"))
+
+
+def test_the_command_prints_the_plan_and_writes_nothing(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ["--data", tmp_path / "none.txt", "--depth", "2", "--seq-len", 16, "--plan"]
+    done = call_ouro("train", tiny_checkpoint, out, *options)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["GB"] * 7
+    assert lines[-1].endswith("in all, in every process (cpu)")
+    assert not out.exists()
+
+
+def original_body(config: Any) -> torch.nn.Module:
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        body: torch.nn.Module = AutoModel.from_config(config.base())
+    return body
