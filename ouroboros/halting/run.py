@@ -87,7 +87,7 @@ def make_halter(
     model, tokenizer = load_with_tokenizer(checkpoint)
     depth = _choose_depth(options.depth, model.config)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
-    windows = _choose_windows(options, tokenizer, report)
+    windows = choose_windows(options, tokenizer, report)
     check_ids("the text", windows, model.config.vocab_size)
     with bar(len(windows)) as advance:
         seen = observe(model, windows, prompt_ends(options), depth, advance)
@@ -146,7 +146,7 @@ def _choose_depth(asked: int | None, config: Any) -> int:
     return int(depth)
 
 
-def _choose_windows(
+def choose_windows(
     options: HalterOptions, tokenizer: Any, report: Callable[[str], None] | None
 ) -> np.ndarray:
     """Draws windows from all of the text, int64 `[windows, seq]`, whole documents' first.
