@@ -88,7 +88,7 @@ def parse_depths(text: str) -> list[int | str]:
     """Depths as `--depth` takes them, `auto` last where it is among them.
 
     Raises:
-        CommandError: something else.
+        EngineError: something else.
     """
     from cli.bench import parse_numbers
 

@@ -201,7 +201,10 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        if self.depth.halting is None:
+            del data["depth"]["halting"]
+        return data
 
     @staticmethod
     def parse(data: object) -> Manifest:
