@@ -38,10 +38,11 @@ def delta(
         report = save_delta(checkpoint, out, source, options, report=say)
     if report.left_out:
         typer.echo(f"left out, as no part of a checkpoint: {', '.join(report.left_out)}")
-    every = len(report.tensors) + len(report.copied)
+    every = len(report.tensors) + len(report.copied) + len(report.updated)
+    adapters = f" and the adapters of {len(report.updated)}" if report.updated else ""
     typer.echo(
-        f"{len(report.tensors)} of {every} tensors, {report.numbers:,} numbers; the other "
-        f"{len(report.copied)} are the source's"
+        f"{len(report.tensors)} of {every} tensors{adapters}, {report.numbers:,} numbers; the "
+        f"other {len(report.copied)} are the source's"
     )
     typer.echo(
         f"wrote {out}: {report.bytes / 1e6:,.1f} MB in {report.files} files, in place of "

@@ -27,7 +27,7 @@ def train(
         bool, typer.Option("--plan", help="print the memory that the run needs, and do nothing")
     ] = False,
 ) -> None:
-    """Train a checkpoint on text: Controller, gate and step norms; with --train-coda more.
+    """Train a checkpoint on text: bridge, Controller, gate, step norms; more by --train-coda.
 
     Writes OUT with training.png and gate.png, and OUT/state, from which --resume goes on as if
     the run had never stopped: with the same options, processes and CPU threads bit by bit. OUT is

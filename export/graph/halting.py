@@ -102,6 +102,7 @@ class HaltingStep(Recurrence):
         past: tuple[torch.Tensor, torch.Tensor],
         picked: torch.Tensor,
         row_depth: torch.Tensor,
+        entry: torch.Tensor,
         ends: tuple[torch.Tensor, ...],
     ) -> tuple[torch.Tensor, ...]:
         """Runs a step on the rows that have it.
@@ -115,6 +116,7 @@ class HaltingStep(Recurrence):
             past: see there.
             picked: see there.
             row_depth: int64 `[B]`, the most steps of a row.
+            entry: as `advance` has it.
             ends: the last results of `HaltOpening`, and the LM head `[V, d]` where it is read.
 
         Returns:
@@ -122,7 +124,7 @@ class HaltingStep(Recurrence):
         """
         score, used = halted
         last, share, least, *asked = ends
-        new, keys, values, sums = self.advance(step, h, shared, pool, past, picked)
+        new, keys, values, sums = self.advance(step, h, shared, pool, past, picked, entry)
         active = (step < row_depth) & (score < least)
         score = torch.where(active, self._score(step, score, h, new, last, share, asked), score)
         used = used + active.long()

@@ -109,6 +109,8 @@ class Recurrence(nn.Module):
         self.layers = nn.ModuleList(Layer(layer, precision) for layer in source.layers)
         self.step_norm = frozen(source.norm.weight[:max_depth])
         self.unit = frozen(torch.ones(source.norm.weight.shape[1]))
+        injection = source.injection
+        self.injection = None if injection is None else frozen(injection.weight)
         self.gate_weight = self.gate_bias = None
         if source.gate is not None:
             self.gate_weight = frozen(source.gate.proj.weight.T.contiguous(), precision.compute)
@@ -127,6 +129,7 @@ class Recurrence(nn.Module):
         pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
         past: tuple[torch.Tensor, torch.Tensor],
         picked: torch.Tensor,
+        entry: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs step `step` (int64 scalar) on h `[B, S, d]`.
 
@@ -137,6 +140,7 @@ class Recurrence(nn.Module):
             pool: valid, count, has_past and the past pooled sums `[B, D, d]`.
             past: keys and values of all steps `[B, D * k, kv, P, head_dim]`, of k layers a step.
             picked: positions asked for, int64 `[B, K, d]`.
+            entry: the state at the loop's entry `[B, S, d]`, for a model that injects it.
 
         Returns:
             h; new keys and values `[B, k * kv, S, head_dim]`, the heads of one layer after
@@ -148,9 +152,11 @@ class Recurrence(nn.Module):
         count = len(self.layers)
         cuts = cut_modulation(self.modulate(pooled, index), count)
         new, keys, values = h, [], []
+        if self.injection is not None:
+            new = h + self.injection * entry
         for place, layer in enumerate(self.layers):
-            entry = index if count == 1 else index * count + place
-            kv = tuple(torch.index_select(p, 1, entry).squeeze(1) for p in past)
+            slot = index if count == 1 else index * count + place
+            kv = tuple(torch.index_select(p, 1, slot).squeeze(1) for p in past)
             new, k, v = layer(new, Shared(*shared), kv, cuts[place], step)
             keys.append(k)
             values.append(v)
@@ -192,13 +198,14 @@ class Step(Recurrence):
         past: tuple[torch.Tensor, torch.Tensor],
         picked: torch.Tensor,
         row_depth: torch.Tensor,
+        entry: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs a step on the rows that have it; arguments and result as `advance` has them.
 
         Beside those `row_depth`, int64 `[B]`: a row that has had its steps passes through
         unchanged.
         """
-        new, keys, values, sums = self.advance(step, h, shared, pool, past, picked)
+        new, keys, values, sums = self.advance(step, h, shared, pool, past, picked, entry)
         return torch.where((step < row_depth)[:, None, None], new, h), keys, values, sums
 
 

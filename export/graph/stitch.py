@@ -93,7 +93,7 @@ def build_graph(
     if bridge is not None and config.bridge == "entry":
         (hidden,) = before.run(bridge, [hidden])
     looped = [inputs[past_name(RECURRENT, part)] for part in PARTS]
-    outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH]]
+    outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH], hidden]
     embedding = opening.initializers["opening.table"]
     head = _head(model, precision) or embedding
     carried = [hidden]

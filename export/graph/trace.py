@@ -88,7 +88,7 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     bridge = None
     if model.bridge is not None:
         bridge = _trace(TracedBridge(model.bridge, precision), (h,))
-    captured = (shared, pool, (steps, steps), picked, rows)
+    captured = (shared, pool, (steps, steps), picked, rows, h)
     opening = _trace(Opening(model, precision), (ids, ids, mask, index))
     halting = None
     if config.halting:

@@ -86,8 +86,10 @@ class CalibrationRun:
         for hidden, calls in zip(self.hidden, self._calls, strict=True):
             call = calls[block]
             if block is self._recurrent:
+                # The state at the loop's entry, where it is injected, has changed since.
+                named = call.named | {"entry": hidden} if "entry" in call.named else call.named
                 for step in range(self._depth):
-                    hidden = block(hidden, step, *call.arguments[1:], **call.named)
+                    hidden = block(hidden, step, *call.arguments[1:], **named)
             else:
                 hidden = block(hidden, *call.arguments, **call.named)
             results.append(hidden)

@@ -7,6 +7,7 @@ calibration text. Ours; nothing is trained for it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,8 @@ def original_states(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields what enters each layer of the original, from the prelude's end on.
 
-    The layers are read one by one into the model's first looped layer, whose weights are lost.
+    The layers are read one by one into the model's first looped layer, whose weights are lost; into
+    one of its own where nothing is looped.
 
     Args:
         model: a model whose prelude is the original's, without modulation (as converted).
@@ -86,13 +88,18 @@ def original_states(
         states[batch] = hidden
     number = model.config.prelude
     yield number, states
-    looped = model.recurrent.layers[0]
+    looped = _layer_to_read_into(model)
     while number < last:
         looped.load_state_dict(read(number), strict=False)
         for batch in batches:
             states[batch] = looped(states[batch], **inputs)
         number += 1
         yield number, states
+
+
+def _layer_to_read_into(model: OuroborosForCausalLM) -> nn.Module:
+    looped = list(model.recurrent.layers)
+    return looped[0] if looped else copy.deepcopy([*model.prelude, *model.coda][0])
 
 
 @torch.no_grad()

@@ -42,6 +42,11 @@ CALIBRATION_WINDOWS = 8
 FIT_WINDOWS = 96
 STATE_BYTES = 1 << 28  # of hidden states held for a fit; two tensors of them are
 SEED = 0
+# Of a conversion that loops nothing: what would be of the steps is as small as it gets.
+UNLOOPED: dict[str, Any] = {
+    "depth": 1, "max_depth": 1, "norm_init": "ones", "bases": "mean", "modulation": "static",
+    "gate": False, "input_injection": "none",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ def convert(
     chosen = replace(options or ConvertOptions(), **changes)
     say = report or (lambda line: None)
     layer, count = parse_looped(chosen.recurrent)
+    if not count:
+        chosen = replace(chosen, **UNLOOPED)
     made_from = [Path(source), *([chosen.calibration] if chosen.calibration else [])]
     existing = [path for path in made_from if path.exists()]
     if obstacle := check_place(Path(out), (CHECKPOINT,), existing):
@@ -124,7 +131,8 @@ def convert(
     model = _transplant(original, config)
     candidates = _measure(model, original, chosen, layer, say)
     projections = model.recurrent.projections()
-    say(f"computing the low-rank bases of {sum(map(len, projections))} projections")
+    if count:
+        say(f"computing the low-rank bases of {sum(map(len, projections))} projections")
     per_step = config.bases == "per_step"
     removed = config.removed_layers()
     fill_bases(projections, original.projection, removed, config.recurrent, per_step)
@@ -217,22 +225,33 @@ def _changes(config: OuroborosConfig) -> str:
     last = config.original_layers
     kept = [*range(config.prelude), *range(last - config.coda, last)]
     dropped = _dropped(config)
-    added = [
+    steps = [
         "a Controller" if config.modulation == "controller" else "a modulation vector a step",
         "low-rank bases",
         "per-step norms",
         *(["a gate"] if config.gate else []),
+    ]
+    added = [
+        *(steps if config.recurrent_layers else []),
         *([f"a linear map at the loop's {config.bridge}"] if config.bridge != "none" else []),
     ]
     return (
         f"layers {_ranges(kept) or 'none'} of {last} kept as they were; layers "
         f"{_ranges(dropped) or 'none'} dropped; {_looped(config)} looped in their place; "
-        f"added {', '.join(added[:-1])} and {added[-1]}."
+        f"added {_join(added) or 'nothing'}."
     )
 
 
+def _join(names: Sequence[str]) -> str:
+    """Writes names as a sentence does: `a, b and c`."""
+    first, last = ", ".join(names[:-1]), "".join(names[-1:])
+    return f"{first} and {last}" if first else last
+
+
 def _dropped(config: OuroborosConfig) -> list[int]:
-    return sorted(layer for layers in config.removed_layers() for layer in layers)
+    looped = range(config.recurrent, config.recurrent + config.recurrent_layers)
+    replaced = range(config.prelude, config.original_layers - config.coda)
+    return [layer for layer in replaced if layer not in looped]
 
 
 def _looped(config: OuroborosConfig) -> str:
@@ -321,18 +340,20 @@ def _describe(
     last = config.original_layers - 1
     coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
     prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
-    own = ["Controller", "gate", "step norms", *(["bridge"] if model.bridge is not None else [])]
+    own = ["Controller", "gate", "step norms"] if config.recurrent_layers else []
+    own += ["bridge"] if model.bridge is not None else []
     lines = [
         f"{original.name}: {config.original_layers} layers, {total:,} parameters",
         f"  prelude    {prelude}",
-        f"  recurrent  {_looped(config)}, looped up to {config.max_depth} times",
+        f"  recurrent  {_looped(config)}"
+        + (f", looped up to {config.max_depth} times" if config.recurrent_layers else ""),
         f"  coda       {coda}",
         f"  kept       {kept:,} parameters, unchanged",
         f"  dropped    layers {_ranges(removed)}: {total - kept:,} parameters"
         if removed
         else "  dropped    none",
         f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases}){without}",
-        f"  trainable  {trainable:,} parameters ({', '.join(own)})",
+        f"  trainable  {trainable:,} parameters ({', '.join(own) or 'none'})",
     ]
     return ConversionReport(
         config.recurrent,

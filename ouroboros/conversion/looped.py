@@ -6,7 +6,7 @@ import re
 
 from ouroboros.errors import ConfigError
 
-AUTO = "auto"
+AUTO, NONE = "auto", "none"
 _BLOCK = re.compile(r"(\d+)-(\d+)")
 _AUTO = re.compile(rf"{AUTO}:(\d+)")
 
@@ -16,12 +16,14 @@ def parse_looped(recurrent: int | str) -> tuple[int | None, int]:
 
     Args:
         recurrent: `18` a layer, `18-21` a block of consecutive ones, `auto` the best layer,
-            `auto:4` the best block of 4.
+            `auto:4` the best block of 4, `none` no layer.
 
     Raises:
         ConfigError: it is none of these, or a block without a layer.
     """
     text = str(recurrent).strip()
+    if text == NONE:
+        return 0, 0
     if text == AUTO:
         return None, 1
     if re.fullmatch(r"-?\d+", text):
@@ -44,7 +46,7 @@ def parse_looped(recurrent: int | str) -> tuple[int | None, int]:
     raise ConfigError(
         f"recurrent={recurrent!r:.80} is neither auto nor the number of a layer, counted from 0, "
         "nor a block of consecutive ones",
-        "give one such as auto, 18, 18-21 or auto:4",
+        "give one such as auto, 18, 18-21, auto:4 or none",
     )
 
 

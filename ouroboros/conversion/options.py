@@ -20,7 +20,7 @@ class ConvertOptions:
     recurrent: int | str = option(
         "auto",
         "the layer to loop, counted from 0, or a block of them as 18-21; auto measures which layer "
-        "is best, auto:4 which block of 4",
+        "is best, auto:4 which block of 4; none loops nothing",
     )
     depth: int = option(8, "the default depth; auto and matched measure at it")
     max_depth: int = option(64, "the largest depth that will ever be used")
@@ -32,6 +32,9 @@ class ConvertOptions:
     modulation: str = option("controller", "controller, or static for the paper's ablation")
     bridge: str = option(
         "entry", "a linear map fitted before the loop, after it or not at all: entry, exit or none"
+    )
+    input_injection: str = option(
+        "none", "add: the looped layers of every step are fed the loop's entry state too"
     )
     gate: bool = option(True, "the paper's ablation has no gate", "--gate/--no-gate")
     calibration: Path | None = option(None, "text to measure on; default: one that comes with ouro")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ouroboros.delta.record import INDEX, TensorRecord, WeightsRecord
+from ouroboros.delta.record import INDEX, TensorRecord, UpdateRecord, WeightsRecord
 from ouroboros.errors import CheckpointError
 from ouroboros.model.names import current_name
 from ouroboros.source.locate import FLOATS, one_line, require_finite_tensor
 from ouroboros.source.weights import Original
+from ouroboros.storage.adapters import Update, add_updates, factor_names
 from ouroboros.storage.tensors import StoredTensor, pieces_of
 
 ANEW = "get an intact copy of the delta"
@@ -30,11 +31,13 @@ class Pieces:
         folder: the delta.
         files: the file that holds each, by its name.
         counts: how many numbers each has.
+        kinds: the type of each, as safetensors calls it.
     """
 
     folder: Path
     files: dict[str, Path]
     counts: dict[str, int]
+    kinds: dict[str, str]
 
     def read(self, name: str) -> torch.Tensor:
         """Returns one, in the type it is stored in.
@@ -70,6 +73,7 @@ def open_pieces(folder: Path, own: Mapping[str, object]) -> Pieces:
         raise CheckpointError(f"{folder / INDEX}: no index of tensors: {reason}", ANEW) from error
     files: dict[str, Path] = {}
     counts: dict[str, int] = {}
+    kinds: dict[str, str] = {}
     for shard in shards:
         try:
             with safe_open(folder / shard, framework="pt") as file:
@@ -82,11 +86,12 @@ def open_pieces(folder: Path, own: Mapping[str, object]) -> Pieces:
                             ANEW,
                         )
                     files[name], counts[name] = folder / shard, math.prod(part.get_shape())
+                    kinds[name] = part.get_dtype()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder / shard}: {one_line(error)}", ANEW) from error
     if gone := sorted(listed.keys() - files.keys()):
         raise CheckpointError(f"{folder}: {INDEX} names {gone[0]!r:.80}, which no file holds", ANEW)
-    return Pieces(folder, files, counts)
+    return Pieces(folder, files, counts, kinds)
 
 
 def check_weights(
@@ -120,17 +125,18 @@ def check_weights(
                     f"{folder}: {name:.80} is the source's {tensor.source!r:.80}, which it lacks",
                     ANEW,
                 )
-            for piece in tensor.pieces:
-                if piece not in pieces.files or piece in used:
-                    state = "is used twice" if piece in used else "is in none of its files"
-                    raise CheckpointError(f"{folder}: {piece!r:.80} {state}", ANEW)
-                used.add(piece)
-            held = sum(pieces.counts[piece] for piece in tensor.pieces)
-            if tensor.pieces and held != math.prod(tensor.shape):
-                raise CheckpointError(
-                    f"{folder}: {name:.80} has {held:,} numbers, its shape is {list(tensor.shape)}",
-                    ANEW,
-                )
+            for own, shape in _own_parts(tensor):
+                for piece in own:
+                    if piece not in pieces.files or piece in used:
+                        state = "is used twice" if piece in used else "is in none of its files"
+                        raise CheckpointError(f"{folder}: {piece!r:.80} {state}", ANEW)
+                    used.add(piece)
+                held = sum(pieces.counts[piece] for piece in own)
+                if held != math.prod(shape):
+                    raise CheckpointError(
+                        f"{folder}: {name:.80} has {held:,} numbers, its shape is {list(shape)}",
+                        ANEW,
+                    )
     for name in sorted(expected.keys() | found.keys()):
         has = found[name].shape if name in found else None
         if has != expected.get(name):
@@ -141,6 +147,16 @@ def check_weights(
             )
     if left := sorted(pieces.files.keys() - used):
         raise CheckpointError(f"{folder}: holds {left[0]!r:.80}, which is part of no tensor", ANEW)
+
+
+def _own_parts(tensor: TensorRecord) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """The delta's own parts of a tensor, itself or factors: their pieces, and their shape."""
+    if tensor.pieces:
+        yield tensor.pieces, tensor.shape
+    for update in tensor.updates:
+        out, into = tensor.shape
+        yield update.a, (update.rank, into)
+        yield update.b, (out, update.rank)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -165,8 +181,7 @@ def _read(
     name: str, tensor: TensorRecord, pieces: Pieces, original: Original
 ) -> Iterator[torch.Tensor]:
     if not tensor.source:
-        for piece in tensor.pieces:
-            yield pieces.read(piece).reshape(-1)
+        yield from _read_pieces(tensor.pieces, pieces)
         return
     value = original.read(tensor.source)
     if tuple(value.shape) != tensor.shape:
@@ -175,4 +190,40 @@ def _read(
             f"{list(value.shape)}",
             ANEW,
         )
+    if tensor.updates:
+        updates = (_read_update(tensor, one, pieces) for one in tensor.updates)
+        value = add_updates(value, updates)
+        require_finite_tensor(name, value, str(pieces.folder))
     yield from pieces_of(value)
+
+
+def _read_update(tensor: TensorRecord, update: UpdateRecord, pieces: Pieces) -> Update:
+    out, into = tensor.shape
+    a, b = (
+        torch.cat([pieces.read(one).reshape(-1) for one in own]) for own in (update.a, update.b)
+    )
+    return Update(a.reshape(update.rank, into), b.reshape(out, update.rank))
+
+
+def stored_factors(weights: Mapping[str, WeightsRecord], pieces: Pieces) -> list[StoredTensor]:
+    """Returns what `adapters.safetensors` of the checkpoint holds; none where it has no such file.
+
+    Args:
+        weights: of a delta's record.
+        pieces: its own tensors.
+    """
+    factors: list[StoredTensor] = []
+    for file in weights.values():
+        for weight, tensor in file.tensors.items():
+            parts = list(_own_parts(tensor)) if tensor.updates else []
+            numbers = range(1, len(tensor.updates) + 1)
+            names = [name for number in numbers for name in factor_names(weight, number)]
+            for name, (own, shape) in zip(names, parts, strict=True):
+                read = partial(_read_pieces, own, pieces)
+                factors.append(StoredTensor(name, pieces.kinds[own[0]], shape, read))
+    return factors
+
+
+def _read_pieces(names: Sequence[str], pieces: Pieces) -> Iterator[torch.Tensor]:
+    for name in names:
+        yield pieces.read(name).reshape(-1)

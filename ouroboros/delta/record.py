@@ -17,7 +17,8 @@ from ouroboros.errors import CheckpointError
 from ouroboros.storage.tensors import DTYPES
 from runtime.files.destinations import DELTA_FORMAT, DELTA_NAME
 
-VERSION = 1
+VERSION = 2
+_READ = (1, VERSION)  # the first knows no updates
 INDEX = "delta.safetensors.index.json"
 SHARD = "delta-{number:05}-of-{count:05}.safetensors"
 TEMPLATES = "additional_chat_templates"  # the one folder that a checkpoint holds
@@ -50,20 +51,38 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
+class UpdateRecord:
+    """A low-rank update of a weight: the product b a of two factors in the delta's own files.
+
+    Attributes:
+        rank: of a `[rank, in]` and b `[out, rank]`.
+        a: names of the delta's tensors that are the numbers of a, flat and in order.
+        b: those of b.
+    """
+
+    rank: int
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TensorRecord:
     """Where a tensor of the checkpoint comes from: the source, or the delta's own files.
 
     Attributes:
         kind: the type it has in the checkpoint, as safetensors calls it.
         shape: its dimensions.
-        source: the tensor of the source that it equals in that type; empty where it is the delta's.
+        source: the tensor of the source that it equals in that type, or that it is with `updates`
+            added; empty where it is the delta's.
         pieces: names of the delta's tensors that are its numbers, flat and in order, else none.
+        updates: what is added to the source's tensor, in order.
     """
 
     kind: str
     shape: tuple[int, ...]
     source: str = ""
     pieces: tuple[str, ...] = ()
+    updates: tuple[UpdateRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +158,8 @@ def read_record(folder: Path) -> DeltaRecord:
         fields = _object(data, "it")
         if fields.pop("format", None) != DELTA_FORMAT:
             raise _BadRecordError(f"its format is not {DELTA_FORMAT}")
-        if (version := fields.pop("version", None)) != VERSION:
+        version = fields.pop("version", None)
+        if type(version) is not int or version not in _READ:
             raise CheckpointError(
                 f"{file}: version {version!r:.20} is not known, this is {VERSION}",
                 "make the delta again, or use the ouro that made it",
@@ -262,7 +282,7 @@ def _weights(value: Any, where: str) -> WeightsRecord:
 
 
 def _tensor(value: Any, where: str) -> TensorRecord:
-    fields = _object(value, where)
+    fields = {"updates": [], **_object(value, where)}
     _require_keys(fields, TensorRecord, where)
     shape = tuple(_count(one, where) for one in _list(fields["shape"], where))
     source = _text(fields["source"], where)
@@ -271,4 +291,19 @@ def _tensor(value: Any, where: str) -> TensorRecord:
         raise _BadRecordError(f"{where} is {fields['kind']!r:.20} {list(shape)!r:.80}, no weight")
     if bool(source) == bool(pieces):
         raise _BadRecordError(f"{where} comes from both the source and the delta, or from neither")
-    return TensorRecord(fields["kind"], shape, source, pieces)
+    updates = tuple(_update(one, shape, where) for one in _list(fields["updates"], where))
+    if updates and not source:
+        raise _BadRecordError(f"{where} has updates of no tensor of the source")
+    return TensorRecord(fields["kind"], shape, source, pieces, updates)
+
+
+def _update(value: Any, shape: tuple[int, ...], where: str) -> UpdateRecord:
+    fields = _object(value, where)
+    _require_keys(fields, UpdateRecord, where)
+    rank = _count(fields["rank"], where)
+    if len(shape) != 2 or not 1 <= rank <= min(shape):
+        raise _BadRecordError(f"{where} has an update of rank {rank}, its shape is {list(shape)}")
+    a, b = (
+        tuple(_text(one, where) for one in _list(fields[side], f"{where}.{side}")) for side in "ab"
+    )
+    return UpdateRecord(rank, a, b)

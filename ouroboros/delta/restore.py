@@ -16,7 +16,13 @@ from ouroboros.checkpoint import (
     read_config,
     weight_files,
 )
-from ouroboros.delta.assemble import ANEW, check_weights, open_pieces, stored_tensors
+from ouroboros.delta.assemble import (
+    ANEW,
+    check_weights,
+    open_pieces,
+    stored_factors,
+    stored_tensors,
+)
 from ouroboros.delta.record import DeltaRecord, WeightsRecord, read_record
 from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
@@ -26,7 +32,7 @@ from ouroboros.source.locate import locate, one_line
 from ouroboros.storage.tensors import StoredTensor, write_tensors
 from ouroboros.storage.weights import build_empty, stored_names
 from runtime.files.atomic import check_place, publish
-from runtime.files.destinations import CHECKPOINT, DELTA_NAME, find_strangers
+from runtime.files.destinations import ADAPTERS, CHECKPOINT, DELTA_NAME, find_strangers
 
 _MODULE_FILE = f"{MODULE}.py"
 
@@ -86,6 +92,9 @@ def restore_delta(
                 say(f"writing {name}")
                 tensors = stored_tensors(weights, pieces, original)
                 hashes[name] = _write(staging / name, tensors, weights, folder)
+            if factors := stored_factors(record.weights, pieces):
+                with (staging / ADAPTERS).open("wb") as file:
+                    write_tensors(file, factors)
             _copy_files(folder, record, place.path, staging)
             write_module(staging)
             if strangers := find_strangers(staging, CHECKPOINT):
@@ -149,8 +158,9 @@ def _read_config(folder: Path, record: DeltaRecord) -> OuroborosConfig:
     if record.files.get("config.json") != ("config.json",):
         raise CheckpointError(f"{folder / DELTA_NAME}: names no config.json", ANEW)
     twice = sorted(record.files.keys() & (record.copied.keys() | record.weights.keys()))
-    if twice or _MODULE_FILE in record.files.keys() | record.copied.keys():
-        name = twice[0] if twice else _MODULE_FILE
+    made = sorted({_MODULE_FILE, ADAPTERS} & (record.files.keys() | record.copied.keys()))
+    if twice or made:
+        name = (twice or made)[0]
         raise CheckpointError(f"{folder / DELTA_NAME}: {name} is not one of a delta's files", ANEW)
     config = read_config(folder)
     held = sum(len(file.tensors) for file in record.weights.values())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ouroboros.checkpoint import (
     check_weight_files,
@@ -20,7 +18,7 @@ from ouroboros.checkpoint import (
     weight_files,
 )
 from ouroboros.delta.assemble import check_weights, open_pieces, stored_tensors
-from ouroboros.delta.names import candidates
+from ouroboros.delta.comparison import Comparison
 from ouroboros.delta.options import BFLOAT16, LOSSLESS, DeltaOptions
 from ouroboros.delta.record import (
     TEMPLATES,
@@ -36,15 +34,12 @@ from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE
 from ouroboros.model.configuration import OuroborosConfig
-from ouroboros.model.names import current_name
 from ouroboros.source.locate import Location, get_weights, locate, one_line
 from ouroboros.source.weights import Original
-from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of, write_tensors
-from ouroboros.storage.weights import build_empty, narrowest, same_bits, stored_names
+from ouroboros.storage.tensors import write_tensors
 from runtime.files.atomic import check_place, publish
-from runtime.files.destinations import DELTA, RUN, find_strangers
+from runtime.files.destinations import ADAPTERS, DELTA, RUN, find_strangers
 
-_NO_HASH = "0" * 64
 # The large files of a tokenizer. Others are held even where the source has them: a licence must
 # travel along, and a small change beside the source's weights is no reason to restore nothing.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
@@ -57,6 +52,7 @@ class DeltaReport:
     Attributes:
         tensors: names of the tensors it holds.
         copied: names of those that are the source's bit for bit.
+        updated: names of those that are the source's and low-rank updates, whose factors it holds.
         numbers: how many numbers it holds.
         bytes: of all its files.
         files: how many these are.
@@ -66,6 +62,7 @@ class DeltaReport:
 
     tensors: tuple[str, ...]
     copied: tuple[str, ...]
+    updated: tuple[str, ...]
     numbers: int
     bytes: int
     files: int
@@ -119,12 +116,13 @@ def save_delta(
     place = locate(source)
     original = open_source(place, _converted_from(config), str(folder))
     say("looking for what the source does not hold")
-    made = _Comparison(folder, config, original, chosen.dtype == BFLOAT16)
+    made = Comparison(folder, config, original, chosen.dtype == BFLOAT16)
     weights = {file.name: made.compare(file) for file in weight_files(folder)}
     try:
         with publish(out, replaces=(DELTA,)) as staging:
             say(f"writing {len(made.own)} tensors")
-            own, names = write_shards(staging, made.own.values(), chosen.max_file_bytes)
+            held = [*made.own.values(), *made.factors.values()]
+            own, names = write_shards(staging, held, chosen.max_file_bytes)
             weights = {name: _fill(file, names) for name, file in weights.items()}
             copied, files = _take_files(folder, original, staging, chosen.max_file_bytes, weights)
             sizes = _hash_own(staging, own)
@@ -151,7 +149,8 @@ def save_delta(
     return DeltaReport(
         tuple(made.own),
         tuple(made.copied),
-        sum(math.prod(tensor.shape) for tensor in made.own.values()),
+        tuple(made.updated),
+        sum(math.prod(tensor.shape) for tensor in held),
         size,
         len(sizes) + 1,
         sum(file.stat().st_size for file in weight_files(folder)),
@@ -181,90 +180,17 @@ def _describe_source(original: Original, place: Location) -> SourceRecord:
     return SourceRecord(original.name, original.sha256, files, original.papers.url, original.commit)
 
 
-class _Comparison:
-    """Sorts the tensors of a checkpoint into the source's and the delta's own."""
-
-    def __init__(
-        self, folder: Path, config: OuroborosConfig, original: Original, rounded: bool
-    ) -> None:
-        self.config, self.original, self.rounded = config, original, rounded
-        self.folder = folder
-        empty = build_empty(config)
-        self.added = set(empty.trainable_names())
-        state = empty.state_dict()
-        self.shapes = {name: tuple(state[name].shape) for name in stored_names(empty)}
-        self.own: dict[str, StoredTensor] = {}
-        self.copied: list[str] = []
-
-    def compare(self, file: Path) -> WeightsRecord:
-        """Looks at one weight file; its own tensors have no pieces yet, and it no hash."""
-        tensors: dict[str, TensorRecord] = {}
-        with safe_open(file, framework="pt") as opened:
-            metadata: dict[str, str] = dict(opened.metadata() or {})
-            names = list(opened.keys())
-        for name in names:
-            if current_name(name) not in self.shapes:
-                raise CheckpointError(
-                    f"{self.folder}: {name:.80} is no weight of this model",
-                    "config.json and the weights are not of one checkpoint",
-                )
-            value = _load(file, name)
-            kind, shape = KINDS[value.dtype], tuple(value.shape)
-            if source := self._find(name, value):
-                self.copied.append(name)
-                tensors[name] = TensorRecord(kind, shape, source)
-                continue
-            stored = self._kind(value)
-            # What trains stays as wide as it is, whatever it was rounded to.
-            if self.rounded and current_name(name) not in self.added:
-                kind = KINDS[stored]
-            tensors[name] = TensorRecord(kind, shape)
-            self.own[name] = StoredTensor(name, KINDS[stored], shape, partial(_pieces, file, name))
-        return WeightsRecord(_NO_HASH, metadata, tensors)
-
-    def _find(self, name: str, value: torch.Tensor) -> str:
-        """Returns the name of the source's tensor that a tensor equals, or nothing."""
-        for candidate in candidates(name, self.config):
-            if candidate not in self.original.names:
-                continue
-            other = self.original.read(candidate)
-            if other.shape == value.shape and all(
-                same_bits(theirs.to(ours.dtype), ours)
-                for theirs, ours in zip(pieces_of(other), pieces_of(value), strict=True)
-            ):
-                return candidate
-        return ""
-
-    def _kind(self, value: torch.Tensor) -> torch.dtype:
-        """Returns the type that a tensor of the delta is stored in."""
-        exact = narrowest(value)
-        wide = exact.itemsize > torch.bfloat16.itemsize
-        if not (self.rounded and wide):
-            return exact
-        # The largest numbers would become infinite.
-        finite = all(bool(torch.isfinite(one.bfloat16()).all()) for one in pieces_of(value))
-        return torch.bfloat16 if finite else exact
-
-
-def _load(file: Path, name: str) -> torch.Tensor:
-    with safe_open(file, framework="pt") as opened:
-        value: torch.Tensor = opened.get_tensor(name)
-    return value
-
-
-def _pieces(file: Path, name: str) -> Iterator[torch.Tensor]:
-    yield from pieces_of(_load(file, name))
-
-
 def _fill(file: WeightsRecord, pieces: Mapping[str, list[str]]) -> WeightsRecord:
     """Returns a weight file's record with the pieces of the delta's own tensors."""
-    return replace(
-        file,
-        tensors={
-            name: one if one.source else replace(one, pieces=tuple(pieces[name]))
-            for name, one in file.tensors.items()
-        },
-    )
+
+    def cut(whole: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(piece for name in whole for piece in pieces[name])
+
+    def cut_all(one: TensorRecord) -> TensorRecord:
+        updates = (replace(u, a=cut(u.a), b=cut(u.b)) for u in one.updates)
+        return replace(one, pieces=cut(one.pieces), updates=tuple(updates))
+
+    return replace(file, tensors={name: cut_all(one) for name, one in file.tensors.items()})
 
 
 def _take_files(
@@ -277,7 +203,7 @@ def _take_files(
     """Takes over what a checkpoint holds beside its weights, but for a vocabulary of the source."""
     copied: dict[str, str] = {}
     files: dict[str, tuple[str, ...]] = {}
-    left_out = {*_strangers(folder), *weights, f"{MODULE}.py"}
+    left_out = {*_strangers(folder), *weights, f"{MODULE}.py", ADAPTERS}
     inner = folder / TEMPLATES
     for file in sorted([*folder.iterdir(), *(inner.iterdir() if inner.is_dir() else [])]):
         name = file.relative_to(folder).as_posix()

@@ -137,6 +137,11 @@ def with_halter(
 
 
 def _choose_depth(asked: int | None, config: Any) -> int:
+    if not config.recurrent_layers:
+        raise ConfigError(
+            "this checkpoint loops no layer, so there is no depth to choose",
+            "convert with --recurrent auto, or name a layer",
+        )
     depth = asked or max(config.trained_depths, default=config.depth)
     if depth > config.max_depth:
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ouroboros.errors import ConfigError
+from ouroboros.model.base_config import is_whole
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 
@@ -45,6 +46,50 @@ def check_extras(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, An
             hint = f"; did you mean {near[0]}?" if near else "; leave it out"
             raise ConfigError(f"the model takes no argument {name}{hint}")
     return loss
+
+
+def check_backprop_steps(wanted: Any, steps: int) -> int:
+    """Returns through how many of the last of `steps` steps gradients go back.
+
+    Raises:
+        ConfigError: `wanted` is neither None nor a whole number above 0.
+    """
+    if wanted is None:
+        return steps
+    if not is_whole(wanted) or wanted < 1:
+        raise ConfigError(f"backprop_steps={wanted!r:.80} is no number of steps", "give 1 or more")
+    return min(int(wanted), steps)
+
+
+def one_input(**given: Any) -> Any:
+    """Returns the one input that a call is given.
+
+    Args:
+        given: `input_ids`, `inputs_embeds` and `prelude_state`, each None where it is not given.
+
+    Raises:
+        ConfigError: none or more than one is given.
+    """
+    found = [name for name, value in given.items() if value is not None]
+    if len(found) != 1:
+        raise ConfigError(
+            f"give exactly one of input_ids, inputs_embeds and prelude_state, not "
+            f"{' and '.join(found) or 'none'}"
+        )
+    return given[found[0]]
+
+
+def refuse_prelude_cache(use_cache: bool | None, past: OuroborosCache | None) -> None:
+    """Refuses a cache beside `prelude_state`.
+
+    Raises:
+        ConfigError: one is given or asked for.
+    """
+    if use_cache or past is not None:
+        raise ConfigError(
+            "a prelude_state has no cache: keys and values of the prelude are not in it",
+            "pass use_cache=False, or input_ids",
+        )
 
 
 def refuse_attentions() -> None:
@@ -162,7 +207,7 @@ def check_continuation(cache: OuroborosCache, batch: int, steps: int, layers: in
         raise ConfigError(
             f"past_key_values holds {rows} rows and the input {batch}", "give as many"
         )
-    held = (len(cache.layers) - cache.num_layers) // layers
+    held = (len(cache.layers) - cache.num_layers) // layers if layers else steps
     if held < steps:
         raise ConfigError(
             f"depth={steps} can't go on from past_key_values of depth {held}",
@@ -197,3 +242,21 @@ def depth_of_rows(depth: Any, batch: int, config: OuroborosConfig) -> list[int]:
     if len(rows) not in (1, batch):
         raise ConfigError(f"depth has {len(rows)} entries for {batch} rows", "give 1 or all")
     return rows
+
+
+def select_positions(
+    hidden: torch.Tensor, logit_index: torch.Tensor | None, logits_to_keep: int | torch.Tensor
+) -> torch.Tensor:
+    """Returns the positions `[B, K, hidden]` of `[B, S, hidden]` whose logits are asked for.
+
+    Args:
+        hidden: what enters the LM head.
+        logit_index: int64 `[B, K]` positions; None where none are named.
+        logits_to_keep: the last so many, or the positions given; 0 keeps all.
+    """
+    if logit_index is not None:
+        index = logit_index[..., None].expand(-1, -1, hidden.shape[-1])
+        return hidden.gather(1, index)
+    if isinstance(logits_to_keep, int):
+        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    return hidden[:, logits_to_keep]

@@ -10,16 +10,21 @@ def check_block(first: int, count: int, prelude: int, coda: int, total: int) -> 
 
     Args:
         first: number of its first layer in the original model.
-        count: its layers.
+        count: its layers; 0 where nothing is looped, which is not looked at further.
         prelude: first layers that are kept.
         coda: last layers that are kept.
         total: layers of the original model.
 
     Raises:
-        ConfigError: it is empty, or reaches out of the model, into the prelude or into the coda.
+        ConfigError: it reaches out of the model, into the prelude or into the coda; or nothing is
+            looped and nothing kept.
     """
-    if count < 1:
-        raise ConfigError(f"recurrent_layers={count} must be 1 or more")
+    if count < 0:
+        raise ConfigError(f"recurrent_layers={count} is negative", "give 0 (no loop) or more")
+    if not count:
+        if not prelude + coda:
+            raise ConfigError("nothing is looped and no layer kept", "keep some, or loop some")
+        return
     end, last = first + count - 1, total - coda - 1
     what, one = name_block(first, count), count == 1
     if not (first >= 0 and end < total):
@@ -34,8 +39,31 @@ def check_block(first: int, count: int, prelude: int, coda: int, total: int) -> 
         )
 
 
+def check_unlooped(count: int, max_depth: int, bridge: str) -> None:
+    """Refuses, of a model that loops nothing, what only a loop has.
+
+    A bridge alone stands between its prelude and its coda, or nothing; its one depth means nothing.
+
+    Args:
+        count: layers that are looped; nothing is refused where there are some.
+        max_depth: of the config.
+        bridge: likewise.
+
+    Raises:
+        ConfigError: there is more than one depth, or a bridge at the loop's entry.
+    """
+    if not count and (max_depth > 1 or bridge == "entry"):
+        raise ConfigError(
+            f"recurrent_layers=0 with max_depth={max_depth} and bridge={bridge}: where nothing is "
+            "looped there is no depth and no loop to enter",
+            "set max_depth to 1 and bridge to exit or none",
+        )
+
+
 def name_block(first: int, count: int) -> str:
-    """Names a block in a sentence: `layer 18`, `layers 18-21`."""
+    """Names a block in a sentence: `layer 18`, `layers 18-21`, `no layer`."""
+    if not count:
+        return "no layer"
     return f"layer {first}" if count == 1 else f"layers {first}-{first + count - 1}"
 
 

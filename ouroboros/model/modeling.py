@@ -6,7 +6,6 @@ Source: arXiv 2604.02051, section 3; the decoder layers are transformers' own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -20,34 +19,29 @@ from ouroboros.errors import ConfigError
 from ouroboros.model.arguments import (
     Depth,
     check_attention,
+    check_backprop_steps,
     check_continuation,
     check_extras,
     check_logit_index,
     check_shapes,
     depth_of_rows,
     one_cache,
+    one_input,
     refuse_attentions,
+    refuse_prelude_cache,
+    select_positions,
 )
+from ouroboros.model.base_config import layer_classes
 from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
 from ouroboros.model.halting import Halter, Halting, LoopedOutput, begin_halting
-from ouroboros.model.modulation import ConstantLinear, StaticModulation, StepNorm
+from ouroboros.model.modulation import ConstantLinear, Injection, StaticModulation, StepNorm
 from ouroboros.model.names import RENAMED
 from ouroboros.model.pooling import Sequences, describe_sequences
 from ouroboros.model.step import RecurrentStep
 from ouroboros.model.trainable import mark_trainable
-
-_CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-
-
-def _architecture(model_type: str) -> tuple[type[nn.Module], type[nn.Module], type[nn.Module]]:
-    module = import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    prefix = _CLASS_PREFIX[model_type]
-    kinds = ("DecoderLayer", "RMSNorm", "RotaryEmbedding")
-    layer, norm, rotary = (getattr(module, prefix + kind) for kind in kinds)
-    return layer, norm, rotary
 
 
 class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
@@ -68,7 +62,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         super().__init__(config)
         check_attention(config._attn_implementation)
         base = config.base()
-        layer_class, norm_class, rotary_class = _architecture(base.model_type)
+        layer_class, norm_class, rotary_class = layer_classes(base.model_type)
         total = config.original_layers
         kept = [*range(config.prelude), *range(total - config.coda, total)]
         self.embed_tokens = nn.Embedding(base.vocab_size, base.hidden_size)
@@ -96,6 +90,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             module.reset_parameters()
         elif isinstance(module, StaticModulation):
             nn.init.zeros_(module.vectors)
+        elif isinstance(module, Injection):
+            nn.init.zeros_(module.weight)
         elif isinstance(module, StepNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, Halter):
@@ -141,8 +137,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
 
         Args:
             coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms
-                and the final one, `full` all their weights and the final norm.
-            recurrent: what of the looped layers themselves trains: `frozen` nothing, `full` all.
+                and the final one, `lora` these and adapters, `full` all their weights.
+            recurrent: what of the looped layers themselves trains: `frozen` nothing, `lora`
+                their RMSNorms and adapters, `full` all of them.
 
         Raises:
             ConfigError: a choice is none of these.
@@ -181,6 +178,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool | None = None,
         halt_threshold: float | None = None,
+        backprop_steps: int | None = None,
+        prelude_state: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LoopedOutput:
         """Runs the model on `input_ids` `[B, S]`.
@@ -201,13 +200,18 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             output_hidden_states: return them; the config's choice where None.
             halt_threshold: rows whose halting score reaches it stop before their `depth`; the call
                 must hold their whole prompts. 0 stops none, and None asks for no `depth_used`.
+            backprop_steps: gradients go back through the last so many steps; None: through all. A
+                bridge at the entry gets none where depth is greater.
+            prelude_state: `[B, S, hidden]` of `ouroboros.model.prelude`, in place of `input_ids`:
+                the call begins behind the prelude. It has no cache.
             kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
 
         Returns:
             logits `[B, K or S, vocab]`, the loss where labels are given, the cache, and the hidden
             states `[B, S, hidden]` where asked for: as in transformers' models, what enters each
             prelude layer, each step and each coda layer, and last what enters the LM head: 1 +
-            prelude + depth + coda of them. A row that has had its steps repeats its state.
+            prelude + depth + coda of them (without the prelude's where `prelude_state` is given).
+            A row that has had its steps repeats its state.
 
         Raises:
             ConfigError: no or two inputs, a shape that does not fit, a depth outside 1..max_depth,
@@ -216,13 +220,16 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         loss_arguments = check_extras(kwargs, signature(type(self).forward).parameters)
         if self.config.output_attentions:
             refuse_attentions()
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ConfigError("give exactly one of input_ids and inputs_embeds")
-        given: Any = input_ids if input_ids is not None else inputs_embeds
+        given = one_input(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, prelude_state=prelude_state
+        )
         batch, new = given.shape[:2]
         past_key_values = one_cache(past_key_values, cache)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         check_shapes(batch, new, past, attention_mask, position_ids)
+        if prelude_state is not None:
+            refuse_prelude_cache(use_cache, past_key_values)
+            use_cache = False
         check_logit_index(batch, logit_index, labels is not None, logits_to_keep)
         steps, rows = self.row_depths(depth, batch)
         sequences = describe_sequences(batch, new, past, attention_mask, position_ids, given.device)
@@ -233,10 +240,21 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         halting = begin_halting(self, halt_threshold, past, sequences)
+        first = steps - check_backprop_steps(backprop_steps, steps)
+        layers = list(self.prelude) if prelude_state is None else []
         hidden, entered = self._run(
-            given, positions, sequences, cache, steps, rows, bool(output_hidden_states), halting
+            given,
+            layers,
+            positions,
+            sequences,
+            cache,
+            steps,
+            rows,
+            bool(output_hidden_states),
+            first,
+            halting,
         )
-        logits = self.lm_head(_select(hidden, logit_index, logits_to_keep))
+        logits = self.lm_head(select_positions(hidden, logit_index, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -280,12 +298,14 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
     def _run(
         self,
         given: torch.Tensor,
+        prelude: list[nn.Module],
         positions: torch.Tensor,
         sequences: Sequences,
         cache: OuroborosCache | None,
         steps: int,
         rows: torch.Tensor | None,
         record: bool,
+        first: int,
         halting: Halting | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         entered: list[torch.Tensor] = []
@@ -296,20 +316,24 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             hidden = given if given.is_floating_point() else self.embed_tokens(given)
             layer_inputs = self.layer_inputs(hidden, positions, sequences)
-            for layer in self.prelude:
+            for layer in prelude:
                 note(hidden)
                 hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
         if self.bridge is not None and self.config.bridge == "entry":
             hidden = self.bridge(hidden)
+        injected = {} if self.recurrent.injection is None else {"entry": hidden}
         for step in range(steps):
             note(hidden)
-            new_hidden = self.recurrent(hidden, step, sequences, cache, **layer_inputs)
-            active = None if rows is None else step < rows
-            if halting is not None:
-                active = halting.going if active is None else active & halting.going
-                halting.take(step, active, hidden, new_hidden)
-            if active is not None:
-                new_hidden = torch.where(active[:, None, None], new_hidden, hidden)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step >= first):
+                new_hidden = self.recurrent(
+                    hidden, step, sequences, cache, **injected, **layer_inputs
+                )
+                active = None if rows is None else step < rows
+                if halting is not None:
+                    active = halting.going if active is None else active & halting.going
+                    halting.take(step, active, hidden, new_hidden)
+                if active is not None:
+                    new_hidden = torch.where(active[:, None, None], new_hidden, hidden)
             hidden = new_hidden
         hidden = self.leave(hidden, layer_inputs, cache, note)
         return hidden, (*entered, hidden) if record else None
@@ -367,17 +391,6 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         finally:
             handle.remove()
         return means
-
-
-def _select(
-    hidden: torch.Tensor, logit_index: torch.Tensor | None, logits_to_keep: int | torch.Tensor
-) -> torch.Tensor:
-    if logit_index is not None:
-        index = logit_index[..., None].expand(-1, -1, hidden.shape[-1])
-        return hidden.gather(1, index)
-    if isinstance(logits_to_keep, int):
-        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-    return hidden[:, logits_to_keep]
 
 
 AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)

@@ -158,6 +158,25 @@ class StepNorm(nn.Module):
         return (x * widen(self.weight[step])).to(hidden.dtype)
 
 
+class Injection(nn.Module):
+    """Adds the state at the loop's entry to what the looped layers are fed, channel by channel.
+
+    So every step sees what was read, however far h has gone, and gradients that go back through
+    the last steps only reach what lies before the loop.
+
+    Source: Geiping et al., arXiv 2502.05171, who map both by a matrix; here it starts as nothing.
+    """
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        """Starts at zero, so a conversion starts without it."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, hidden: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
+        """Returns h + w e, both `[batch, seq, hidden]`."""
+        return hidden + (self.weight * entry).to(hidden.dtype)
+
+
 class Gate(nn.Module):
     """How much of the step's output enters the hidden state, per position and channel."""
 

@@ -16,6 +16,7 @@ from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
 from ouroboros.model.modulation import (
     Controller,
     Gate,
+    Injection,
     ModulatedLinear,
     ModulationPort,
     StaticModulation,
@@ -44,6 +45,7 @@ class RecurrentStep(nn.Module):
         self.controller = Controller(config) if dynamic else StaticModulation(config)
         self.norm = StepNorm(config)
         self.gate = Gate(config) if config.gate else None
+        self.injection = Injection(config) if config.input_injection == "add" else None
         self.pool = POOLING[config.pooling]
 
     def projections(self) -> list[dict[str, ModulatedLinear]]:
@@ -59,17 +61,25 @@ class RecurrentStep(nn.Module):
         step: int,
         sequences: Sequences,
         cache: OuroborosCache | None,
+        entry: torch.Tensor | None = None,
         **layer_inputs: Any,
     ) -> torch.Tensor:
-        """Runs step `step` on h `[batch, seq, hidden]`."""
+        """Runs step `step` on h `[batch, seq, hidden]`; of no layers it is h as it was.
+
+        `entry` is the state at the loop's entry, of h's shape, where it is injected.
+        """
+        if not self.layers:
+            return hidden
         pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
         modulation = self.controller(pooled, step).chunk(len(self.layers), -1)
-        new, entry = hidden, step * len(self.layers)
+        new, slot = hidden, step * len(self.layers)
+        if self.injection is not None and entry is not None:
+            new = self.injection(hidden, entry)
         for layer, port, vectors in zip(self.layers, self.ports, modulation, strict=True):
-            view = cache.at_entry(entry) if cache is not None else None
+            view = cache.at_entry(slot) if cache is not None else None
             with port.carrying(step, vectors):
                 new = layer(new, **{CACHE: view}, **layer_inputs)
-            entry += 1
+            slot += 1
         new = self.norm(new, step)
         if self.gate is not None:
             gate = self.gate(new, hidden)

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 from ouroboros.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ouroboros.model.modeling import OuroborosForCausalLM
 
-CODA_CHOICES = ("frozen", "norms", "full")
-RECURRENT_CHOICES = ("frozen", "full")
+CODA_CHOICES = ("frozen", "norms", "lora", "full")
+RECURRENT_CHOICES = ("frozen", "lora", "full")
+# Of these parameters of a layer the names hold one: norms by themselves, adapters by PEFT.
+_PARTS = {"frozen": (), "norms": ("norm",), "lora": ("norm", ".lora_"), "full": ("",)}
 
 
 def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> None:
@@ -19,8 +23,10 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
     Args:
         model: its parameters are marked.
         coda: what of the last layers trains too: `frozen` nothing, `norms` their RMSNorms and the
-            final one, `full` all their weights and the final norm.
-        recurrent: what of the looped layers themselves trains: `frozen` nothing, `full` all.
+            final one, `lora` these and the adapters that `ouroboros.training.adapters` put in,
+            `full` all their weights and the final norm.
+        recurrent: what of the looped layers themselves trains: `frozen` nothing, `lora` their
+            RMSNorms and adapters, `full` all of them.
 
     Raises:
         ConfigError: a choice is none of these.
@@ -34,12 +40,16 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
             raise ConfigError(f"{name}={given!r} is unknown", f"choose one of {known}")
     model.requires_grad_(False)
     loop = model.recurrent
-    for module in (loop.controller, loop.norm, loop.gate, model.bridge):
+    steps = (loop.controller, loop.norm, loop.gate, loop.injection) if loop.layers else ()
+    for module in (*steps, model.bridge):
         if module is not None:
             module.requires_grad_(True)
-    if recurrent == "full":
-        loop.layers.requires_grad_(True)
-    if coda != "frozen":
-        for name, parameter in model.coda.named_parameters():
-            parameter.requires_grad_(coda == "full" or "norm" in name)
-        model.norm.requires_grad_(True)
+    _mark(loop.layers, recurrent)
+    _mark(model.coda, coda)
+    model.norm.requires_grad_(coda != "frozen")
+
+
+def _mark(layers: nn.Module, choice: str) -> None:
+    parts = _PARTS[choice]
+    for name, parameter in layers.named_parameters():
+        parameter.requires_grad_(any(part in name for part in parts))

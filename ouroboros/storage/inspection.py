@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import CheckpointError, OuroborosError
-from runtime.files.destinations import DELTA, kind_of
+from runtime.files.destinations import ADAPTERS, DELTA, kind_of
 
 # An integer as wide as each float type, and its exponent's bits: all set in NaN and infinity.
 EXPONENTS = {
@@ -97,7 +97,9 @@ def inspect_checkpoint(path: Path) -> CheckpointReport:
             else is wrong is in the report, beside all that could be read.
     """
     config = read_plain_config(path)
-    files = tuple(inspect_weights(file) for file in sorted(path.glob("*.safetensors")))
+    # Adapters are in the weights already.
+    names = (file for file in sorted(path.glob("*.safetensors")) if file.name != ADAPTERS)
+    files = tuple(inspect_weights(file) for file in names)
     if not files:
         problem = CheckpointError(f"{path} holds no .safetensors file", "convert it again")
         return CheckpointReport(config, files, problem)

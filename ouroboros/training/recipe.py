@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import TrainingError
+from ouroboros.model.blocks import BLOCKS
 from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
 from runtime.options import option
 
 PRECISIONS = ("fp32", "bf16")
+STATE_DTYPES = ("float16", "float32")
 SCHEDULERS = ("cosine", "linear", "constant")
 DRAWS = ("uniform", "inverse")
+QAT_KINDS = ("none", "int4", "int8")
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_LEARNING_RATE = 1e30  # Adam's first steps multiply it by up to 10, in float32
 
@@ -39,6 +42,15 @@ class TrainOptions:
     depth_draw: str = option(
         "uniform", "how it is drawn: uniform, or inverse, a depth d as often as 1 / d"
     )
+    depth_curriculum: int = option(
+        0, "train steps in which the greatest drawn depth grows from the range's least; 0: none"
+    )
+    depth_term: float = option(
+        0.0, "weight of a term that asks a deeper read-out to be no worse than a shallower one"
+    )
+    backprop_steps: int = option(
+        0, "steps of the loop that gradients go back through, counted from its end; 0: all"
+    )
     train_steps: int = option(300, "optimizer steps")
     batch_size: int = option(4, "windows a micro-batch, in every process")
     grad_accum: int = option(1, "micro-batches a train step")
@@ -59,16 +71,35 @@ class TrainOptions:
     compile: bool = option(
         False, "compile the kept layers and the loss; worth it on a GPU", "--compile/--no-compile"
     )
-    train_coda: str = option("frozen", "of the last layers train: frozen, norms or full")
-    train_recurrent: str = option("frozen", "of the looped layers train: frozen or full")
+    train_coda: str = option(
+        "frozen", "of the last layers train: frozen, norms, lora (norms and adapters) or full"
+    )
+    train_recurrent: str = option("frozen", "of the looped layers train: frozen, lora or full")
+    adapter_rank: int = option(64, "of lora: the rank of an adapter")
+    adapter_alpha: float = option(64.0, "of lora: adapters are scaled by this over their rank")
     layer_learning_rate: float = option(
-        0.0, "the highest one of whole layers that train; 0: --learning-rate"
+        0.0, "the highest one of what trains of these layers; 0: --learning-rate"
     )
     teacher: str = option("", "the original model, to distil from: hub id, directory or .gguf")
     distill: float = option(
         0.5, "share of the teacher's KL in the loss; the cross-entropy has the rest"
     )
     temperature: float = option(1.0, "of the teacher's and the student's distribution in the KL")
+    state_cache: str = option(
+        "", "compute prelude and teacher once and keep their states in this folder, which runs "
+        "share; auto: in ~/.cache/ouroboros"
+    )  # fmt: skip
+    state_cache_gb: float = option(20.0, "the most that all kept states may take on disk")
+    state_dtype: str = option("float16", "how states are kept: float16 or float32")
+    qat: str = option(
+        "none", "train for integer weights: none, int4 or int8; every matrix is used as rounded"
+    )
+    qat_block: int = option(32, "weights that share a scale there: 32, 64 or 128")
+    qat_symmetric: bool = option(
+        False,
+        "without zero points there, as TensorRT needs them",
+        "--qat-symmetric/--qat-asymmetric",
+    )
 
     def __post_init__(self) -> None:
         """Validates every value.
@@ -81,6 +112,7 @@ class TrainOptions:
         for name, least in (
             ("train_steps", 1), ("batch_size", 1), ("grad_accum", 1), ("seq_len", 2), ("warmup", 0),
             ("seed", 0), ("eval_every", 0), ("eval_windows", 1), ("save_every", 1),
+            ("adapter_rank", 1), ("depth_curriculum", 0), ("backprop_steps", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise TrainingError(
@@ -93,7 +125,7 @@ class TrainOptions:
                 f"--learning-rate={self.learning_rate} is not allowed",
                 f"give more than 0 and at most {MAX_LEARNING_RATE:g} (0.001 is usual)",
             )
-        for name in ("weight_decay", "max_grad_norm", "layer_learning_rate"):
+        for name in ("weight_decay", "max_grad_norm", "layer_learning_rate", "depth_term"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise TrainingError(
                     f"{_flag(name)}={getattr(self, name)} is not allowed", "give 0 or more"
@@ -101,18 +133,27 @@ class TrainOptions:
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
             ("train_recurrent", RECURRENT_CHOICES),
-            ("depth_draw", DRAWS),
+            ("depth_draw", DRAWS), ("state_dtype", STATE_DTYPES), ("qat", QAT_KINDS),
+            ("qat_block", BLOCKS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
                     f"{_flag(name)}={getattr(self, name)!r} is unknown",
-                    f"choose one of {', '.join(choices)}",
+                    f"choose one of {', '.join(map(str, choices))}",
                 )
         if not 0 <= self.distill <= 1:
             raise TrainingError(f"--distill={self.distill} is not allowed", "give a share, 0 to 1")
         if not 0 < self.temperature < float("inf"):
             raise TrainingError(
                 f"--temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
+            )
+        if not 0 < self.adapter_alpha < float("inf"):
+            raise TrainingError(
+                f"--adapter-alpha={self.adapter_alpha} is not allowed", "give more than 0"
+            )
+        if not 0 < self.state_cache_gb < float("inf"):
+            raise TrainingError(
+                f"--state-cache-gb={self.state_cache_gb} is not allowed", "give more than 0"
             )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
@@ -122,24 +163,62 @@ class TrainOptions:
     def _refuse_contradictions(self) -> None:
         """Refuses what would be without effect. A default that was spelt out can't be told."""
         usual = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in ("distill", "temperature"):
-            value = getattr(self, name)
-            if not self.teacher and value != usual[name]:
-                raise TrainingError(
-                    f"{_flag(name)}={value} is of distillation, and there is no teacher",
-                    f"give --teacher, or leave {_flag(name)} out",
-                )
+        for names, given, what, flag in (
+            (("distill", "temperature"), self.teacher, "of distillation, and there is no teacher",
+             "--teacher"),
+            (("state_cache_gb", "state_dtype"), self.state_cache,
+             "of kept states, and none are kept", "--state-cache"),
+            (("qat_block", "qat_symmetric"), self.qat != "none", "of --qat, and there is none",
+             "--qat"),
+        ):  # fmt: skip
+            for name in names:
+                value = getattr(self, name)
+                if not given and value != usual[name]:
+                    raise TrainingError(
+                        f"{_flag(name)}={value} is {what}",
+                        f"give {flag}, or leave {_flag(name)} out",
+                    )
+        if self.qat != "none" and "lora" in (self.train_coda, self.train_recurrent):
+            raise TrainingError(
+                "--qat rounds whole matrices, and adapters train beside theirs",
+                "give full in place of lora, or leave --qat out",
+            )
         if self.teacher and not self.distill:
             raise TrainingError(
                 "--distill=0.0 makes no use of --teacher", "leave one of the two out"
             )
-        whole = (self.train_coda, self.train_recurrent)
-        if self.layer_learning_rate and whole == ("frozen", "frozen"):
+        layers = (self.train_coda, self.train_recurrent)
+        if self.layer_learning_rate and layers == ("frozen", "frozen"):
             raise TrainingError(
-                f"--layer-learning-rate={self.layer_learning_rate} is of whole layers that train, "
-                "and none does",
+                f"--layer-learning-rate={self.layer_learning_rate} is of layers of the original "
+                "that train, and none does",
                 "give --train-coda or --train-recurrent, or leave it out",
             )
+        for name in ("depth_curriculum", "depth_term"):
+            value = getattr(self, name)
+            if value and self.depth_range[0] == self.depth_range[1]:
+                raise TrainingError(
+                    f"{_flag(name)}={value} is of a range, and --depth={self.depth} is one depth",
+                    f"give a range like --depth 1-{self.depth}, or leave {_flag(name)} out",
+                )
+        if self.depth_curriculum > self.train_steps:
+            raise TrainingError(
+                f"--depth-curriculum={self.depth_curriculum} ends after the run",
+                f"give at most --train-steps, {self.train_steps}",
+            )
+        for name in ("adapter_rank", "adapter_alpha"):
+            value = getattr(self, name)
+            if "lora" not in layers and value != usual[name]:
+                raise TrainingError(
+                    f"{_flag(name)}={value} is of adapters, and none trains",
+                    f"give --train-coda lora or --train-recurrent lora, or leave {_flag(name)} out",
+                )
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Where adapters train: `coda`, `recurrent`, both or neither."""
+        places = {"coda": self.train_coda, "recurrent": self.train_recurrent}
+        return tuple(place for place, choice in places.items() if choice == "lora")
 
     @property
     def depth_range(self) -> tuple[int, int]:
@@ -169,10 +248,11 @@ class TrainOptions:
         """Returns the options on which the final weights depend, as JSON values.
 
         Paths are not among them (the data is compared by its tokens), nor is how often the run
-        is scored and saved. A run adds what it finds around it: the checkpoint, the data and the
-        number of processes.
+        is scored and saved. A run adds what it finds around it: the checkpoint, the data, the
+        number of processes, and which states it reads from disk and how precise they are.
         """
         free = {"data", "eval", "eval_every", "eval_depths", "eval_windows", "save_every"}
+        free |= {"state_cache", "state_cache_gb", "state_dtype"}
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in free}
 

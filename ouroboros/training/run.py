@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import time
@@ -17,18 +18,23 @@ from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, save_ch
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.source.locate import quiet_transformers
+from ouroboros.storage.adapters import Update, read_updates, write_updates
 from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
 from ouroboros.training import state
+from ouroboros.training.adapters import gather_updates, mark_trained
+from ouroboros.training.frozen_states import StatedWindows, open_states
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
-from ouroboros.training.teacher import load_teacher
-from ouroboros.training.trainer import OuroborosTrainer, training_arguments
+from ouroboros.training.qat import round_as_asked
+from ouroboros.training.teacher import hash_teacher, load_teacher
+from ouroboros.training.trainer import OuroborosTrainer, run_order, training_arguments
 from runtime.files.atomic import check_place
-from runtime.files.destinations import CHECKPOINT, RUN
+from runtime.files.destinations import ADAPTERS, CHECKPOINT, RUN
 
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
+    from transformers import TrainingArguments
 
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
@@ -83,6 +89,18 @@ def train(
         TrainingError: `out` holds an earlier run or something else, or the state there is damaged
             or of another run, or the training diverged.
     """
+    with contextlib.ExitStack() as opened:
+        return _train(checkpoint, out, options, resume, console, opened)
+
+
+def _train(
+    checkpoint: Path,
+    out: Path,
+    options: TrainOptions,
+    resume: bool,
+    console: Console | None,
+    opened: contextlib.ExitStack,
+) -> TrainReport:
     from rich.console import Console as RichConsole
 
     console = console or RichConsole(quiet=True)
@@ -91,20 +109,16 @@ def train(
     _check_out(checkpoint, out, resume, (*options.data, *options.eval))
     model, tokenizer = _load(checkpoint, options)
     windows, heldout = _read_texts(options, model, tokenizer, console)
-    model.mark_trainable(options.train_coda, options.train_recurrent)
-    teacher = load_teacher(options.teacher, model) if options.teacher else None
+    earlier, adapters = read_updates(checkpoint), mark_trained(model, options)
+    rounded = round_as_asked(model, options)
+    head = rounded.head if rounded else model.lm_head.weight
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
     if not main:
         console = RichConsole(quiet=True)
-    fingerprint = {
-        **options.exactness(),
-        "checkpoint": checkpoint_sha256(checkpoint),
-        "data": windows.fingerprint(),
-        **({"teacher": teacher.sha256} if teacher else {}),
-        "world_size": arguments.world_size,
-        state.THREADS: torch.get_num_threads(),
-    }
+    states = _open_states(model, head, windows, options, arguments, console, opened)
+    teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
+    fingerprint = _fingerprint(checkpoint, options, windows, states, arguments)
     found = _find_state(state_dir, fingerprint, console) if resume else None
     arguments.eval_on_start = found is None
     windows_a_step = options.batch_size * options.grad_accum * arguments.world_size
@@ -123,6 +137,8 @@ def train(
             arguments,
             display.scoring,
             teacher,
+            states,
+            rounded.head if rounded else None,
         )
         state.clear_staging(state_dir)
         try:
@@ -136,10 +152,12 @@ def train(
         # The Trainer wraps forward() for autocast and switches the cache off.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.config.use_cache = use_cache
+        model.config.qat = rounded.restore() if rounded else {}
     history = trainer.state.log_history
     if main:
         try:
-            _publish(model, tokenizer, checkpoint, out, options, history)
+            updates = gather_updates(earlier, model, adapters)
+            _publish(model, tokenizer, checkpoint, out, options, history, updates)
         except CheckpointError as error:
             raise CheckpointError(f"{error}", _how_to_go_on(state_dir)) from error
     trainer.accelerator.wait_for_everyone()
@@ -151,6 +169,25 @@ def train(
         loss=_last(history, "loss"),
         heldout={depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in scored},
     )
+
+
+def _fingerprint(
+    checkpoint: Path,
+    options: TrainOptions,
+    windows: PackedWindows,
+    states: StatedWindows | None,
+    arguments: TrainingArguments,
+) -> dict[str, Any]:
+    """What the final weights depend on, and what a resumed run must have the same."""
+    return {
+        **options.exactness(),
+        "checkpoint": checkpoint_sha256(checkpoint),
+        "data": windows.fingerprint(),
+        **({"teacher": hash_teacher(options.teacher)} if options.teacher else {}),
+        **({"states": states.describe(), state.STATES: states.sha256} if states else {}),
+        "world_size": arguments.world_size,
+        state.THREADS: torch.get_num_threads(),
+    }
 
 
 def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM, Any]:
@@ -174,6 +211,28 @@ def _read_texts(
     for name, array in heldout.items():
         check_ids(f"held-out text {name!r}", array, model.config.vocab_size)
     return windows, heldout
+
+
+def _open_states(
+    model: OuroborosForCausalLM,
+    head: torch.Tensor,
+    windows: PackedWindows,
+    options: TrainOptions,
+    arguments: TrainingArguments,
+    console: Console,
+    opened: contextlib.ExitStack,
+) -> StatedWindows | None:
+    """What is computed once, for the windows that the run will draw; None where it keeps none."""
+    if not options.state_cache:
+        return None
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    drawn = run_order(options, len(windows), arguments.world_size)
+    return open_states(
+        model, head, windows, drawn, options, arguments.device, arguments.process_index, say, opened
+    )
 
 
 def _check_out(checkpoint: Path, out: Path, resume: bool, data: Sequence[Path]) -> None:
@@ -252,6 +311,7 @@ def _publish(
     out: Path,
     options: TrainOptions,
     history: list[dict[str, Any]],
+    updates: Mapping[str, Sequence[Update]],
 ) -> None:
     low, high = options.depth_range
     model.config.trained_depths = sorted(
@@ -263,6 +323,8 @@ def _publish(
     files["training.png"] = plot_training(history)
     if any(GATE.format(step=1) in entry for entry in history):
         files["gate.png"] = plot_gates(history)
+    if updates:
+        files[ADAPTERS] = write_updates(updates)
     save_checkpoint(model.eval(), tokenizer, out, files, keep=("state", "logs"))
 
 

@@ -24,6 +24,8 @@ HASHES = "hashes.json"
 OPTIONS = "options.json"
 # On how many threads a sum is split decides the order of its terms, and so its last bits.
 THREADS = "cpu_threads"
+# Kept states that were computed again, on another machine say, may differ in their last bits too.
+STATES = "states_sha256"
 KEPT = 2
 _STAGING = ".staging"
 
@@ -139,13 +141,14 @@ def write_options(folder: Path, options: Mapping[str, Any]) -> None:
 def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str], None]) -> None:
     """Refuses to go on with options other than those the state was written with.
 
-    Another number of CPU threads is no reason to refuse, as another machine may have other cores;
-    but the run is then not certain to end in the same bits, which `warn` gets told.
+    Another number of CPU threads is no reason to refuse, as another machine may have other cores,
+    nor are states of prelude and teacher that were computed again; but the run is then not certain
+    to end in the same bits, which `warn` gets told.
 
     Args:
         folder: the state.
         options: what the run would go on with.
-        warn: gets one line where only the threads differ.
+        warn: gets one line where only the threads differ, and one where only the kept states do.
 
     Raises:
         TrainingError: Some option differs; the message names each with both values.
@@ -153,6 +156,7 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
     saved = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
     given = json.loads(json.dumps(dict(options)))
     before, now = saved.pop(THREADS, None), given.pop(THREADS, None)
+    read_before, read_now = saved.pop(STATES, None), given.pop(STATES, None)
     differing = [
         f"{name} was {saved.get(name)!r}, now {given.get(name)!r}"
         for name in sorted(saved.keys() | given.keys())
@@ -167,6 +171,11 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
         warn(
             f"warning: the run began on {before} CPU threads and goes on with {now}: the last bits "
             f"of its weights may differ (OMP_NUM_THREADS={before} makes them the same)"
+        )
+    if read_before != read_now:
+        warn(
+            "warning: the kept states are not those that the run began with, but were computed "
+            "anew: the last bits of its weights may differ"
         )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ouroboros.errors import TrainingError
-from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import describe_sequences
-from ouroboros.source.locate import load_source
+from ouroboros.source.locate import get_weights, hash_read_files, load_source, locate
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Teacher:
 
     Attributes:
         body: the model without its head.
-        sha256: of its weight files.
+        sha256: of all its files that are read.
     """
 
     body: Any
@@ -54,7 +55,7 @@ class Teacher:
         return state
 
 
-def load_teacher(source: str, student: OuroborosForCausalLM) -> Teacher:
+def load_teacher(source: str, own: torch.Tensor) -> Teacher:
     """Loads the original model of a student.
 
     Raises:
@@ -63,7 +64,6 @@ def load_teacher(source: str, student: OuroborosForCausalLM) -> Teacher:
     """
     original = load_source(source)
     head = original.model.get_output_embeddings().weight
-    own = student.lm_head.weight
     if head.shape != own.shape or not torch.equal(head.to(own.dtype), own.detach().cpu()):
         raise TrainingError(
             f"{source} is not the model that this checkpoint was converted from: its LM head is "
@@ -72,4 +72,23 @@ def load_teacher(source: str, student: OuroborosForCausalLM) -> Teacher:
         )
     body = original.model.base_model.eval()
     body.requires_grad_(False)
-    return Teacher(body, original.sha256)
+    return Teacher(body, _combine(original.files))
+
+
+def teacher_dtype(precision: str) -> torch.dtype:
+    """Returns the type that a teacher computes in where a run trains with `precision`."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def hash_teacher(source: str) -> str:
+    """Returns the `sha256` of a teacher; nothing is loaded.
+
+    Raises:
+        CheckpointError: a file is missing.
+    """
+    place = locate(source)
+    return _combine(hash_read_files(place, get_weights(place)))
+
+
+def _combine(files: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(sorted(files.values())).encode()).hexdigest()

@@ -32,40 +32,22 @@ from ouroboros.evaluate import score_windows, scoring_prefix
 from ouroboros.model.names import current_name
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
+from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
+from ouroboros.training.frozen_states import PRELUDE, TEACHER, StatedWindows
 from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.plots import EVAL_LOSS, GATE
+from ouroboros.training.qat import rounded_once
+from ouroboros.training.teacher import Teacher, teacher_dtype
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
-    from ouroboros.training.teacher import Teacher
 
 WEIGHTS = "trainable.safetensors"
 LAYERS = ("coda.", "recurrent.layers.", "norm.")  # what is trained of the original's own layers
 SAMPLE_WINDOWS = 2
-# Keeps the streams of random numbers drawn from one seed apart.
-_DEPTH_STREAM, _ORDER_STREAM = 1, 2
-
-
-def draw_depth(seed: int, train_step: int, low: int, high: int, draw: str = "uniform") -> int:
-    """Draws the depth of a train step from low..high.
-
-    It depends on nothing but the arguments, so every process, every micro-batch and a resumed run
-    draw the same.
-
-    Args:
-        seed: of the run.
-        train_step: its number.
-        low: the least depth.
-        high: the greatest depth.
-        draw: `uniform`, or `inverse`: a depth d as often as 1 / d, so that deep steps are trained
-            without being paid for at every train step.
-    """
-    generator = np.random.default_rng([_DEPTH_STREAM, seed, train_step])
-    if draw == "uniform":
-        return int(generator.integers(low, high + 1))
-    depths = np.arange(low, high + 1)
-    return int(generator.choice(depths, p=(1 / depths) / (1 / depths).sum()))
+# Keeps the streams of random numbers drawn from one seed apart; `depth` has 1 and 3.
+_ORDER_STREAM = 2
 
 
 class RunOrder(Sampler[int]):
@@ -88,6 +70,12 @@ class RunOrder(Sampler[int]):
             yield from order.tolist()
 
 
+def run_order(options: TrainOptions, windows: int, world_size: int) -> RunOrder:
+    """Returns the order of a run over `windows` windows in `world_size` processes."""
+    a_step = options.batch_size * options.grad_accum * world_size
+    return RunOrder(windows, options.train_steps * a_step, options.seed)
+
+
 class OuroborosTrainer(Trainer):
     """Trainer with the smallest changes: depth, data order, held-out scores, saved state."""
 
@@ -106,11 +94,15 @@ class OuroborosTrainer(Trainer):
         arguments: TrainingArguments,
         scoring: Callable[[int, int], None] | None = None,
         teacher: Teacher | None = None,
+        states: StatedWindows | None = None,
+        teacher_head: torch.Tensor | None = None,
     ) -> None:
         """Prepares a run; `heldout` maps names to int64 [windows, seq] windows.
 
         `arguments` come from `training_arguments` with the same options. `scoring` is told of
-        held-out windows scored so far and in all. A `teacher` is distilled from.
+        held-out windows scored so far and in all. A `teacher` is distilled from, or what `states`
+        hold of it: the same windows with what was computed of them before. `teacher_head` is its
+        LM head `[vocab, hidden]` where the model's is not the same any more.
         """
         self.teacher = teacher
         self.options = options
@@ -123,15 +115,15 @@ class OuroborosTrainer(Trainer):
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=windows,
+            train_dataset=states or windows,
             eval_dataset=windows,  # only looked at for being there, see evaluate()
             data_collator=collate,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
         if teacher is not None:
-            half = torch.bfloat16 if arguments.bf16 else torch.float32
-            teacher.to(arguments.device, half)
+            teacher.to(arguments.device, teacher_dtype(options.precision))
+        self.teacher_head = None if teacher_head is None else teacher_head.to(arguments.device)
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:
             self.piece_loss = torch.compile(piece_loss)
@@ -140,8 +132,7 @@ class OuroborosTrainer(Trainer):
                 layer.compile()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        a_step = self.options.batch_size * self.options.grad_accum * self.args.world_size
-        return RunOrder(len(self.windows), self.options.train_steps * a_step, self.options.seed)
+        return run_order(self.options, len(self.windows), self.args.world_size)
 
     def compute_loss(
         self,
@@ -151,40 +142,71 @@ class OuroborosTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Computes the loss at the depth of this train step."""
-        options, train_step = self.options, self.state.global_step
-        depth = draw_depth(options.seed, train_step, *options.depth_range, options.depth_draw)
-        if self.teacher is None:
+        with rounded_once():
+            return self._compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any
+    ) -> Any:
+        options = self.options
+        drawn = draw_train_step(options, self.state.global_step)
+        depth = {"depth": drawn.depth, "backprop_steps": options.backprop_steps or None}
+        guide = self._guide(inputs)
+        if guide is None and drawn.shallow is None and PRELUDE not in inputs:
             return super().compute_loss(
-                model, {**inputs, "depth": depth}, return_outputs, num_items_in_batch
+                model, {**inputs, **depth}, return_outputs, num_items_in_batch
             )
-        ids, positions, labels = (inputs[n] for n in ("input_ids", "position_ids", "labels"))
-        output = model(
-            input_ids=ids,
-            position_ids=positions,
-            depth=depth,
-            use_cache=False,
-            logits_to_keep=1,
-            output_hidden_states=True,
-        )
-        own, guide = output.hidden_states[-1], self.teacher.final_state(ids, positions)
+        asked = self._ask(inputs)
+        shallow = read_shallow(model, asked, drawn)
+        output = model(**asked, **depth)
         # Shifted here, once: a position predicts the next one's token.
-        targets = labels[:, 1:].reshape(-1)
+        targets = inputs["labels"][:, 1:].reshape(-1)
+        own, head = _predicting(output.hidden_states[-1]), self._unwrapped().lm_head.weight
+        guide = None if guide is None else _predicting(guide)
         loss = head_loss(
-            own[:, :-1].flatten(0, 1),
-            self._unwrapped().lm_head.weight,
+            own,
+            head,
             targets,
-            guide[:, :-1].flatten(0, 1),
-            self.options.distill,
-            self.options.temperature,
+            guide,
+            options.distill,
+            options.temperature,
             self.piece_loss,
+            self.teacher_head,
         )
-        count = num_items_in_batch
+        if shallow is not None:
+            loss = loss + options.depth_term * depth_loss(own, _predicting(shallow), head, targets)
+        loss = self._per_token(loss, targets, num_items_in_batch)
+        return (loss, output) if return_outputs else loss
+
+    def _guide(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+        """The teacher's final state `[batch, seq, hidden]`, from disk or computed; None without."""
+        guide: torch.Tensor | None = inputs.get(TEACHER)
+        if self.teacher is not None:
+            guide = self.teacher.final_state(inputs["input_ids"], inputs["position_ids"])
+        return guide
+
+    def _ask(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a forward call: from behind the prelude where its state is at hand."""
+        state = inputs.get(PRELUDE)
+        begin = {"input_ids": inputs["input_ids"]}
+        if state is not None:
+            begin = {"prelude_state": state.to(self._unwrapped().dtype)}
+        return {
+            **begin,
+            "position_ids": inputs["position_ids"],
+            "use_cache": False,
+            "logits_to_keep": 1,
+            "output_hidden_states": True,
+        }
+
+    def _per_token(self, loss: torch.Tensor, targets: torch.Tensor, count: Any) -> torch.Tensor:
+        """Divides a sum over predicted tokens by their number in the whole train step."""
         if count is None:
             count = (targets != IGNORED).sum().clamp(min=1)
         elif self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the count is that of all of them
-        loss = loss / count
-        return (loss, output) if return_outputs else loss
+        mean: torch.Tensor = loss / count
+        return mean
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Makes AdamW: whole layers may learn at a rate of their own, matrices alone decay."""
@@ -212,6 +234,15 @@ class OuroborosTrainer(Trainer):
         The loss of the first training windows at the greatest depth is scored too: it tells
         whether the last update went well. Where nothing is held out, the gates are theirs.
         """
+        with rounded_once():
+            metrics = self._score()
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _score(self) -> dict[str, float]:
         began = time.perf_counter()
         model = self._unwrapped().eval()
         prefix = scoring_prefix(model.config.pooling, self.options.seq_len)
@@ -245,10 +276,6 @@ class OuroborosTrainer(Trainer):
         gates = model.gate_means(ids, depths[-1])
         metrics |= {GATE.format(step=step): gate for step, gate in enumerate(gates, start=1)}
         metrics["eval_seconds"] = time.perf_counter() - began
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -321,6 +348,11 @@ class OuroborosTrainer(Trainer):
 
     def _unwrapped(self) -> OuroborosForCausalLM:
         return cast("OuroborosForCausalLM", self.model)
+
+
+def _predicting(state: torch.Tensor) -> torch.Tensor:
+    """Returns the states `[positions, hidden]` that predict a token: of each window all but one."""
+    return state[:, :-1].flatten(0, 1)
 
 
 def training_arguments(options: TrainOptions, state_dir: Path) -> TrainingArguments:

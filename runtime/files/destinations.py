@@ -18,6 +18,7 @@ from typing import Any
 
 BUNDLE, CHECKPOINT, RUN, TRITON = "bundle", "checkpoint", "run", "triton"
 DELTA, DELTA_NAME = "delta", "delta.json"
+ADAPTERS = "adapters.safetensors"  # factors of what was added to a checkpoint's weights
 MISSING, EMPTY, FILE, MODEL, FOREIGN = "missing", "empty", "file", "model", "foreign"
 NAMES = {
     BUNDLE: "a bundle",
@@ -46,6 +47,7 @@ _CHECKPOINT_FILES = (
     "model.safetensors",
     "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",
+    ADAPTERS,
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

@@ -56,7 +56,7 @@ def test_library_takes_options_and_changes(tmp_path: Path) -> None:
     [
         ("train_step", "did you mean train_steps?"),
         ("learnig_rate", "did you mean learning_rate?"),
-        ("colour", "the options are batch_size, "),
+        ("colour", "the options are adapter_alpha, "),
     ],
 )
 def test_unknown_recipe_key_names_its_nearest_match(tmp_path: Path, key: str, cure: str) -> None:

@@ -32,8 +32,8 @@ class Variant:
 
 # Together they hold every variant once; alone, below, each is told apart.
 TOGETHER = {
-    "per_step, no prelude, bridge at exit": Variant(
-        {"bases": "per_step", "prelude": 0, "bridge": "exit"}
+    "per_step, no prelude, bridge at exit, injection": Variant(
+        {"bases": "per_step", "prelude": 0, "bridge": "exit", "input_injection": "add"}
     ),
     "static, no gate, no coda, bridge at entry": Variant(
         {"modulation": "static", "gate": False, "coda": 0, "bridge": "entry"}
@@ -59,10 +59,11 @@ ALONE = {
     "block of two, per_step, token, static": Variant(
         {**BLOCK, "bases": "per_step", "pooling": "token", "modulation": "static"}
     ),
+    "injection, bridge at entry": Variant({"bridge": "entry", "input_injection": "add"}),
     "block of three, neither": Variant({"prelude": 0, "coda": 0, "recurrent": "2-4"}),
     "block of all that is replaced, no gate": Variant({"recurrent": "2-3", "gate": False}),
 }
-FAST = "per_step, no prelude, bridge at exit"
+FAST = "per_step, no prelude, bridge at exit, injection"
 
 
 def build(original: Path, folder: Path, variant: Variant) -> Path:

@@ -168,12 +168,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "bases": "per_step",
         "gate": False,
     },
+    "injection": {"input_injection": "add"},
     "a block": {"recurrent_layers": 2},
     "a block, static, per_step bases": {
         "recurrent_layers": 2,
         "prelude": 0,
         "modulation": "static",
         "bases": "per_step",
+        "input_injection": "add",
     },
 }
 
@@ -198,9 +200,10 @@ def test_step_equals_the_recurrent_block(
         index = torch.tensor([[-1, -2, -2]]).expand(len(hidden), -1) + hidden.shape[1]
         picked = index[..., None].expand(-1, -1, hidden.shape[-1])
         shared = make_shared(model, given)
+        entry = 2 * random(*hidden.shape[1:])[None].expand_as(hidden)
         for number in range(DEPTH):
             new = model.recurrent(
-                hidden, number, given.sequences, cache, **layer_inputs(model, given)
+                hidden, number, given.sequences, cache, entry, **layer_inputs(model, given)
             )
             expected = torch.where((number < ROW_DEPTH)[:, None, None], new, hidden)
             actual, keys, values, sums = step(
@@ -211,6 +214,7 @@ def test_step_equals_the_recurrent_block(
                 past,
                 picked,
                 ROW_DEPTH,
+                entry,
             )
             expect_equal(actual, expected)
             first = slots + number * model.config.recurrent_layers

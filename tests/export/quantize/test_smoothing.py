@@ -12,6 +12,7 @@ from export.quantize.calibration import CalibrationRun, blocks_in_order, summing
 from export.quantize.model import Quantization, quantize_model
 from export.quantize.smoothing import smooth_model
 from ouroboros import load_checkpoint
+from tests.support.training import tiny_model
 
 DEPTH = 3
 
@@ -57,6 +58,23 @@ def test_text_arrives_as_the_model_carries_it(model: Any, windows: torch.Tensor)
         torch.testing.assert_close(found[name], expected[linear], rtol=1e-4, atol=1e-3)
     carried = model.lm_head(model.norm(torch.cat(run.hidden)))
     torch.testing.assert_close(carried, whole, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_injected_state_is_what_the_changed_layers_before_the_loop_leave(
+    windows: torch.Tensor,
+) -> None:
+    """What is quantised before the loop changes the state at its entry, for every step."""
+    model = tiny_model(259, input_injection="add", bridge="entry")
+    model.get_parameter("recurrent.injection.weight").normal_()
+    run = CalibrationRun(model, windows, DEPTH)
+    for _, block in blocks_in_order(model):
+        if block is not model.recurrent:
+            for weight in block.parameters():
+                weight.mul_(1.1)
+        run.advance(block)
+    carried = model.lm_head(model.norm(torch.cat(run.hidden)))
+    torch.testing.assert_close(carried, logits(model, windows), rtol=1e-4, atol=1e-4)
 
 
 def test_smoothed_model_computes_what_it_did(model: Any, windows: torch.Tensor) -> None:

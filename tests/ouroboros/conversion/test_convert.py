@@ -266,7 +266,7 @@ def test_dropped_middle_is_the_plain_shortened_model(tiny_original: Path) -> Non
         ({"recurrent": "2,3"}, r"'2,3' is neither auto nor .* consecutive ones; give one such as"),
         (
             {"recurrent": "2-"},
-            r"'2-' is neither auto nor the number of a layer, .* 18-21 or auto:4",
+            r"'2-' is neither auto nor the number of a layer, .* 18-21, auto:4 or none",
         ),
         ({"recurrent": "-2-3"}, r"'-2-3' is neither"),
         ({"recurrent": "1-2"}, r"recurrent layers 1-2 reach into .*; choose a block of .* 2\.\.3"),

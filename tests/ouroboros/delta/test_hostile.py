@@ -184,7 +184,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "list": (lambda d: (d / "delta.json").write_text("[]"), "delta.json: it is no object"),
     "format": (edit_json("format", value="other"), "its format is not ouroboros-delta"),
-    "version": (edit_json("version", value=2), r"version 2 is not known, this is 1"),
+    "version": (edit_json("version", value=3), r"version 3 is not known, this is 2"),
     "dtype": (edit_json("dtype", value="int4"), "dtype is 'int4', not lossless or bfloat16"),
     "unknown key": (edit_json("extra", value=1), "it has the unknown key 'extra'"),
     "missing key": (edit_json("copied", value=None), "it lacks 'copied'"),

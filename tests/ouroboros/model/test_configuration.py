@@ -60,7 +60,7 @@ def test_scaled_rope_of_an_older_config_is_kept() -> None:
         ({"depth": 3.0}, r"depth=3.0 must be a whole number"),
         ({"recurrent": None}, r"recurrent=None must be a whole number"),
         ({"recurrent_layers": "2"}, r"recurrent_layers='2' must be a whole number"),
-        ({"recurrent_layers": 0}, r"recurrent_layers=0 must be 1 or more"),
+        ({"recurrent_layers": -1}, r"recurrent_layers=-1 is negative; give 0"),
         (
             {"recurrent_layers": 2},
             r"layers 3-4 reach into the prelude or coda; choose a block of .* layers 2\.\.3",

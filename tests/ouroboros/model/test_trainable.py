@@ -17,9 +17,10 @@ def expected(model: Any, coda: str, recurrent: str) -> set[str]:
     names = set()
     for name, _ in model.named_parameters():
         of_coda = name.startswith("coda.") and (coda == "full" or "norm" in name)
+        looped = name.startswith("recurrent.layers.") and recurrent != "frozen"
         if (
             name.startswith((*OWN, "bridge."))
-            or (recurrent == "full" and name.startswith("recurrent.layers."))
+            or (looped and (recurrent == "full" or "norm" in name))
             or (coda != "frozen" and (of_coda or name == "norm.weight"))
         ):
             names.add(name)
@@ -42,8 +43,8 @@ def test_choices_name_what_trains(coda: str, recurrent: str, bridge: str) -> Non
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        ({"coda": "half"}, "coda='half' is unknown; choose one of frozen, norms, full"),
-        ({"recurrent": "norms"}, "recurrent='norms' is unknown; choose one of frozen, full"),
+        ({"coda": "half"}, "coda='half' is unknown; choose one of frozen, norms, lora, full"),
+        ({"recurrent": "norms"}, "recurrent='norms' is unknown; choose one of frozen, lora, full"),
     ],
 )
 def test_unknown_choices_are_refused(choice: dict[str, str], words: str) -> None:

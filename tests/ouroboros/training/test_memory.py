@@ -11,7 +11,10 @@ import torch
 
 from ouroboros import load_checkpoint
 from ouroboros.errors import ConfigError
+from ouroboros.model.rounding import Rounding
+from ouroboros.training.adapters import mark_trained
 from ouroboros.training.memory import count_activations, plan_memory
+from ouroboros.training.qat import round_model
 from ouroboros.training.recipe import TrainOptions
 from tests.support.processes import call_ouro
 
@@ -49,6 +52,45 @@ def test_deeper_and_longer_runs_keep_more(tiny_checkpoint: Path) -> None:
     taught = plan_memory(config, replace(OPTIONS, teacher="original"))
     body = 4 * sum(p.numel() for p in original_body(config).parameters())
     assert taught.teacher == body
+
+
+def test_adapters_are_planned_in_place_of_whole_weights(tiny_checkpoint: Path) -> None:
+    config = load_checkpoint(tiny_checkpoint)[0].config
+    whole = plan_memory(config, OPTIONS)
+    rank = replace(OPTIONS, train_coda="lora", adapter_rank=2)
+    adapted = plan_memory(config, rank)
+    model, _ = load_checkpoint(tiny_checkpoint)
+    mark_trained(model.train(), rank)
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapted.gradients == trained < whole.gradients
+    assert adapted.optimizer == 2 * trained
+    assert adapted.weights == whole.weights + 4 * sum(
+        p.numel() for name, p in model.named_parameters() if ".lora_" in name
+    )
+    assert adapted.activations == count_activations(model, rank)
+
+
+def test_steps_without_a_graph_keep_nothing(tiny_checkpoint: Path) -> None:
+    config = load_checkpoint(tiny_checkpoint)[0].config
+    plans = [
+        plan_memory(config, replace(OPTIONS, depth=depth, backprop_steps=2)).activations
+        for depth in ("2", "3", "4")
+    ]
+    assert plans[0] < plan_memory(config, replace(OPTIONS, depth="4")).activations
+    # But for the state that each step enters with.
+    assert max(plans) - min(plans) <= 2 * 4 * 2 * 16 * config.hidden_size
+
+
+def test_rounding_keeps_the_floats_of_what_is_frozen(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    plain = plan_memory(model.config, OPTIONS)
+    options = replace(OPTIONS, qat="int4")
+    plan = plan_memory(model.config, options)
+    model.train().mark_trainable("full")
+    rounded = round_model(model, Rounding(4, symmetric=False))
+    assert plan.weights == plain.weights + sum(floats.nbytes for _, floats in rounded.frozen)
+    assert plan.activations == count_activations(model, options) > plain.activations
+    assert plan.optimizer == plain.optimizer
 
 
 def test_a_depth_beyond_the_model_is_refused(tiny_checkpoint: Path) -> None:

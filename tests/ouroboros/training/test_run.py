@@ -21,11 +21,12 @@ from ouroboros.errors import ConfigError, DataError, TrainingError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.text.windows import PackedWindows, collate, load_windows, pack_documents
 from ouroboros.training import plots
+from ouroboros.training.depth import draw_depth
 from ouroboros.training.plots import GATE
 from ouroboros.training.recipe import TrainOptions, make_options, read_recipe
 from ouroboros.training.run import train
 from ouroboros.training.state import list_steps
-from ouroboros.training.trainer import OuroborosTrainer, RunOrder, draw_depth
+from ouroboros.training.trainer import OuroborosTrainer, RunOrder
 from tests.support.training import options, tiny_model, tiny_tokenizer
 
 
@@ -377,7 +378,7 @@ def test_recipe_sets_options_and_flags_win(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("train_stepz: 3", r"unknown option 'train_stepz'; did you mean train_steps\?"),
-        ("colour: 3", "unknown option 'colour'; the options are batch_size"),
+        ("colour: 3", "unknown option 'colour'; the options are adapter_alpha"),
         ("train_steps: many", "train_steps='many' is not a whole number"),
         ("train_steps: true", "train_steps=True is not a whole number"),
         ("train_steps: 3.0", r"train_steps=3\.0 is not a whole number"),
@@ -423,7 +424,7 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
         ({"train_coda": "some"}, "--train-coda='some' is unknown"),
         (
             {"train_recurrent": "norms"},
-            "--train-recurrent='norms' is unknown; choose one of frozen, full",
+            "--train-recurrent='norms' is unknown; choose one of frozen, lora, full",
         ),
         ({"distill": 1.5, "teacher": "x"}, "--distill=1.5 is not allowed; give a share, 0 to 1"),
         ({"distill": math.nan, "teacher": "x"}, "--distill=nan is not allowed"),
@@ -435,8 +436,26 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
         ({"distill": 0.0, "teacher": "x"}, "--distill=0.0 makes no use of --teacher"),
         (
             {"layer_learning_rate": 1e-4},
-            "--layer-learning-rate=0.0001 is of whole layers that train, and none does",
+            "--layer-learning-rate=0.0001 is of layers of the original that train, and none does",
         ),
+        ({"adapter_rank": 0, "train_coda": "lora"}, "--adapter-rank=0 is not allowed; give 1"),
+        ({"adapter_alpha": 0.0, "train_coda": "lora"}, "--adapter-alpha=0.0 is not allowed"),
+        ({"adapter_alpha": math.inf, "train_coda": "lora"}, "--adapter-alpha=inf is not allowed"),
+        (
+            {"adapter_rank": 8, "train_coda": "full"},
+            "--adapter-rank=8 is of adapters, and none trains; give --train-coda lora or",
+        ),
+        ({"depth_curriculum": -1}, "--depth-curriculum=-1 is not allowed; give 0 or more"),
+        ({"depth_curriculum": 301}, "--depth-curriculum=301 ends after the run; give at most --tr"),
+        (
+            {"depth_curriculum": 9, "depth": "8"},
+            "--depth-curriculum=9 is of a range, and --depth=8 is one depth; give a range like",
+        ),
+        ({"depth_term": 0.5, "depth": "8-8"}, "--depth-term=0.5 is of a range, and --depth=8-8 is"),
+        ({"depth_term": math.nan}, "--depth-term=nan is not allowed"),
+        ({"depth_term": -0.5}, "--depth-term=-0.5 is not allowed; give 0 or more"),
+        ({"backprop_steps": -1}, "--backprop-steps=-1 is not allowed"),
+        ({"adapter_alpha": 8.0}, "--adapter-alpha=8.0 is of adapters, .* leave --adapter-alpha"),
         ({"data": ()}, "no training text"),
     ],
 )

@@ -243,7 +243,11 @@ DISTILLED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "distilled"])
+DEEP = {"depth_curriculum": 5, "depth_term": 0.5, "backprop_steps": 2}
+ADAPTED = {"train_coda": "lora", "train_recurrent": "lora", "adapter_rank": 3}
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "distilled", "adapted", "deep"])
 def test_resume_is_exact_wherever_it_stopped(
     corpus: Path,
     checkpoint: Path,
@@ -252,7 +256,8 @@ def test_resume_is_exact_wherever_it_stopped(
     kind: str,
 ) -> None:
     """Stops in this process before every single train step in turn, scores and saves apart."""
-    changes: dict[str, Any] = {"precision": kind}
+    known: dict[str, dict[str, Any]] = {"adapted": ADAPTED, "deep": DEEP}
+    changes = known.get(kind, {"precision": kind})
     if kind == "distilled":
         changes = {
             **DISTILLED,

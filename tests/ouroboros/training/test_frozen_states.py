@@ -1,0 +1,409 @@
+"""Prelude and teacher computed once: what is kept, shared, refused, and what a run makes of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from ouroboros.checkpoint import load_checkpoint
+from ouroboros.errors import TrainingError
+from ouroboros.model.prelude import run_prelude
+from ouroboros.text.windows import load_windows
+from ouroboros.training import frozen_states
+from ouroboros.training.frozen_states import (
+    PRELUDE,
+    TEACHER,
+    open_states,
+    state_folder,
+)
+from ouroboros.training.run import train
+from ouroboros.training.state import list_steps
+from ouroboros.training.state_store import STATES
+from ouroboros.training.teacher import load_teacher
+from ouroboros.training.trainer import OuroborosTrainer, run_order
+from tests.ouroboros.training.test_state import PulledPlug, same_bits
+from tests.support.paths import ROOT
+from tests.support.training import options, tiny_model, tiny_tokenizer, write_teacher
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def teacher(checkpoint: Path, tmp_path: Path) -> str:
+    return str(write_teacher(checkpoint, tmp_path / "teacher"))
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(out)[0].state_dict()
+
+
+def run_and_read(checkpoint: Path, out: Path, run: Any, **arguments: Any) -> str:
+    """Trains, and returns all that was shown."""
+    console = Console(file=io.StringIO(), width=300, record=True)
+    train(checkpoint, out, run, console=console, **arguments)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_run_with_kept_states_ends_as_one_without(
+    corpus: Path, checkpoint: Path, kept: Path, teacher: str, precision: str
+) -> None:
+    """Apart by how the states are kept: float32 not at all, float16 by its rounding."""
+    common = {"train_coda": "full", "teacher": teacher, "precision": precision}
+    train(checkpoint, corpus.parent / "plain", options(corpus, **common))
+    plain = weights(corpus.parent / "plain")
+    start = weights(checkpoint)
+    apart = {}
+    for dtype in ("float32", "float16"):
+        run = options(corpus, **common, state_cache=str(kept), state_dtype=dtype)
+        train(checkpoint, corpus.parent / dtype, run)
+        found = weights(corpus.parent / dtype)
+        moved = sum(float((plain[name] - start[name]).norm()) for name in plain)
+        apart[dtype] = sum(float((found[name] - plain[name]).norm()) for name in plain) / moved
+    # float32: windows computed alone and in a batch may differ in their last bits.
+    assert apart["float32"] < (1e-4 if precision == "fp32" else 0.05)
+    assert 0 < apart["float16"] < (1e-2 if precision == "fp32" else 0.05)
+
+
+def test_states_are_those_of_prelude_and_teacher(
+    corpus: Path, checkpoint: Path, kept: Path, teacher: str
+) -> None:
+    """Of the windows that are drawn, and of no other."""
+    model, tokenizer = load_checkpoint(checkpoint)
+    windows = load_windows([corpus], tokenizer, 16)
+    run = options(corpus, teacher=teacher, state_cache=str(kept), state_dtype="float32")
+    drawn = set(run_order(run, len(windows), 1))
+    assert len(drawn) == 8 < len(windows)
+    with ExitStack() as opened:
+        states = open_states(
+            model,
+            model.lm_head.weight,
+            windows,
+            drawn,
+            run,
+            torch.device("cpu"),
+            0,
+            lambda line: None,
+            opened,
+        )
+        assert len(states) == len(windows)
+        whole = load_teacher(teacher, model.lm_head.weight)
+        for index in range(len(windows)):
+            held = {name: store.holds(index) for name, store in states.stores.items()}
+            assert held == {PRELUDE: index in drawn, TEACHER: index in drawn}
+            if index not in drawn:
+                continue
+            window = states[index]
+            ids, positions = (
+                torch.from_numpy(window[name])[None] for name in ("input_ids", "position_ids")
+            )
+            assert np.array_equal(window[PRELUDE], run_prelude(model, ids, positions)[0].numpy())
+            assert np.array_equal(window[TEACHER], whole.final_state(ids, positions)[0].numpy())
+            assert set(window) == {"input_ids", "position_ids", "labels", PRELUDE, TEACHER}
+
+
+class Filled:
+    """Opens the states of runs, and says how many windows prelude and teacher computed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lines: list[str] = []
+        self.computed: list[str] = []
+        for name in ("_prelude_of", "_teacher_of"):
+            monkeypatch.setattr(frozen_states, name, self.noting(name))
+
+    def noting(self, name: str) -> Any:
+        prepare = getattr(frozen_states, name)
+
+        def prepare_and_note(*given: Any) -> Any:
+            compute = prepare(*given)
+
+            def compute_and_note(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+                self.computed.extend([name] * len(ids))
+                return compute(ids, positions)
+
+            return compute_and_note
+
+        return prepare_and_note
+
+    def __call__(self, model: Any, run: Any) -> tuple[int, int]:
+        self.computed.clear()
+        self.lines.clear()
+        windows = load_windows(run.data, tiny_tokenizer(), run.seq_len)
+        drawn, device = run_order(run, len(windows), 1), torch.device("cpu")
+        with ExitStack() as opened:
+            open_states(
+                model,
+                model.lm_head.weight,
+                windows,
+                drawn,
+                run,
+                device,
+                0,
+                self.lines.append,
+                opened,
+            )
+        return self.computed.count("_prelude_of"), self.computed.count("_teacher_of")
+
+
+@pytest.fixture
+def fill(monkeypatch: pytest.MonkeyPatch) -> Filled:
+    return Filled(monkeypatch)
+
+
+def test_states_are_computed_once_and_shared(
+    corpus: Path, checkpoint: Path, kept: Path, teacher: str, fill: Filled
+) -> None:
+    model, _ = load_checkpoint(checkpoint)
+    windows = len(load_windows([corpus], tiny_tokenizer(), 16))
+    common: dict[str, Any] = {"teacher": teacher, "state_cache": str(kept)}
+
+    def count(**changes: Any) -> tuple[int, int]:
+        return fill(model, options(corpus, **{**common, **changes}))
+
+    assert count() == (8, 8)
+    assert count() == (0, 0)
+    assert count(learning_rate=1e-3, train_coda="full", depth="2", save_every=7) == (0, 0)
+    assert count(teacher="") == (0, 0)
+    # Two more windows are drawn in ten train steps of one.
+    assert count(train_steps=10, batch_size=1) == (2, 2)
+    assert count(train_steps=3 * windows) == (windows - 10, windows - 10)
+    assert count(seed=5) == (0, 0)
+    # Of other precision, length, weights or data nothing is read.
+    assert count(precision="bf16") == (8, 8)
+    assert count(state_dtype="float32") == (8, 8)
+    assert count(seq_len=8) == (8, 8)
+    with torch.no_grad():
+        model.coda[0].mlp.up_proj.weight[0, 0] += 1e-3
+        model.recurrent.norm.weight[0, 0] += 1e-3
+    assert count() == (0, 0)
+    with torch.no_grad():
+        model.prelude[0].mlp.up_proj.weight[0, 0] += 1e-3
+    assert count() == (8, 0)
+    other = shutil.copytree(teacher, corpus.parent / "other teacher")
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-3}))
+    assert count(teacher=str(other)) == (0, 8)
+    (corpus / "00.txt").write_text("the dog " * 30)
+    assert count() == (8, 8)
+
+
+def test_teacher_with_another_head_is_refused_though_its_states_are_there(
+    corpus: Path, checkpoint: Path, kept: Path, teacher: str, fill: Filled
+) -> None:
+    model, _ = load_checkpoint(checkpoint)
+    run = options(corpus, teacher=teacher, state_cache=str(kept))
+    assert fill(model, run) == (8, 8)
+    with torch.no_grad():
+        model.embed_tokens.weight[3] *= 2
+    with pytest.raises(TrainingError, match=r"teacher is not the model .* --teacher"):
+        fill(model, run)
+
+
+def test_damaged_states_are_named_and_computed_anew(
+    corpus: Path, checkpoint: Path, kept: Path, fill: Filled
+) -> None:
+    model, _ = load_checkpoint(checkpoint)
+    run = options(corpus, state_cache=str(kept))
+    fill(model, run)
+    assert fill.lines == ["prelude states: computed 8 of 8 windows"]
+    (store,) = kept.iterdir()
+    whole = (store / STATES).read_bytes()
+    content = bytearray(whole)
+    place = next(number for number, byte in enumerate(content) if byte)
+    content[place] ^= 255
+    (store / STATES).write_bytes(content)
+    assert fill(model, run) == (1, 0)
+    assert fill.lines == [
+        f"1 states in {store} were damaged and are computed anew",
+        "prelude states: computed 1 of 8 windows",
+    ]
+    assert (store / STATES).read_bytes() == whole
+
+
+def test_state_beyond_float16_is_refused(corpus: Path, kept: Path, fill: Filled) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.prelude[1].mlp.down_proj.weight *= 1e9
+    run = options(corpus, state_cache=str(kept))
+    with pytest.raises(
+        TrainingError, match=r"prelude states: .* reaches .*e\+\d\d, which float16 .* float32"
+    ):
+        fill(model, run)
+    assert fill(model, options(corpus, state_cache=str(kept), state_dtype="float32")) == (8, 0)
+
+
+def test_states_have_no_more_room_than_given(
+    corpus: Path, checkpoint: Path, kept: Path, fill: Filled
+) -> None:
+    # 8 windows of 16 tokens of 32 numbers of 2 bytes.
+    model, _ = load_checkpoint(checkpoint)
+    with pytest.raises(TrainingError, match=r"of this run need 0\.00 GB more in .*kept.*-gb"):
+        fill(model, options(corpus, state_cache=str(kept), state_cache_gb=8191e-9))
+    assert fill.computed == []
+
+
+def test_fingerprint_says_which_states_were_read(
+    corpus: Path, checkpoint: Path, kept: Path, teacher: str
+) -> None:
+    out = corpus.parent / "out"
+    run = options(corpus, teacher=teacher, state_cache=str(kept))
+    train(checkpoint, out, run)
+    saved = json.loads((list_steps(out / "state")[0] / "options.json").read_text())
+    assert saved["states"] == {PRELUDE: "float16", TEACHER: "float16"}
+    plain = options(corpus, teacher=teacher)
+    with pytest.raises(TrainingError, match=r"states was .*float16.*, now None; give the old ones"):
+        train(checkpoint, out, plain, resume=True)
+    wide = options(corpus, teacher=teacher, state_cache=str(kept), state_dtype="float32")
+    with pytest.raises(TrainingError, match=r"states was .*float16.*, now .*float32"):
+        train(checkpoint, out, wide, resume=True)
+    # Elsewhere they are computed again: the same ones here, so nobody is warned.
+    moved = options(corpus, teacher=teacher, state_cache=str(corpus.parent / "elsewhere"))
+    assert "kept states are not those" not in run_and_read(checkpoint, out, moved, resume=True)
+
+
+def test_resume_is_exact_with_kept_states(
+    corpus: Path,
+    checkpoint: Path,
+    kept: Path,
+    teacher: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped in the middle of computing states and of training; the states are lost once."""
+    run = options(
+        corpus, train_steps=6, save_every=2, teacher=teacher, state_cache=str(kept), depth="1-6"
+    )
+    whole, parts = corpus.parent / "whole", corpus.parent / "parts"
+    train(checkpoint, whole, run)
+    shutil.rmtree(kept)
+    write, compute_loss = frozen_states.StateStore.write, OuroborosTrainer.compute_loss
+    calls = 0
+
+    def stop_after(count: int, work: Any) -> Any:
+        def work_or_stop(*given: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > count:
+                raise PulledPlug
+            return work(*given, **more)
+
+        return work_or_stop
+
+    for owner, name, work, count in (
+        (frozen_states.StateStore, "write", write, 5),
+        (frozen_states.StateStore, "write", write, 9),
+        (OuroborosTrainer, "compute_loss", compute_loss, 3),
+    ):
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop_after(count, work))
+            with pytest.raises(PulledPlug):
+                train(checkpoint, parts, run, resume=True)
+    shutil.rmtree(kept)
+    train(checkpoint, parts, run, resume=True)
+    assert same_bits(whole, parts)
+
+
+FILL = """
+import sys
+from pathlib import Path
+import torch
+from ouroboros.training import frozen_states
+from ouroboros.training.run import train
+from tests.support.training import options
+
+compute = frozen_states._prelude_of
+def slowly(*given):
+    work = compute(*given)
+    def one(ids, positions):
+        print("window", flush=True)
+        sys.stdin.readline()
+        return work(ids, positions)
+    return one
+frozen_states._prelude_of = slowly
+checkpoint, out, corpus, kept = (Path(name) for name in sys.argv[1:5])
+train(checkpoint, out, options(corpus, state_cache=str(kept)))
+"""
+
+
+def start(name: str, checkpoint: Path, corpus: Path, kept: Path) -> subprocess.Popen[bytes]:
+    """A run that says "window" before each that it computes, and waits for a line then."""
+    arguments = map(str, (checkpoint, corpus.parent / name, corpus, kept))
+    return subprocess.Popen(
+        [sys.executable, "-c", FILL, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_killed_computation_goes_on(
+    corpus: Path, checkpoint: Path, kept: Path, fill: Filled
+) -> None:
+    with start("x", checkpoint, corpus, kept) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(4):
+            assert process.stdout.readline() == b"window\n"
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        assert process.stdout.readline() == b"window\n"
+        process.send_signal(signal.SIGKILL)
+    model, _ = load_checkpoint(checkpoint)
+    assert fill(model, options(corpus, state_cache=str(kept))) == (4, 0)
+
+
+@pytest.mark.slow
+def test_two_runs_share_the_work(corpus: Path, checkpoint: Path, kept: Path, fill: Filled) -> None:
+    """One waits for the stretch that the other has, and then reads it."""
+    model, _ = load_checkpoint(checkpoint)
+    with start("x", checkpoint, corpus, kept) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"window\n"
+        waited: list[float] = []
+
+        def let_go(seconds: float) -> None:
+            waited.append(seconds)
+            other.communicate(b"\n" * 8)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frozen_states.time, "sleep", let_go)
+            assert fill(model, options(corpus, state_cache=str(kept))) == (0, 0)
+        assert len(waited) == 1
+    assert other.returncode == 0
+
+
+def test_default_folder_is_that_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OURO_CACHE", raising=False)
+    assert state_folder("auto") == Path.home() / ".cache" / "ouroboros" / "states"
+    monkeypatch.setenv("OURO_CACHE", "/cache")
+    assert state_folder("auto") == Path("/cache/states")
+    assert state_folder("here") == Path("here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state_dtype": "bfloat16", "state_cache": "x"}, "--state-dtype='bfloat16' is unknown"),
+        ({"state_dtype": "float32"}, "--state-dtype=float32 is of kept states, and none are kept"),
+        ({"state_cache_gb": 3.0}, "--state-cache-gb=3.0 is of kept states"),
+        ({"state_cache_gb": 0.0, "state_cache": "x"}, "--state-cache-gb=0.0 is not allowed"),
+    ],
+)
+def test_bad_option_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        options(Path("x"), **changes)
