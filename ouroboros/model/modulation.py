@@ -209,3 +209,16 @@ class Gate(nn.Module):
     def forward(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         """Returns g in (0, 1), `[batch, seq, hidden]`, from h' and h."""
         return torch.sigmoid(self.proj(torch.cat([new, old], dim=-1)))
+
+
+def set_start(module: nn.Module) -> None:
+    """Sets what conversion adds to its start; any other module is left as it is."""
+    match module:
+        case ConstantLinear() | StaticModulation():
+            module.reset_parameters()
+        case ModulatedLinear():
+            module.start_free()
+        case Injection():
+            nn.init.zeros_(module.weight)
+        case StepNorm():
+            nn.init.ones_(module.weight)

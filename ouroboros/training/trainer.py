@@ -124,6 +124,7 @@ class OuroborosTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if teacher is not None:
             teacher.to(arguments.device, teacher_dtype(options.precision))
+        model.recompute = options.recompute
         self.teacher_head = None if teacher_head is None else teacher_head.to(arguments.device)
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:
@@ -153,10 +154,6 @@ class OuroborosTrainer(Trainer):
         drawn = draw_train_step(options, self.state.global_step)
         depth = {"depth": drawn.depth, "backprop_steps": options.backprop_steps or None}
         guide = self._guide(inputs)
-        if guide is None and drawn.shallow is None and PRELUDE not in inputs:
-            return super().compute_loss(
-                model, {**inputs, **depth}, return_outputs, num_items_in_batch
-            )
         asked = self._ask(inputs)
         shallow = read_shallow(model, asked, drawn)
         output = model(**asked, **depth)

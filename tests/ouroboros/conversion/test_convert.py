@@ -24,6 +24,7 @@ from ouroboros import OuroborosConfig, convert, load_checkpoint
 from ouroboros.conversion.bases import top_vectors, truncated_svd
 from ouroboros.conversion.selection import match_step_norms
 from ouroboros.errors import CheckpointError, ConfigError, DataError
+from ouroboros.model.prelude import run_prelude
 from ouroboros.source.locate import drop_middle, load_source
 from tests.support.tiny import DIMENSIONS, SMALL
 
@@ -137,7 +138,7 @@ def test_matched_norms_are_the_layers_own_rms(tiny_original: Path, tmp_path: Pat
 def test_matched_norms_are_of_what_the_block_gives(block_checkpoint: Path) -> None:
     model, _ = load_checkpoint(block_checkpoint)
     windows = torch.arange(3, 51).reshape(2, 24)
-    match_step_norms(model, windows, 3)
+    match_step_norms(model, run_prelude(model, windows), 3)
     given: list[torch.Tensor] = []
     model.recurrent.norm.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     model(windows, depth=3, use_cache=False)
