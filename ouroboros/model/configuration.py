@@ -19,7 +19,7 @@ from ouroboros.model.base_config import (
     is_whole,
     refuse_sliding_window,
 )
-from ouroboros.model.block import check_block, check_unlooped, removed_by_layer
+from ouroboros.model.block import check_bases, check_block, check_unlooped, removed_by_layer
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
@@ -28,7 +28,7 @@ _CHOICES = {
     "pooling": ("causal", "mean", "token"),
     "norm_init": ("matched", "ones"),
     "bases": ("mean", "per_step"),
-    "modulation": ("controller", "static"),
+    "modulation": ("controller", "static", "free", "none"),
     "bridge": ("none", "entry", "exit"),
     "input_injection": ("none", "add"),
 }
@@ -121,7 +121,8 @@ class OuroborosConfig(PreTrainedConfig):
         pooling: what the Controller reads: `causal` prefix mean, `mean` or `token`.
         norm_init: how the per-step norms started, `matched` or `ones`.
         bases: `mean` residual for all steps, or the residual of each `per_step` removed layer.
-        modulation: `controller`, or `static`: one learned vector a step (the paper's ablation).
+        modulation: `controller`; `static`: one learned vector a step (the paper's ablation);
+            `free`: low-rank factors of its own for every step, no bases; or `none`.
         gate: False drops the gate, h becomes h' (the paper's ablation).
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
@@ -369,6 +370,7 @@ class OuroborosConfig(PreTrainedConfig):
                 f"{self.recurrent + place}",
                 "keep fewer, loop fewer or choose bases=mean",
             )
+        check_bases(self.bases, self.modulation)
         check_unlooped(self.recurrent_layers, self.max_depth, self.bridge)
         refuse_sliding_window(base)
 

@@ -35,7 +35,13 @@ from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
-from ouroboros.model.modulation import ConstantLinear, Injection, StaticModulation, StepNorm
+from ouroboros.model.modulation import (
+    ConstantLinear,
+    Injection,
+    ModulatedLinear,
+    StaticModulation,
+    StepNorm,
+)
 from ouroboros.model.names import RENAMED
 from ouroboros.model.pooling import Sequences, describe_sequences
 from ouroboros.model.step import RecurrentStep
@@ -97,6 +103,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             module.reset_parameters()
         elif isinstance(module, StaticModulation):
             nn.init.zeros_(module.vectors)
+        elif isinstance(module, ModulatedLinear):
+            module.reset_factors()
         elif isinstance(module, Injection):
             nn.init.zeros_(module.weight)
         elif isinstance(module, StepNorm):
