@@ -23,7 +23,7 @@ from export.manifest import describe_bundle
 from export.options import ExportOptions
 from export.precision import Precision, find_precision
 from export.quantize.model import Quantization, quantize_model
-from export.quantize.options import make_quantization, read_calibration
+from export.quantize.options import as_trained, make_quantization, read_calibration
 from export.tensorrt.builder import GraphFacts, build_plans
 from export.tensorrt.check import require_buildable
 from export.tensorrt.options import TrtOptions, check_options
@@ -97,19 +97,15 @@ def export_bundle(
     asked = replace(options or ExportOptions(), **changes)
     started = time.perf_counter()
     say = report or (lambda line: None)
-    chosen, how = _check_options(asked, trt)
+    _check_options(asked, trt)  # before anything is read
     checkpoint, out = Path(checkpoint), Path(out)
     read = [checkpoint, asked.calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
     if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
         raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
-    if not model.config.recurrent_layers:
-        raise ExportError(
-            f"{checkpoint} loops nothing (it was converted with --recurrent none, for comparison), "
-            "and a bundle is a loop",
-            "convert with --recurrent auto or the number of a layer",
-        )
+    _require_loop(checkpoint, model.config)
+    chosen, how = _check_options(as_trained(asked, model.config.qat), trt)
     max_depth = _choose_depth(asked.max_depth, model.config.max_depth)
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")
@@ -184,7 +180,17 @@ def _check_options(
         asked.calibration,
         asked.accuracy_level,
         tensorrt=asked.format == "trt",
+        sensitive_bits=asked.sensitive_bits,
     )
+
+
+def _require_loop(checkpoint: Path, config: OuroborosConfig) -> None:
+    if not config.recurrent_layers:
+        raise ExportError(
+            f"{checkpoint} loops nothing (it was converted with --recurrent none, for comparison), "
+            "and a bundle is a loop",
+            "convert with --recurrent auto or the number of a layer",
+        )
 
 
 def _choose_depth(asked: int | None, limit: int) -> int:

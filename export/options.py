@@ -26,6 +26,11 @@ class ExportOptions:
         "default: without for --format trt only",
         "--symmetric/--asymmetric",
     )
+    sensitive_bits: int | None = option(
+        None,
+        "int4: of embedding, LM head and the matrices whose errors cost most, 8 or 4; default: 8, "
+        "or 4 for a model trained with --qat int4",
+    )
     calibration: Path | None = option(
         None, "text on which GPTQ chooses int8 and int4 weights; default: rounding"
     )

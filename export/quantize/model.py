@@ -10,26 +10,25 @@ Source: GPTQ, arXiv 2210.17323; the search of each block's scale as in AWQ, arXi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from export.errors import ExportError
 from export.graph.layers import attention_scale
 from export.quantize.calibration import CalibrationRun, blocks_in_order
 from export.quantize.smoothing import smooth_model
 from export.quantize.weights import QuantizedModel, QuantizedWeight, check_block
+from ouroboros.model.matrices import matrices_to_round
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.model.modulation import Controller
+from ouroboros.model.rounding import ROWS, Rounding
 from runtime.bundle.manifest import QuantizationSpec
 
 # Much more than the usual 0.01: what a short text says of pairs of inputs holds badly elsewhere. On
 # SmolLM2 it takes a fifth off the KL on code after calibration on prose, and a little on prose.
 DAMPING = 1.0
-ROWS = 8192  # rounded at a time: an embedding's rows are many
 LM_HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 # What leaves attention and MLP goes straight into the residual stream, and queries and keys share
 # the values' product. The first layer, the last ones and the looped ones are kept whole: nothing
@@ -40,14 +39,12 @@ COLUMNS = 128  # GPTQ settles its error within so many inputs before it touches 
 
 
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(Rounding):
     """How weights are turned into integers.
 
     Attributes:
         bits: 4 or 8, of the matrices that `sensitive_bits` is not for: the MLP's gate and up
             projections of most layers.
-        block: inputs that share a scale.
-        symmetric: no zero points; the only form TensorRT takes.
         depth: depth at which calibration text is run.
         sensitive_bits: of embedding, LM head, recurrence gate, the first, the looped and the last
             three layers, the bridge, and of the attention and down projections of all. Rounded to 4
@@ -57,9 +54,6 @@ class Quantization:
             activations.
     """
 
-    bits: int
-    block: int = 32
-    symmetric: bool = True
     depth: int = 8
     sensitive_bits: int = 8
     accuracy_level: int = 1
@@ -74,12 +68,6 @@ class Quantization:
             sensitive_bits=spec.sensitive_bits,
             accuracy_level=spec.accuracy_level,
         )
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """The least and the greatest integer."""
-        half = 1 << (self.bits - 1)
-        return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
 
     def describe(self, windows: torch.Tensor | None) -> QuantizationSpec:
         """What the manifest says of it, calibrated on int64 `windows` or not at all."""
@@ -117,7 +105,7 @@ def quantize_model(
         ExportError: the block size does not fit.
     """
     say = report or (lambda line: None)
-    inputs = [matrix.in_features for _, matrix in _linears(model, "")]
+    inputs = [matrix.in_features for _, matrix in matrices_to_round(model, "")]
     check_block(how.block, [*inputs, model.lm_head.in_features])
     tied = model.lm_head.weight is model.embed_tokens.weight
     text, sizes = None, None
@@ -130,7 +118,7 @@ def quantize_model(
     layers = [block for _, block in blocks if block is not model.bridge]
     whole = [layers[0], *layers[-LAST:], model.recurrent, model.bridge]
     for number, (prefix, block) in enumerate(blocks, 1):
-        linears = dict(_linears(block, prefix))
+        linears = dict(matrices_to_round(block, prefix))
         moments = {} if text is None else text.second_moments(block, linears)
         for name, linear in linears.items():
             sensitive = block in whole or name.endswith(SENSITIVE)
@@ -164,19 +152,6 @@ def _dequantize(weight: QuantizedWeight, parameter: torch.Tensor) -> None:
         rows.copy_(torch.from_numpy(weight.columns(start, start + ROWS).dequantized().T))
 
 
-def _linears(block: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
-    """The matrices to quantise: not the Controller's, which stay floats, nor the LM head."""
-    floats = {
-        id(module)
-        for part in block.modules()
-        if isinstance(part, Controller)
-        for module in part.modules()
-    }
-    for name, module in block.named_modules(prefix=prefix):
-        if isinstance(module, nn.Linear) and id(module) not in floats and name != "lm_head":
-            yield name, module
-
-
 def choose_integers(
     weight: torch.Tensor, how: Quantization, moments: torch.Tensor | None
 ) -> QuantizedWeight:
@@ -190,11 +165,11 @@ def choose_integers(
     narrow = torch.int8 if how.symmetric else torch.uint8
     integers = torch.empty(weight.T.shape, dtype=narrow)
     if moments is None:
-        scales, zeros = _span(weight, how, 1.0)
+        scales, zeros = how.span(weight)
         for start in range(0, len(weight), ROWS):
             rows = slice(start, start + ROWS)
-            blocks = _blocks(weight[rows], how)
-            values = _round(blocks, scales[rows, :, None], zeros[rows, :, None], how)
+            blocks = how.blocks(weight[rows])
+            values = how.integers(blocks, scales[rows, :, None], zeros[rows, :, None])
             integers[:, rows] = values.reshape(len(blocks), -1).T
     else:
         moments = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
@@ -204,42 +179,15 @@ def choose_integers(
     return QuantizedWeight(integers.numpy(), scales.T.contiguous().numpy(), zero_points, how.bits)
 
 
-def _blocks(weight: torch.Tensor, how: Quantization) -> torch.Tensor:
-    return weight.reshape(len(weight), -1, how.block)
-
-
-def _span(
-    weight: torch.Tensor, how: Quantization, part: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero of every block `[out, blocks]` that span `part` of its values."""
-    blocks = _blocks(weight, how)
-    least, greatest = how.limits
-    low = (blocks.amin(-1) * part).clamp(max=0.0)
-    high = (blocks.amax(-1) * part).clamp(min=0.0)
-    tiny = torch.finfo(torch.float32).tiny
-    if how.symmetric:
-        # Positive, which TensorRT asks of a scale.
-        scales = torch.maximum(low / least, high / greatest).clamp(min=tiny)
-        return scales, torch.zeros_like(scales)
-    scales = ((high - low) / greatest).clamp(min=tiny)
-    return scales, (-low / scales).round().clamp(least, greatest)
-
-
-def _round(
-    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, how: Quantization
-) -> torch.Tensor:
-    return (weight / scales + zeros).round().clamp(*how.limits)
-
-
 def _search(
     weight: torch.Tensor, how: Quantization, importance: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The span of every block whose rounding error, weighted by its inputs, is least."""
-    blocks, weights = _blocks(weight, how), importance.reshape(1, -1, how.block)
-    best_error, best = None, _span(weight, how, 1.0)
+    blocks, weights = how.blocks(weight), importance.reshape(1, -1, how.block)
+    best_error, best = None, how.span(weight)
     for part in np.linspace(1.0, 0.6, 17):
-        scales, zeros = _span(weight, how, float(part))
-        rounded = _round(blocks, scales[..., None], zeros[..., None], how) - zeros[..., None]
+        scales, zeros = how.span(weight, float(part))
+        rounded = how.integers(blocks, scales[..., None], zeros[..., None]) - zeros[..., None]
         error = ((rounded * scales[..., None] - blocks).square() * weights).sum(-1)
         if best_error is None:
             best_error = error
@@ -267,7 +215,7 @@ def _gptq(
         for row in range(start, stop):
             group = row // how.block
             scale, zero = scales[:, group], zeros[:, group]
-            values[row] = _round(left[row], scale, zero, how)
+            values[row] = how.integers(left[row], scale, zero)
             error = (left[row] - (values[row] - zero) * scale) / upper[row, row]
             errors[row - start] = error
             left[row + 1 : stop].addr_(upper[row, row + 1 : stop], error, alpha=-1)

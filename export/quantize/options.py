@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import torch
 
 from export.errors import ExportError, refuse_unused
-from export.precision import Precision
+from export.options import ExportOptions
+from export.precision import Precision, find_precision
 from export.quantize.model import Quantization
-from export.quantize.weights import BLOCKS
 from ouroboros.errors import DataError
+from ouroboros.model.blocks import BITS, BLOCKS
+from ouroboros.model.rounding import Rounding
 from ouroboros.text.windows import eval_windows, read_whole
 from runtime.bundle.manifest import ACCURACY_LEVELS
 
@@ -26,6 +29,7 @@ def make_quantization(
     calibration: Path | None,
     accuracy_level: int | None,
     tensorrt: bool,
+    sensitive_bits: int | None = None,
 ) -> Quantization | None:
     """Returns how to quantise at a precision; None for floats.
 
@@ -39,6 +43,7 @@ def make_quantization(
         calibration: text that the weights are chosen on; None rounds them.
         accuracy_level: of ONNX Runtime's MatMulNBits, 1 or 4; None: see above.
         tensorrt: plans are to be built from the weights.
+        sensitive_bits: of the matrices whose errors cost most; None for 8.
 
     Raises:
         ExportError: an option that this precision or TensorRT has no use for, or an unknown block
@@ -50,6 +55,7 @@ def make_quantization(
             "--asymmetric" if symmetric is False else "--symmetric": symmetric,
             "--calibration": calibration,
             "--accuracy-level": accuracy_level,
+            "--sensitive-bits": sensitive_bits,
         }
         refuse_unused(options, "int8 and int4", precision.name)
         return None
@@ -66,7 +72,40 @@ def make_quantization(
         level = exact if calibration is None else fast
     if level not in ACCURACY_LEVELS:
         raise ExportError(f"--accuracy-level {accuracy_level} is not allowed", "allowed: 1, 4")
-    return Quantization(precision.bits, block, symmetric, accuracy_level=level)
+    sensitive = BITS[-1] if sensitive_bits is None else sensitive_bits
+    if sensitive not in BITS or sensitive < precision.bits:
+        raise ExportError(
+            f"--sensitive-bits {sensitive} is not allowed with {precision.name}",
+            f"allowed: {', '.join(str(bits) for bits in BITS if bits >= precision.bits)}",
+        )
+    return Quantization(
+        precision.bits, block, symmetric, sensitive_bits=sensitive, accuracy_level=level
+    )
+
+
+def as_trained(asked: ExportOptions, qat: dict[str, Any]) -> ExportOptions:
+    """Fills options that were left out with the rounding that the model was trained with.
+
+    Args:
+        asked: the options of the export.
+        qat: the config's. Nothing is changed where it is empty, or where the export chooses other
+            integers than the training did: at another precision, or on a calibration text.
+    """
+    bits = find_precision(asked.precision).bits
+    if not qat or bits is None or asked.calibration is not None:
+        return asked
+    trained = Rounding(**qat)
+    if trained.bits != bits:
+        return asked
+    symmetric = asked.symmetric
+    if symmetric is None and (trained.symmetric or asked.format != "trt"):
+        symmetric = trained.symmetric
+    return replace(
+        asked,
+        block_size=trained.block if asked.block_size is None else asked.block_size,
+        symmetric=symmetric,
+        sensitive_bits=bits if asked.sensitive_bits is None else asked.sensitive_bits,
+    )
 
 
 def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:

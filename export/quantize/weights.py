@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from export.errors import ExportError
 from export.precision import PRECISIONS
+from ouroboros.model.blocks import BLOCKS
 
-BLOCKS = (32, 64, 128)
 Array = NDArray[Any]
 
 

@@ -31,6 +31,7 @@ from ouroboros.model.base_config import require_exportable
 from ouroboros.model.block import name_block
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.prelude import run_prelude
 from ouroboros.source.locate import locate
 from ouroboros.source.weights import Original, open_original
 from ouroboros.text.windows import eval_windows, prefix_ids, read_whole
@@ -176,7 +177,7 @@ def _measure(
         fits[config.recurrent].put(model)
     if matched:
         say(f"matching the norms of {chosen.depth} steps on {few.numel():,} tokens")
-        match_step_norms(model, few, chosen.depth)
+        match_step_norms(model, run_prelude(model, few), chosen.depth)
     if config.bridge == "exit":
         say(f"fitting the bridge on {windows.numel():,} tokens")
         fit_exit(model, original.layer, windows, chosen.depth).put(model)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from ouroboros.conversion.bridge import Fit
 from ouroboros.model.block import name_block
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.prelude import run_prelude
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,31 @@ class Candidate:
 
 
 @torch.no_grad()
-def calibration_loss(model: OuroborosForCausalLM, windows: torch.Tensor, depth: int) -> float:
-    """Returns the mean next-token loss in nats on int64 `[windows, seq]`, one by one."""
+def calibration_loss(
+    model: OuroborosForCausalLM, windows: torch.Tensor, states: Sequence[torch.Tensor], depth: int
+) -> float:
+    """Returns the mean next-token loss in nats on int64 `[windows, seq]`, one by one.
+
+    `states` are what the prelude leaves of each, `[1, seq, hidden]`: it is the same for all.
+    """
     total = 0.0
-    for window in windows:
-        logits = model(input_ids=window[None], depth=depth, use_cache=False).logits[0]
+    for window, state in zip(windows, states, strict=True):
+        logits = model(prelude_state=state, depth=depth, use_cache=False).logits[0]
         total += float(functional.cross_entropy(logits[:-1].float(), window[1:]))
     return total / len(windows)
 
 
 @torch.no_grad()
-def match_step_norms(model: OuroborosForCausalLM, windows: torch.Tensor, depth: int) -> None:
+def match_step_norms(model: OuroborosForCausalLM, state: torch.Tensor, depth: int) -> None:
     """Sets each step's norm weight to the RMS of the looped layers' own output at that step.
 
     One pass does it: the RMS of a step is measured and set before its norm is applied, so the
     next step sees what it will see later. Steps past `depth` repeat the last.
+
+    Args:
+        model: its norms are set.
+        state: what the prelude leaves of calibration text, `[windows, seq, hidden]`.
+        depth: steps to measure.
     """
     weight = model.recurrent.norm.weight
     step = 0
@@ -60,7 +71,7 @@ def match_step_norms(model: OuroborosForCausalLM, windows: torch.Tensor, depth: 
 
     handle = model.recurrent.layers[-1].register_forward_hook(measure)
     try:
-        model(input_ids=windows, depth=depth, use_cache=False, logits_to_keep=1)
+        model(prelude_state=state, depth=depth, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
     weight[depth:] = weight[depth - 1]
@@ -89,6 +100,7 @@ def select_recurrent(
         fits: the bridge to each candidate's input; none where the model has no such bridge.
     """
     tried = []
+    states = [run_prelude(model, window[None]) for window in windows]
     count = model.config.recurrent_layers
     report(f"calibration loss of every candidate for the looped {_words(count)}, nats per token")
     report(f"{_words(count):>7}  {'at depth 1':>12}  {f'at depth {depth}':>12}")
@@ -97,8 +109,8 @@ def select_recurrent(
         if fits:
             fits[layer].put(model)
         if model.config.norm_init == "matched":
-            match_step_norms(model, windows, depth)
-        losses = [calibration_loss(model, windows, d) for d in (1, depth)]
+            match_step_norms(model, torch.cat(states), depth)
+        losses = [calibration_loss(model, windows, states, d) for d in (1, depth)]
         tried.append(Candidate(layer, *losses))
         label = name_block(layer, count).split()[-1]
         report(f"{label:>7}  {losses[0]:>12.3f}  {losses[1]:>12.3f}  {number} of {len(candidates)}")

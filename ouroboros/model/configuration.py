@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,23 +14,14 @@ from ouroboros.model.base_config import (
     check_architecture,
     check_base_config,
     declared_fields,
-    is_number,
-    is_whole,
     refuse_sliding_window,
 )
 from ouroboros.model.block import check_bases, check_block, check_unlooped, removed_by_layer
+from ouroboros.model.field_types import CHOICES, FIELD_TYPES
+from ouroboros.model.rounding import check_qat
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
-
-_CHOICES = {
-    "pooling": ("causal", "mean", "token"),
-    "norm_init": ("matched", "ones"),
-    "bases": ("mean", "per_step"),
-    "modulation": ("controller", "static", "free", "none"),
-    "bridge": ("none", "entry", "exit"),
-    "input_injection": ("none", "add"),
-}
 
 STEP_NORM_EPS = 1e-6
 
@@ -50,57 +40,6 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Mirrored too; where `base_config` says nothing of one, it takes what the top level says."""
 
 _TWICE = (*MIRRORED, *TOKEN_IDS, "head_dim")
-
-
-def _is_wholes(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(map(is_whole, value))
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-
-
-def _is_source(value: Any) -> bool:
-    if not isinstance(value, dict) or not _is_texts(value.get("files", {})):
-        return False
-    return _is_texts({name: part for name, part in value.items() if name != "files"})
-
-
-_WHOLE = (is_whole, "a whole number")
-_NUMBER = (is_number, "a finite number")
-_BOOL = (lambda value: isinstance(value, bool), "true or false")
-_ID = (lambda value: value is None or is_whole(value), "a token id or null")
-_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "base_config": (lambda value: isinstance(value, dict), "an object of named values"),
-    "prelude": _WHOLE,
-    "coda": _WHOLE,
-    "recurrent": _WHOLE,
-    "recurrent_layers": _WHOLE,
-    "rank": _WHOLE,
-    "alpha": _NUMBER,
-    "style_size": _WHOLE,
-    "max_depth": _WHOLE,
-    "depth": _WHOLE,
-    "gate": _BOOL,
-    "trained_depths": (_is_wholes, "a list of whole numbers"),
-    "source": (_is_source, "an object of texts"),
-    "vocab_size": _WHOLE,
-    "hidden_size": _WHOLE,
-    "num_hidden_layers": _WHOLE,
-    "num_attention_heads": _WHOLE,
-    "num_key_value_heads": _WHOLE,
-    "head_dim": _WHOLE,
-    "max_position_embeddings": _WHOLE,
-    "initializer_range": _NUMBER,
-    "use_cache": _BOOL,
-    "tie_word_embeddings": _BOOL,
-    "bos_token_id": _ID,
-    "eos_token_id": (
-        lambda value: value is None or is_whole(value) or _is_wholes(value),
-        "a token id, a list of them or null",
-    ),
-    "pad_token_id": _ID,
-}
 
 
 class OuroborosConfig(PreTrainedConfig):
@@ -128,6 +67,7 @@ class OuroborosConfig(PreTrainedConfig):
             `none`, as in the paper and in a config without this key.
         input_injection: `add` gives the looped layers of every step the loop's entry state too.
         trained_depths: sorted depths the model was trained at; empty: untrained.
+        qat: the rounding that its matrices were trained for: `bits`, `block`, `symmetric`.
         source: where the weights came from: name, sha256, licence, commit; and `files`, the
             sha256 of each file that was read.
 
@@ -158,6 +98,7 @@ class OuroborosConfig(PreTrainedConfig):
     bridge: str = "none"
     input_injection: str = "none"
     trained_depths: list[int] = field(default_factory=list)
+    qat: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     # Mirrors of the original config that transformers reads on the top level.
     vocab_size: int = 0
@@ -183,8 +124,8 @@ class OuroborosConfig(PreTrainedConfig):
         if isinstance(self.base_config, PreTrainedConfig):
             self.base_config = declared_fields(self.base_config)
         self.trained_depths = self.trained_depths or []
-        self.source = self.source or {}
-        for name, (matches, words) in _TYPES.items():
+        self.source, self.qat = self.source or {}, self.qat or {}
+        for name, (matches, words) in FIELD_TYPES.items():
             if not matches(value := getattr(self, name)):
                 raise ConfigError(f"{name}={value!r:.80} must be {words}")
         # OuroborosConfig() without arguments is called by transformers itself for defaults.
@@ -209,7 +150,7 @@ class OuroborosConfig(PreTrainedConfig):
             ConfigError: the value is not of the field's kind.
         """
         if name in _TWICE and self.base_config and self.__dict__.get("_one_fact"):
-            matches, words = _TYPES[name]
+            matches, words = FIELD_TYPES[name]
             if not matches(value):
                 raise ConfigError(f"{name}={value!r:.80} must be {words}")
             # A new dict: a shallow copy of this config keeps its own value.
@@ -356,7 +297,7 @@ class OuroborosConfig(PreTrainedConfig):
         self.check_depth(self.depth)
         if wrong := [depth for depth in self.trained_depths if not 1 <= depth <= self.max_depth]:
             raise ConfigError(f"trained_depths holds {wrong[0]}, outside 1..{self.max_depth}")
-        for name, allowed in _CHOICES.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r:.80} is unknown",
@@ -372,6 +313,7 @@ class OuroborosConfig(PreTrainedConfig):
             )
         check_bases(self.bases, self.modulation)
         check_unlooped(self.recurrent_layers, self.max_depth, self.bridge)
+        check_qat(self.qat)
         refuse_sliding_window(base)
 
     def check_depth(self, depth: int) -> int:

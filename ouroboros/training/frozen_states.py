@@ -69,6 +69,7 @@ class StatedWindows:
 
 def open_states(
     model: OuroborosForCausalLM,
+    head: torch.Tensor,
     windows: PackedWindows,
     drawn: Iterable[int],
     options: TrainOptions,
@@ -81,6 +82,7 @@ def open_states(
 
     Args:
         model: whose prelude is run; it is moved to `device` where anything is missing.
+        head: the LM head that the model shares with the teacher.
         windows: of the run.
         drawn: the windows that the run will draw.
         options: of the run, with a `state_cache`.
@@ -103,7 +105,7 @@ def open_states(
     keys = {PRELUDE: key}
     if options.teacher:
         # The head is part of it: states are only computed by a teacher that shares it.
-        weights = f"{hash_teacher(options.teacher)}+{_hash_tensors([model.lm_head.weight])}"
+        weights = f"{hash_teacher(options.teacher)}+{_hash_tensors([head])}"
         keys[TEACHER] = replace(key, kind="teacher", weights=weights)
     try:
         stores = {n: opened.enter_context(StateStore(root, one)) for n, one in keys.items()}
@@ -119,7 +121,7 @@ def open_states(
             return _prelude_of(model, options, device)
 
         def teacher() -> Compute:
-            return _teacher_of(model, options, device)
+            return _teacher_of(head, options, device)
 
         batch = 1 if device.type == "cpu" else options.batch_size
         computes = {PRELUDE: prelude, TEACHER: teacher}
@@ -246,10 +248,8 @@ def _prelude_of(
     return compute
 
 
-def _teacher_of(
-    model: OuroborosForCausalLM, options: TrainOptions, device: torch.device
-) -> Compute:
-    teacher = load_teacher(options.teacher, model)
+def _teacher_of(head: torch.Tensor, options: TrainOptions, device: torch.device) -> Compute:
+    teacher = load_teacher(options.teacher, head)
     teacher.to(device, teacher_dtype(options.precision))
     return teacher.final_state
 

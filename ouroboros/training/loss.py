@@ -39,6 +39,7 @@ class HeadLoss(torch.autograd.Function):
         weight: float,
         temperature: float,
         compute: PieceLoss,
+        teacher_head: torch.Tensor | None,
     ) -> torch.Tensor:
         """Returns the sum, float32 `[]`; see `head_loss`."""
         gradient = torch.zeros_like(hidden)
@@ -48,7 +49,10 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, len(labels), step):
             piece = slice(start, start + step)
             guide = None if teacher is None else teacher[piece]
-            loss, found = compute(hidden[piece], guide, head, labels[piece], weight, temperature)
+            more = () if teacher_head is None else (teacher_head,)
+            loss, found = compute(
+                hidden[piece], guide, head, labels[piece], weight, temperature, *more
+            )
             total += loss
             gradient[piece] = found
         context.save_for_backward(gradient)
@@ -58,7 +62,7 @@ class HeadLoss(torch.autograd.Function):
     def backward(context: Any, *outputs: torch.Tensor) -> tuple[Any, ...]:
         """Scales the gradient found on the way forward."""
         (gradient,) = context.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None, None
+        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None, None, None
 
 
 def head_loss(
@@ -69,6 +73,7 @@ def head_loss(
     weight: float = 0.5,
     temperature: float = 1.0,
     compute: PieceLoss | None = None,
+    teacher_head: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sums the loss of predicted tokens, float32 `[]`, without ever holding all logits.
 
@@ -76,14 +81,22 @@ def head_loss(
         hidden: the student's state before the LM head, `[positions, hidden]`.
         head: the frozen LM head `[vocab, hidden]`; it gets no gradient.
         labels: int64 `[positions]`, what each position predicts (shifted already); -100 ignored.
-        teacher: the teacher's state before the same head, `[positions, hidden]`; None: no KL.
+        teacher: the teacher's state before its head, `[positions, hidden]`; None: no KL.
         weight: of the KL term, 0..1; the cross-entropy has the rest. 0 where there is no teacher.
         temperature: both distributions of the KL term are softened by it.
         compute: `torch.compile(piece_loss)`; None for the plain one.
+        teacher_head: the teacher's own `[vocab, hidden]`; None where it is `head`.
     """
     share = 0.0 if teacher is None else weight
     result: torch.Tensor = HeadLoss.apply(
-        hidden, teacher, head.detach(), labels, share, temperature, compute or piece_loss
+        hidden,
+        teacher,
+        head.detach(),
+        labels,
+        share,
+        temperature,
+        compute or piece_loss,
+        teacher_head,
     )
     return result
 
@@ -95,6 +108,7 @@ def piece_loss(
     labels: torch.Tensor,
     weight: float,
     temperature: float,
+    teacher_head: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the loss `[]` of some positions and its gradient `[positions, hidden]`.
 
@@ -113,7 +127,8 @@ def piece_loss(
         slope.scatter_add_(1, place, torch.full_like(place, weight - 1, dtype=slope.dtype))
         if teacher is not None and weight > 0:
             soft = torch.log_softmax(logits / temperature, -1) if temperature != 1 else log_p
-            guide = widen(functional.linear(teacher.to(kind), table)) / temperature
+            other = table if teacher_head is None else teacher_head.to(kind)
+            guide = widen(functional.linear(teacher.to(kind), other)) / temperature
             wanted = torch.log_softmax(guide, -1)
             q = wanted.exp()
             apart = (q * (wanted - soft)).sum(-1, keepdim=True)

@@ -29,7 +29,7 @@ class MemoryPlan:
     """Bytes that one process of a run holds, by what they are for.
 
     Attributes:
-        weights: the model, in float32.
+        weights: the model, in float32; of `--qat` the floats of what is rounded and frozen too.
         teacher: the original's body, in the type it computes in; 0 without a teacher.
         gradients: of what trains, float32.
         optimizer: AdamW's two states of what trains, float32.
@@ -66,6 +66,7 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
 
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.adapters import mark_trained
+    from ouroboros.training.qat import round_as_asked
 
     config.check_depth(options.depth_range[1])
     half = options.precision == "bf16"
@@ -74,13 +75,15 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
         mark_trained(model, options)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").tie_weights()
+        rounded = round_as_asked(model, options)
         training = [p for p in model.parameters() if p.requires_grad]
         trained = FLOAT32_BYTES * sum(p.numel() for p in training)
         activations = count_activations(model, options)
         teacher = _count_teacher(config, 2 if half else FLOAT32_BYTES) if options.teacher else 0
     elements = min(CHUNK_ELEMENTS[device], config.vocab_size * options.batch_size * options.seq_len)
     return MemoryPlan(
-        weights=sum(t.nbytes for t in _own_tensors(model).values()),
+        weights=sum(t.nbytes for t in _own_tensors(model).values())
+        + sum(floats.nbytes for _, floats in (rounded.frozen if rounded else ())),
         teacher=teacher,
         gradients=trained,
         optimizer=ADAM_STATES * trained,
@@ -133,7 +136,10 @@ def count_activations(model: Any, options: TrainOptions) -> int:
 
     shape = (options.batch_size, options.seq_len)
     ids = torch.zeros(shape, dtype=torch.long)
+    from ouroboros.training.qat import rounded_once
+
     with (
+        rounded_once(),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"),
     ):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import TrainingError
+from ouroboros.model.blocks import BLOCKS
 from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
 from runtime.options import option
 
@@ -19,6 +20,7 @@ PRECISIONS = ("fp32", "bf16")
 STATE_DTYPES = ("float16", "float32")
 SCHEDULERS = ("cosine", "linear", "constant")
 DRAWS = ("uniform", "inverse")
+QAT_KINDS = ("none", "int4", "int8")
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_LEARNING_RATE = 1e30  # Adam's first steps multiply it by up to 10, in float32
 
@@ -89,6 +91,15 @@ class TrainOptions:
     )  # fmt: skip
     state_cache_gb: float = option(20.0, "the most that all kept states may take on disk")
     state_dtype: str = option("float16", "how states are kept: float16 or float32")
+    qat: str = option(
+        "none", "train for integer weights: none, int4 or int8; every matrix is used as rounded"
+    )
+    qat_block: int = option(32, "weights that share a scale there: 32, 64 or 128")
+    qat_symmetric: bool = option(
+        False,
+        "without zero points there, as TensorRT needs them",
+        "--qat-symmetric/--qat-asymmetric",
+    )
 
     def __post_init__(self) -> None:
         """Validates every value.
@@ -122,12 +133,13 @@ class TrainOptions:
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
             ("train_recurrent", RECURRENT_CHOICES),
-            ("depth_draw", DRAWS), ("state_dtype", STATE_DTYPES),
+            ("depth_draw", DRAWS), ("state_dtype", STATE_DTYPES), ("qat", QAT_KINDS),
+            ("qat_block", BLOCKS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
                     f"{_flag(name)}={getattr(self, name)!r} is unknown",
-                    f"choose one of {', '.join(choices)}",
+                    f"choose one of {', '.join(map(str, choices))}",
                 )
         if not 0 <= self.distill <= 1:
             raise TrainingError(f"--distill={self.distill} is not allowed", "give a share, 0 to 1")
@@ -151,20 +163,26 @@ class TrainOptions:
     def _refuse_contradictions(self) -> None:
         """Refuses what would be without effect. A default that was spelt out can't be told."""
         usual = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in ("distill", "temperature"):
-            value = getattr(self, name)
-            if not self.teacher and value != usual[name]:
-                raise TrainingError(
-                    f"{_flag(name)}={value} is of distillation, and there is no teacher",
-                    f"give --teacher, or leave {_flag(name)} out",
-                )
-        for name in ("state_cache_gb", "state_dtype"):
-            value = getattr(self, name)
-            if not self.state_cache and value != usual[name]:
-                raise TrainingError(
-                    f"{_flag(name)}={value} is of kept states, and none are kept",
-                    f"give --state-cache, or leave {_flag(name)} out",
-                )
+        for names, given, what, flag in (
+            (("distill", "temperature"), self.teacher, "of distillation, and there is no teacher",
+             "--teacher"),
+            (("state_cache_gb", "state_dtype"), self.state_cache,
+             "of kept states, and none are kept", "--state-cache"),
+            (("qat_block", "qat_symmetric"), self.qat != "none", "of --qat, and there is none",
+             "--qat"),
+        ):  # fmt: skip
+            for name in names:
+                value = getattr(self, name)
+                if not given and value != usual[name]:
+                    raise TrainingError(
+                        f"{_flag(name)}={value} is {what}",
+                        f"give {flag}, or leave {_flag(name)} out",
+                    )
+        if self.qat != "none" and "lora" in (self.train_coda, self.train_recurrent):
+            raise TrainingError(
+                "--qat rounds whole matrices, and adapters train beside theirs",
+                "give full in place of lora, or leave --qat out",
+            )
         if self.teacher and not self.distill:
             raise TrainingError(
                 "--distill=0.0 makes no use of --teacher", "leave one of the two out"

@@ -25,6 +25,7 @@ from ouroboros.training.adapters import gather_updates, mark_trained
 from ouroboros.training.frozen_states import StatedWindows, open_states
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
+from ouroboros.training.qat import round_as_asked
 from ouroboros.training.teacher import hash_teacher, load_teacher
 from ouroboros.training.trainer import OuroborosTrainer, run_order, training_arguments
 from runtime.files.atomic import check_place
@@ -112,21 +113,15 @@ def _train(
     model, tokenizer = _load(checkpoint, options)
     windows, heldout = _read_texts(options, model, tokenizer, console)
     earlier, adapters = read_updates(checkpoint), mark_trained(model, options)
+    rounded = round_as_asked(model, options)
+    head = rounded.head if rounded else model.lm_head.weight
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
     if not main:
         console = RichConsole(quiet=True)
-    states = _open_states(model, windows, options, arguments, console, opened)
-    teacher = load_teacher(options.teacher, model) if options.teacher and not states else None
-    fingerprint = {
-        **options.exactness(),
-        "checkpoint": checkpoint_sha256(checkpoint),
-        "data": windows.fingerprint(),
-        **({"teacher": hash_teacher(options.teacher)} if options.teacher else {}),
-        **({"states": states.describe(), state.STATES: states.sha256} if states else {}),
-        "world_size": arguments.world_size,
-        state.THREADS: torch.get_num_threads(),
-    }
+    states = _open_states(model, head, windows, options, arguments, console, opened)
+    teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
+    fingerprint = _fingerprint(checkpoint, options, windows, states, arguments)
     found = _find_state(state_dir, fingerprint, console) if resume else None
     arguments.eval_on_start = found is None
     windows_a_step = options.batch_size * options.grad_accum * arguments.world_size
@@ -146,6 +141,7 @@ def _train(
             display.scoring,
             teacher,
             states,
+            rounded.head if rounded else None,
         )
         state.clear_staging(state_dir)
         try:
@@ -159,6 +155,7 @@ def _train(
         # The Trainer wraps forward() for autocast and switches the cache off.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.config.use_cache = use_cache
+        model.config.qat = rounded.restore() if rounded else {}
     history = trainer.state.log_history
     if main:
         try:
@@ -176,6 +173,25 @@ def _train(
         heldout={depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in scored},
         history=tuple(history),
     )
+
+
+def _fingerprint(
+    checkpoint: Path,
+    options: TrainOptions,
+    windows: PackedWindows,
+    states: StatedWindows | None,
+    arguments: TrainingArguments,
+) -> dict[str, Any]:
+    """What the final weights depend on, and what a resumed run must have the same."""
+    return {
+        **options.exactness(),
+        "checkpoint": checkpoint_sha256(checkpoint),
+        "data": windows.fingerprint(),
+        **({"teacher": hash_teacher(options.teacher)} if options.teacher else {}),
+        **({"states": states.describe(), state.STATES: states.sha256} if states else {}),
+        "world_size": arguments.world_size,
+        state.THREADS: torch.get_num_threads(),
+    }
 
 
 def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM, Any]:
@@ -203,6 +219,7 @@ def _read_texts(
 
 def _open_states(
     model: OuroborosForCausalLM,
+    head: torch.Tensor,
     windows: PackedWindows,
     options: TrainOptions,
     arguments: TrainingArguments,
@@ -218,7 +235,7 @@ def _open_states(
 
     drawn = run_order(options, len(windows), arguments.world_size)
     return open_states(
-        model, windows, drawn, options, arguments.device, arguments.process_index, say, opened
+        model, head, windows, drawn, options, arguments.device, arguments.process_index, say, opened
     )
 
 

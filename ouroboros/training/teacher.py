@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ouroboros.errors import TrainingError
-from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import describe_sequences
 from ouroboros.source.locate import get_weights, hash_read_files, load_source, locate
 
@@ -56,7 +55,7 @@ class Teacher:
         return state
 
 
-def load_teacher(source: str, student: OuroborosForCausalLM) -> Teacher:
+def load_teacher(source: str, own: torch.Tensor) -> Teacher:
     """Loads the original model of a student.
 
     Raises:
@@ -65,7 +64,6 @@ def load_teacher(source: str, student: OuroborosForCausalLM) -> Teacher:
     """
     original = load_source(source)
     head = original.model.get_output_embeddings().weight
-    own = student.lm_head.weight
     if head.shape != own.shape or not torch.equal(head.to(own.dtype), own.detach().cpu()):
         raise TrainingError(
             f"{source} is not the model that this checkpoint was converted from: its LM head is "

@@ -36,6 +36,7 @@ from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
 from ouroboros.training.frozen_states import PRELUDE, TEACHER, StatedWindows
 from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.plots import EVAL_LOSS, GATE
+from ouroboros.training.qat import rounded_once
 from ouroboros.training.teacher import Teacher, teacher_dtype
 
 if TYPE_CHECKING:
@@ -94,12 +95,14 @@ class OuroborosTrainer(Trainer):
         scoring: Callable[[int, int], None] | None = None,
         teacher: Teacher | None = None,
         states: StatedWindows | None = None,
+        teacher_head: torch.Tensor | None = None,
     ) -> None:
         """Prepares a run; `heldout` maps names to int64 [windows, seq] windows.
 
         `arguments` come from `training_arguments` with the same options. `scoring` is told of
         held-out windows scored so far and in all. A `teacher` is distilled from, or what `states`
-        hold of it: the same windows with what was computed of them before.
+        hold of it: the same windows with what was computed of them before. `teacher_head` is its
+        LM head `[vocab, hidden]` where the model's is not the same any more.
         """
         self.teacher = teacher
         self.options = options
@@ -120,6 +123,7 @@ class OuroborosTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if teacher is not None:
             teacher.to(arguments.device, teacher_dtype(options.precision))
+        self.teacher_head = None if teacher_head is None else teacher_head.to(arguments.device)
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:
             self.piece_loss = torch.compile(piece_loss)
@@ -138,6 +142,12 @@ class OuroborosTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Computes the loss at the depth of this train step."""
+        with rounded_once():
+            return self._compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any
+    ) -> Any:
         options = self.options
         drawn = draw_train_step(options, self.state.global_step)
         depth = {"depth": drawn.depth, "backprop_steps": options.backprop_steps or None}
@@ -154,7 +164,14 @@ class OuroborosTrainer(Trainer):
         own, head = _predicting(output.hidden_states[-1]), self._unwrapped().lm_head.weight
         guide = None if guide is None else _predicting(guide)
         loss = head_loss(
-            own, head, targets, guide, options.distill, options.temperature, self.piece_loss
+            own,
+            head,
+            targets,
+            guide,
+            options.distill,
+            options.temperature,
+            self.piece_loss,
+            self.teacher_head,
         )
         if shallow is not None:
             loss = loss + options.depth_term * depth_loss(own, _predicting(shallow), head, targets)
@@ -217,6 +234,15 @@ class OuroborosTrainer(Trainer):
         The loss of the first training windows at the greatest depth is scored too: it tells
         whether the last update went well. Where nothing is held out, the gates are theirs.
         """
+        with rounded_once():
+            metrics = self._score()
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _score(self) -> dict[str, float]:
         began = time.perf_counter()
         model = self._unwrapped().eval()
         prefix = scoring_prefix(model.config.pooling, self.options.seq_len)
@@ -250,10 +276,6 @@ class OuroborosTrainer(Trainer):
         gates = model.gate_means(ids, depths[-1])
         metrics |= {GATE.format(step=step): gate for step, gate in enumerate(gates, start=1)}
         metrics["eval_seconds"] = time.perf_counter() - began
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -36,8 +36,10 @@ EXCEPTIONS = {
     "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
     "python examples/": "tests/examples runs them",
 }
-# Run by the slow test only: exports trace anew, and take half a minute together.
-SLOW = ("ouro export",)
+# Run by the slow test only: they export once more, each precision traced anew.
+SLOW = tuple(
+    f"ouro export trained {rest}" for rest in ("half", "small", "bundle --triton triton-models")
+)
 # What stands in for the named model and for sizes that the tiny one does not have.
 REPLACED = {
     "$D/model/*.gguf": "original",

@@ -24,6 +24,7 @@ from ouroboros import OuroborosConfig, convert, load_checkpoint
 from ouroboros.conversion.bases import top_vectors, truncated_svd
 from ouroboros.conversion.selection import match_step_norms
 from ouroboros.errors import CheckpointError, ConfigError, DataError
+from ouroboros.model.prelude import run_prelude
 from ouroboros.source.locate import drop_middle, load_source
 from tests.support.tiny import DIMENSIONS, SMALL
 
@@ -166,7 +167,7 @@ def test_matched_norms_are_the_layers_own_rms(tiny_original: Path, tmp_path: Pat
 def test_matched_norms_are_of_what_the_block_gives(block_checkpoint: Path) -> None:
     model, _ = load_checkpoint(block_checkpoint)
     windows = torch.arange(3, 51).reshape(2, 24)
-    match_step_norms(model, windows, 3)
+    match_step_norms(model, run_prelude(model, windows), 3)
     given: list[torch.Tensor] = []
     model.recurrent.norm.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     model(windows, depth=3, use_cache=False)
@@ -295,7 +296,7 @@ def test_dropped_middle_is_the_plain_shortened_model(tiny_original: Path) -> Non
         ({"recurrent": "2,3"}, r"'2,3' is neither auto nor .* consecutive ones; give one such as"),
         (
             {"recurrent": "2-"},
-            r"'2-' is neither auto nor the number of a layer, .* 18-21 or auto:4",
+            r"'2-' is neither auto nor the number of a layer, .* 18-21, auto:4 or none",
         ),
         ({"recurrent": "-2-3"}, r"'-2-3' is neither"),
         ({"recurrent": "1-2"}, r"recurrent layers 1-2 reach into .*; choose a block of .* 2\.\.3"),

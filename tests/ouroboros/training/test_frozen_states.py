@@ -92,10 +92,18 @@ def test_states_are_those_of_prelude_and_teacher(
     assert len(drawn) == 8 < len(windows)
     with ExitStack() as opened:
         states = open_states(
-            model, windows, drawn, run, torch.device("cpu"), 0, lambda line: None, opened
+            model,
+            model.lm_head.weight,
+            windows,
+            drawn,
+            run,
+            torch.device("cpu"),
+            0,
+            lambda line: None,
+            opened,
         )
         assert len(states) == len(windows)
-        whole = load_teacher(teacher, model)
+        whole = load_teacher(teacher, model.lm_head.weight)
         for index in range(len(windows)):
             held = {name: store.holds(index) for name, store in states.stores.items()}
             assert held == {PRELUDE: index in drawn, TEACHER: index in drawn}
@@ -139,7 +147,17 @@ class Filled:
         windows = load_windows(run.data, tiny_tokenizer(), run.seq_len)
         drawn, device = run_order(run, len(windows), 1), torch.device("cpu")
         with ExitStack() as opened:
-            open_states(model, windows, drawn, run, device, 0, self.lines.append, opened)
+            open_states(
+                model,
+                model.lm_head.weight,
+                windows,
+                drawn,
+                run,
+                device,
+                0,
+                self.lines.append,
+                opened,
+            )
         return self.computed.count("_prelude_of"), self.computed.count("_teacher_of")
 
 

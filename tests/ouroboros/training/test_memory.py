@@ -11,8 +11,10 @@ import torch
 
 from ouroboros import load_checkpoint
 from ouroboros.errors import ConfigError
+from ouroboros.model.rounding import Rounding
 from ouroboros.training.adapters import mark_trained
 from ouroboros.training.memory import count_activations, plan_memory
+from ouroboros.training.qat import round_model
 from ouroboros.training.recipe import TrainOptions
 from tests.support.processes import call_ouro
 
@@ -77,6 +79,18 @@ def test_steps_without_a_graph_keep_nothing(tiny_checkpoint: Path) -> None:
     assert plans[0] < plan_memory(config, replace(OPTIONS, depth="4")).activations
     # But for the state that each step enters with.
     assert max(plans) - min(plans) <= 2 * 4 * 2 * 16 * config.hidden_size
+
+
+def test_rounding_keeps_the_floats_of_what_is_frozen(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    plain = plan_memory(model.config, OPTIONS)
+    options = replace(OPTIONS, qat="int4")
+    plan = plan_memory(model.config, options)
+    model.train().mark_trainable("full")
+    rounded = round_model(model, Rounding(4, symmetric=False))
+    assert plan.weights == plain.weights + sum(floats.nbytes for _, floats in rounded.frozen)
+    assert plan.activations == count_activations(model, options) > plain.activations
+    assert plan.optimizer == plain.optimizer
 
 
 def test_a_depth_beyond_the_model_is_refused(tiny_checkpoint: Path) -> None:

@@ -19,7 +19,7 @@ def test_final_state_and_head_give_the_teachers_logits(checkpoint: Path, tmp_pat
     """Packed documents are apart: each gives what it gives alone."""
     path = write_teacher(checkpoint, tmp_path / "teacher")
     student, _ = load_checkpoint(checkpoint)
-    teacher = load_teacher(str(path), student)
+    teacher = load_teacher(str(path), student.lm_head.weight)
     whole = AutoModelForCausalLM.from_pretrained(path).eval()
     ids = torch.randint(2, 28, (2, 9), generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, -1)

@@ -75,19 +75,18 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs(attribute.g)
 
 
-def weight(model: onnx.ModelProto, ending: str) -> onnx.TensorProto:
-    found = [
+def weight(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    (found,) = (
         tensor
         for graph in graphs(model.graph)
         for tensor in graph.initializer
-        if tensor.name.endswith(ending)
-    ]
-    assert len(found) == 1, (ending, [tensor.name for tensor in found])
-    return found[0]
+        if tensor.name == name
+    )
+    return found
 
 
-def change_weight(model: onnx.ModelProto, ending: str, change: Callable[[Any], None]) -> None:
-    tensor = weight(model, ending)
+def change_weight(model: onnx.ModelProto, name: str, change: Callable[[Any], None]) -> None:
+    tensor = weight(model, name)
     values = numpy_helper.to_array(tensor).copy()
     change(values)
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
@@ -178,7 +177,7 @@ def test_swapped_step_norm_is_caught(copy: Path) -> None:
 
 
 def test_changed_controller_head_is_caught(copy: Path) -> None:
-    edit(copy, lambda model: change_weight(model, "modulate.heads", scale_head))
+    edit(copy, lambda model: change_weight(model, "step.modulate.heads", scale_head))
     assert verdict_of(copy).verdict == FAIL
 
 

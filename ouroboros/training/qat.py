@@ -1,0 +1,135 @@
+"""Training that looks ahead to integer weights: every matrix is used as it will be stored.
+
+What trains is rounded on the way forward and taught through the rounding (the straight-through
+estimator); what is frozen is rounded once. The floats themselves are what is published: rounded the
+same way at export, they are the model that was trained.
+
+Source: Bengio et al., arXiv 1308.3432; quantisation-aware training as in arXiv 1712.05877.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ouroboros.errors import TrainingError
+from ouroboros.model.blocks import BLOCKS
+from ouroboros.model.matrices import matrices_to_round
+from ouroboros.model.rounding import Rounding
+
+if TYPE_CHECKING:
+    from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.training.recipe import TrainOptions
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, weight: torch.Tensor, rounding: Rounding) -> torch.Tensor:
+        return rounding.nearest(weight)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
+class Rounded(nn.Module):
+    """Gives a weight `[out, in]` its nearest integers' values, and the gradient of those to it."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        """Rounds to `rounding`."""
+        super().__init__()
+        self.rounding = rounding
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Returns `[out, in]` float32."""
+        rounded: torch.Tensor = _StraightThrough.apply(weight, self.rounding)
+        return rounded
+
+
+@dataclass
+class RoundedModel:
+    """A model while it is trained with rounded matrices; `restore` gives its floats back.
+
+    Attributes:
+        model: the student.
+        rounding: of every matrix, embedding and LM head among them.
+        trained: the layers whose weights are rounded anew at every use.
+        frozen: the floats of those that were rounded once, by the parameter itself.
+    """
+
+    model: OuroborosForCausalLM
+    rounding: Rounding
+    trained: list[nn.Linear]
+    frozen: list[tuple[torch.Tensor, torch.Tensor]]
+
+    @property
+    def head(self) -> torch.Tensor:
+        """The floats of the LM head `[vocab, hidden]`, which a teacher shares."""
+        return next(floats for one, floats in self.frozen if one is self.model.lm_head.weight)
+
+    def restore(self) -> dict[str, Any]:
+        """Puts back the floats, trained or not; returns what a config's `qat` says of it."""
+        for linear in self.trained:
+            parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+        with torch.no_grad():
+            for parameter, floats in self.frozen:
+                parameter.copy_(floats)
+        return asdict(self.rounding)
+
+
+def round_as_asked(model: OuroborosForCausalLM, options: TrainOptions) -> RoundedModel | None:
+    """Rounds a model as a run's options say; None where they say nothing of it.
+
+    Raises:
+        TrainingError: as `round_model`.
+    """
+    if options.qat == "none":
+        return None
+    bits = int(options.qat.removeprefix("int"))
+    return round_model(model, Rounding(bits, options.qat_block, options.qat_symmetric))
+
+
+def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel:
+    """Rounds every matrix that an export at these bits stores as integers.
+
+    Args:
+        model: its trainable parameters are marked already, and it is where it will be trained.
+        rounding: of all of them.
+
+    Raises:
+        TrainingError: the block size does not cut every matrix evenly.
+    """
+    linears = [linear for _, linear in matrices_to_round(model, "")]
+    odd = sorted({m.in_features for m in linears if m.in_features % rounding.block})
+    if odd:
+        allowed = [b for b in BLOCKS if all(m.in_features % b == 0 for m in linears)]
+        raise TrainingError(
+            f"--qat-block={rounding.block} does not cut {odd[0]} inputs evenly",
+            f"give one of {', '.join(map(str, allowed))}" if allowed else "train without --qat",
+        )
+    result = RoundedModel(model, rounding, [], [])
+    weights = [linear.weight for linear in linears if not linear.weight.requires_grad]
+    # A tied head is the embedding.
+    tables = {id(w): w for w in (model.embed_tokens.weight, model.lm_head.weight)}
+    for weight in [*weights, *tables.values()]:
+        result.frozen.append((weight, weight.detach().clone()))
+        with torch.no_grad():
+            weight.copy_(rounding.nearest(weight))
+    for linear in linears:
+        if linear.weight.requires_grad:
+            parametrize.register_parametrization(linear, "weight", Rounded(rounding))
+            result.trained.append(linear)
+    return result
+
+
+@contextmanager
+def rounded_once() -> Iterator[None]:
+    """Within it a weight is rounded at its first use only: not at every step of the loop."""
+    with parametrize.cached():
+        yield

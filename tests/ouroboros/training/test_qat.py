@@ -1,0 +1,179 @@
+"""Training for integer weights: the model trained is the model stored."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export import export_bundle
+from export.quantize.model import Quantization, quantize_model
+from ouroboros import load_checkpoint
+from ouroboros.errors import TrainingError
+from ouroboros.evaluate import score_windows
+from ouroboros.model.rounding import Rounding
+from ouroboros.text.windows import load_eval_windows
+from ouroboros.training.loss import head_loss
+from ouroboros.training.qat import Rounded, round_model, rounded_once
+from ouroboros.training.run import train
+from runtime.bundle.reader import open_bundle
+from runtime.parity.check import check_bundle
+from tests.support.training import options
+
+IDS = torch.arange(10, 34).reshape(2, 12)
+
+
+def test_rounded_model_computes_what_the_export_stores(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    stored = copy.deepcopy(model)
+    quantize_model(stored, Quantization(4, symmetric=False, sensitive_bits=4))
+    # The Controller and the bases are floats in training; stored they are float16.
+    model.recurrent.controller.load_state_dict(stored.recurrent.controller.state_dict())
+    pairs = zip(model.recurrent.projections(), stored.recurrent.projections(), strict=True)
+    for own, rounded_layer in pairs:
+        for name, projection in rounded_layer.items():
+            own[name].lora_a.copy_(projection.lora_a)
+            own[name].lora_b.copy_(projection.lora_b)
+    model.mark_trainable("full", "full")
+    floats = model(IDS, depth=3).logits
+    rounded = round_model(model, Rounding(4, symmetric=False))
+    assert rounded.trained
+    assert rounded.frozen
+    with torch.no_grad(), rounded_once():
+        found, expected = model(IDS, depth=3).logits, stored(IDS, depth=3).logits
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, floats, atol=1e-2)
+
+
+def test_floats_come_back(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    model.mark_trainable("full")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rounding = Rounding(4, 32, False)
+    rounded = round_model(model, rounding)
+    assert torch.equal(rounded.head, before["lm_head.weight"])
+    assert rounded.restore() == {"bits": 4, "block": 32, "symmetric": False}
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert model.lm_head.weight is model.embed_tokens.weight
+
+
+def test_gradients_pass_through_the_rounding(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    model.mark_trainable("full")
+    twin = copy.deepcopy(model)
+    rounding = Rounding(4, 32, False)
+    for linear in (m for m in twin.modules() if isinstance(m, torch.nn.Linear)):
+        if linear not in twin.recurrent.controller.modules():
+            with torch.no_grad():
+                linear.weight.copy_(rounding.nearest(linear.weight))
+    round_model(model, rounding)
+    for one in (model, twin):
+        with rounded_once():
+            one(IDS, labels=IDS, depth=2, use_cache=False).loss.backward()
+    weight = model.coda[0].mlp.down_proj.parametrizations["weight"].original
+    assert torch.equal(weight.grad, twin.coda[0].mlp.down_proj.weight.grad)
+    gate = model.recurrent.gate.proj.parametrizations["weight"].original
+    assert torch.equal(gate.grad, twin.recurrent.gate.proj.weight.grad)
+
+
+def test_a_weight_is_rounded_once_for_all_steps(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    model.mark_trainable("frozen", "full")
+    rounded = round_model(model, Rounding(4))
+    calls: list[int] = []
+    forward = Rounded.forward
+
+    def count(self: Rounded, weight: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return forward(self, weight)
+
+    monkeypatch.setattr(Rounded, "forward", count)
+    with rounded_once():
+        model(IDS, depth=4, use_cache=False)
+    assert len(calls) == len(rounded.trained)
+
+
+def test_a_block_that_does_not_fit_names_those_that_do(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    with pytest.raises(TrainingError, match=r"--qat-block=128 does not cut \d+ inputs.*one of 32"):
+        round_model(model, Rounding(4, 128))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog, and then it rests. " * 30)
+    return path
+
+
+def test_a_run_trains_what_is_exported(
+    tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run = options(
+        corpus, qat="int4", train_coda="full", train_recurrent="full", eval=(corpus,),
+        eval_depths=(2,), eval_windows=2, save_every=2, learning_rate=1e-2,
+    )  # fmt: skip
+    report = train(tiny_checkpoint, tmp_path / "out", run)
+    model, tokenizer = load_checkpoint(tmp_path / "out")
+    assert model.config.qat == {"bits": 4, "block": 32, "symmetric": False}
+    start, _ = load_checkpoint(tiny_checkpoint)
+    assert torch.equal(model.embed_tokens.weight, start.embed_tokens.weight)
+    assert not torch.equal(model.coda[0].mlp.up_proj.weight, start.coda[0].mlp.up_proj.weight)
+    # Scored as it was trained: on the weights that the integers stand for.
+    (windows,) = load_eval_windows((corpus,), tokenizer, run.seq_len, 2).values()
+    round_model(model, Rounding(4, symmetric=False))
+    assert score_windows(model, windows, 2) == pytest.approx(report.heldout[2], rel=1e-6)
+    export_bundle(tmp_path / "out", tmp_path / "bundle", max_depth=2, precision="int4")
+    spec = open_bundle(tmp_path / "bundle").manifest.quantization
+    assert (spec.bits, spec.sensitive_bits, spec.block, spec.symmetric) == (4, 4, 32, False)
+    assert check_bundle(tmp_path / "bundle", threads=1).verdict == "PASS"
+    # Trained on without it, the model is not what it says any more.
+    train(tmp_path / "out", tmp_path / "later", options(corpus, train_steps=1))
+    assert load_checkpoint(tmp_path / "later")[0].config.qat == {}
+
+
+def test_resume_is_exact(
+    tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run = options(corpus, qat="int4", train_coda="full", teacher=str(tiny_original), save_every=2)
+    train(tiny_checkpoint, tmp_path / "whole", run)
+    shutil.copytree(tmp_path / "whole" / "state" / "step-2", tmp_path / "part" / "state" / "step-2")
+    train(tiny_checkpoint, tmp_path / "part", run, resume=True)
+    whole, part = (load_checkpoint(tmp_path / n)[0].state_dict() for n in ("whole", "part"))
+    assert all(torch.equal(part[name], value) for name, value in whole.items())
+
+
+def test_the_teacher_keeps_its_own_head(tiny_checkpoint: Path, tiny_original: Path) -> None:
+    """Distilled from itself with nothing rounded, the KL is nothing; a rounded head alone costs."""
+    torch.manual_seed(0)
+    hidden, head = torch.randn(6, 32), torch.randn(50, 32)
+    labels = torch.arange(6)
+    rounded = Rounding(4).nearest(head)
+    same = head_loss(hidden, head, labels, hidden, 1.0)
+    assert same.abs() < 1e-5
+    apart = head_loss(hidden, rounded, labels, hidden, 1.0, teacher_head=head)
+    log_p = torch.log_softmax(hidden @ rounded.T, -1)
+    log_q = torch.log_softmax(hidden @ head.T, -1)
+    assert apart == pytest.approx(float((log_q.exp() * (log_q - log_p)).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qat": "int2"}, "--qat='int2' is unknown; choose one of none, int4, int8"),
+        ({"qat_block": 64}, "--qat-block=64 is of --qat, and there is none"),
+        ({"qat": "int4", "qat_block": 48}, "--qat-block=48 is unknown; choose one of 32, 64, 128"),
+        ({"qat": "int4", "train_coda": "lora"}, "--qat rounds whole matrices"),
+    ],
+)
+def test_options_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        options(Path("text"), **changes)
