@@ -30,6 +30,7 @@ from transformers import (
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
 from ouroboros.model.names import current_name
+from ouroboros.model.step import gate_means
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
@@ -270,7 +271,7 @@ class OuroborosTrainer(Trainer):
             metrics["eval_loss"] = sum(scored) / len(scored)
             firsts = np.concatenate([text[:1] for text in self.heldout.values()])
             ids = torch.from_numpy(firsts).to(self.args.device)
-        gates = model.gate_means(ids, depths[-1])
+        gates = gate_means(model, ids, depths[-1])
         metrics |= {GATE.format(step=step): gate for step, gate in enumerate(gates, start=1)}
         metrics["eval_seconds"] = time.perf_counter() - began
         return metrics
