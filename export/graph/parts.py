@@ -16,7 +16,7 @@ from ouroboros.model.base_config import require_fixed_rope
 from ouroboros.model.bridge import Bridge
 from ouroboros.model.configuration import STEP_NORM_EPS
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.model.modulation import Controller, StaticModulation
+from ouroboros.model.modulation import ConstantModulation, Controller, StaticModulation
 
 MASKED = float(torch.finfo(torch.float32).min)
 
@@ -117,9 +117,13 @@ class Recurrence(nn.Module):
             self.gate_bias = frozen(source.gate.proj.bias)
         match source.controller:
             case Controller() as controller:
-                self.modulate: nn.Module = TracedController(controller, precision, max_depth)
+                self.modulate: nn.Module | None = TracedController(controller, precision, max_depth)
             case StaticModulation() as static:
-                self.modulate = TracedStatic(static, max_depth)
+                self.modulate = TracedStatic(static.vectors[:max_depth])
+            case ConstantModulation() as constant:
+                self.modulate = TracedStatic(torch.ones(max_depth, constant.size))
+            case _:
+                self.modulate = None
 
     def advance(
         self,
@@ -150,14 +154,17 @@ class Recurrence(nn.Module):
         pooled, sums = self._pool(h, pool, index)
         pool_out = sums.gather(1, picked)
         count = len(self.layers)
-        cuts = cut_modulation(self.modulate(pooled, index), count)
+        cuts: list[list[torch.Tensor]] | None = None
+        if self.modulate is not None:
+            cuts = cut_modulation(self.modulate(pooled, index), count)
         new, keys, values = h, [], []
         if self.injection is not None:
             new = h + self.injection * entry
         for place, layer in enumerate(self.layers):
             slot = index if count == 1 else index * count + place
             kv = tuple(torch.index_select(p, 1, slot).squeeze(1) for p in past)
-            new, k, v = layer(new, Shared(*shared), kv, cuts[place], step)
+            own = (None,) * 4 if cuts is None else cuts[place]
+            new, k, v = layer(new, Shared(*shared), kv, own, step)
             keys.append(k)
             values.append(v)
         # Times one, then the step's weight: backends fuse a norm whose weight is a constant.
@@ -244,12 +251,12 @@ class TracedController(nn.Module):
 
 
 class TracedStatic(nn.Module):
-    """The static ablation: one vector a step."""
+    """The static ablations: one vector a step."""
 
-    def __init__(self, static: StaticModulation, max_depth: int) -> None:
-        """Copies the vectors up to `max_depth`."""
+    def __init__(self, vectors: torch.Tensor) -> None:
+        """Copies the vectors, `[max_depth, k * 7 * rank]`."""
         super().__init__()
-        self.vectors = frozen(static.vectors[:max_depth])
+        self.vectors = frozen(vectors)
 
     def forward(self, pooled: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Returns `[1, 1, k * 7 * rank]`."""

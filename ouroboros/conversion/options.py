@@ -30,7 +30,9 @@ class ConvertOptions:
     norm_init: str = option("matched", "start of the per-step norms: matched or ones")
     bases: str = option("mean", "one SVD of the mean residual, or one a step: mean or per_step")
     modulation: str = option(
-        "controller", "controller; static: a vector a step; free: low-rank updates a step, trained"
+        "controller",
+        "controller; static, the paper's ablation; free, a low-rank update a step that trains; "
+        "or none",
     )
     bridge: str = option(
         "entry", "a linear map fitted before the loop, after it or not at all: entry, exit or none"
@@ -39,4 +41,5 @@ class ConvertOptions:
         "none", "add: the looped layers of every step are fed the loop's entry state too"
     )
     gate: bool = option(True, "the paper's ablation has no gate", "--gate/--no-gate")
+    seed: int = option(0, "of what starts at random: the Controller's inner layers, free updates")
     calibration: Path | None = option(None, "text to measure on; default: one that comes with ouro")

@@ -60,16 +60,20 @@ def check_unlooped(count: int, max_depth: int, bridge: str) -> None:
         )
 
 
-def check_free(modulation: str, bases: str) -> None:
-    """Refuses bases of the removed layers where the update of every step is free.
+def check_bases(bases: str, modulation: str) -> None:
+    """Refuses bases of the removed layers where none are used.
+
+    Args:
+        bases: of the config.
+        modulation: likewise.
 
     Raises:
-        ConfigError: they are asked for.
+        ConfigError: each step is to have a base, and the modulation has none or trains its own.
     """
-    if modulation == "free" and bases != "mean":
+    if bases == "per_step" and modulation in ("free", "none"):
         raise ConfigError(
-            f"bases={bases} with modulation=free, whose updates start from nothing",
-            "leave bases out",
+            f"bases=per_step is of frozen bases, and modulation={modulation} has none",
+            "leave bases at mean, or choose modulation controller or static",
         )
 
 

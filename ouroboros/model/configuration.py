@@ -17,7 +17,7 @@ from ouroboros.model.base_config import (
     declared_fields,
     refuse_sliding_window,
 )
-from ouroboros.model.block import check_block, check_free, check_unlooped, removed_by_layer
+from ouroboros.model.block import check_bases, check_block, check_unlooped, removed_by_layer
 from ouroboros.model.field_types import CHOICES, FIELD_TYPES
 from ouroboros.model.halters import check_halter
 from ouroboros.model.rounding import check_qat
@@ -62,7 +62,8 @@ class OuroborosConfig(PreTrainedConfig):
         pooling: what the Controller reads: `causal` prefix mean, `mean` or `token`.
         norm_init: how the per-step norms started, `matched` or `ones`.
         bases: `mean` residual for all steps, or the residual of each `per_step` removed layer.
-        modulation: `controller`; `static`, a learned vector a step; `free`, learned bases a step.
+        modulation: `controller`; `static`: one learned vector a step (the paper's ablation);
+            `free`: low-rank factors of its own for every step, no bases; or `none`.
         gate: False drops the gate, h becomes h' (the paper's ablation).
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
@@ -306,8 +307,8 @@ class OuroborosConfig(PreTrainedConfig):
                 f"{self.recurrent + place}",
                 "keep fewer, loop fewer or choose bases=mean",
             )
+        check_bases(self.bases, self.modulation)
         check_unlooped(self.recurrent_layers, self.max_depth, self.bridge)
-        check_free(self.modulation, self.bases)
         check_qat(self.qat)
         refuse_sliding_window(base)
 

@@ -12,7 +12,7 @@ CHOICES = {
     "pooling": ("causal", "mean", "token"),
     "norm_init": ("matched", "ones"),
     "bases": ("mean", "per_step"),
-    "modulation": ("controller", "static", "free"),
+    "modulation": ("controller", "static", "free", "none"),
     "bridge": ("none", "entry", "exit"),
     "input_injection": ("none", "add"),
     "halter": HALTERS,

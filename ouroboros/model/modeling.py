@@ -37,7 +37,13 @@ from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
 from ouroboros.model.halting import Halter, Halting, LoopedOutput, begin_halting
-from ouroboros.model.modulation import set_start
+from ouroboros.model.modulation import (
+    ConstantLinear,
+    Injection,
+    ModulatedLinear,
+    StaticModulation,
+    StepNorm,
+)
 from ouroboros.model.names import RENAMED
 from ouroboros.model.pooling import Sequences, describe_sequences
 from ouroboros.model.recompute import run_layer
@@ -88,8 +94,17 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         # Only modules with parameters of their own come by here.
-        set_start(module)
-        if isinstance(module, Halter):
+        if isinstance(module, ConstantLinear):
+            module.reset_parameters()
+        elif isinstance(module, StaticModulation):
+            nn.init.zeros_(module.vectors)
+        elif isinstance(module, ModulatedLinear):
+            module.reset_factors()
+        elif isinstance(module, Injection):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, StepNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, Halter):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
@@ -369,23 +384,6 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
 
     def _prelude_parameters(self) -> list[nn.Parameter]:
         return [*self.embed_tokens.parameters(), *self.prelude.parameters()]
-
-    @torch.no_grad()
-    def gate_means(self, input_ids: torch.LongTensor, depth: int) -> list[float]:
-        """Returns the mean gate of every step on `input_ids` `[B, S]`; empty without a gate."""
-        if self.recurrent.gate is None:
-            return []
-        means: list[float] = []
-
-        def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            means.append(float(output.float().mean()))
-
-        handle = self.recurrent.gate.register_forward_hook(record)
-        try:
-            self(input_ids=input_ids, depth=depth, use_cache=False)
-        finally:
-            handle.remove()
-        return means
 
 
 AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)

@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 CODA_CHOICES = ("frozen", "norms", "lora", "full")
 RECURRENT_CHOICES = ("frozen", "lora", "full")
 # Of these parameters of a layer the names hold one: norms by themselves, adapters by PEFT.
-FREE = (".lora_a", ".lora_b")  # of free updates, which are not the original's
 _PARTS = {"frozen": (), "norms": ("norm",), "lora": ("norm", ".lora_"), "full": ("",)}
 
 
 def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> None:
-    """Freezes the base; Controller, gate, step norms and bridge train, and what is named.
+    """Freezes the base; what modulates, gate, step norms and bridge train, and what is named.
 
     Args:
         model: its parameters are marked.
@@ -46,11 +45,11 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
         if module is not None:
             module.requires_grad_(True)
     _mark(loop.layers, recurrent)
-    if model.config.modulation == "free":
-        loop.controller.requires_grad_(False)  # its vectors are ones
-        for name, parameter in loop.layers.named_parameters():
-            if name.endswith(FREE):
-                parameter.requires_grad_(True)
+    for projections in loop.projections():
+        for one in projections.values():
+            if one.free:
+                one.lora_a.requires_grad_(True)
+                one.lora_b.requires_grad_(True)
     _mark(model.coda, coda)
     model.norm.requires_grad_(coda != "frozen")
 

@@ -29,8 +29,9 @@ from transformers import (
 
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
+from ouroboros.model.modulation import FREE_FACTORS
 from ouroboros.model.names import current_name
-from ouroboros.model.trainable import FREE
+from ouroboros.model.step import gate_means
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
@@ -216,7 +217,7 @@ class OuroborosTrainer(Trainer):
             matrices = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
             for name, parameter in self._trainable().items():
-                layer = name.startswith(LAYERS) and not name.endswith(FREE)
+                layer = name.startswith(LAYERS) and not name.endswith(FREE_FACTORS)
                 groups.setdefault((layer, name in matrices), []).append(parameter)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
             parts = [
@@ -271,7 +272,7 @@ class OuroborosTrainer(Trainer):
             metrics["eval_loss"] = sum(scored) / len(scored)
             firsts = np.concatenate([text[:1] for text in self.heldout.values()])
             ids = torch.from_numpy(firsts).to(self.args.device)
-        gates = model.gate_means(ids, depths[-1])
+        gates = gate_means(model, ids, depths[-1])
         metrics |= {GATE.format(step=step): gate for step, gate in enumerate(gates, start=1)}
         metrics["eval_seconds"] = time.perf_counter() - began
         return metrics

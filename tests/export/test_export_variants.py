@@ -44,6 +44,9 @@ ALONE = {
     "per_step": Variant({"bases": "per_step"}),
     "static": Variant({"modulation": "static"}),
     "static, per_step": Variant({"modulation": "static", "bases": "per_step"}),
+    "free": Variant({"modulation": "free"}),
+    "nothing modulates": Variant({"modulation": "none", "bridge": "entry"}),
+    "block of two, free": Variant({**BLOCK, "modulation": "free", "pooling": "token"}),
     "no gate": Variant({"gate": False}),
     "token": Variant({"pooling": "token"}),
     "mean": Variant({"pooling": "mean"}),
@@ -59,8 +62,6 @@ ALONE = {
     "block of two, per_step, token, static": Variant(
         {**BLOCK, "bases": "per_step", "pooling": "token", "modulation": "static"}
     ),
-    "free": Variant({"modulation": "free"}),
-    "free, block of two, no gate": Variant({**BLOCK, "modulation": "free", "gate": False}),
     "injection, bridge at entry": Variant({"bridge": "entry", "input_injection": "add"}),
     "block of three, neither": Variant({"prelude": 0, "coda": 0, "recurrent": "2-4"}),
     "block of all that is replaced, no gate": Variant({"recurrent": "2-3", "gate": False}),

@@ -169,6 +169,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "gate": False,
     },
     "free": {"modulation": "free"},
+    "nothing modulates": {"modulation": "none"},
     "injection": {"input_injection": "add"},
     "a block": {"recurrent_layers": 2},
     "a block, static, per_step bases": {

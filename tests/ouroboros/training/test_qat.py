@@ -74,7 +74,7 @@ def test_gradients_pass_through_the_rounding(tiny_checkpoint: Path) -> None:
                 linear.weight.copy_(rounding.nearest(linear.weight))
     round_model(model, rounding)
     for one in (model, twin):
-        with rounded_once(model):
+        with rounded_once(one):
             one(IDS, labels=IDS, depth=2, use_cache=False).loss.backward()
     weight = model.coda[0].mlp.down_proj.parametrizations["weight"].original
     assert torch.equal(weight.grad, twin.coda[0].mlp.down_proj.weight.grad)
