@@ -146,7 +146,8 @@ def count_flops(config: OuroborosConfig, options: TrainOptions) -> float:
     bases = sum(one.lora_a[0].numel() + one.lora_b[0].numel() for one in modulated)
     controller: Any = loop.controller
     step: int = matrices(*loop.layers, loop.gate, controller) + bases
-    step -= controller.step_embedding.weight.numel()
+    if embedding := getattr(controller, "step_embedding", None):
+        step -= embedding.weight.numel()
     layer = matrices(model.coda[0])
     head: int = model.lm_head.weight.numel()
     teacher: float = 2 * (layer * config.original_layers + head)

@@ -16,7 +16,7 @@ from ouroboros.model.base_config import require_fixed_rope
 from ouroboros.model.bridge import Bridge
 from ouroboros.model.configuration import STEP_NORM_EPS
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.model.modulation import Controller, StaticModulation
+from ouroboros.model.modulation import ConstantModulation, Controller, StaticModulation
 
 MASKED = float(torch.finfo(torch.float32).min)
 
@@ -98,8 +98,8 @@ class Plain(nn.Module):
         return result
 
 
-class Step(nn.Module):
-    """One recurrence: what becomes the body of the Loop."""
+class Recurrence(nn.Module):
+    """One recurrence of every row, without the choice of which rows have it."""
 
     def __init__(self, model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> None:
         """Joins the weights of the looped layers; step tables are cut at `max_depth`."""
@@ -117,11 +117,15 @@ class Step(nn.Module):
             self.gate_bias = frozen(source.gate.proj.bias)
         match source.controller:
             case Controller() as controller:
-                self.modulate: nn.Module = TracedController(controller, precision, max_depth)
+                self.modulate: nn.Module | None = TracedController(controller, precision, max_depth)
             case StaticModulation() as static:
-                self.modulate = TracedStatic(static, max_depth)
+                self.modulate = TracedStatic(static.vectors[:max_depth])
+            case ConstantModulation() as constant:
+                self.modulate = TracedStatic(torch.ones(max_depth, constant.size))
+            case _:
+                self.modulate = None
 
-    def forward(
+    def advance(
         self,
         step: torch.Tensor,
         h: torch.Tensor,
@@ -129,7 +133,6 @@ class Step(nn.Module):
         pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
         past: tuple[torch.Tensor, torch.Tensor],
         picked: torch.Tensor,
-        row_depth: torch.Tensor,
         entry: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs step `step` (int64 scalar) on h `[B, S, d]`.
@@ -141,7 +144,6 @@ class Step(nn.Module):
             pool: valid, count, has_past and the past pooled sums `[B, D, d]`.
             past: keys and values of all steps `[B, D * k, kv, P, head_dim]`, of k layers a step.
             picked: positions asked for, int64 `[B, K, d]`.
-            row_depth: int64 `[B]`; a row that has had its steps passes through unchanged.
             entry: the state at the loop's entry `[B, S, d]`, for a model that injects it.
 
         Returns:
@@ -152,14 +154,17 @@ class Step(nn.Module):
         pooled, sums = self._pool(h, pool, index)
         pool_out = sums.gather(1, picked)
         count = len(self.layers)
-        cuts = cut_modulation(self.modulate(pooled, index), count)
+        cuts: list[list[torch.Tensor]] | None = None
+        if self.modulate is not None:
+            cuts = cut_modulation(self.modulate(pooled, index), count)
         new, keys, values = h, [], []
         if self.injection is not None:
             new = h + self.injection * entry
         for place, layer in enumerate(self.layers):
             slot = index if count == 1 else index * count + place
             kv = tuple(torch.index_select(p, 1, slot).squeeze(1) for p in past)
-            new, k, v = layer(new, Shared(*shared), kv, cuts[place], step)
+            own = (None,) * 4 if cuts is None else cuts[place]
+            new, k, v = layer(new, Shared(*shared), kv, own, step)
             keys.append(k)
             values.append(v)
         # Times one, then the step's weight: backends fuse a norm whose weight is a constant.
@@ -168,7 +173,6 @@ class Step(nn.Module):
             joined = torch.cat([new, h], dim=-1)
             gate = torch.sigmoid(product(joined, self.gate_weight) + self.gate_bias)
             new = h + gate * (new - h)
-        new = torch.where((step < row_depth)[:, None, None], new, h)
         return new, _join_heads(keys), _join_heads(values), pool_out
 
     def _pool(
@@ -187,6 +191,29 @@ class Step(nn.Module):
                 return mean, mean.expand(-1, h.shape[1], -1)
             case _:
                 return h, h
+
+
+class Step(Recurrence):
+    """What becomes the body of the Loop."""
+
+    def forward(
+        self,
+        step: torch.Tensor,
+        h: torch.Tensor,
+        shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        past: tuple[torch.Tensor, torch.Tensor],
+        picked: torch.Tensor,
+        row_depth: torch.Tensor,
+        entry: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Runs a step on the rows that have it; arguments and result as `advance` has them.
+
+        Beside those `row_depth`, int64 `[B]`: a row that has had its steps passes through
+        unchanged.
+        """
+        new, keys, values, sums = self.advance(step, h, shared, pool, past, picked, entry)
+        return torch.where((step < row_depth)[:, None, None], new, h), keys, values, sums
 
 
 def _join_heads(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -224,12 +251,12 @@ class TracedController(nn.Module):
 
 
 class TracedStatic(nn.Module):
-    """The static ablation: one vector a step."""
+    """The static ablations: one vector a step."""
 
-    def __init__(self, static: StaticModulation, max_depth: int) -> None:
-        """Copies the vectors up to `max_depth`."""
+    def __init__(self, vectors: torch.Tensor) -> None:
+        """Copies the vectors, `[max_depth, k * 7 * rank]`."""
         super().__init__()
-        self.vectors = frozen(static.vectors[:max_depth])
+        self.vectors = frozen(vectors)
 
     def forward(self, pooled: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Returns `[1, 1, k * 7 * rank]`."""

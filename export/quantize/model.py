@@ -230,7 +230,8 @@ def _round_floats(model: OuroborosForCausalLM) -> None:
 
     B is stored times alpha / rank and the attention scale, so it is rounded times them.
     """
-    for name, parameter in model.recurrent.controller.named_parameters():
+    controller = model.recurrent.controller
+    for name, parameter in controller.named_parameters() if controller is not None else ():
         if name.endswith("weight") and "embedding" not in name:
             parameter.copy_(parameter.half().float())
     layers = zip(model.recurrent.layers, model.recurrent.projections(), strict=True)

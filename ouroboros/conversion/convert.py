@@ -42,7 +42,7 @@ CALIBRATION_TOKENS = 256
 CALIBRATION_WINDOWS = 8
 FIT_WINDOWS = 96
 STATE_BYTES = 1 << 28  # of hidden states held for a fit; two tensors of them are
-SEED = 0
+BASED = ("controller", "static")  # the modulations that have frozen bases
 # Of a conversion that loops nothing: what would be of the steps is as small as it gets.
 UNLOOPED: dict[str, Any] = {
     "depth": 1, "max_depth": 1, "norm_init": "ones", "bases": "mean", "modulation": "static",
@@ -120,7 +120,7 @@ def convert(
         "recurrent": chosen.prelude if layer is None else layer,
         "recurrent_layers": count,
     }
-    del settings["calibration"]
+    del settings["calibration"], settings["seed"]
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
     require_exportable(place.config)
@@ -129,14 +129,14 @@ def convert(
         say(note)
     config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
     say(f"taking over {config.num_layers} of {config.original_layers} layers")
-    model = _transplant(original, config)
+    model = _transplant(original, config, chosen.seed)
     candidates = _measure(model, original, chosen, layer, say)
     projections = model.recurrent.projections()
-    if count:
+    if count and config.modulation in BASED:
         say(f"computing the low-rank bases of {sum(map(len, projections))} projections")
-    per_step = config.bases == "per_step"
-    removed = config.removed_layers()
-    fill_bases(projections, original.projection, removed, config.recurrent, per_step)
+        per_step = config.bases == "per_step"
+        removed = config.removed_layers()
+        fill_bases(projections, original.projection, removed, config.recurrent, per_step)
     say(f"writing {out}")
     papers: dict[str, Path | bytes] = {
         "LICENSE": original.papers.license_file().encode(),
@@ -226,9 +226,14 @@ def _changes(config: OuroborosConfig) -> str:
     last = config.original_layers
     kept = [*range(config.prelude), *range(last - config.coda, last)]
     dropped = _dropped(config)
+    modulators = {
+        "controller": "a Controller",
+        "static": "a modulation vector a step",
+        "free": "a low-rank update a step",
+    }
     steps = [
-        "a Controller" if config.modulation == "controller" else "a modulation vector a step",
-        "low-rank bases",
+        *([modulators[config.modulation]] if config.modulation in modulators else []),
+        *(["low-rank bases"] if config.modulation in BASED else []),
         "per-step norms",
         *(["a gate"] if config.gate else []),
     ]
@@ -270,10 +275,10 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(f"{low}..{high}" if low < high else f"{low}" for low, high in runs)
 
 
-def _transplant(original: Original, config: OuroborosConfig) -> OuroborosForCausalLM:
+def _transplant(original: Original, config: OuroborosConfig, seed: int) -> OuroborosForCausalLM:
     """Builds the model and reads its kept layers and the looped ones into it, one by one."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         model: OuroborosForCausalLM = OuroborosForCausalLM(config).eval()
     last = config.original_layers
     kept = [*range(config.prelude), *range(last - config.coda, last)]
@@ -330,7 +335,7 @@ def _describe(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept = sum(p.numel() for p in model.parameters()) - trainable
     projections = [one for layer in model.recurrent.projections() for one in layer.values()]
-    bases = sum(one.lora_a.numel() + one.lora_b.numel() for one in projections)
+    bases = sum(one.lora_a.numel() + one.lora_b.numel() for one in projections if not one.free)
     removed = _dropped(config)
     alone = [
         layer
@@ -341,7 +346,10 @@ def _describe(
     last = config.original_layers - 1
     coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
     prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
-    own = ["Controller", "gate", "step norms"] if config.recurrent_layers else []
+    modulators = {"static": ["modulation vectors"], "free": ["low-rank updates"], "none": []}
+    own = [*modulators.get(config.modulation, ["Controller"])] if config.recurrent_layers else []
+    own += ["gate"] if model.recurrent.gate is not None and config.recurrent_layers else []
+    own += ["step norms"] if config.recurrent_layers else []
     own += ["bridge"] if model.bridge is not None else []
     lines = [
         f"{original.name}: {config.original_layers} layers, {total:,} parameters",
@@ -353,7 +361,9 @@ def _describe(
         f"  dropped    layers {_ranges(removed)}: {total - kept:,} parameters"
         if removed
         else "  dropped    none",
-        f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases}){without}",
+        f"  bases      {bases:,} numbers, frozen (rank {config.rank}, {config.bases}){without}"
+        if bases
+        else "  bases      none",
         f"  trainable  {trainable:,} parameters ({', '.join(own) or 'none'})",
     ]
     return ConversionReport(

@@ -29,7 +29,11 @@ class ConvertOptions:
     pooling: str = option("causal", "what the Controller sees: causal, mean or token")
     norm_init: str = option("matched", "start of the per-step norms: matched or ones")
     bases: str = option("mean", "one SVD of the mean residual, or one a step: mean or per_step")
-    modulation: str = option("controller", "controller, or static for the paper's ablation")
+    modulation: str = option(
+        "controller",
+        "controller; static, the paper's ablation; free, a low-rank update a step that trains; "
+        "or none",
+    )
     bridge: str = option(
         "entry", "a linear map fitted before the loop, after it or not at all: entry, exit or none"
     )
@@ -37,4 +41,5 @@ class ConvertOptions:
         "none", "add: the looped layers of every step are fed the loop's entry state too"
     )
     gate: bool = option(True, "the paper's ablation has no gate", "--gate/--no-gate")
+    seed: int = option(0, "of what starts at random: the Controller's inner layers, free updates")
     calibration: Path | None = option(None, "text to measure on; default: one that comes with ouro")

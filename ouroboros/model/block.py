@@ -60,6 +60,23 @@ def check_unlooped(count: int, max_depth: int, bridge: str) -> None:
         )
 
 
+def check_bases(bases: str, modulation: str) -> None:
+    """Refuses bases of the removed layers where none are used.
+
+    Args:
+        bases: of the config.
+        modulation: likewise.
+
+    Raises:
+        ConfigError: each step is to have a base, and the modulation has none or trains its own.
+    """
+    if bases == "per_step" and modulation in ("free", "none"):
+        raise ConfigError(
+            f"bases=per_step is of frozen bases, and modulation={modulation} has none",
+            "leave bases at mean, or choose modulation controller or static",
+        )
+
+
 def name_block(first: int, count: int) -> str:
     """Names a block in a sentence: `layer 18`, `layers 18-21`, `no layer`."""
     if not count:

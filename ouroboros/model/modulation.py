@@ -32,21 +32,27 @@ class ModulationPort:
         self.vectors: dict[str, torch.Tensor] | None = None
 
     @contextmanager
-    def carrying(self, step: int, modulation: torch.Tensor) -> Iterator[None]:
-        """Offers `modulation` `[batch, seq or 1, 7 * rank]` to the projections."""
+    def carrying(self, step: int, modulation: torch.Tensor | None) -> Iterator[None]:
+        """Offers `modulation` `[batch, seq or 1, 7 * rank]`, if any, to the projections."""
         self.step = step
-        self.vectors = dict(zip(PROJECTIONS, modulation.chunk(len(PROJECTIONS), -1), strict=True))
+        if modulation is not None:
+            cuts = modulation.chunk(len(PROJECTIONS), -1)
+            self.vectors = dict(zip(PROJECTIONS, cuts, strict=True))
         try:
             yield
         finally:
             self.vectors = None
 
 
+FREE_FACTORS = (".lora_a", ".lora_b")
+"""How the names end of free factors: parameters within a layer that are not the original's."""
+
+
 class ModulatedLinear(nn.Linear):
     """A frozen projection W with a low-rank update: W + (alpha / r) B diag(m) A.
 
-    The bases are buffers, `lora_a` `[bases, rank, in]` and `lora_b` `[bases, out, rank]`; base
-    `min(step, bases - 1)` serves a step.
+    The bases are `lora_a` `[bases, rank, in]` and `lora_b` `[bases, out, rank]`, buffers, or with
+    `free` modulation parameters; base `min(step, bases - 1)` serves a step.
     """
 
     lora_a: torch.Tensor
@@ -60,15 +66,29 @@ class ModulatedLinear(nn.Linear):
         config: OuroborosConfig,
         bases: int,
     ) -> None:
-        """Takes over the weight and bias of `linear`; the `bases` start at zero."""
+        """Takes over the weight and bias of `linear`; the update of all `bases` starts at zero."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.name, self.port = name, port
         self.scaling = config.alpha / config.rank
         like, rank = linear.weight, config.rank
-        self.register_buffer("lora_a", like.new_zeros(bases, rank, self.in_features))
-        self.register_buffer("lora_b", like.new_zeros(bases, self.out_features, rank))
+        self.free = config.modulation == "free"
+        for side, shape in (
+            ("lora_a", (bases, rank, self.in_features)),
+            ("lora_b", (bases, self.out_features, rank)),
+        ):
+            if self.free:
+                self.register_parameter(side, nn.Parameter(like.new_zeros(shape)))
+            else:
+                self.register_buffer(side, like.new_zeros(shape))
+
+    def reset_factors(self) -> None:
+        """Starts free factors: A at random as PEFT does, B at zero, so that nothing is added."""
+        if self.free:
+            bound = self.in_features**-0.5
+            nn.init.uniform_(self.lora_a, -bound, bound)
+            nn.init.zeros_(self.lora_b)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Projects `[batch, seq, in]` to `[batch, seq, out]`."""
@@ -141,6 +161,36 @@ class StaticModulation(nn.Module):
     def forward(self, pooled: torch.Tensor, step: int) -> torch.Tensor:
         """Returns `[1, 1, layers * 7 * rank]` for `step`, whatever `pooled` holds."""
         return self.vectors[step][None, None]
+
+
+class ConstantModulation(nn.Module):
+    """Ones for every step: of low-rank factors that train themselves, nothing is left to modulate.
+
+    The ablation of equal size: a free low-rank update a step has as many trainable numbers as a
+    Controller, and does not see the hidden state.
+    """
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        """Has no weights."""
+        super().__init__()
+        self.size = modulation_size(config)
+
+    def forward(self, pooled: torch.Tensor, step: int) -> torch.Tensor:
+        """Returns ones `[1, 1, layers * 7 * rank]`."""
+        return pooled.new_ones(1, 1, self.size)
+
+
+def make_modulation(config: OuroborosConfig) -> nn.Module | None:
+    """Returns what gives the projections of a step their vectors; None where nothing does."""
+    match config.modulation:
+        case "controller":
+            return Controller(config)
+        case "static":
+            return StaticModulation(config)
+        case "free":
+            return ConstantModulation(config)
+        case _:
+            return None
 
 
 class StepNorm(nn.Module):

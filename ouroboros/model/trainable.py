@@ -18,7 +18,7 @@ _PARTS = {"frozen": (), "norms": ("norm",), "lora": ("norm", ".lora_"), "full": 
 
 
 def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> None:
-    """Freezes the base; Controller, gate, step norms and bridge train, and what is named.
+    """Freezes the base; what modulates, gate, step norms and bridge train, and what is named.
 
     Args:
         model: its parameters are marked.
@@ -45,6 +45,11 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
         if module is not None:
             module.requires_grad_(True)
     _mark(loop.layers, recurrent)
+    for projections in loop.projections():
+        for one in projections.values():
+            if one.free:
+                one.lora_a.requires_grad_(True)
+                one.lora_b.requires_grad_(True)
     _mark(model.coda, coda)
     model.norm.requires_grad_(coda != "frozen")
 

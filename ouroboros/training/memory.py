@@ -143,7 +143,7 @@ def count_activations(model: Any, options: TrainOptions) -> int:
     from ouroboros.training.qat import rounded_once
 
     with (
-        rounded_once(),
+        rounded_once(model),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"),
     ):

@@ -52,6 +52,8 @@ class TrainReport:
         tokens_per_s: training tokens a second in this process; 0 where nothing was left to do.
         loss: training loss at the last logged step.
         heldout: mean held-out loss at the end by depth; empty without held-out text.
+        history: all that was logged in order, in earlier parts of a resumed run too; `step` is the
+            train step.
     """
 
     train_steps: int
@@ -59,6 +61,7 @@ class TrainReport:
     tokens_per_s: float
     loss: float
     heldout: dict[int, float]
+    history: tuple[Mapping[str, Any], ...]
 
 
 def train(
@@ -169,6 +172,7 @@ def _train(
         tokens_per_s=display.tokens_per_s(trainer.state.global_step),
         loss=_last(history, "loss"),
         heldout={depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in scored},
+        history=tuple(history),
     )
 
 

@@ -168,6 +168,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "bases": "per_step",
         "gate": False,
     },
+    "free": {"modulation": "free"},
+    "nothing modulates": {"modulation": "none"},
     "injection": {"input_injection": "add"},
     "a block": {"recurrent_layers": 2},
     "a block, static, per_step bases": {

@@ -119,6 +119,35 @@ def test_block_takes_its_layers_and_deals_out_the_removed(
     assert "recurrent  layers 2-3, looped" in report.text
 
 
+@pytest.mark.parametrize("modulation", ["free", "none"])
+def test_what_has_no_bases_says_so(tiny_original: Path, tmp_path: Path, modulation: str) -> None:
+    options = {**SMALL, "modulation": modulation}
+    report = convert(str(tiny_original), tmp_path / "out", recurrent=3, **options)
+    model, _ = load_checkpoint(tmp_path / "out")
+    assert report.bases == 0
+    assert "bases      none" in report.text
+    assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    ids = torch.arange(3, 20)[None]
+    plain = convert(str(tiny_original), tmp_path / "plain", recurrent=3, **SMALL)
+    with_controller, _ = load_checkpoint(tmp_path / "plain")
+    # Nothing is added at first, in whatever way it will be added.
+    assert torch.equal(model(ids, depth=3).logits, with_controller(ids, depth=3).logits)
+    assert ("low-rank updates" in report.text) == (modulation == "free")
+    assert plain.bases > 0
+
+
+def test_seed_starts_the_controller_and_nothing_else(tiny_original: Path, tmp_path: Path) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        convert(str(tiny_original), tmp_path / "out", recurrent=3, seed=seed, **SMALL)
+        states.append(load_checkpoint(tmp_path / "out")[0].state_dict())
+    first, again, other = states
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    changed = {name for name in first if not torch.equal(first[name], other[name])}
+    inner = ("style.weight", "step_embedding.weight", "mix_1.weight", "mix_2.weight")
+    assert changed == {f"recurrent.controller.{name}" for name in inner}
+
+
 def test_block_that_replaces_nothing_else_has_no_bases(tiny_original: Path, tmp_path: Path) -> None:
     report = convert(str(tiny_original), tmp_path / "out", recurrent="2-3", **SMALL)
     model, _ = load_checkpoint(tmp_path / "out")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ouroboros.errors import ConfigError
+from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
 from tests.support.training import tiny_model
 
@@ -50,3 +51,31 @@ def test_choices_name_what_trains(coda: str, recurrent: str, bridge: str) -> Non
 def test_unknown_choices_are_refused(choice: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         tiny_model().mark_trainable(**choice)
+
+
+@pytest.mark.parametrize("recurrent", RECURRENT_CHOICES)
+def test_free_updates_train_whatever_of_their_layer_does(recurrent: str) -> None:
+    model = tiny_model(modulation="free")
+    model.mark_trainable("frozen", recurrent)
+    names = [name for name in model.trainable_names() if ".lora_" in name]
+    assert len(names) == 7 * 2
+    assert not any(name.startswith("recurrent.controller.") for name in model.trainable_names())
+
+
+def test_free_updates_add_nothing_at_first_and_are_one_a_step() -> None:
+    config = tiny_model(modulation="free", rank=2).config
+    model = OuroborosForCausalLM(config)
+    for one in model.recurrent.projections()[0].values():
+        steps = model.config.max_depth
+        assert one.lora_a.shape == (steps, 2, one.in_features)
+        assert one.lora_b.shape == (steps, one.out_features, 2)
+        assert not one.lora_b.any()
+        # Uniform within one over the square root of what enters, as PEFT starts its own.
+        assert 0.8 * one.in_features**-0.5 < one.lora_a.abs().max() <= one.in_features**-0.5
+
+
+def test_bases_a_step_are_refused_of_what_has_none() -> None:
+    for modulation in ("free", "none"):
+        words = f"bases=per_step is of frozen bases, and modulation={modulation} has none"
+        with pytest.raises(ConfigError, match=words):
+            tiny_model(modulation=modulation, bases="per_step")
