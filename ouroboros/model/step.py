@@ -84,7 +84,7 @@ class RecurrentStep(nn.Module):
         new = self.norm(new, step)
         if self.gate is not None:
             gate = self.gate(new, hidden)
-            new = gate * new + (1 - gate) * hidden
+            new = torch.lerp(hidden, new, gate.to(hidden.dtype))
         result: torch.Tensor = new
         return result
 

@@ -155,6 +155,7 @@ def _train(
         # The Trainer wraps forward() for autocast and switches the cache off.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.config.use_cache = use_cache
+        trainer.halved.restore()
         model.config.qat = rounded.restore() if rounded else {}
     history = trainer.state.log_history
     if main:

@@ -36,6 +36,7 @@ from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
 from ouroboros.training.frozen_states import PRELUDE, TEACHER, StatedWindows
+from ouroboros.training.half import halve_frozen
 from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.plots import EVAL_LOSS, GATE
 from ouroboros.training.qat import rounded_once
@@ -126,6 +127,10 @@ class OuroborosTrainer(Trainer):
         if teacher is not None:
             teacher.to(arguments.device, teacher_dtype(options.precision))
         model.recompute = options.recompute
+        used = [model.recurrent, model.coda, *([] if states else [model.prelude])]
+        # FSDP joins weights of one type.
+        halved = arguments.bf16 and not self.is_fsdp_enabled
+        self.halved = halve_frozen(used if halved else ())
         self.teacher_head = None if teacher_head is None else teacher_head.to(arguments.device)
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:

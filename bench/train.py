@@ -1,0 +1,191 @@
+"""Training speed and memory: our form against the plain one, in turn, each in its own process.
+
+python -m bench.train                              the demo's checkpoint, text and settings
+python -m bench.train CHECKPOINT --data FILE       another one
+python -m bench.train --teacher SOURCE             with the original as a teacher
+
+Plain: every weight in the graph, all logits in float32, prelude and teacher run at every train
+step. Ours: states of prelude and teacher read from disk, no gradients for what is frozen, logits in
+pieces; once more with steps and last layers computed twice. What is updated and how is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.measure import describe_machine, make_parser
+from bench.train_form import FILL, FORMS, OURS, PLAIN
+from cli.errors import CommandError, one_line_errors
+from cli.output import require_writable, write_json
+from demo import settings
+from demo.packages import default_cache
+
+DEMO = Path("build/demo")
+AIMS = {"speed_ratio": ">= 2.5", "memory_ratio": "<= 0.5"}
+LOSSES_APART = {"fp32": 1e-4, "bf16": 1e-2}
+"""How far the first losses of two forms may lie apart: by rounding alone."""
+
+
+class Child:
+    """A form of training in another process."""
+
+    def __init__(self, form: str, checkpoint: Path, threads: int, given: dict[str, Any]) -> None:
+        """Starts it and waits until it has loaded everything."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.train_form", form, str(checkpoint), str(threads),
+             json.dumps(given)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.form = form
+        self._read()
+
+    def ask(self, line: str) -> dict[str, float]:
+        """Sends a line, returns the answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.communicate()
+
+    def _read(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise CommandError(f"the {self.form} form ended early; see what it printed above")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+
+def bench_train(
+    checkpoint: Path, given: dict[str, Any], steps: int, threads: int
+) -> dict[str, Any]:
+    """Takes the same train steps in every form, in turn; one more comes first and does not count.
+
+    Args:
+        checkpoint: to train.
+        given: options of the run; `state_cache` is where states are kept.
+        steps: that are measured.
+        threads: of each.
+
+    Raises:
+        CommandError: a form fails, or their losses are not the same.
+    """
+    given = {**given, "train_steps": steps + 1}
+    Child(FILL, checkpoint, threads, given).close()
+    taken: dict[str, list[dict[str, float]]] = {form: [] for form in FORMS}
+    memory = {}
+    with ExitStack() as opened:
+        children = [Child(form, checkpoint, threads, given) for form in FORMS]
+        for child in children:
+            opened.callback(child.close)
+        for number in range(steps + 1):
+            for child in children:
+                taken[child.form].append(child.ask(f"step {number}"))
+        for child in children:
+            memory[child.form] = child.ask("memory")
+    first = {form: done[0]["loss"] for form, done in taken.items()}
+    apart = max(abs(loss - first[PLAIN]) for loss in first.values())
+    if not apart <= LOSSES_APART[given["precision"]]:
+        raise CommandError(f"the forms' losses lie {apart:.2g} apart: they do not train the same")
+    forms = {}
+    for form, done in taken.items():
+        seconds = sum(one["seconds"] for one in done[1:])
+        tokens = sum(one["tokens"] for one in done[1:])
+        held = memory[form]
+        forms[form] = {
+            "tokens_per_s": round(tokens / seconds, 1),
+            "loaded_mb": round(held["loaded_bytes"] / 1e6, 1),
+            "above_mb": round((held["peak_bytes"] - held["loaded_bytes"]) / 1e6, 1),
+        }
+    for figures in forms.values():
+        speed, above = figures["tokens_per_s"], figures["above_mb"]
+        figures["speed_ratio"] = round(speed / forms[PLAIN]["tokens_per_s"], 3)
+        figures["memory_ratio"] = round(above / forms[PLAIN]["above_mb"], 3)
+    return {"losses_apart": apart, "forms": forms}
+
+
+def demo_options(data: Sequence[Path], teacher: str, precision: str, cache: str) -> dict[str, Any]:
+    """Returns the options of the demo's training with these four."""
+    names = ("--depth", "--batch-size", "--seq-len", "--learning-rate", "--train-coda")
+    taken = {name.strip("-").replace("-", "_"): settings.TRAIN[name] for name in names}
+    numbers: dict[str, Any] = {
+        "batch_size": int(taken["batch_size"]),
+        "seq_len": int(taken["seq_len"]),
+        "learning_rate": float(taken["learning_rate"]),
+    }
+    own = {"data": [str(one) for one in data], "teacher": teacher, "precision": precision}
+    return {**taken, **numbers, **own, "state_cache": cache}
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Prints a table a precision with what is asked of ours, then the machine."""
+    for precision, found in figures["precisions"].items():
+        print(f"{precision}   (losses at most {found['losses_apart']:.1e} apart)")
+        print(f"  {'':<16} {'tokens/s':>9} {'':>6} {'loaded MB':>10} {'above MB':>9}")
+        for form, row in found["forms"].items():
+            print(
+                f"  {form:<16} {row['tokens_per_s']:>9} {row['speed_ratio']:>6} "
+                f"{row['loaded_mb']:>10} {row['above_mb']:>9} {row['memory_ratio']:>6}"
+            )
+    print(f"asked of {OURS}: speed {AIMS['speed_ratio']}, memory {AIMS['memory_ratio']}")
+    machine = figures["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}")
+    print(f"{versions}; {figures['threads']} threads")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints; with `--json` writes the figures too."""
+    from runtime.measure.speed import available_cores
+
+    parser = make_parser("bench.train", __doc__)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO / "converted")
+    parser.add_argument("--data", type=Path, nargs="+", help="training text; default: the demo's")
+    parser.add_argument("--teacher", default="", help="the original model, to distil from")
+    parser.add_argument("--depth", help="like 8 or 1-16; default: the demo's")
+    parser.add_argument("--steps", type=int, default=8, help="train steps measured, in each form")
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    given = parser.parse_args(arguments)
+    data = given.data or [default_cache() / "demo" / "text" / "train.jsonl"]
+    for path in (given.checkpoint, *data):
+        if not path.exists():
+            sys.exit(f"error: {path} is not there; run `make demo` first, or name another")
+    require_writable(given.json, [given.checkpoint, *data])
+    precisions = {}
+    with tempfile.TemporaryDirectory(prefix="ouro-bench-") as cache:
+        for precision in given.precision:
+            options = demo_options(data, given.teacher, precision, cache)
+            if given.depth:
+                options["depth"] = given.depth
+            precisions[precision] = bench_train(
+                given.checkpoint, options, given.steps, given.threads
+            )
+    figures = {
+        "checkpoint": given.checkpoint.name,
+        "teacher": bool(given.teacher),
+        "depth": given.depth or settings.TRAIN["--depth"],
+        "threads": given.threads,
+        "steps": given.steps,
+        "precisions": precisions,
+        "machine": describe_machine(),
+    }
+    print_figures(figures)
+    if given.json is not None:
+        write_json(given.json, figures)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
