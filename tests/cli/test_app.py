@@ -24,7 +24,7 @@ from tests.support.processes import run_ouro as ouro
 
 COMMANDS = (
     *("convert", "train", "eval", "export", "run", "check", "bench", "inspect"),
-    *("delta", "restore", "sample"),
+    *("delta", "restore", "sample", "halter"),
 )
 
 
@@ -97,7 +97,7 @@ def test_usage_error_exits_2() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "line"),
     [
-        (["run", "B", "x", "--depth", "abc"], 1, "Invalid value for '--depth': .*'abc'"),
+        (["run", "B", "x", "--threads", "abc"], 1, "Invalid value for '--threads': .*'abc'"),
         (["run", "B", "x", "--top-p", "y"], 1, "Invalid value for '--top-p': .*; see `.*run --h"),
         (["convert", "A", "B", "--rank", "1.5"], 1, "Invalid value for '--rank'"),
         (["run", "B", "x", "--dept", "3"], 2, "No such option:? '?--dept\\b.*--depth"),
