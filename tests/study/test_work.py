@@ -23,6 +23,7 @@ def said(study: Study) -> tuple[Study, list[str]]:
     return dataclasses.replace(study, say=lines.append), lines
 
 
+@pytest.mark.slow
 def test_study_from_end_to_end(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "docs"
     out.mkdir()
@@ -77,6 +78,7 @@ def test_study_from_end_to_end(study: Study, tmp_path: Path) -> None:
     assert "5 of 5 runs are done; the others take about 0 minutes" in table
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is interrupted between training and scoring, and in the training, ends the same."""
     arm = study.plan.arms["controller"]
@@ -108,10 +110,13 @@ def test_other_tokens_and_other_recipes_are_other_runs(study: Study, tmp_path: P
     longer = dataclasses.replace(study, tokens=128)
     assert longer.finished(arm, 0) is None
     assert "to do" in list_runs(longer, ["bridge"])
-    assert longer.run(arm, 0).train_steps == 4
+    assert longer.train_options(arm, 0).train_steps == 4
     recipe = tmp_path / "recipes" / "bare.toml"
-    recipe.write_text(recipe.read_text().replace("1e-3", "1e-4"))
-    assert longer.finished(arm, 0) is None
+    before = recipe.read_text()
+    recipe.write_text(before.replace("1e-3", "1e-4"))
+    assert study.finished(arm, 0) is None
+    recipe.write_text(before.replace("warmup = 1", "warmup = 1\nsave_every = 2"))
+    assert study.finished(arm, 0) == first  # of no matter to the result
 
 
 def test_best_of_an_unfinished_stage_is_refused(study: Study) -> None:
@@ -119,6 +124,7 @@ def test_best_of_an_unfinished_stage_is_refused(study: Study) -> None:
         study.run(study.plan.arms["best-1-full"], 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others_alone(study: Study, tmp_path: Path) -> None:
     recipes = tmp_path / "recipes"
     out = tmp_path / "docs"
