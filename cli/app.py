@@ -18,6 +18,7 @@ from cli.doctor import doctor
 from cli.errors import one_line_errors
 from cli.evaluate import evaluate
 from cli.export import export
+from cli.halter import halter
 from cli.inspect import inspect
 from cli.run import run
 from cli.sample import sample
@@ -153,6 +154,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "sample": sample,
     "train": train,
+    "halter": halter,
     "eval": evaluate,
     "export": export,
     "run": run,

@@ -21,7 +21,10 @@ def evaluate(
         list[Path] | None, typer.Option(help="held-out text, a column each; repeatable")
     ] = None,
     depth: Annotated[
-        str | None, typer.Option(help="depths, like 1,8 or 1-16 (default 1,4,8,16)")
+        str | None,
+        typer.Option(
+            help="depths, like 1,8 or 1-16 (default 1,4,8,16); auto too, where there is a halter"
+        ),
     ] = None,
     original: Annotated[
         str | None,
@@ -44,12 +47,12 @@ def evaluate(
       ouro eval trained --text wiki.txt --text code.txt
       ouro eval trained --text wiki.txt --converted converted --original ./SmolLM2-135M
       ouro eval bundle --text wiki.txt --depth 1,8 --json scores.json
+      ouro eval adaptive --text wiki.txt --depth 1-8,auto
     """
     from functools import partial
 
     from rich import get_console
 
-    from cli.bench import parse_numbers
     from cli.errors import CommandError
     from cli.notices import plain_warnings
     from cli.output import require_writable, write_json
@@ -64,7 +67,7 @@ def evaluate(
         evaluation = evaluate_texts(
             open_model(model),
             text,
-            parse_numbers(depth, "--depth") if depth else [],
+            parse_depths(depth) if depth else [],
             seq_len=seq_len,
             windows=windows,
             converted=None if converted is None else open_model(converted),
@@ -74,9 +77,25 @@ def evaluate(
         )
     print_rows(evaluation.rows, console)
     counts = ", ".join(f"{count} {name}" for name, count in evaluation.windows.items())
-    print_prose(f"windows of {seq_len} tokens, {counts}", console, style="dim")
+    half = f", the second half scored after a prompt of {evaluation.prefix}"
+    scored = half if any(row.depth == "auto" for row in evaluation.rows) else ""
+    print_prose(f"windows of {seq_len} tokens, {counts}{scored}", console, style="dim")
     if json is not None:
         write_json(json, evaluation.to_json())
+
+
+def parse_depths(text: str) -> list[int | str]:
+    """Depths as `--depth` takes them, `auto` last where it is among them.
+
+    Raises:
+        EngineError: something else.
+    """
+    from cli.bench import parse_numbers
+
+    parts = [part.strip() for part in text.split(",")]
+    numbers = ",".join(part for part in parts if part != "auto")
+    found: list[int | str] = list(parse_numbers(numbers, "--depth")) if numbers else []
+    return [*found, "auto"] if "auto" in parts else found
 
 
 def open_model(path: Path) -> Scored:
@@ -118,6 +137,8 @@ def print_rows(rows: Sequence[Row], console: Any) -> None:
             table.add_column(Text(name), justify="right", no_wrap=True)
         for row in rows:
             depth = "–" if row.depth is None else str(row.depth)
+            if row.mean_depth is not None:
+                depth += f" {row.mean_depth:.2f}"
             table.add_row(row.model, depth, *(cell(row) for _, cell in columns))
         return table
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from runtime.bundle.manifest import HaltingSpec
 
 
 def inspect(
@@ -77,6 +80,7 @@ def print_bundle(path: Path, console: Any, tensors: bool) -> None:
         "depth": f"{depth.min}..{depth.max}, default {depth.default}",
         "trained depths": trained,
         **dataclasses.asdict(manifest.model),
+        **_describe_halter(depth.halting),
         "tools": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
     }
     print_facts(facts, console)
@@ -133,6 +137,13 @@ def print_checkpoint(path: Path, console: Any, tensors: bool) -> None:
             f"{report.unread} is not installed: the configuration was not looked into",
             soft_wrap=True,
         )
+
+
+def _describe_halter(halting: HaltingSpec | None) -> dict[str, str]:
+    if halting is None:
+        return {}
+    chosen = f"{halting.kind}, at {halting.threshold:.4g}, at most {halting.max} steps"
+    return {"halting": f"--depth auto: {chosen}"}
 
 
 def _state(problem: Exception | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,7 +17,12 @@ def run(
     prompt: Annotated[str, typer.Argument(help="the text to go on from")],
     options: Options,
     depth: Annotated[
-        int | None, typer.Option(help="recurrences; default: the bundle's own")
+        str | None,
+        typer.Option(help="recurrences, or auto: chosen on the prompt; default: the bundle's own"),
+    ] = None,
+    halt_threshold: Annotated[
+        float | None,
+        typer.Option(help="of --depth auto: the lower, the fewer steps; default: the bundle's own"),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="apply the chat template")] = False,
     threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
@@ -27,13 +32,34 @@ def run(
 
     Examples:
       ouro run bundle "The sea is" --depth 8
+      ouro run bundle "The sea is" --depth auto
       ouro run bundle "Why is the sky blue?" --chat --max-new-tokens 200
       ouro run bundle "Once" --temperature 0.8 --top-p 0.95 --seed 1
     """
     from cli.notices import plain_warnings
     from runtime import Engine
 
+    chosen = parse_depth(depth)
     with plain_warnings(), Engine.open(bundle, backend=backend, threads=threads) as engine:
-        for piece in engine.stream(prompt, depth, options, chat=chat):
+        session = engine.session(chosen, halt_threshold)
+        for piece in session.stream(prompt, options, chat=chat):
             typer.echo(piece.text, nl=False)
         typer.echo()
+        if chosen == "auto":
+            typer.echo(f"depth {session.depth}, chosen on the prompt", err=True)
+
+
+def parse_depth(text: str | None) -> int | Literal["auto"] | None:
+    """A depth as `--depth` takes it.
+
+    Raises:
+        CommandError: neither a number nor `auto`.
+    """
+    from cli.errors import CommandError
+
+    if text is None or text == "auto":
+        return None if text is None else "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise CommandError(f"--depth {text!r:.60} is no depth", "give a number, or auto") from None

@@ -70,6 +70,8 @@ def generate(folder: Path, prompt: list, depth: int, count: int) -> list:
             "row_depth": np.array([depth]),
             "logit_index": np.array([[length - 1]]),
         }
+        if model["halting"]:  # 0: it chooses no depth of its own
+            inputs["halt_threshold"] = np.zeros(1, np.float32)
         outputs = dict(zip(names, session.run(names, inputs | cache), strict=True))
         fed += length
         # New keys and values go behind the old ones; the sums are those of the last position.

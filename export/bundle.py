@@ -16,6 +16,7 @@ from export.cases import record_cases
 from export.chat import compile_checkpoint_chat
 from export.errors import ExportError, refuse_unused
 from export.graph.compile import compile_graph
+from export.graph.halting import require_halter
 from export.graph.passes.opset import check_opset
 from export.graph.passes.result import PassResult
 from export.graph.storage import save_graph
@@ -106,6 +107,7 @@ def export_bundle(
     model, tokenizer = load_checkpoint(checkpoint)
     _require_loop(checkpoint, model.config)
     chosen, how = _check_options(as_trained(asked, model.config.qat), trt)
+    require_halter(model.config.halter, chosen, asked.format == "trt")
     max_depth = _choose_depth(asked.max_depth, model.config.max_depth)
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")

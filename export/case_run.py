@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.halt_scores import watch_scores
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import widen
@@ -17,6 +18,8 @@ from runtime.bundle.contract import (
     ATTENTION_MASK,
     BATCH,
     DEPTH,
+    DEPTH_USED,
+    HALT_THRESHOLD,
     INPUT_IDS,
     LOGIT_INDEX,
     LOGITS,
@@ -31,6 +34,7 @@ from runtime.bundle.contract import (
     SLOTS,
     new_name,
 )
+from runtime.parity.cases import HALT_SCORES
 
 Array = NDArray[Any]
 Parts = dict[str, dict[str, Array]]
@@ -51,10 +55,13 @@ def take_apart(
         yield (
             depth,
             {
-                "in": {name: value[part] for name, value in parts["in"].items()}
+                "in": {
+                    name: value if name == HALT_THRESHOLD else value[part]
+                    for name, value in parts["in"].items()
+                }
                 | {DEPTH: np.array([depth], dtype=np.int64)},
                 "out": {
-                    name: value[part] if name == LOGITS else value[part, : depth * entries[name]]
+                    name: value[part, : depth * entries[name]] if name in entries else value[part]
                     for name, value in parts["out"].items()
                 },
             },
@@ -69,17 +76,28 @@ def run_case(
     cache: OuroborosCache,
     index: Array,
     first_position: int = 0,
+    threshold: float = 0.0,
 ) -> Parts:
     """Runs PyTorch on `ids` `[B, S]` and returns the graph's inputs, but `depth`, and outputs."""
     flat = [depth for depths in rows for depth in depths]
     new, past = ids.shape[1], cache.get_seq_length()
     positions = np.maximum(mask.cumsum(1) - 1, 0)[:, past:] + first_position
-    logits, pools = _run_model(model, ids, mask, positions, flat, cache, index)
+    halting = {"halt_threshold": threshold} if model.config.halting else {}
+
+    def run() -> dict[str, Array]:
+        return _run_model(model, ids, mask, positions, flat, cache, index, halting)
+
+    if threshold:
+        found, scores = watch_scores(model, run)
+        found[HALT_SCORES] = scores
+    else:
+        found = run()
     keys, values = [], []
     for entry in range(max(flat) * model.config.recurrent_layers):
         layer = cache.layers[model.config.num_layers + entry]
         keys.append(layer.keys[:, :, -new:])
         values.append(layer.values[:, :, -new:])
+    limit = {HALT_THRESHOLD: np.array([threshold], np.float32)} if halting else {}
     return {
         "in": {
             INPUT_IDS: ids,
@@ -87,10 +105,10 @@ def run_case(
             ATTENTION_MASK: mask,
             ROW_DEPTH: np.array(flat, dtype=np.int64),
             LOGIT_INDEX: index,
+            **limit,
         },
         "out": {
-            LOGITS: logits,
-            POOL_SUM: pools,
+            **found,
             new_name(RECURRENT, "key"): torch.stack(keys, 1).float().numpy(),
             new_name(RECURRENT, "value"): torch.stack(values, 1).float().numpy(),
         },
@@ -105,8 +123,9 @@ def _run_model(
     rows: list[int],
     cache: OuroborosCache,
     index: Array,
-) -> tuple[Array, Array]:
-    """Returns float32 logits `[B, K, V]` and pooled sums `[B, depth, K, d]`.
+    halting: dict[str, float],
+) -> dict[str, Array]:
+    """Returns float32 logits `[B, K, V]`, pooled sums `[B, depth, K, d]`, and the depths used.
 
     The cache keeps the sum at the last position only, so h before each step is recorded and
     summed here, apart from the model's own code.
@@ -117,7 +136,7 @@ def _run_model(
         lambda module, inputs: hidden.append(widen(inputs[0]))
     )
     try:
-        logits = model(
+        found = model(
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(mask),
             position_ids=torch.from_numpy(positions),
@@ -125,7 +144,8 @@ def _run_model(
             past_key_values=cache,
             use_cache=True,
             logit_index=torch.from_numpy(index),
-        ).logits
+            **halting,
+        )
     finally:
         handle.remove()
     new = ids.shape[1]
@@ -141,7 +161,13 @@ def _run_model(
                 sums = h
         picked = torch.from_numpy(index)[..., None].expand(-1, -1, h.shape[-1])
         pools.append(sums.gather(1, picked))
-    return logits.float().numpy(), torch.stack(pools, 1).float().numpy()
+    outputs = {
+        LOGITS: found.logits.float().numpy(),
+        POOL_SUM: torch.stack(pools, 1).float().numpy(),
+    }
+    if found.depth_used is not None:
+        outputs[DEPTH_USED] = found.depth_used.numpy()
+    return outputs
 
 
 def empty_past(model: OuroborosForCausalLM, batch: int, depth: int) -> dict[str, Array]:

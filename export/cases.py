@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from export.case_run import Parts, empty_past, run_case, take_apart
 from export.errors import ExportError
 from export.exact import exact_twin
+from export.halt_scores import draw_thresholds, watch_scores
 from ouroboros.model.cache import OuroborosCache
 from ouroboros.model.modeling import OuroborosForCausalLM
 from runtime.bundle.contract import (
     BUCKET,
+    DEPTH_USED,
     LOGITS,
     POOL_SUM,
     PREFILL_CHUNK,
@@ -57,12 +59,14 @@ class _Inputs:
         batch: int64 `[3, PADDED]`.
         long: int64 `[1, length]`, as long as LONG_SPANS where the model has the positions.
         greedy: by depth, PyTorch's greedy continuation of the prompt, int64 `[GREEDY]`.
+        thresholds: of the halting score; none without a halter.
     """
 
     prompt: Array
     batch: Array
     long: Array
     greedy: dict[int, Array]
+    thresholds: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -140,7 +144,11 @@ def _draw_inputs(
     long = generator.choice(ordinary, (1, length))
     wanted = sorted({depth for depth in GREEDY_DEPTHS if depth in depths} | {max(depths)})
     greedy = _continue_greedily(model, prompt[:, :PREFILL], wanted)
-    return _Inputs(prompt, batch, long, dict(zip(wanted, greedy, strict=True)))
+    thresholds: list[float] = []
+    if model.config.halting:
+        call = _run_batch(model, batch, [[max(depths)] * 3])
+        thresholds = draw_thresholds(watch_scores(model, lambda: next(call))[1])
+    return _Inputs(prompt, batch, long, dict(zip(wanted, greedy, strict=True)), tuple(thresholds))
 
 
 def _continue_greedily(
@@ -166,6 +174,10 @@ def _record(model: OuroborosForCausalLM, inputs: _Inputs, depths: Sequence[int])
     top, some = max(depths), min(depths, key=lambda depth: abs(depth - LONG_DEPTH))
     for _, parts in _run_batch(model, inputs.batch, [[top, max(1, top // 2), 1]]):
         yield _make_case(f"mixed-d{top:02}", "mixed", top, parts, [PADDED - 1])
+    for number, threshold in enumerate(inputs.thresholds, start=1):
+        for _, parts in _run_batch(model, inputs.batch, [[top, top, max(1, top - 1)]], threshold):
+            name = f"halting-d{top:02}-{number}"
+            yield _make_case(name, "halting", top, parts, [PADDED - 1])
     yield from _record_greedy(model, inputs.prompt[:, :PREFILL], inputs.greedy)
     yield _record_far(model, inputs.prompt[:, :PREFILL], some)
     yield _record_long(model, inputs.long, some)
@@ -218,7 +230,7 @@ def _add_reference_errors(
                     raise ExportError(f"{case.name}, {measured.output}: {measured.note}; a bug")
                 error = max(errors.get(measured.output, 0.0), measured.worst_relative_l2)
                 errors[measured.output] = error
-            by_depth[depth] = max(by_depth.get(depth, 0.0), errors[LOGITS])
+            by_depth[depth] = max(by_depth.get(depth, 0.0), errors.get(LOGITS, 0.0))
         judged.append(replace(cases[len(judged)], reference_error=errors))
     return judged
 
@@ -244,7 +256,7 @@ def _record_decode(
 
 
 def _run_batch(
-    model: OuroborosForCausalLM, ids: Array, rows: list[list[int]]
+    model: OuroborosForCausalLM, ids: Array, rows: list[list[int]], threshold: float = 0.0
 ) -> Iterator[tuple[int, Parts]]:
     """Runs three rows, whole, padded on the left, padded on the right, once for each of `rows`."""
     mask = np.ones_like(ids)
@@ -252,11 +264,12 @@ def _run_batch(
     index = np.array([[PADDED - 1], [PADDED - 1], [PADDED - 3]])
     cache = OuroborosCache(model.config.num_layers)
     many = [np.tile(one, (len(rows), 1)) for one in (ids, mask, index)]
-    parts = run_case(model, many[0], many[1], rows, cache, many[2])
+    parts = run_case(model, many[0], many[1], rows, cache, many[2], threshold=threshold)
     for (depth, part), depths in zip(take_apart(model, parts, rows), rows, strict=True):
         part["in"].update(empty_past(model, len(depths), depth))
-        # What padding and steps past a row's depth leave in the caches is never read.
-        steps = np.arange(depth)[None] < np.array(depths)[:, None]
+        # What padding and steps that a row has not had leave in the caches is never read.
+        used = part["out"].get(DEPTH_USED, np.array(depths))
+        steps = np.arange(depth)[None] < used[:, None]
         entries = steps.repeat(model.config.recurrent_layers, axis=1)
         valid = entries[:, :, None, None, None] & (mask != 0)[:, None, None, :, None]
         part["valid"] = {

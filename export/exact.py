@@ -33,6 +33,8 @@ def exact_twin(model: OuroborosForCausalLM) -> OuroborosForCausalLM:
         twin.bridge = _ExactBlock(twin.bridge)
     # Run `depth` times a call, so it is widened for good.
     twin.recurrent = copy.deepcopy(twin.recurrent).double()
+    if twin.halter is not None:
+        twin.halter = copy.deepcopy(twin.halter).double()
     twin.coda = nn.ModuleList(_ExactBlock(layer) for layer in twin.coda)
     twin.lm_head = _ExactHead(twin.lm_head)
     result: OuroborosForCausalLM = twin.eval()

@@ -12,6 +12,7 @@ from export.errors import ExportError
 from export.graph.passes.weight_only import graphs_of
 from export.graph.storage import DATA_SUFFIX
 from export.tokens import TEMPLATE, TOKENIZER
+from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from runtime.bundle.contract import ELEMENT_TYPES
 from runtime.bundle.manifest import QuantizationSpec
@@ -62,6 +63,7 @@ def describe_bundle(
             "max": max_depth,
             "default": min(config.depth, max_depth),
             "trained": [d for d in config.trained_depths if d <= max_depth],
+            **_describe_halting(config, max_depth),
         },
         "precision": precision,
         "quantization": quantization,
@@ -124,6 +126,18 @@ def _read_bytes(graph: ir.Graph) -> int:
         if value.const_value is not None
         and not all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
     )
+
+
+def _describe_halting(config: OuroborosConfig, max_depth: int) -> dict[str, Any]:
+    if not config.halting:
+        return {}
+    return {
+        "halting": {
+            "kind": config.halter,
+            "threshold": config.halt_threshold,
+            "max": min(config.halt_depth, max_depth),
+        }
+    }
 
 
 _DTYPES = {ir.DataType[one.onnx]: one.name for one in ELEMENT_TYPES.values()}

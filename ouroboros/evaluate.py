@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ouroboros.model.configuration import OuroborosConfig
+    from ouroboros.model.modeling import OuroborosForCausalLM
 
 BATCH = 2
 
@@ -23,13 +24,16 @@ class Row:
 
     Attributes:
         model: what it is: trained, converted, full or dropped.
-        depth: recurrences; None for a model without a loop.
+        depth: recurrences; "auto" where each window chose its own; None for a model without a
+            loop.
         texts: mean next-token loss by text, nats a token.
+        mean_depth: of the depths that were chosen; None where none was.
     """
 
     model: str
-    depth: int | None
+    depth: int | str | None
     texts: dict[str, float]
+    mean_depth: float | None = None
 
     @property
     def mean(self) -> float:
@@ -46,6 +50,7 @@ class Row:
         return {
             "model": self.model,
             "depth": self.depth,
+            **({} if self.mean_depth is None else {"mean_depth": self.mean_depth}),
             "mean": self.mean,
             # JSON has no infinity.
             "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
@@ -173,6 +178,69 @@ def evaluate_model(
     return evaluate_scorer(name, score, windows, depths, report)
 
 
+def score_auto(
+    model: OuroborosForCausalLM,
+    windows: np.ndarray,
+    prefix: int,
+    halt_threshold: float | None = None,
+    batch: int = BATCH,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[float, float]:
+    """As `score_windows`, each window at the depth that it chooses on its prefix.
+
+    Args:
+        model: one with a halter.
+        windows: int64 [windows, seq].
+        prefix: tokens at the start of each window that are its prompt, 1 at least.
+        halt_threshold: None takes the config's.
+        batch: windows fed together.
+        advance: called after each batch with the number of its windows.
+
+    Returns:
+        The mean loss of what follows the prompts, and the mean depth.
+
+    Raises:
+        DataError: the windows or the prefix leave nothing to choose on or to predict.
+        ConfigError: the model has no halter.
+    """
+    if windows.ndim != 2 or not len(windows) or not 1 <= prefix < windows.shape[1] - 1:
+        raise DataError(
+            f"windows of shape {list(windows.shape)} with a prompt of {prefix} leave nothing to "
+            "choose on or to predict",
+            "give a prompt of at least 1 token and windows of at least 2 more",
+        )
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from ouroboros.model.cache import CACHE
+
+    config, device = model.config, next(model.parameters()).device
+    threshold = config.halt_threshold if halt_threshold is None else halt_threshold
+    was_training = model.training
+    model.eval()
+    total, steps = 0.0, 0
+    with torch.no_grad():
+        for first in range(0, len(windows), batch):
+            ids = torch.from_numpy(windows[first : first + batch]).to(device)
+            head = model(
+                input_ids=ids[:, :prefix],
+                use_cache=True,
+                logits_to_keep=1,
+                depth=config.halt_depth or None,
+                halt_threshold=threshold,
+            )
+            tail = model(
+                input_ids=ids[:, prefix:], past_key_values=head[CACHE], depth=head.depth_used
+            )
+            steps += int(head.depth_used.sum())
+            for row, target in zip(tail.logits[:, :-1], ids[:, prefix + 1 :], strict=True):
+                total += float(cross_entropy(row.float(), target, reduction="sum"))
+            if advance is not None:
+                advance(len(ids))
+    model.train(was_training)
+    return total / (len(windows) * (windows.shape[1] - 1 - prefix)), steps / len(windows)
+
+
 def evaluate_scorer(
     name: str,
     score: Callable[[np.ndarray, int | None], float],
@@ -184,18 +252,27 @@ def evaluate_scorer(
     rows: list[Row] = []
     for depth in depths:
         row = Row(name, depth, {text: score(array, depth) for text, array in windows.items()})
-        for text, loss in row.texts.items():
-            if not math.isfinite(loss):
-                at = "" if depth is None else f" at depth {depth}"
-                raise CheckpointError(
-                    f"the loss of the {name} model on {text!r} is {loss}{at}: its weights are "
-                    "too large or damaged",
-                    "train it again with a lower --learning-rate",
-                )
+        require_finite(row)
         rows.append(row)
         if report is not None:
             report(row)
     return rows
+
+
+def require_finite(row: Row) -> None:
+    """Refuses a row with a loss that is no finite number.
+
+    Raises:
+        CheckpointError: naming the text.
+    """
+    for text, loss in row.texts.items():
+        if not math.isfinite(loss):
+            at = "" if row.depth is None else f" at depth {row.depth}"
+            raise CheckpointError(
+                f"the loss of the {row.model} model on {text!r} is {loss}{at}: its weights are "
+                "too large or damaged",
+                "train it again with a lower --learning-rate",
+            )
 
 
 def evaluate_original(

@@ -15,9 +15,12 @@ from ouroboros.evaluate import (
     Row,
     evaluate_original,
     evaluate_scorer,
+    require_finite,
+    score_auto,
     score_windows,
     scoring_prefix,
 )
+from ouroboros.model.halters import AUTO, check_threshold
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.text.windows import load_eval_windows
 
@@ -48,8 +51,8 @@ class Scored(Protocol):
     @property
     def tokenizer(self) -> Any: ...  # noqa: D102
 
-    def check_depth(self, depth: int) -> object:
-        """Raises for a depth that it does not run."""
+    def check_depth(self, depth: int | str) -> object:
+        """Raises for a depth that it does not run, or "auto" where it can't choose."""
         ...
 
     def score(
@@ -63,6 +66,12 @@ class Scored(Protocol):
             prefix: predictions left out at the start of each window.
             advance: called with the number of windows done since the last call.
         """
+        ...
+
+    def score_auto(
+        self, windows: np.ndarray, *, prefix: int, advance: Advance
+    ) -> tuple[float, float]:
+        """Returns loss and mean depth, as `ouroboros.evaluate.score_auto`."""
         ...
 
 
@@ -107,8 +116,10 @@ class ScoredCheckpoint:
         """The largest depth it runs."""
         return int(self.config.max_depth)
 
-    def check_depth(self, depth: int) -> object:
-        """As `OuroborosConfig.check_depth`."""
+    def check_depth(self, depth: int | str) -> object:
+        """As `OuroborosConfig.check_depth`; "auto" asks for a halter."""
+        if depth == AUTO:
+            return check_threshold(self.config.halt_threshold, self.config)
         return self.config.check_depth(depth)
 
     def score(
@@ -116,6 +127,12 @@ class ScoredCheckpoint:
     ) -> float:
         """As `ouroboros.evaluate.score_windows`."""
         return score_windows(self.model, windows, depth, prefix, advance=advance)
+
+    def score_auto(
+        self, windows: np.ndarray, *, prefix: int, advance: Advance
+    ) -> tuple[float, float]:
+        """As `ouroboros.evaluate.score_auto`."""
+        return score_auto(self.model, windows, prefix, advance=advance)
 
 
 @contextmanager
@@ -126,7 +143,7 @@ def _no_bar(total: int) -> Iterator[Advance]:
 def evaluate_texts(
     main: Scored,
     texts: Sequence[Path],
-    depths: Sequence[int] = (),
+    depths: Sequence[int | str] = (),
     *,
     seq_len: int = 512,
     windows: int = 8,
@@ -140,7 +157,9 @@ def evaluate_texts(
     Args:
         main: the model.
         texts: held-out files.
-        depths: recurrences; none: those of DEPTHS that the model runs.
+        depths: recurrences; none: those of DEPTHS that the model runs. With "auto" among them, the
+            first half of each window is the prompt on which it chooses, and every row is scored on
+            the second.
         seq_len: tokens a window.
         windows: most windows a file.
         converted: the untrained model; its rows are added where it runs the depth.
@@ -164,11 +183,13 @@ def evaluate_texts(
     cut = load_eval_windows(texts, main.tokenizer, seq_len, windows, report)
     for name, array in cut.items():
         check_ids(name, array, main.config.vocab_size)
-    prefix = scoring_prefix(main.config.pooling, seq_len)
+    auto = AUTO in depths
+    prefix = seq_len // 2 if auto else scoring_prefix(main.config.pooling, seq_len)
+    fixed = [one for one in depths if isinstance(one, int)]
     usable: list[int] = []
     if converted is not None:
         require_same_split(converted, main)
-        usable = [one for one in depths if one <= converted.max_depth]
+        usable = [one for one in fixed if one <= converted.max_depth]
     counts = {name: len(array) for name, array in cut.items()}
     models = len(depths) + len(usable) + (0 if original is None else 2)
     rows: list[Row] = []
@@ -177,7 +198,9 @@ def evaluate_texts(
             rows += evaluate_original(original, main.config, cut, prefix, advance=advance)
         if converted is not None:
             rows += _score("converted", converted, cut, usable, prefix, advance)
-        rows += _score(main.name, main, cut, depths, prefix, advance)
+        rows += _score(main.name, main, cut, fixed, prefix, advance)
+        if auto:
+            rows.append(_score_auto(main, cut, prefix, advance))
     return Evaluation(tuple(rows), seq_len, counts, prefix)
 
 
@@ -192,6 +215,19 @@ def _score(
     return evaluate_scorer(
         name, partial(model.score, prefix=prefix, advance=advance), windows, depths
     )
+
+
+def _score_auto(
+    model: Scored, windows: Mapping[str, np.ndarray], prefix: int, advance: Advance
+) -> Row:
+    found = {
+        text: model.score_auto(array, prefix=prefix, advance=advance)
+        for text, array in windows.items()
+    }
+    depth = sum(depth for _, depth in found.values()) / len(found)
+    row = Row(model.name, AUTO, {text: loss for text, (loss, _) in found.items()}, depth)
+    require_finite(row)
+    return row
 
 
 def require_same_split(other: Scored, main: Scored) -> None:

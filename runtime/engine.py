@@ -8,6 +8,7 @@ with Engine.open("bundle") as engine:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import warnings
@@ -25,7 +26,7 @@ from runtime.decode import request
 from runtime.decode.decoder import Decoder
 from runtime.decode.generation import Generation, Piece, Row, serve
 from runtime.decode.options import Changes, Options, check_options
-from runtime.decode.request import Cancel, Request
+from runtime.decode.request import Cancel, Depth, Request
 from runtime.errors import EngineError
 from runtime.text.chat import ChatTemplate, check_messages, load_chat_template
 from runtime.text.codec import Codec
@@ -124,11 +125,12 @@ class Engine:
     def generate(  # type: ignore[overload-overlap]
         self,
         prompt: str | Sequence[int] | Conversation,
-        depth: int | None = None,
+        depth: Depth = None,
         options: Options | None = None,
         *,
         chat: bool = False,
         cancel: Cancel = None,
+        halt_threshold: float | None = None,
         **changes: Unpack[Changes],
     ) -> Generation: ...
 
@@ -136,11 +138,12 @@ class Engine:
     def generate(
         self,
         prompt: Sequence[str] | Sequence[Sequence[int]] | Sequence[Conversation],
-        depth: int | Sequence[int] | None = None,
+        depth: Depth | Sequence[int] = None,
         options: Options | None = None,
         *,
         chat: bool = False,
         cancel: Cancel = None,
+        halt_threshold: float | None = None,
         **changes: Unpack[Changes],
     ) -> list[Generation]: ...
 
@@ -148,22 +151,24 @@ class Engine:
     def generate(
         self,
         prompt: Ids,
-        depth: int | Sequence[int] | None = None,
+        depth: Depth | Sequence[int] = None,
         options: Options | None = None,
         *,
         chat: bool = False,
         cancel: Cancel = None,
+        halt_threshold: float | None = None,
         **changes: Unpack[Changes],
     ) -> Generation | list[Generation]: ...
 
     def generate(
         self,
         prompt: object,
-        depth: int | Sequence[int] | None = None,
+        depth: Depth | Sequence[int] = None,
         options: Options | None = None,
         *,
         chat: bool = False,
         cancel: Cancel = None,
+        halt_threshold: float | None = None,
         **changes: Unpack[Changes],
     ) -> Generation | list[Generation]:
         """Generates from a prompt, or from a batch of prompts that advance together.
@@ -171,10 +176,13 @@ class Engine:
         Args:
             prompt: a text, token ids, or a list of either; with chat, also a list of messages. An
                 array of two dimensions is a batch.
-            depth: recurrences; one number, or one a prompt. None takes the bundle's default.
+            depth: recurrences; one number, or one a prompt. None takes the bundle's default; with
+                "auto" each prompt chooses its own, which a bundle with a halter can.
             options: how; None for the defaults.
             chat: render the prompt with the bundle's chat template.
             cancel: a threading.Event or function asked before every token; true ends generation.
+            halt_threshold: of "auto", above 0 and at most 1: the lower, the fewer steps. None takes
+                the one recorded in the bundle.
             changes: options by name, in place of those of `options`: `max_new_tokens`,
                 `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` and
                 `logprobs`. One seed serves every prompt alike, so that a prompt in a batch gives
@@ -187,10 +195,12 @@ class Engine:
             EngineError: a request outside what the bundle allows.
         """
         rows, batch = self._encode(prompt, chat)
-        depths = request.check_depths(depth, len(rows), self.manifest.depth)
+        depths, threshold = request.choose_depths(
+            depth, halt_threshold, len(rows), self.manifest.depth
+        )
         asked = request.make_options(options, changes, len(rows))
         requests = [
-            self.new_request(ids, row_depth, one)
+            dataclasses.replace(self.new_request(ids, row_depth, one), halt_threshold=threshold)
             for ids, row_depth, one in zip(rows, depths, asked, strict=True)
         ]
         cancelled = request.make_cancelled(cancel)
@@ -204,11 +214,12 @@ class Engine:
     def stream(
         self,
         prompt: str | Sequence[int] | Ids | Conversation,
-        depth: int | None = None,
+        depth: Depth = None,
         options: Options | None = None,
         *,
         chat: bool = False,
         cancel: Cancel = None,
+        halt_threshold: float | None = None,
         **changes: Unpack[Changes],
     ) -> Iterator[Piece]:
         """Generates from one prompt and yields a Piece a token; arguments as in `generate`.
@@ -219,7 +230,7 @@ class Engine:
         Raises:
             EngineError: a request outside what the bundle allows.
         """
-        session = self.session(depth)
+        session = self.session(depth, halt_threshold)
         return session.stream(prompt, options, chat=chat, cancel=cancel, **changes)
 
     @overload
@@ -269,18 +280,22 @@ class Engine:
                 result[max(0, first) : first + len(row_logits)] = row_logits[skipped:]
         return results if batch else results[0]
 
-    def session(self, depth: int | None = None) -> Session:
+    def session(self, depth: Depth = None, halt_threshold: float | None = None) -> Session:
         """A conversation, which keeps its cache between turns. Used from one thread.
 
         Args:
-            depth: recurrences of every turn; None takes the bundle's default.
+            depth: recurrences of every turn; None takes the bundle's default, "auto" is chosen on
+                the first prompt and stays fixed.
+            halt_threshold: of "auto", as in `generate`.
 
         Raises:
-            EngineError: a depth outside the bundle's range.
+            EngineError: a depth outside the bundle's range, or "auto" where it has no halter.
         """
         from runtime.session import Session
 
-        return Session(self, request.check_depths(depth, 1, self.manifest.depth)[0])
+        spec = self.manifest.depth
+        depths, threshold = request.choose_depths(depth, halt_threshold, 1, spec)
+        return Session(self, depths[0], threshold)
 
     def chat_template(self) -> ChatTemplate:
         """The bundle's chat template.

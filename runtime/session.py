@@ -48,18 +48,25 @@ class Session:
     With `mean` pooling the mean stays frozen on the first turn's prompt.
 
     Attributes:
-        depth: recurrences of every turn.
+        depth: recurrences of every turn. One to be chosen is the most that there may be, until the
+            first prompt was fed; from then on it is the one chosen.
         tokens: all tokens so far, prompts and answers.
     """
 
-    def __init__(self, engine: Engine, depth: int) -> None:
+    def __init__(self, engine: Engine, depth: int, halt_threshold: float = 0.0) -> None:
         self._engine = engine
-        self.depth = depth
+        self._most, self._halt_threshold = depth, halt_threshold
         self._busy = threading.Lock()
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the conversation."""
+        """Forgets the conversation, and a depth that it has chosen."""
+        self.depth = self._most
+        self._chosen = not self._halt_threshold
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forgets the conversation; its depth stays."""
         self.tokens: list[int] = []
         self._decoder: Decoder | None = None
         self._messages: list[dict[str, Any]] = []
@@ -96,7 +103,8 @@ class Session:
         reason = pieces[-1].finish_reason or "cancelled"
         text = "".join(piece.text for piece in pieces)
         logprobs = [piece.logprob for piece in pieces if piece.logprob is not None]
-        return Generation(text, tokens, len(self.tokens) - len(tokens), reason, logprobs)
+        before = len(self.tokens) - len(tokens)
+        return Generation(text, tokens, before, reason, logprobs, self.depth)
 
     def stream(
         self,
@@ -128,7 +136,7 @@ class Session:
             if turn.after != len(self.tokens):
                 turn = read()
             if turn.restart:
-                self.reset()
+                self._forget()
             if self._decoder is None:
                 self._decoder = self._engine.new_decoder([self.depth])
             yield from self._speak(self._decoder, turn, cancelled)
@@ -141,12 +149,16 @@ class Session:
         # The last token of an answer has not been fed: it comes first now.
         held = decoder.cache.lengths[0]
         asked = turn.request
-        fed = dataclasses.replace(asked, ids=asked.prompt[held:], before=asked.prompt[:held])
+        threshold = 0.0 if self._chosen else self._halt_threshold
+        fed = dataclasses.replace(
+            asked, ids=asked.prompt[held:], before=asked.prompt[:held], halt_threshold=threshold
+        )
         row = self._engine.new_row(fed)
         try:
             self._messages, self._text = turn.messages, turn.text
             self.tokens.extend(asked.ids)
             for pieces in serve(decoder, [fed], [row], cancelled):
+                self.depth, self._chosen = row.depth, True
                 piece = pieces[0]
                 if piece is None:
                     continue

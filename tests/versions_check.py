@@ -30,6 +30,7 @@ NEWEST = (
 MAKE_BUNDLES = """
 import sys
 from pathlib import Path
+from tests.support.halting import write_halting
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 folder = Path(sys.argv[1])
 build_original(folder / "original")
@@ -41,6 +42,8 @@ for name, original, kind in (
 ):
     build_checkpoint(folder / original, folder / "made" / name, **kind)
     build_bundle(folder / "made" / name, folder / name)
+write_halting(folder / "made" / "tiny", folder / "made" / "halting", "trained")
+build_bundle(folder / "made" / "halting", folder / "halting")
 """
 
 

@@ -98,8 +98,8 @@ class Plain(nn.Module):
         return result
 
 
-class Step(nn.Module):
-    """One recurrence: what becomes the body of the Loop."""
+class Recurrence(nn.Module):
+    """One recurrence of every row, without the choice of which rows have it."""
 
     def __init__(self, model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> None:
         """Joins the weights of the looped layers; step tables are cut at `max_depth`."""
@@ -125,7 +125,7 @@ class Step(nn.Module):
             case _:
                 self.modulate = None
 
-    def forward(
+    def advance(
         self,
         step: torch.Tensor,
         h: torch.Tensor,
@@ -133,7 +133,6 @@ class Step(nn.Module):
         pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
         past: tuple[torch.Tensor, torch.Tensor],
         picked: torch.Tensor,
-        row_depth: torch.Tensor,
         entry: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs step `step` (int64 scalar) on h `[B, S, d]`.
@@ -145,7 +144,6 @@ class Step(nn.Module):
             pool: valid, count, has_past and the past pooled sums `[B, D, d]`.
             past: keys and values of all steps `[B, D * k, kv, P, head_dim]`, of k layers a step.
             picked: positions asked for, int64 `[B, K, d]`.
-            row_depth: int64 `[B]`; a row that has had its steps passes through unchanged.
             entry: the state at the loop's entry `[B, S, d]`, for a model that injects it.
 
         Returns:
@@ -175,7 +173,6 @@ class Step(nn.Module):
             joined = torch.cat([new, h], dim=-1)
             gate = torch.sigmoid(product(joined, self.gate_weight) + self.gate_bias)
             new = h + gate * (new - h)
-        new = torch.where((step < row_depth)[:, None, None], new, h)
         return new, _join_heads(keys), _join_heads(values), pool_out
 
     def _pool(
@@ -194,6 +191,29 @@ class Step(nn.Module):
                 return mean, mean.expand(-1, h.shape[1], -1)
             case _:
                 return h, h
+
+
+class Step(Recurrence):
+    """What becomes the body of the Loop."""
+
+    def forward(
+        self,
+        step: torch.Tensor,
+        h: torch.Tensor,
+        shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        past: tuple[torch.Tensor, torch.Tensor],
+        picked: torch.Tensor,
+        row_depth: torch.Tensor,
+        entry: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Runs a step on the rows that have it; arguments and result as `advance` has them.
+
+        Beside those `row_depth`, int64 `[B]`: a row that has had its steps passes through
+        unchanged.
+        """
+        new, keys, values, sums = self.advance(step, h, shared, pool, past, picked, entry)
+        return torch.where((step < row_depth)[:, None, None], new, h), keys, values, sums
 
 
 def _join_heads(parts: list[torch.Tensor]) -> torch.Tensor:

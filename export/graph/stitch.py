@@ -26,6 +26,8 @@ from runtime.bundle import contract
 from runtime.bundle.contract import (
     ATTENTION_MASK,
     DEPTH,
+    DEPTH_USED,
+    HALT_THRESHOLD,
     INPUT_IDS,
     LOGIT_INDEX,
     LOGITS,
@@ -66,7 +68,8 @@ def build_graph(
     parts = trace_parts(model, precision, max_depth)
     opening, step, closing = parts.opening.graph, parts.step.graph, parts.closing.graph
     bridge = None if parts.bridge is None else parts.bridge.graph
-    for prefix, part in zip(_PREFIXES, (opening, bridge, step, closing), strict=True):
+    halting = None if parts.halting is None else parts.halting.graph
+    for prefix, part in zip(_PREFIXES, (opening, bridge, halting, step, closing), strict=True):
         if part is not None:
             _prefix_names(part, prefix)
     inputs = {value.name: value for value in _declare_inputs(config, precision)}
@@ -91,9 +94,19 @@ def build_graph(
         (hidden,) = before.run(bridge, [hidden])
     looped = [inputs[past_name(RECURRENT, part)] for part in PARTS]
     outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH], hidden]
+    embedding = opening.initializers["opening.table"]
+    head = _head(model, precision) or embedding
+    carried = [hidden]
+    if halting is not None:
+        asked = [once[3], inputs[ROW_DEPTH], inputs[HALT_THRESHOLD]]
+        score, used, *read = before.run(halting, asked)
+        carried += [score, used]
+        outer += [*read, head] if config.halter == "confidence" else read
     scalar, axis = _scalar_depth(inputs[DEPTH])
-    loop = _make_loop(step, outer, scalar.outputs[0], hidden)
+    loop = _make_loop(step, outer, scalar.outputs[0], carried)
     hidden, *scans = loop.outputs
+    chosen = {} if halting is None else {DEPTH_USED: scans[1]}
+    scans = scans[len(carried) - 1 :]
     turned = [_batch_first(scan, rank) for scan, rank in zip(scans, (5, 5, 4), strict=True)]
     key, value, pool = (node.outputs[0] for node in turned)
     apart, target = _part_heads([key, value], config)
@@ -101,15 +114,15 @@ def build_graph(
         (hidden,) = after.run(bridge, [hidden])
     for slot, layer in enumerate(model.coda, start=config.prelude):
         hidden = run_layer(after, slot, layer, hidden)
-    embedding = opening.initializers["opening.table"]
-    head = _head(model, precision) or embedding
     (logits,) = after.run(closing, [hidden, picked, head])
 
     ends = [new_name(slot, part) for slot in range(config.num_layers) for part in PARTS]
     given = dict(zip(ends, caches, strict=True))
     looped_ends = [node.outputs[0] for node in apart] or [key, value]
     given |= dict(zip(RECURRENT_OUTPUTS, looped_ends, strict=True))
-    outputs = _declare_outputs(config, precision, {**given, LOGITS: logits, POOL_SUM: pool})
+    outputs = _declare_outputs(
+        config, precision, {**given, **chosen, LOGITS: logits, POOL_SUM: pool}
+    )
     opsets = dict(opening.opset_imports)
     graph = ir.Graph(
         list(inputs.values()), outputs, nodes=[], opset_imports=opsets, name="ouroboros"
@@ -127,7 +140,7 @@ def build_graph(
     return result, list(parts.passes)
 
 
-_PREFIXES = ("opening", "bridge", "step", "closing")
+_PREFIXES = ("opening", "bridge", "halting", "step", "closing")
 
 
 class _Side:
@@ -202,9 +215,16 @@ def _constant(name: str, numbers: list[int]) -> ir.Value:
     return ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
 
 
-def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: ir.Value) -> ir.Node:
-    """Turns the traced step into the body of a Loop that runs `depth` times."""
-    index, h, *captured = body.inputs
+def _make_loop(
+    body: ir.Graph, outer: list[ir.Value], depth: ir.Value, carried: list[ir.Value]
+) -> ir.Node:
+    """Turns the traced step into the body of a Loop that runs `depth` times.
+
+    `carried` is h, and with a halter the score and the steps of each row.
+    """
+    index, *inner_values = body.inputs
+    count = len(carried)
+    states, captured = inner_values[:count], inner_values[count:]
     for inner, value in zip(captured, outer, strict=True):
         inner.replace_all_uses_with(value)
     condition = ir.Value(name="step.condition", type=ir.TensorType(BOOL), shape=ir.Shape([]))
@@ -216,12 +236,15 @@ def _make_loop(body: ir.Graph, outer: list[ir.Value], depth: ir.Value, hidden: i
     body.append(true)
     results = _take_outputs(body)
     body.inputs.clear()
-    body.inputs.extend([index, condition, h])
+    body.inputs.extend([index, condition, *states])
     body.outputs.extend([true.outputs[0], *results])
     body.name = "step"
-    loop = ir.node("Loop", [depth, None, hidden], attributes={"body": body}, num_outputs=4)
+    loop = ir.node(
+        "Loop", [depth, None, *carried], attributes={"body": body}, num_outputs=len(results)
+    )
     loop.name = "recurrence"
-    for value, name in zip(loop.outputs, ("h", *PARTS, POOL_SUM), strict=True):
+    names = (("h", "halt_score", DEPTH_USED)[:count], PARTS, (POOL_SUM,))
+    for value, name in zip(loop.outputs, (one for part in names for one in part), strict=True):
         value.name = f"loop.{name}"
     return loop
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from export.errors import ExportError
+from export.graph.halting import HaltingStep, HaltOpening
 from export.graph.parts import Closing, Opening, Plain, Step, TracedBridge
 from export.graph.passes.reshapes import constant_reshapes
 from export.graph.passes.result import PassResult
@@ -27,7 +28,7 @@ OPSET = 24
 LAYER = "layer."  # what the names of a kept layer's weights begin with
 
 # Example sizes, all different and none 0 or 1, which the tracer would take for constants.
-_BATCH, _NEW, _PAST, _PICKED, _SLOTS = 2, 5, 11, 3, 7
+_BATCH, _NEW, _PAST, _PICKED, _SLOTS, _ASKED = 2, 5, 11, 3, 7, 13
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Parts:
         opening: embedding and what is computed once a call.
         layer: one kept layer without its weights: `plain_weights` has each layer's own.
         bridge: the linear map beside the loop; None where the model has none.
+        halting: what a halter needs once a call; None where the model has none.
         step: one recurrence.
         closing: final norm and LM head.
         passes: what was changed in them.
@@ -46,6 +48,7 @@ class Parts:
     opening: ir.Model
     layer: ir.Model | None
     bridge: ir.Model | None
+    halting: ir.Model | None
     step: ir.Model
     closing: ir.Model
     passes: tuple[PassResult, ...]
@@ -85,14 +88,28 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     bridge = None
     if model.bridge is not None:
         bridge = _trace(TracedBridge(model.bridge, precision), (h,))
-    inputs = (step, h, shared, pool, (steps, steps), picked, rows, h)
+    captured = (shared, pool, (steps, steps), picked, rows, h)
     opening = _trace(Opening(model, precision), (ids, ids, mask, index))
-    body = _trace(Step(model, precision, max_depth), inputs)
+    halting = None
+    if config.halting:
+        score, asked = _Example((_BATCH,), (0,)), _Example((_ASKED,), (0,), torch.long)
+        ends = [
+            _Example((_BATCH, 1, d), (0,), torch.long),
+            _Example((_BATCH, 1, _NEW), (0, 2)),
+            _Example((1,), ()),
+        ]
+        if config.halter == "confidence":
+            ends += [asked, head]
+        halting = _trace(HaltOpening(model), (column, rows, _Example((1,), ())))
+        inputs = (step, h, (score, rows), *captured, tuple(ends))
+        body = _trace(HaltingStep(model, precision, max_depth), inputs)
+    else:
+        body = _trace(Step(model, precision, max_depth), (step, h, *captured))
     closing = _trace(Closing(model, precision), (h, picked, head))
-    parts = [part for part in (opening, layer, bridge, body, closing) if part is not None]
+    parts = [part for part in (opening, layer, bridge, halting, body, closing) if part is not None]
     # Before stitching: here the tracer's symbols of every size are known.
     passes = tuple(constant_reshapes(part) for part in parts)
-    return Parts(opening, layer, bridge, body, closing, passes)
+    return Parts(opening, layer, bridge, halting, body, closing, passes)
 
 
 def plain_weights(layer: nn.Module, precision: Precision) -> dict[str, torch.Tensor]:

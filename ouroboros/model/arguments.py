@@ -242,3 +242,21 @@ def depth_of_rows(depth: Any, batch: int, config: OuroborosConfig) -> list[int]:
     if len(rows) not in (1, batch):
         raise ConfigError(f"depth has {len(rows)} entries for {batch} rows", "give 1 or all")
     return rows
+
+
+def select_positions(
+    hidden: torch.Tensor, logit_index: torch.Tensor | None, logits_to_keep: int | torch.Tensor
+) -> torch.Tensor:
+    """Returns the positions `[B, K, hidden]` of `[B, S, hidden]` whose logits are asked for.
+
+    Args:
+        hidden: what enters the LM head.
+        logit_index: int64 `[B, K]` positions; None where none are named.
+        logits_to_keep: the last so many, or the positions given; 0 keeps all.
+    """
+    if logit_index is not None:
+        index = logit_index[..., None].expand(-1, -1, hidden.shape[-1])
+        return hidden.gather(1, index)
+    if isinstance(logits_to_keep, int):
+        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    return hidden[:, logits_to_keep]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ouroboros.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose decoder layers convert (SmolLM2 is a `llama`, Qwen2.5 a `qwen2`)."""
+
+_CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies are one table, which is what a graph can hold."""
@@ -39,6 +45,22 @@ _MORE_BASE_FIELDS = {
     "_model_name_or_path",
     "unk_token_id",
 }
+
+KEYS_OF_TRANSFORMERS = {
+    "model_type",
+    "name_or_path",
+    "_name_or_path",
+    "_commit_hash",
+    "_attn_implementation",
+    "attn_implementation",
+    "experts_implementation",
+    "output_attentions",
+    "torch_dtype",
+    "num_labels",
+    "auto_map",
+    "_attn_implementation_autoset",
+}
+"""What a config holds of transformers' own, beside the fields of its class."""
 
 
 def is_whole(value: Any) -> bool:
@@ -215,3 +237,12 @@ def refuse_sliding_window(base: PreTrainedConfig) -> None:
             "set sliding_window "
             "to null in its config.json only if full attention is what it was trained with",
         )
+
+
+def layer_classes(model_type: str) -> tuple[type[Module], type[Module], type[Module]]:
+    """Returns transformers' decoder layer, norm and rotary embedding of an architecture."""
+    module = import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    prefix = _CLASS_PREFIX[model_type]
+    kinds = ("DecoderLayer", "RMSNorm", "RotaryEmbedding")
+    layer, norm, rotary = (getattr(module, prefix + kind) for kind in kinds)
+    return layer, norm, rotary

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from ouroboros.errors import ConfigError
 from ouroboros.model.auto_map import AUTO_MAP, write_module
 from ouroboros.model.base_config import (
+    KEYS_OF_TRANSFORMERS,
     check_architecture,
     check_base_config,
     declared_fields,
@@ -18,6 +19,7 @@ from ouroboros.model.base_config import (
 )
 from ouroboros.model.block import check_bases, check_block, check_unlooped, removed_by_layer
 from ouroboros.model.field_types import CHOICES, FIELD_TYPES
+from ouroboros.model.halters import check_halter
 from ouroboros.model.rounding import check_qat
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -66,6 +68,10 @@ class OuroborosConfig(PreTrainedConfig):
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
         input_injection: `add` gives the looped layers of every step the loop's entry state too.
+        halter: what lets the model choose a prompt's depth: `none`, a `trained` one, or the
+            untrained `confidence` or `distance`.
+        halt_threshold: of its score, where a call names none.
+        halt_depth: the most steps it may choose; nothing without a halter.
         trained_depths: sorted depths the model was trained at; empty: untrained.
         qat: the rounding that its matrices were trained for: `bits`, `block`, `symmetric`.
         source: where the weights came from: name, sha256, licence, commit; and `files`, the
@@ -97,6 +103,9 @@ class OuroborosConfig(PreTrainedConfig):
     gate: bool = True
     bridge: str = "none"
     input_injection: str = "none"
+    halter: str = "none"
+    halt_threshold: float = 0.5
+    halt_depth: int = 0
     trained_depths: list[int] = field(default_factory=list)
     qat: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
@@ -191,21 +200,7 @@ class OuroborosConfig(PreTrainedConfig):
 
     @staticmethod
     def _refuse_unknown(kwargs: dict[str, Any]) -> None:
-        known = {
-            "model_type",
-            "name_or_path",
-            "_name_or_path",
-            "_commit_hash",
-            "_attn_implementation",
-            "attn_implementation",
-            "experts_implementation",
-            "output_attentions",
-            "torch_dtype",
-            "num_labels",
-            "auto_map",
-            "_attn_implementation_autoset",
-        }
-        unknown = sorted(set(kwargs) - known)
+        unknown = sorted(set(kwargs) - KEYS_OF_TRANSFORMERS)
         if unknown:
             raise ConfigError(
                 f"config has unknown keys {', '.join(unknown)}",
@@ -265,7 +260,7 @@ class OuroborosConfig(PreTrainedConfig):
     @property
     def halting(self) -> bool:
         """Whether the model can choose its depth."""
-        return False
+        return self.halter != "none"
 
     @property
     def original_layers(self) -> int:
@@ -303,6 +298,7 @@ class OuroborosConfig(PreTrainedConfig):
                     f"{name}={getattr(self, name)!r:.80} is unknown",
                     f"choose one of {', '.join(allowed)}",
                 )
+        check_halter(self)
         if self.bases == "per_step" and not all(self.removed_layers()):
             place = self.removed_layers().index([])
             raise ConfigError(

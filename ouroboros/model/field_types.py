@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ouroboros.model.base_config import is_number, is_whole
+from ouroboros.model.halters import HALTERS
 
 CHOICES = {
     "pooling": ("causal", "mean", "token"),
@@ -14,6 +15,7 @@ CHOICES = {
     "modulation": ("controller", "static", "free", "none"),
     "bridge": ("none", "entry", "exit"),
     "input_injection": ("none", "add"),
+    "halter": HALTERS,
 }
 
 
@@ -47,6 +49,8 @@ FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_depth": _WHOLE,
     "depth": _WHOLE,
     "gate": _BOOL,
+    "halt_threshold": _NUMBER,
+    "halt_depth": _WHOLE,
     "trained_depths": (_is_wholes, "a list of whole numbers"),
     "qat": (lambda value: isinstance(value, dict), "an object of named values"),
     "source": (_is_source, "an object of texts"),

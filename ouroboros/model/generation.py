@@ -15,6 +15,7 @@ from ouroboros.errors import ConfigError
 from ouroboros.model.arguments import check_cache, check_shapes, depth_of_rows, refuse_attentions
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.halters import AUTO, check_threshold
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -106,6 +107,7 @@ class LoopedGenerationMixin(GenerationMixin):
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         given = model_kwargs.get("inputs_embeds")
         rows: Any = given if given is not None else input_ids
+        _choose_threshold(self.config, model_kwargs)
         if model_kwargs.get("depth") is not None:
             # A tensor of one entry a row is repeated for beams and returned sequences.
             depths = depth_of_rows(model_kwargs["depth"], rows.shape[0], self.config)
@@ -126,6 +128,17 @@ class LoopedGenerationMixin(GenerationMixin):
             super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         elif generation_config.use_cache:
             model_kwargs[CACHE] = OuroborosCache(self.config.num_layers)
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        # Chosen on the prompt; from here on the depth is fixed.
+        if model_kwargs.pop("halt_threshold", None) is not None:
+            model_kwargs["depth"] = outputs.depth_used
+        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, **kwargs
+        )
+        return updated
 
     def prepare_inputs_for_generation(
         self,
@@ -178,11 +191,34 @@ def _refuse_mode(mode: GenerationMode) -> None:
         )
 
 
+def _choose_threshold(config: OuroborosConfig, model_kwargs: dict[str, Any]) -> None:
+    """Turns `depth="auto"` into the most steps that may be chosen and a threshold."""
+    auto = isinstance(model_kwargs.get("depth"), str) and model_kwargs["depth"] == AUTO
+    threshold = model_kwargs.get("halt_threshold")
+    if not auto and threshold is None:
+        return
+    if not auto:
+        raise ConfigError(
+            f"halt_threshold={threshold!r:.60} has no effect at a fixed depth",
+            f'pass depth="{AUTO}" with it, or leave it out',
+        )
+    if model_kwargs.get(CACHE) is not None and model_kwargs[CACHE].get_seq_length():
+        raise ConfigError(
+            f'depth="{AUTO}" beside a cache: a depth is chosen on the whole prompt and stays fixed',
+            "pass the depth that the cache was made with",
+        )
+    wanted = config.halt_threshold if threshold is None else threshold
+    model_kwargs["halt_threshold"] = check_threshold(wanted, config)
+    model_kwargs["depth"] = config.halt_depth
+
+
 def _check_chunks(config: OuroborosConfig, model_kwargs: dict[str, Any]) -> None:
     mask = model_kwargs.get("attention_mask")
     reason = None
     if config.pooling == "mean":
         reason = "pooling=mean, which averages over the whole prompt"
+    elif model_kwargs.get("halt_threshold") is not None:
+        reason = f"depth={AUTO}, which is chosen on the whole prompt"
     elif model_kwargs.get("inputs_embeds") is not None:
         reason = "inputs_embeds, which transformers does not split"
     elif mask is not None and bool((mask[:, -1] == 0).any()):

@@ -5,14 +5,13 @@ Source: arXiv 2604.02051, section 3; the decoder layers are transformers' own.
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
@@ -30,11 +29,14 @@ from ouroboros.model.arguments import (
     one_input,
     refuse_attentions,
     refuse_prelude_cache,
+    select_positions,
 )
+from ouroboros.model.base_config import layer_classes
 from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.generation import LoopedGenerationMixin, count_positions
+from ouroboros.model.halting import Halter, Halting, LoopedOutput, begin_halting
 from ouroboros.model.modulation import (
     ConstantLinear,
     Injection,
@@ -44,18 +46,9 @@ from ouroboros.model.modulation import (
 )
 from ouroboros.model.names import RENAMED
 from ouroboros.model.pooling import Sequences, describe_sequences
+from ouroboros.model.recompute import run_layer
 from ouroboros.model.step import RecurrentStep
 from ouroboros.model.trainable import mark_trainable
-
-_CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-
-
-def _architecture(model_type: str) -> tuple[type[nn.Module], type[nn.Module], type[nn.Module]]:
-    module = import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    prefix = _CLASS_PREFIX[model_type]
-    kinds = ("DecoderLayer", "RMSNorm", "RotaryEmbedding")
-    layer, norm, rotary = (getattr(module, prefix + kind) for kind in kinds)
-    return layer, norm, rotary
 
 
 class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
@@ -70,13 +63,14 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
     _supports_attention_backend = True
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "embed_tokens.weight"}
     supports_gradient_checkpointing = False
+    recompute = False  # steps and coda layers keep no inner states while training
 
     def __init__(self, config: OuroborosConfig) -> None:
         """Builds the model with random weights; the base is frozen, the loop's parts train."""
         super().__init__(config)
         check_attention(config._attn_implementation)
         base = config.base()
-        layer_class, norm_class, rotary_class = _architecture(base.model_type)
+        layer_class, norm_class, rotary_class = layer_classes(base.model_type)
         total = config.original_layers
         kept = [*range(config.prelude), *range(total - config.coda, total)]
         self.embed_tokens = nn.Embedding(base.vocab_size, base.hidden_size)
@@ -88,6 +82,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         self.bridge = Bridge(config) if config.bridge != "none" else None
         looped = range(config.recurrent, config.recurrent + config.recurrent_layers)
         self.recurrent = RecurrentStep(config, [layer_class(base, layer) for layer in looped])
+        self.halter = Halter(config) if config.halting else None
         self.coda = nn.ModuleList(layers[config.prelude :])
         self.norm = norm_class(base.hidden_size, eps=base.rms_norm_eps)
         self.rotary_emb = rotary_class(base)
@@ -109,6 +104,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             nn.init.zeros_(module.weight)
         elif isinstance(module, StepNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, Halter):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -189,10 +187,11 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         logit_index: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool | None = None,
+        halt_threshold: float | None = None,
         backprop_steps: int | None = None,
         prelude_state: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> LoopedOutput:
         """Runs the model on `input_ids` `[B, S]`.
 
         Args:
@@ -209,18 +208,19 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             logit_index: int64 `[B, K]` positions of the S whose logits come out.
             logits_to_keep: the last so many positions, or the positions given; 0 keeps all.
             output_hidden_states: return them; the config's choice where None.
+            halt_threshold: rows whose halting score reaches it stop before their `depth`; the call
+                must hold their whole prompts. 0 stops none, and None asks for no `depth_used`.
             backprop_steps: gradients go back through the last so many steps; None: through all. A
                 bridge at the entry gets none where depth is greater.
-            prelude_state: `[B, S, hidden]` of `ouroboros.model.prelude`, in place of `input_ids`:
-                the call begins behind the prelude. It has no cache.
+            prelude_state: `[B, S, hidden]` of `run_prelude`, to begin behind the prelude; no cache.
             kwargs: `num_items_in_batch` for transformers' loss; `return_dict=False`: a tuple.
 
         Returns:
             logits `[B, K or S, vocab]`, the loss where labels are given, the cache, and the hidden
             states `[B, S, hidden]` where asked for: as in transformers' models, what enters each
             prelude layer, each step and each coda layer, and last what enters the LM head: 1 +
-            prelude + depth + coda of them (without the prelude's where `prelude_state` is given).
-            A row that has had its steps repeats its state.
+            prelude (none behind it) + depth + coda of them. A row that has had its steps repeats
+            its state.
 
         Raises:
             ConfigError: no or two inputs, a shape that does not fit, a depth outside 1..max_depth,
@@ -248,6 +248,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             positions = count_positions(attention_mask, past, batch, new, given.device)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        halting = begin_halting(self, halt_threshold, past, sequences)
         first = steps - check_backprop_steps(backprop_steps, steps)
         layers = list(self.prelude) if prelude_state is None else []
         hidden, entered = self._run(
@@ -260,15 +261,17 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             rows,
             bool(output_hidden_states),
             first,
+            halting,
         )
-        logits = self.lm_head(_select(hidden, logit_index, logits_to_keep))
+        logits = self.lm_head(select_positions(hidden, logit_index, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.vocab_size, **loss_arguments
             )
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, hidden_states=entered, **{CACHE: cache}
+        used = None if halting is None else halting.depth_used
+        return LoopedOutput(
+            loss=loss, logits=logits, hidden_states=entered, depth_used=used, **{CACHE: cache}
         )
 
     def _cache(
@@ -294,6 +297,13 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         check_continuation(cache, batch, steps, self.config.recurrent_layers)
         return cache
 
+    def read_out(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits `[..., vocab]` of h `[..., hidden]`, by final norm and LM head."""
+        if hidden.dtype != torch.float64:
+            hidden = hidden.to(self.embed_tokens.weight.dtype)
+        logits: torch.Tensor = self.lm_head(self.norm(hidden))
+        return logits
+
     def _run(
         self,
         given: torch.Tensor,
@@ -305,6 +315,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         rows: torch.Tensor | None,
         record: bool,
         first: int,
+        halting: Halting | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         entered: list[torch.Tensor] = []
         note = entered.append if record else lambda state: None
@@ -313,64 +324,66 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         frozen = frozen and not given.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             hidden = given if given.is_floating_point() else self.embed_tokens(given)
-            layer_inputs: dict[str, Any] = {
-                "attention_mask": sequences.additive_mask(hidden.dtype),
-                "position_ids": positions,
-                "position_embeddings": self.rotary_emb(hidden, position_ids=positions),
-            }
+            layer_inputs = self.layer_inputs(hidden, positions, sequences)
             for layer in prelude:
                 note(hidden)
                 hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
         if self.bridge is not None and self.config.bridge == "entry":
             hidden = self.bridge(hidden)
         injected = {} if self.recurrent.injection is None else {"entry": hidden}
+        again = self.recompute and cache is None
         for step in range(steps):
             note(hidden)
+            inputs = (hidden, step, sequences, cache)
             with torch.set_grad_enabled(torch.is_grad_enabled() and step >= first):
-                new_hidden = self.recurrent(
-                    hidden, step, sequences, cache, **injected, **layer_inputs
-                )
-                if rows is not None:
-                    new_hidden = torch.where((step < rows)[:, None, None], new_hidden, hidden)
+                new_hidden = run_layer(self.recurrent, again, *inputs, **injected, **layer_inputs)
+                active = None if rows is None else step < rows
+                if halting is not None:
+                    active = halting.going if active is None else active & halting.going
+                    halting.take(step, active, hidden, new_hidden)
+                if active is not None:
+                    new_hidden = torch.where(active[:, None, None], new_hidden, hidden)
             hidden = new_hidden
+        hidden = self.leave(hidden, layer_inputs, cache, note)
+        return hidden, (*entered, hidden) if record else None
+
+    def layer_inputs(
+        self, hidden: torch.Tensor, positions: torch.Tensor, sequences: Sequences
+    ) -> dict[str, Any]:
+        """Returns what every layer of a call reads beside h `[batch, seq, hidden]`."""
+        return {
+            "attention_mask": sequences.additive_mask(hidden.dtype),
+            "position_ids": positions,
+            "position_embeddings": self.rotary_emb(hidden, position_ids=positions),
+        }
+
+    def leave(
+        self,
+        hidden: torch.Tensor,
+        layer_inputs: dict[str, Any],
+        cache: OuroborosCache | None = None,
+        note: Callable[[torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Takes h `[batch, seq, hidden]` from the loop to the LM head.
+
+        Args:
+            hidden: after any step.
+            layer_inputs: of `layer_inputs`.
+            cache: of the call.
+            note: called with what enters each layer.
+        """
         if self.bridge is not None and self.config.bridge == "exit":
             hidden = self.bridge(hidden)
         for layer in self.coda:
-            note(hidden)
-            hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
-        hidden = self.norm(hidden)
-        return hidden, (*entered, hidden) if record else None
+            if note is not None:
+                note(hidden)
+            again = self.recompute and cache is None
+            hidden = run_layer(layer, again, hidden, **{CACHE: cache}, **layer_inputs)
+        result: torch.Tensor = self.norm(hidden)
+        return result
 
     def _prelude_parameters(self) -> list[nn.Parameter]:
         return [*self.embed_tokens.parameters(), *self.prelude.parameters()]
-
-    @torch.no_grad()
-    def gate_means(self, input_ids: torch.LongTensor, depth: int) -> list[float]:
-        """Returns the mean gate of every step on `input_ids` `[B, S]`; empty without a gate."""
-        if self.recurrent.gate is None:
-            return []
-        means: list[float] = []
-
-        def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            means.append(float(output.float().mean()))
-
-        handle = self.recurrent.gate.register_forward_hook(record)
-        try:
-            self(input_ids=input_ids, depth=depth, use_cache=False)
-        finally:
-            handle.remove()
-        return means
-
-
-def _select(
-    hidden: torch.Tensor, logit_index: torch.Tensor | None, logits_to_keep: int | torch.Tensor
-) -> torch.Tensor:
-    if logit_index is not None:
-        index = logit_index[..., None].expand(-1, -1, hidden.shape[-1])
-        return hidden.gather(1, index)
-    if isinstance(logits_to_keep, int):
-        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-    return hidden[:, logits_to_keep]
 
 
 AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)

@@ -44,6 +44,10 @@ class ModulationPort:
             self.vectors = None
 
 
+FREE_FACTORS = (".lora_a", ".lora_b")
+"""How the names end of free factors: parameters within a layer that are not the original's."""
+
+
 class ModulatedLinear(nn.Linear):
     """A frozen projection W with a low-rank update: W + (alpha / r) B diag(m) A.
 

@@ -87,3 +87,22 @@ class RecurrentStep(nn.Module):
             new = gate * new + (1 - gate) * hidden
         result: torch.Tensor = new
         return result
+
+
+@torch.no_grad()
+def gate_means(model: Any, input_ids: torch.Tensor, depth: int) -> list[float]:
+    """Returns the mean gate of every step on `input_ids` `[batch, seq]`; empty without a gate."""
+    gate = model.recurrent.gate
+    if gate is None:
+        return []
+    means: list[float] = []
+
+    def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        means.append(float(output.float().mean()))
+
+    handle = gate.register_forward_hook(record)
+    try:
+        model(input_ids=input_ids, depth=depth, use_cache=False)
+    finally:
+        handle.remove()
+    return means

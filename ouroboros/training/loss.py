@@ -16,8 +16,12 @@ from torch.nn import functional
 from ouroboros.model.pooling import widen
 from ouroboros.text.windows import IGNORED as IGNORED
 
-CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
-"""Logits held at once, by device: 64 MiB and 1 GiB in float32."""
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Logits held at once, by device: 32 MiB and 1 GiB in float32.
+
+Larger blocks glibc gives back to the system at once, so that every page of the next is mapped anew;
+with fewer positions a matrix product reads the head too often.
+"""
 
 
 PieceLoss = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -42,16 +46,22 @@ class HeadLoss(torch.autograd.Function):
         teacher_head: torch.Tensor | None,
     ) -> torch.Tensor:
         """Returns the sum, float32 `[]`; see `head_loss`."""
-        gradient = torch.zeros_like(hidden)
+        device = hidden.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
+        # Once for all pieces.
+        head, states = head.to(kind), hidden.to(kind)
+        guides = None if teacher is None or weight == 0 else teacher.to(kind)
+        teacher_head = None if teacher_head is None else teacher_head.to(kind)
+        gradient = torch.empty_like(hidden)
         total = widen(hidden.new_zeros(()))
-        elements = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"])
+        elements = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"])
         step = max(1, elements // head.shape[0])
         for start in range(0, len(labels), step):
             piece = slice(start, start + step)
-            guide = None if teacher is None else teacher[piece]
+            guide = None if guides is None else guides[piece]
             more = () if teacher_head is None else (teacher_head,)
             loss, found = compute(
-                hidden[piece], guide, head, labels[piece], weight, temperature, *more
+                states[piece], guide, head, labels[piece], weight, temperature, *more
             )
             total += loss
             gradient[piece] = found
@@ -112,27 +122,33 @@ def piece_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the loss `[]` of some positions and its gradient `[positions, hidden]`.
 
-    Arguments are those of `head_loss`.
+    Arguments are those of `head_loss`; states and head are of the type that logits are computed
+    in. What is as wide as the vocabulary is changed in place.
     """
-    device = hidden.device.type
-    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
-    table = head.to(kind)
-    with torch.autocast(device, enabled=False):
-        logits = widen(functional.linear(hidden.to(kind), table))
-        valid = (labels != IGNORED)[:, None]
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = widen(functional.linear(hidden, head))
         place = labels.clamp(min=0)[:, None]
+        valid = (labels != IGNORED)[:, None]
         log_p = torch.log_softmax(logits, -1)
         loss = -(log_p.gather(1, place) * valid).sum() * (1 - weight)
-        slope = log_p.exp() * (1 - weight)
-        slope.scatter_add_(1, place, torch.full_like(place, weight - 1, dtype=slope.dtype))
-        if teacher is not None and weight > 0:
+        if teacher is None or weight == 0:
+            slope = log_p.exp_()
+        else:
             soft = torch.log_softmax(logits / temperature, -1) if temperature != 1 else log_p
-            other = table if teacher_head is None else teacher_head.to(kind)
-            guide = widen(functional.linear(teacher.to(kind), other)) / temperature
-            wanted = torch.log_softmax(guide, -1)
+            other = head if teacher_head is None else teacher_head
+            guide = widen(functional.linear(teacher, other))
+            wanted = torch.log_softmax(guide.div_(temperature) if temperature != 1 else guide, -1)
             q = wanted.exp()
-            apart = (q * (wanted - soft)).sum(-1, keepdim=True)
+            apart = (q[:, None] @ wanted.sub_(soft)[..., None])[:, 0]
             loss = loss + (apart * valid).sum() * (weight * temperature**2)
-            slope = slope + (soft.exp() - q) * (weight * temperature)
-        slope = slope * valid
-        return loss, functional.linear(slope.to(kind), table.T).to(hidden.dtype)
+            # With one temperature both terms have the same p in their gradient.
+            same = soft is log_p
+            slope = soft.exp_() if same else soft.exp_().mul_(weight * temperature)
+            slope.sub_(q, alpha=weight * temperature)
+            if not same:
+                slope.add_(log_p.exp_(), alpha=1 - weight)
+        share = weight - 1 if weight and teacher is not None else -1.0
+        slope.scatter_add_(1, place, torch.full_like(place, share, dtype=slope.dtype))
+        found = functional.linear(slope.to(head.dtype), head.T)
+        # Here and not in the slope, which is as wide as the vocabulary.
+        return loss, found * valid

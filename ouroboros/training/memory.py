@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FLOAT32_BYTES = 4
 ADAM_STATES = 2
-LOSS_COPIES = 6
+LOSS_COPIES = 5
 """Tensors of the size of a piece of logits that the loss holds at once, with a teacher."""
 
 
@@ -30,7 +30,8 @@ class MemoryPlan:
 
     Attributes:
         weights: the model, in float32; of `--qat` the floats of what is rounded and frozen too.
-        teacher: the original's body, in the type it computes in; 0 without a teacher.
+        teacher: the original's body, in the type it computes in; 0 without one, or with its states
+            kept on disk.
         gradients: of what trains, float32.
         optimizer: AdamW's two states of what trains, float32.
         activations: kept for the backward pass of one micro-batch at the greatest depth.
@@ -75,11 +76,14 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
         mark_trained(model, options)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").tie_weights()
+        model.recompute = options.recompute
         rounded = round_as_asked(model, options)
         training = [p for p in model.parameters() if p.requires_grad]
         trained = FLOAT32_BYTES * sum(p.numel() for p in training)
         activations = count_activations(model, options)
-        teacher = _count_teacher(config, 2 if half else FLOAT32_BYTES) if options.teacher else 0
+        # With its states on disk it is gone before the training begins.
+        runs = bool(options.teacher and not options.state_cache)
+        teacher = _count_teacher(config, 2 if half else FLOAT32_BYTES) if runs else 0
     elements = min(CHUNK_ELEMENTS[device], config.vocab_size * options.batch_size * options.seq_len)
     return MemoryPlan(
         weights=sum(t.nbytes for t in _own_tensors(model).values())
@@ -139,7 +143,7 @@ def count_activations(model: Any, options: TrainOptions) -> int:
     from ouroboros.training.qat import rounded_once
 
     with (
-        rounded_once(),
+        rounded_once(model),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"),
     ):
@@ -154,6 +158,9 @@ def count_activations(model: Any, options: TrainOptions) -> int:
         hidden = output.hidden_states[-1]
         flat = hidden.flatten(0, 1)
         head_loss(flat, model.lm_head.weight, ids.flatten(), flat.detach())
+        if options.recompute:  # what entered is held by what computes again, not by autograd
+            for state in output.hidden_states[model.config.prelude :]:
+                note(state)
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -129,7 +129,14 @@ def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel
 
 
 @contextmanager
-def rounded_once() -> Iterator[None]:
-    """Within it a weight is rounded at its first use only: not at every step of the loop."""
+def rounded_once(model: nn.Module) -> Iterator[None]:
+    """Within it a weight is rounded once only: not at every step of the loop.
+
+    It is rounded at once. At its first use there may be no graph (a shallower read-out, the steps
+    before the last ones), and what is kept of it then would bring the weight no gradient later.
+    """
     with parametrize.cached():
+        for module in model.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                getattr(module, "weight")  # noqa: B009 (asked for, to be kept)
         yield

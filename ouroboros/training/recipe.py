@@ -71,6 +71,11 @@ class TrainOptions:
     compile: bool = option(
         False, "compile the kept layers and the loss; worth it on a GPU", "--compile/--no-compile"
     )
+    recompute: bool = option(
+        False,
+        "compute inner states of steps and last layers twice, not to keep them: saves memory",
+        "--recompute/--no-recompute",
+    )
     train_coda: str = option(
         "frozen", "of the last layers train: frozen, norms, lora (norms and adapters) or full"
     )
@@ -252,7 +257,7 @@ class TrainOptions:
         number of processes, and which states it reads from disk and how precise they are.
         """
         free = {"data", "eval", "eval_every", "eval_depths", "eval_windows", "save_every"}
-        free |= {"state_cache", "state_cache_gb", "state_dtype"}
+        free |= {"state_cache", "state_cache_gb", "state_dtype", "recompute"}
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in free}
 

@@ -29,7 +29,9 @@ from transformers import (
 
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
+from ouroboros.model.modulation import FREE_FACTORS
 from ouroboros.model.names import current_name
+from ouroboros.model.step import gate_means
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
@@ -123,6 +125,7 @@ class OuroborosTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if teacher is not None:
             teacher.to(arguments.device, teacher_dtype(options.precision))
+        model.recompute = options.recompute
         self.teacher_head = None if teacher_head is None else teacher_head.to(arguments.device)
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:
@@ -142,7 +145,7 @@ class OuroborosTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Computes the loss at the depth of this train step."""
-        with rounded_once():
+        with rounded_once(self._unwrapped()):
             return self._compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _compute_loss(
@@ -152,10 +155,6 @@ class OuroborosTrainer(Trainer):
         drawn = draw_train_step(options, self.state.global_step)
         depth = {"depth": drawn.depth, "backprop_steps": options.backprop_steps or None}
         guide = self._guide(inputs)
-        if guide is None and drawn.shallow is None and PRELUDE not in inputs:
-            return super().compute_loss(
-                model, {**inputs, **depth}, return_outputs, num_items_in_batch
-            )
         asked = self._ask(inputs)
         shallow = read_shallow(model, asked, drawn)
         output = model(**asked, **depth)
@@ -218,7 +217,7 @@ class OuroborosTrainer(Trainer):
             matrices = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
             for name, parameter in self._trainable().items():
-                layer = name.startswith(LAYERS)
+                layer = name.startswith(LAYERS) and not name.endswith(FREE_FACTORS)
                 groups.setdefault((layer, name in matrices), []).append(parameter)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
             parts = [
@@ -234,7 +233,7 @@ class OuroborosTrainer(Trainer):
         The loss of the first training windows at the greatest depth is scored too: it tells
         whether the last update went well. Where nothing is held out, the gates are theirs.
         """
-        with rounded_once():
+        with rounded_once(self._unwrapped()):
             metrics = self._score()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -273,7 +272,7 @@ class OuroborosTrainer(Trainer):
             metrics["eval_loss"] = sum(scored) / len(scored)
             firsts = np.concatenate([text[:1] for text in self.heldout.values()])
             ids = torch.from_numpy(firsts).to(self.args.device)
-        gates = model.gate_means(ids, depths[-1])
+        gates = gate_means(model, ids, depths[-1])
         metrics |= {GATE.format(step=step): gate for step, gate in enumerate(gates, start=1)}
         metrics["eval_seconds"] = time.perf_counter() - began
         return metrics

@@ -206,7 +206,12 @@ def new_name(layer: int | str, part: str) -> str:
 
 RECURRENT_OUTPUTS = tuple(new_name(RECURRENT, part) for part in PARTS)
 COMPARED_OUTPUTS = (LOGITS, POOL_SUM, *RECURRENT_OUTPUTS)
-"""Outputs that a recorded case holds: the kept layers' keys and values show in the logits."""
+"""Outputs that a recorded case holds: the kept layers' keys and values show in the logits.
+
+Beside them DEPTH_USED, where the model has it.
+"""
+ROWLESS = (DEPTH, HALT_THRESHOLD)
+"""Inputs of one number for all rows of a call."""
 
 
 def input_tensors(model: Dimensions) -> Iterator[Tensor]:

@@ -1,8 +1,9 @@
 """The bundle's manifest, read strictly from JSON.
 
-Every key must be there and no other may: a manifest this version does not fully understand is
-refused by the name of the first thing that is wrong, never half-read. A key that is added, removed
-or changes its meaning takes a new FORMAT_VERSION, so that an older bundle is refused as one.
+Every key must be there and no other may (`depth.halting` is there where the model has a halter):
+a manifest this version does not fully understand is refused by the name of the first thing that is
+wrong, never half-read. A key that is added, removed or changes its meaning takes a new
+FORMAT_VERSION, so that an older bundle is refused as one.
 The hash of its bytes stands in a file beside it (see `check_hash`), so that a changed manifest is
 seen as well as a changed file. `docs/bundle.md` is the specification.
 """
@@ -22,6 +23,7 @@ from runtime.bundle.rules import check_file_name as check_file_name
 from runtime.bundle.rules import check_manifest, shorten
 from runtime.bundle.specs import BRIDGES as BRIDGES
 from runtime.bundle.specs import FORMAT_VERSION as FORMAT_VERSION
+from runtime.bundle.specs import HALTERS as HALTERS
 from runtime.bundle.specs import HASH_NAME as HASH_NAME
 from runtime.bundle.specs import MANIFEST_NAME as MANIFEST_NAME
 from runtime.bundle.specs import POOLINGS as POOLINGS
@@ -30,6 +32,7 @@ from runtime.bundle.specs import DepthSpec as DepthSpec
 from runtime.bundle.specs import FileSpec as FileSpec
 from runtime.bundle.specs import GraphSpec as GraphSpec
 from runtime.bundle.specs import GraphsSpec as GraphsSpec
+from runtime.bundle.specs import HaltingSpec as HaltingSpec
 from runtime.bundle.specs import Manifest as Manifest
 from runtime.bundle.specs import ModelSpec as ModelSpec
 from runtime.bundle.specs import ParitySpec as ParitySpec
@@ -184,7 +187,7 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
         if key not in hints:
             raise BundleError(f"{MANIFEST_NAME} has the unknown key {prefix}{repr(key)[1:-1]}")
     for field in dataclasses.fields(kind):
-        if field.name not in value:
+        if field.name not in value and field.default is dataclasses.MISSING:
             raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{field.name}")
     return kind(**{key: _read(hints[key], value[key], prefix + key) for key in value})
 

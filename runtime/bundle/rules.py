@@ -16,6 +16,7 @@ from runtime.bundle.plans import PlanSpec, RangeSpec, check_plan_graph
 from runtime.bundle.specs import (
     BRIDGES,
     CASES_NAME,
+    HALTERS,
     HASH_NAME,
     MANIFEST_NAME,
     POOLINGS,
@@ -79,6 +80,15 @@ def check_depth(depth: DepthSpec) -> None:
         if not 1 <= value <= MAX_DEPTH:
             side = "below 1" if value < 1 else f"above {MAX_DEPTH}"
             _refuse(f"depth.trained holds a depth {side}")
+    halting = depth.halting
+    if halting is None:
+        return
+    if halting.kind not in HALTERS:
+        _refuse(f"depth.halting.kind is {shorten(halting.kind)}, allowed: {HALTERS}")
+    if not 0 < halting.threshold <= 1:
+        _refuse(f"depth.halting.threshold is {halting.threshold}, allowed: above 0 and at most 1")
+    if not 1 <= halting.max <= depth.max:
+        _refuse(f"depth.halting.max is {shorten(halting.max)}, allowed: 1..{depth.max}")
 
 
 def check_quantization(spec: QuantizationSpec) -> None:
@@ -236,6 +246,11 @@ def check_manifest(manifest: Manifest) -> None:
     _require(model.pooling in POOLINGS, f"model.pooling is {model.pooling!r}, allowed: {POOLINGS}")
     _require(model.bridge in BRIDGES, f"model.bridge is {model.bridge!r}, allowed: {BRIDGES}")
     check_depth(manifest.depth)
+    _require(
+        model.halting == (manifest.depth.halting is not None),
+        f"model.halting is {str(model.halting).lower()}, and depth.halting "
+        f"{'is missing' if model.halting else 'is there all the same'}",
+    )
     _check_files(manifest)
     if manifest.tokenizer.chat is not None:
         check_chat(manifest.tokenizer.chat)

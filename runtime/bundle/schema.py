@@ -12,10 +12,11 @@ import typing
 from typing import Any
 
 from runtime.bundle.contract import ELEMENT_TYPES, PRECISIONS
-from runtime.bundle.manifest import BRIDGES, FORMAT_VERSION, POOLINGS, Manifest
+from runtime.bundle.manifest import BRIDGES, FORMAT_VERSION, HALTERS, POOLINGS, Manifest
 from runtime.bundle.rules import INT32, INT64, MAX_DEPTH, MODEL_BOUNDS
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_NO_DEFAULT = dataclasses.MISSING
 _SHA256 = {"pattern": "^[0-9a-f]{64}$"}
 # What a type does not say of a value, by its dotted name; `*` stands for any key or item.
 _RULES: dict[str, dict[str, Any]] = {
@@ -27,6 +28,9 @@ _RULES: dict[str, dict[str, Any]] = {
     "depth.max": {"minimum": 1, "maximum": MAX_DEPTH},
     "depth.default": {"minimum": 1, "maximum": MAX_DEPTH},
     "depth.trained.*": {"minimum": 1, "maximum": MAX_DEPTH},
+    "depth.halting.kind": {"enum": list(HALTERS)},
+    "depth.halting.threshold": {"exclusiveMinimum": 0, "maximum": 1},
+    "depth.halting.max": {"minimum": 1, "maximum": MAX_DEPTH},
     "precision": {"enum": list(PRECISIONS)},
     "graphs.onnx.inputs.*.dtype": {"enum": list(ELEMENT_TYPES)},
     "graphs.onnx.outputs.*.dtype": {"enum": list(ELEMENT_TYPES)},
@@ -76,7 +80,7 @@ def _describe_type(kind: Any, where: str, unused: set[str]) -> dict[str, Any]:
             "type": "object",
             "description": " ".join(str(kind.__doc__).split()),
             "properties": {name: _describe(hints[name], prefix + name, unused) for name in names},
-            "required": names,
+            "required": [f.name for f in dataclasses.fields(kind) if f.default is _NO_DEFAULT],
             "additionalProperties": False,
         }
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -15,6 +15,7 @@ CASES_NAME = "cases.safetensors"
 HASH_NAME = "manifest.sha256"  # as `sha256sum manifest.json` prints it
 POOLINGS = ("causal", "mean", "token")
 BRIDGES = ("none", "entry", "exit")
+HALTERS = ("trained", "confidence", "distance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,30 @@ class ModelSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class HaltingSpec:
+    """How the graph chooses a depth.
+
+    `kind` is what its halting score is, `threshold` the one to take where a request names none,
+    and `max` the most steps to let it choose from.
+    """
+
+    kind: str
+    threshold: float
+    max: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DepthSpec:
-    """The depths a bundle accepts, its default, and those the model was trained at."""
+    """The depths a bundle accepts, its default, and those the model was trained at.
+
+    `halting` is there where `model.halting` is true, and only there.
+    """
 
     min: int
     max: int
     default: int
     trained: tuple[int, ...]
+    halting: HaltingSpec | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +201,10 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        if self.depth.halting is None:
+            del data["depth"]["halting"]
+        return data
 
     @staticmethod
     def parse(data: object) -> Manifest:

@@ -92,17 +92,25 @@ class Decoder:
         """
         self.cache.truncate(row, length)
 
-    def prefill(self, rows: Sequence[Tokens]) -> Array:
+    def prefill(self, rows: Sequence[Tokens], halt_threshold: float = 0.0) -> Array:
         """Feeds new tokens, as many a row as it has, and returns the last logits of each row.
 
         Prompts of a new batch that differ much in length are fed apart.
 
         Args:
             rows: token ids, one sequence a row, none empty.
+            halt_threshold: above 0 each row of a new batch chooses its depth, at most the one it
+                has: on its whole prompt or, of a prompt longer than a call, on what the first call
+                holds. `cache.row_depth` tells it.
 
         Returns:
             float32 [batch, V], the caller's to keep.
+
+        Raises:
+            EngineError: the rows hold tokens already, and their depth is fixed.
         """
+        if halt_threshold:
+            return self._choose(rows, halt_threshold)
         lengths = [len(row) for row in rows]
         groups = group_lengths(lengths, self._backend.call_tokens)
         if len(groups) == 1 or self.cache.longest:
@@ -159,6 +167,47 @@ class Decoder:
         cache.append(step.new, step.pool, step.counts, step.index)
         return self._memory.read(step.logits)[:, 0]
 
+    def _choose(self, rows: Sequence[Tokens], threshold: float) -> Array:
+        """As `prefill`, of a new batch whose rows choose their depths."""
+        if self.cache.longest:
+            raise EngineError(
+                "these rows hold tokens already: a depth is chosen on a prompt, and stays fixed",
+                "choose it with the first tokens",
+            )
+        lengths = [len(row) for row in rows]
+        most = _least(PREFILL_CHUNK, self._backend.max_new_tokens)
+        if self._manifest.model.pooling == "mean":
+            most = max(lengths)  # the mean too is of the whole prompt
+        depths = self.cache.row_depth.copy()
+        logits = np.empty((len(rows), self._manifest.model.vocab_size), np.float32)
+        parts: list[tuple[Decoder, list[int]]] = []
+        for group in group_lengths([min(one, most) for one in lengths], self._backend.call_tokens):
+            part = self.beside(depths[group].tolist())
+            ids, valid = pad_left([rows[row][:most] for row in group])
+            index = np.full((len(group), 1), ids.shape[1] - 1)
+            logits[group] = part._run(ids, valid, index, threshold)[:, -1]
+            depths[group] = part.cache.row_depth
+            parts.append((part, group))
+        # Empty rows of the depths that were chosen: no room is held for steps that none has.
+        self.cache = KVCache(self._manifest, self._memory, depths.tolist(), self._backend.max_slots)
+        self._step = None
+        self.cache.reserve(max(lengths))
+        for part, group in parts:
+            self.run_s += part.run_s
+            for source, row in enumerate(group):
+                self._go_on(row, part, source, rows[row][most:], logits)
+        return logits
+
+    def _go_on(self, row: int, part: Decoder, source: int, rest: Tokens, logits: Array) -> None:
+        """Takes a row over from `part`, with the tokens that are left of its prompt."""
+        if len(rest):
+            alone = self.beside([int(part.cache.row_depth[source])])
+            alone.admit(0, part, source)
+            logits[row] = alone._prefill([rest])[0]
+            self.run_s += alone.run_s
+            part, source = alone, 0
+        self.admit(row, part, source)
+
     def _prefill(self, rows: Sequence[Tokens]) -> Array:
         logits = np.empty((0, 0), np.float32)
         most = _least(PREFILL_CHUNK, self._backend.max_new_tokens)
@@ -170,20 +219,17 @@ class Decoder:
         self, rows: Sequence[Tokens], size: int
     ) -> Iterator[tuple[int, tuple[Array, Array]]]:
         """Ids and validity, both int64 [batch, tokens], of up to `size` positions each."""
-        lengths = [len(row) for row in rows]
-        total = max(lengths)
-        ids = np.zeros((len(rows), total), np.int64)
-        valid = np.zeros((len(rows), total), np.int64)
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[index, total - length :] = row
-            valid[index, total - length :] = 1
+        ids, valid = pad_left(rows)
+        total = ids.shape[1]
         if self._manifest.model.pooling == "mean" and 0 in self.cache.lengths:
             size = total  # the mean is frozen on what the first call holds: all of the prompt
         for start in range(0, total, size):
             part = (slice(None), slice(start, start + size))
             yield start, (np.ascontiguousarray(ids[part]), np.ascontiguousarray(valid[part]))
 
-    def _run(self, ids: Array, valid: Array, logit_index: Array) -> Array:
+    def _run(
+        self, ids: Array, valid: Array, logit_index: Array, halt_threshold: float = 0.0
+    ) -> Array:
         """One call with its own buffers; returns float32 [batch, K, V]."""
         cache, (batch, tokens) = self.cache, ids.shape
         asked = logit_index.shape[1]
@@ -191,7 +237,10 @@ class Decoder:
         logits = self._memory.zeros((batch, asked, self._manifest.model.vocab_size), "float32")
         positions = np.maximum(cache.positions + np.cumsum(valid, axis=1) - 1, 0)
         inputs = (ids, positions, cache.mask_with(valid), logit_index.astype(np.int64))
-        self.run_s += self._bind(inputs, logits, pool, new).run()
+        used = self._memory.zeros((batch,), "int64")
+        self.run_s += self._bind(inputs, logits, pool, new, used, halt_threshold).run()
+        if halt_threshold:
+            cache.settle(self._memory.read(used).tolist())
         if cache.reserve(cache.longest + tokens):
             self._step = None
         cache.append(new, pool, valid.sum(axis=1).tolist(), logit_index)
@@ -208,11 +257,18 @@ class Decoder:
         else:
             ids, index, ones = last.ids, last.index, last.counts
             logits, new, pool = last.logits, last.new, last.pool
-        bound = self._bind((ids, cache.positions, cache.valid, index), logits, pool, new)
+        used = self._memory.zeros((cache.batch,), "int64")
+        bound = self._bind((ids, cache.positions, cache.valid, index), logits, pool, new, used)
         return _Step(bound, ids, index, ones, logits, new, pool)
 
     def _bind(
-        self, inputs: tuple[Array, Array, Array, Array], logits: Buffer, pool: Buffer, new: Keys
+        self,
+        inputs: tuple[Array, Array, Array, Array],
+        logits: Buffer,
+        pool: Buffer,
+        new: Keys,
+        used: Buffer,
+        halt_threshold: float = 0.0,
     ) -> Bound:
         """Binds a call's ids, positions, mask and logit index, and what receives its outputs."""
         ids, positions, mask, index = inputs
@@ -231,6 +287,9 @@ class Decoder:
             contract.POOL_SUM: next(iter(pool)),
             **new.named(self._manifest, cache.batch, NEW_PREFIX),
         }
+        if self._manifest.model.halting:
+            fed[contract.HALT_THRESHOLD] = np.array([halt_threshold], np.float32)
+            read[contract.DEPTH_USED] = used
         graph = self._manifest.graphs.onnx
         for tensors, given in ((graph.inputs, fed), (graph.outputs, read)):
             if problem := contract.find_unfed(tensors, given):
@@ -254,6 +313,16 @@ class _Step:
         self.bound = bound
         self.ids, self.index, self.counts = ids, index, counts
         self.logits, self.new, self.pool = logits, new, pool
+
+
+def pad_left(rows: Sequence[Tokens]) -> tuple[Array, Array]:
+    """Token ids of rows behind zeros, and which of them are valid, both int64 [batch, tokens]."""
+    total = max(len(row) for row in rows)
+    ids, valid = (np.zeros((len(rows), total), np.int64) for _ in range(2))
+    for index, row in enumerate(rows):
+        ids[index, total - len(row) :] = row
+        valid[index, total - len(row) :] = 1
+    return ids, valid
 
 
 def group_lengths(lengths: Sequence[int], call_tokens: int) -> list[list[int]]:

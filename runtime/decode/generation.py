@@ -27,6 +27,7 @@ class Generation:
         prompt_tokens: tokens fed before the first new one.
         finish_reason: "stop" (a stop string), "length", "eos" or "cancelled".
         logprobs: of every new token, where they were asked for; else empty.
+        depth: recurrences that it was made with.
     """
 
     text: str
@@ -34,6 +35,7 @@ class Generation:
     prompt_tokens: int
     finish_reason: str
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    depth: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,16 @@ class Piece:
 
 
 class Row:
-    """One sequence being generated."""
+    """One sequence being generated.
+
+    Attributes:
+        depth: recurrences; known once its prompt was fed, where that chooses it.
+    """
 
     def __init__(self, codec: Codec, request: Request, eos: Sequence[int]) -> None:
         """Takes the tokenizer, what is asked, and the tokens that end a text."""
         options = request.options
+        self.depth = request.depth
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.text = ""
@@ -106,7 +113,9 @@ class Row:
     def result(self) -> Generation:
         """The sequence, once it has ended."""
         reason = self.finish_reason or "cancelled"
-        return Generation(self.text, self.tokens, self._prompt_tokens, reason, self.logprobs)
+        return Generation(
+            self.text, self.tokens, self._prompt_tokens, reason, self.logprobs, self.depth
+        )
 
     def _scan(self, piece: str, special: str | None) -> str:
         """What may be shown after a piece of text and a special token, if there is one."""
@@ -153,7 +162,10 @@ def serve(
     Yields:
         After every token, a piece a row; None for a row that had ended before.
     """
-    logits = decoder.prefill([request.ids for request in requests])
+    threshold = max(request.halt_threshold for request in requests)
+    logits = decoder.prefill([request.ids for request in requests], threshold)
+    for row, depth in zip(rows, decoder.cache.row_depth.tolist(), strict=True):
+        row.depth = depth
     fed = list(range(len(rows)))  # which of the rows each one of the batch is
     while True:
         if cancelled():

@@ -242,6 +242,10 @@ class KVCache:
         elif 2 * fitting <= self.capacity:
             self._replace(fitting, self._rows, self._steps)
 
+    def settle(self, row_depth: Sequence[int]) -> None:
+        """Sets the depth of each row to that which its prompt has chosen, no more than it had."""
+        self.row_depth[:] = row_depth
+
     def truncate(self, row: int, length: int) -> None:
         """Forgets a row's last tokens.
 

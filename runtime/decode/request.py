@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from runtime.errors import EngineError
 from runtime.text.codec import Codec
 
 Cancel = threading.Event | Callable[[], bool] | None
+AUTO: Literal["auto"] = "auto"
+"""A depth that the graph chooses on the prompt."""
+Depth = int | Literal["auto"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +31,14 @@ class Request:
         depth: recurrences.
         options: with nothing left open.
         before: tokens of the conversation that it goes on with.
+        halt_threshold: above 0, the prompt chooses its depth, at most `depth`.
     """
 
     ids: tuple[int, ...]
     depth: int
     options: Options
     before: tuple[int, ...] = ()
+    halt_threshold: float = 0.0
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -193,6 +199,11 @@ def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
     """
     depths = _one_a_row(spec.default if depth is None else depth, rows, "depths")
     for value in depths:
+        if isinstance(value, str) and value == AUTO:
+            raise EngineError(
+                'depth="auto" is for prompts to generate from, and for all of a batch alike',
+                f"allowed here: {spec.min}..{spec.max}",
+            )
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise EngineError(
                 f"depth={value!r} is not a whole number", f"allowed: {spec.min}..{spec.max}"
@@ -203,6 +214,48 @@ def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
                 f"re-export with --max-depth {value}" if value > spec.max else "",
             )
     return [int(value) for value in depths]
+
+
+def choose_depths(
+    depth: object, threshold: object, rows: int, spec: DepthSpec
+) -> tuple[list[int], float]:
+    """The depth of every row, and the threshold of the halting score.
+
+    Args:
+        depth: as for `check_depths`, or "auto": chosen on the prompts.
+        threshold: of "auto"; None takes the bundle's.
+        rows: how many rows there are.
+        spec: the bundle's range.
+
+    Returns:
+        Depths, the most that may be chosen where it is "auto"; and the threshold, 0 where not.
+
+    Raises:
+        EngineError: as `check_depths`; the bundle has no halter; or a threshold that is not
+            allowed, or has no effect.
+    """
+    if not (isinstance(depth, str) and depth == AUTO):
+        if threshold is not None:
+            raise EngineError(
+                f"halt_threshold={threshold!r:.60} has no effect at a fixed depth",
+                'give depth="auto" with it, or leave it out',
+            )
+        return check_depths(depth, rows, spec), 0.0
+    halting = spec.halting
+    if halting is None:
+        raise EngineError(
+            'this bundle has no halter, so depth="auto" can\'t choose',
+            f"give a depth of {spec.min}..{spec.max}, or put a halter into its checkpoint with "
+            "`ouro halter` and export that",
+        )
+    given = halting.threshold if threshold is None else threshold
+    number = isinstance(given, Real) and not isinstance(given, bool)
+    if not number or not 0 < given <= 1:  # type: ignore[operator]
+        raise EngineError(
+            f"halt_threshold={given!r:.60} is not allowed",
+            "above 0 and at most 1: the lower, the fewer steps",
+        )
+    return [halting.max] * rows, float(given)  # type: ignore[arg-type]
 
 
 def check_seeds(seed: object, rows: int) -> list[Any]:

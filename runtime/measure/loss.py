@@ -56,9 +56,9 @@ class ScoredBundle:
         """The largest depth it runs."""
         return self.engine.manifest.depth.max
 
-    def check_depth(self, depth: int) -> list[int]:
-        """As `runtime.decode.request.check_depths` of one row."""
-        return request.check_depths(depth, 1, self.engine.manifest.depth)
+    def check_depth(self, depth: int | str) -> tuple[list[int], float]:
+        """As `runtime.decode.request.choose_depths` of one row."""
+        return request.choose_depths(depth, None, 1, self.engine.manifest.depth)
 
     def tokenizer(
         self, texts: Sequence[str], add_special_tokens: bool = True, **_: object
@@ -77,6 +77,16 @@ class ScoredBundle:
     ) -> float:
         """As `score_windows`."""
         return score_windows(self.engine, windows, depth, prefix, advance=advance)
+
+    def score_auto(
+        self,
+        windows: NDArray[Any],
+        *,
+        prefix: int,
+        advance: Callable[[int], None] | None = None,
+    ) -> tuple[float, float]:
+        """As `score_auto`."""
+        return score_auto(self.engine, windows, prefix, advance=advance)
 
 
 def score_windows(
@@ -102,6 +112,51 @@ def score_windows(
     Raises:
         EngineError: windows of a wrong shape, an unknown token, a depth or prefix out of range.
     """
+    depths = request.check_depths(depth, 1, engine.manifest.depth)
+    return _score(engine, windows, depths[0], 0.0, prefix, batch, advance)[0]
+
+
+def score_auto(
+    engine: Engine,
+    windows: NDArray[Any],
+    prefix: int,
+    halt_threshold: float | None = None,
+    batch: int = BATCH,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[float, float]:
+    """As `score_windows`, each window at the depth that it chooses on its prefix.
+
+    Args:
+        engine: an open bundle, with a halter.
+        windows: int64 [n, length].
+        prefix: tokens at the start of each window that are its prompt, 1 at least.
+        halt_threshold: None takes the bundle's.
+        batch: windows fed together, at most.
+        advance: called after each batch with the number of its windows.
+
+    Returns:
+        The mean loss of what follows the prompts, and the mean depth.
+
+    Raises:
+        EngineError: as `score_windows`, the bundle has no halter, or there is no prefix.
+    """
+    spec = engine.manifest.depth
+    depths, threshold = request.choose_depths(request.AUTO, halt_threshold, 1, spec)
+    if prefix == 0:
+        raise EngineError("a depth is chosen on a prompt", "give prefix >= 1")
+    return _score(engine, windows, depths[0], threshold, prefix, batch, advance)
+
+
+def _score(
+    engine: Engine,
+    windows: NDArray[Any],
+    depth: int,
+    halt_threshold: float,
+    prefix: int,
+    batch: int,
+    advance: Callable[[int], None] | None,
+) -> tuple[float, float]:
+    """The mean loss and the mean depth; above a threshold of 0 `depth` is the most."""
     if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
         raise EngineError(
             f"windows of shape {list(windows.shape)}", "allowed: [1.., 2..] token ids"
@@ -118,15 +173,15 @@ def score_windows(
         )
     engine.check_length(length, 0)
     batch = min(batch, engine.max_batch or batch)
-    depths = request.check_depths(depth, 1, manifest.depth)
-    total = 0.0
+    total, steps = 0.0, 0
     for first in range(0, len(windows), batch):
         rows = windows[first : first + batch]
-        decoder = engine.new_decoder(depths * len(rows))
+        decoder = engine.new_decoder([depth] * len(rows))
         start = 0
-        if frozen_mean:
-            decoder.prefill(list(rows[:, :prefix]))
+        if frozen_mean or halt_threshold:
+            decoder.prefill(list(rows[:, :prefix]), halt_threshold)
             start = prefix
+        steps += int(decoder.cache.row_depth.sum())
         for offset, logits in decoder.score(list(rows[:, start:-1])):
             position = start + offset
             skipped = max(0, prefix - position)
@@ -138,4 +193,4 @@ def score_windows(
             total -= float(chosen.sum(dtype=np.float64))
         if advance is not None:
             advance(len(rows))
-    return float(total / (len(windows) * (length - 1 - prefix)))
+    return float(total / (len(windows) * (length - 1 - prefix))), steps / len(windows)

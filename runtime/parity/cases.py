@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bundle.contract import HALT_THRESHOLD
 from runtime.bundle.rules import MAX_DEPTH, shorten
 from runtime.errors import BundleError
 
-KINDS = ("prefill", "decode", "padded", "mixed", "greedy", "far", "long")
+KINDS = ("prefill", "decode", "padded", "mixed", "greedy", "far", "long", "halting")
 EVERY_DEPTH = ("prefill", "decode", "padded")  # kinds that every depth needs
 REQUIRED = (*EVERY_DEPTH, "mixed", "greedy", "far", "long")  # kinds that a recording needs
+HALTING = "halting"  # and, where the model has a halter, this one
+HALT_SCORES = "halt_scores"
+"""PyTorch's halting score after each step, float32 [batch, depth]: no output of the graph."""
 
 Array = NDArray[Any]
 
@@ -39,7 +43,8 @@ class Case:
         inputs: by the graph's names. Of a greedy case `prompt` int64 [n]; of a long one `tokens`
             int64 [n] and `spans` int64 [k, 2]: how many of them are a prompt, and where it ends.
         outputs: PyTorch's in float64, rounded to float32, by the graph's names. Of a greedy case
-            `tokens` int64 [n] and `top2` float32 [n, 2], as in a `Result`.
+            `tokens` int64 [n] and `top2` float32 [n, 2], as in a `Result`; of a halting one
+            HALT_SCORES too.
         valid: boolean masks of the entries to compare, by output; missing where all are.
         reference_error: by output, the error against `outputs` that PyTorch itself makes in the
             bundle's precision (`worst_relative_l2` of a Measurement); infinite where it overflows.
@@ -74,6 +79,7 @@ class Result:
             all are.
         reference_error: of a reference, by output, the error that itself is known to make.
         failure: why there are no outputs; empty where there are.
+        threshold: of a reference, of the halting score; None without a halter.
     """
 
     case: str
@@ -84,6 +90,7 @@ class Result:
     valid: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     reference_error: Mapping[str, float] = dataclasses.field(default_factory=dict)
     failure: str = ""
+    threshold: float | None = None
 
 
 def recorded_results(cases: Iterable[Case]) -> list[Result]:
@@ -97,6 +104,9 @@ def recorded_results(cases: Iterable[Case]) -> list[Result]:
             case.positions,
             case.valid,
             case.reference_error,
+            threshold=float(case.inputs[HALT_THRESHOLD][0])
+            if HALT_THRESHOLD in case.inputs
+            else None,
         )
         for case in cases
     ]

@@ -18,7 +18,14 @@ from runtime.bundle.contract import LOGITS
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import CASES_NAME, open_bundle
 from runtime.errors import EngineError
-from runtime.parity.cases import EVERY_DEPTH, REQUIRED, Case, load_cases, recorded_results
+from runtime.parity.cases import (
+    EVERY_DEPTH,
+    HALTING,
+    REQUIRED,
+    Case,
+    load_cases,
+    recorded_results,
+)
 from runtime.parity.comparison import Measurement, measure_all
 from runtime.parity.replay import run
 from runtime.parity.verdict import (
@@ -137,7 +144,7 @@ def check_bundle(
         else:
             cases = []
             problems.append(f"the bundle holds no {CASES_NAME}")
-    problems += missing_cases(cases, wanted)
+    problems += missing_cases(cases, wanted, manifest.model.halting)
     opened = open_backend(bundle, backend, threads, EXACT_LEVEL)
     references = recorded_results(cases)
     compared = compare(run(cases, opened, manifest), references, bounds_of(manifest))
@@ -181,13 +188,19 @@ def _judge_fast(measurements: Sequence[Measurement], manifest: Manifest) -> Fast
     )
 
 
-def missing_cases(cases: Iterable[Case], depths: Iterable[int]) -> list[str]:
-    """Lines naming the kinds and depths that a recording lacks."""
+def missing_cases(cases: Iterable[Case], depths: Iterable[int], halting: bool = False) -> list[str]:
+    """Lines naming the kinds and depths that a recording lacks.
+
+    Args:
+        cases: that there are.
+        depths: each needs a case of some kinds.
+        halting: the model has a halter.
+    """
     found: dict[str, set[int]] = {}
     for case in cases:
         found.setdefault(case.kind, set()).add(case.depth)
     lines = []
-    for kind in REQUIRED:
+    for kind in (*REQUIRED, *((HALTING,) if halting else ())):
         if kind not in found:
             lines.append(f"no {kind} case is recorded")
         elif kind in EVERY_DEPTH:

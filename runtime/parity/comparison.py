@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle.contract import COMPARED_OUTPUTS, LOGITS
-from runtime.parity.cases import Result
+from runtime.bundle.contract import COMPARED_OUTPUTS, DEPTH_USED, LOGITS
+from runtime.parity.cases import HALT_SCORES, Result
 from runtime.parity.metrics import (
     INFINITE,
     Difference,
@@ -101,8 +101,53 @@ def measure(result: Result, reference: Result) -> list[Measurement]:
             return [_measure_tokens(result, reference)]
         case "long":
             return [_measure_long(result, reference)]
+        case _ if DEPTH_USED in reference.outputs:
+            return _measure_halting(result, reference)
         case _:
             return [measure_output(result, reference, output) for output in COMPARED_OUTPUTS]
+
+
+def _measure_halting(result: Result, reference: Result) -> list[Measurement]:
+    """Measures the depths that rows have used, and the other outputs of those that agree.
+
+    A row that halted at another step gives other states: it is judged by its depth alone.
+    """
+    expected, actual = (one.outputs.get(DEPTH_USED) for one in (reference, result))
+    if expected is None or actual is None or expected.shape != actual.shape:
+        return [unmeasured(reference, DEPTH_USED, "the result has not a depth for each row")]
+    differ = np.flatnonzero(expected != actual)
+    # PyTorch's own runs are held against each other by their scores, an engine gives none.
+    scores, own = (one.outputs.get(HALT_SCORES) for one in (reference, result))
+    error = 0.0
+    if scores is not None and own is not None:
+        common = np.arange(scores.shape[1])[None] < np.minimum(expected, actual)[:, None]
+        error = float(np.abs(scores - own)[common].max())
+    where = np.minimum(expected, actual)[differ] - 1
+    margins = np.full(len(differ), np.inf)
+    if scores is not None and reference.threshold is not None and (where >= 0).all():
+        margins = np.abs(scores[differ, where] - reference.threshold)
+    halting = _describe(
+        reference,
+        DEPTH_USED,
+        compare_arrays(expected.astype(np.float64), actual.astype(np.float64)),
+        error,
+        divergences=tuple(zip(differ.tolist(), margins.tolist(), strict=True)),
+    )
+    if len(differ) == len(expected):
+        return [halting]
+    rest = _without_rows(reference, differ) if len(differ) else reference
+    return [halting, *(measure_output(result, rest, output) for output in COMPARED_OUTPUTS)]
+
+
+def _without_rows(reference: Result, rows: Array) -> Result:
+    """The reference with some rows left out of what is compared."""
+    valid = {}
+    for output in COMPARED_OUTPUTS:
+        if (expected := reference.outputs.get(output)) is not None:
+            mask = np.broadcast_to(reference.valid.get(output, True), expected.shape).copy()
+            mask[rows] = False
+            valid[output] = mask
+    return dataclasses.replace(reference, valid=valid)
 
 
 def measure_text(name: str, depth: int, actual: Array, reference: Array) -> Measurement:

@@ -12,16 +12,18 @@ from runtime.backends.memory import Backend
 from runtime.bundle.contract import (
     COMPARED_OUTPUTS,
     DEPTH,
+    DEPTH_USED,
     LOGITS,
     NEW_PREFIX,
     PAST_POOL_SUM,
     POOL_SUM,
     ROW_DEPTH,
+    ROWLESS,
 )
 from runtime.bundle.manifest import Manifest
 from runtime.decode.decoder import Decoder
 from runtime.errors import EngineError
-from runtime.parity.cases import Case, Result
+from runtime.parity.cases import HALTING, Case, Result
 
 Array = NDArray[Any]
 
@@ -53,6 +55,8 @@ def run(cases: Iterable[Case], backend: Backend, manifest: Manifest) -> list[Res
                     if case.name in wanted:
                         kept[case.name] = outputs
                     compared = {name: outputs[name] for name in COMPARED_OUTPUTS}
+                    if DEPTH_USED in outputs:
+                        compared[DEPTH_USED] = outputs[DEPTH_USED]
                     result = Result(case.name, case.kind, case.depth, compared, case.positions)
         except (EngineError, KeyError, ValueError, IndexError) as error:
             failure = _line(error) or "failed"
@@ -69,7 +73,7 @@ def run_in_groups(backend: Backend, inputs: Mapping[str, Array]) -> dict[str, Ar
 
     Args:
         backend: what runs it.
-        inputs: by the graph's names; all but `depth` have the batch first.
+        inputs: by the graph's names; all but those of ROWLESS have the batch first.
 
     Returns:
         Every output by name, the rows in order.
@@ -85,7 +89,9 @@ def run_in_groups(backend: Backend, inputs: Mapping[str, Array]) -> dict[str, Ar
     for first in range(0, rows, most):
         part = slice(first, first + most)
         groups.append(
-            backend.run({name: one if name == DEPTH else one[part] for name, one in inputs.items()})
+            backend.run(
+                {name: one if name in ROWLESS else one[part] for name, one in inputs.items()}
+            )
         )
     return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
 
@@ -103,7 +109,7 @@ def _inputs(case: Case, manifest: Manifest, kept: dict[str, dict[str, Array]]) -
     depth, rows = inputs.get(DEPTH), inputs.get(ROW_DEPTH)
     if depth is None or rows is None or depth.size != 1 or int(depth.reshape(-1)[0]) != case.depth:
         raise ValueError(f"its depth input is not the {case.depth} it is listed with")
-    if case.kind != "mixed" and not bool(np.all(rows == case.depth)):
+    if case.kind not in ("mixed", HALTING) and not bool(np.all(rows == case.depth)):
         raise ValueError(f"its row_depth input is not the {case.depth} it is listed with")
     if case.depth > manifest.depth.max:
         raise ValueError(f"its depth is above the bundle's {manifest.depth.max}")

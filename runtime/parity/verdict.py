@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from runtime.bundle.contract import LOGITS
+from runtime.bundle.contract import DEPTH_USED, LOGITS
 from runtime.parity.cases import Result
 from runtime.parity.comparison import Measurement, measure_all
 
@@ -184,7 +184,11 @@ def judge(
         if one.output in (LOGITS, "tokens") and one.worst_relative_l2 <= most
     ]
     tie_margin = 2 * max(errors, default=0.0)
-    rows = (_judge_one(m, b, tie_margin) for m, b in zip(measurements, bounds, strict=True))
+    rows = (
+        # A depth ties where the halting score is as near to the threshold as it may be off.
+        _judge_one(m, b, b if m.output == DEPTH_USED else tie_margin)
+        for m, b in zip(measurements, bounds, strict=True)
+    )
     return tuple(rows), tie_margin
 
 
@@ -225,7 +229,8 @@ def _judge_one(measurement: Measurement, bound: float, tie_margin: float) -> Par
     elif bound == float("inf"):
         verdict, reason = AMBIGUOUS, "finite, but PyTorch itself overflows here: nothing to compare"
     elif beyond:
-        verdict, reason = FAIL, f"another token at {beyond[0][0]}, margin {beyond[0][1]:.2e}"
+        other = "another depth in row" if measurement.output == DEPTH_USED else "another token at"
+        verdict, reason = FAIL, f"{other} {beyond[0][0]}, margin {beyond[0][1]:.2e}"
     elif ties:
         verdict, reason = AMBIGUOUS, f"{len(ties)} tied"
     return ParityRow(measurement, bound, verdict, reason, len(ties), index, margin)

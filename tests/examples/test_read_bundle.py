@@ -35,6 +35,14 @@ def test_it_finds_the_tokens_of_the_engine(engine: Engine, tiny_bundle: Path, de
     assert [int(one) for one in done.stdout.split()] == list(wanted)
 
 
+def test_it_reads_a_model_with_a_halter(halting_bundle: Path) -> None:
+    with Engine.open(halting_bundle, backend="cpu", threads=1) as engine:
+        wanted = engine.generate([7, 8, 9], depth=3, max_new_tokens=12).tokens
+    done = read(halting_bundle, 3, [7, 8, 9])
+    assert done.stderr == ""
+    assert [int(one) for one in done.stdout.split()] == list(wanted)
+
+
 def test_it_reads_a_block_of_layers(block_bundle: Path) -> None:
     with Engine.open(block_bundle, backend="cpu", threads=1) as engine:
         wanted = engine.generate([7, 8, 9], depth=2, max_new_tokens=12).tokens

@@ -21,7 +21,7 @@ from cli.evaluate import evaluate
 from cli.train import train
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, DataError, TrainingError
-from ouroboros.evaluate import Row, evaluate_model, score_windows, scoring_prefix
+from ouroboros.evaluate import Row, evaluate_model, score_auto, score_windows, scoring_prefix
 from tests.support.processes import answered_signals
 from tests.support.training import tiny_model, tiny_tokenizer
 
@@ -89,6 +89,24 @@ def test_any_causal_model_is_scored(tmp_path: Path) -> None:
     assert model.training
     assert rows[0].texts["a"] == pytest.approx(expected, rel=1e-5)
     assert rows[0].depth is None
+
+
+def test_each_window_is_scored_at_the_depth_it_chose() -> None:
+    model = tiny_model(halter="distance", halt_depth=6, halt_threshold=0.9)
+    loss, depth = score_auto(model, WINDOWS, 8)
+    ids = torch.from_numpy(WINDOWS[:, :8])
+    chosen = model(input_ids=ids, depth=6, halt_threshold=0.9).depth_used.tolist()
+    assert len(set(chosen)) > 1
+    alone = [
+        score_windows(model, window[None], one, 8)
+        for window, one in zip(WINDOWS, chosen, strict=True)
+    ]
+    assert depth == pytest.approx(sum(chosen) / len(chosen))
+    assert loss == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+    with pytest.raises(DataError, match="nothing to choose on"):
+        score_auto(model, WINDOWS, 0)
+    with pytest.raises(ConfigError, match="no halter"):
+        score_auto(tiny_model(), WINDOWS, 8)
 
 
 def test_windows_that_leave_nothing_are_refused() -> None:

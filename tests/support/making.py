@@ -15,11 +15,14 @@ from filelock import FileLock
 from torch import nn
 
 from export.graph import trace
+from tests.support.halting import write_halting
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 
 __all__ = [
     "block_bundle",
     "block_checkpoint",
+    "halting_bundle",
+    "halting_checkpoint",
     "massive_bundle",
     "massive_checkpoint",
     "tiny_bundle",
@@ -64,6 +67,24 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     """The bundle of the tiny checkpoint, depths 1..5; do not change it, copy it."""
     return make_once(
         tmp_path_factory, "tiny-bundle", lambda path: build_bundle(tiny_checkpoint, path)
+    )
+
+
+@pytest.fixture(scope="session")
+def halting_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with a trained halter; do not change it, copy it."""
+    return make_once(
+        tmp_path_factory,
+        "halting-checkpoint",
+        lambda path: write_halting(tiny_checkpoint, path, "trained"),
+    )
+
+
+@pytest.fixture(scope="session")
+def halting_bundle(halting_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, depths 1..5; do not change it, copy it."""
+    return make_once(
+        tmp_path_factory, "halting-bundle", lambda path: build_bundle(halting_checkpoint, path)
     )
 
 

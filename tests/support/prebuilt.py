@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["block_bundle", "massive_bundle", "tiny_bundle"]
+__all__ = ["block_bundle", "halting_bundle", "massive_bundle", "tiny_bundle"]
 
 FOLDER = "OURO_TEST_BUNDLES"
 
@@ -15,7 +15,7 @@ FOLDER = "OURO_TEST_BUNDLES"
 def _find(name: str) -> Path:
     folder = os.environ.get(FOLDER)
     if folder is None:
-        names = "tiny, block and massive"
+        names = "tiny, block, halting and massive"
         pytest.fail(f"set {FOLDER} to a folder with the bundles {names}, or install torch")
     return Path(folder) / name
 
@@ -36,3 +36,9 @@ def massive_bundle() -> Path:
 def block_bundle() -> Path:
     """The bundle of a model that loops a block of two layers, depths 1..5; do not change it."""
     return _find("block")
+
+
+@pytest.fixture(scope="session")
+def halting_bundle() -> Path:
+    """The bundle of the tiny checkpoint with a trained halter, depths 1..5; do not change it."""
+    return _find("halting")

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from ouroboros import OuroborosConfig, OuroborosForCausalLM, load_checkpoint
 from ouroboros.errors import ConfigError
 from ouroboros.model.modulation import StaticModulation
+from ouroboros.model.step import gate_means
 
 PROMPT = 9
 
@@ -236,7 +237,7 @@ def test_static_and_gateless_ablations_run(tiny_checkpoint: Path) -> None:
     assert isinstance(model.recurrent.controller, StaticModulation)
     ids = tokens(model, 1)
     assert torch.isfinite(model(ids, depth=3, use_cache=False).logits).all()
-    assert model.gate_means(ids, 3) == []
+    assert gate_means(model, ids, 3) == []
 
 
 def test_trained_parts_start_as_the_paper_says(model: OuroborosForCausalLM) -> None:
@@ -247,7 +248,7 @@ def test_trained_parts_start_as_the_paper_says(model: OuroborosForCausalLM) -> N
     assert not fresh.recurrent.gate.proj.weight.any()
     assert torch.all(fresh.recurrent.norm.weight == 1)
     assert bool(fresh.recurrent.controller.style.weight.any())
-    means = fresh.gate_means(tokens(fresh, 1), 4)
+    means = gate_means(fresh, tokens(fresh, 1), 4)
     assert means == pytest.approx([0.119203] * 4, abs=1e-6)
 
 

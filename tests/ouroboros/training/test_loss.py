@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ouroboros.training import loss as losses
 from ouroboros.training.loss import IGNORED, head_loss
@@ -81,3 +84,29 @@ def test_the_head_stays_frozen() -> None:
     head_loss(hidden, head, torch.tensor([1, 2, 3])).backward()
     assert hidden.grad is not None
     assert head.grad is None
+
+
+def test_logits_of_no_more_positions_than_a_piece_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither on the way forward nor on the way back."""
+    piece, hidden_size = 4, 3  # the transposed head is as wide and has fewer rows than a piece
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", piece * VOCABULARY)
+
+    class Widest(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = function(*args, **(kwargs or {}))
+            for one in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(one, torch.Tensor) and one.shape[-1:] == (VOCABULARY,):
+                    self.rows = max(self.rows, one.numel() // VOCABULARY)
+            return result
+
+    hidden, teacher = torch.randn(2, POSITIONS, hidden_size)
+    head, labels = torch.randn(VOCABULARY, hidden_size), torch.arange(POSITIONS) % VOCABULARY
+    with Widest() as widest:
+        head_loss(hidden.requires_grad_(), head, labels, teacher).backward()
+    assert widest.rows == piece < POSITIONS

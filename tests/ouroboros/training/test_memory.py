@@ -81,6 +81,22 @@ def test_steps_without_a_graph_keep_nothing(tiny_checkpoint: Path) -> None:
     assert max(plans) - min(plans) <= 2 * 4 * 2 * 16 * config.hidden_size
 
 
+def test_recomputed_steps_keep_what_they_enter_with(tiny_checkpoint: Path) -> None:
+    config = load_checkpoint(tiny_checkpoint)[0].config
+    shallow, deep = (
+        plan_memory(config, replace(OPTIONS, depth=depth, recompute=True)).activations
+        for depth in ("1", "4")
+    )
+    assert deep - shallow == 3 * 4 * 2 * 16 * config.hidden_size
+    assert deep < plan_memory(config, replace(OPTIONS, depth="4")).activations / 3
+
+
+def test_teacher_is_gone_where_its_states_are_kept(tiny_checkpoint: Path) -> None:
+    config = load_checkpoint(tiny_checkpoint)[0].config
+    kept = plan_memory(config, replace(OPTIONS, teacher="original", state_cache="kept"))
+    assert kept.teacher == 0
+
+
 def test_rounding_keeps_the_floats_of_what_is_frozen(tiny_checkpoint: Path) -> None:
     model, _ = load_checkpoint(tiny_checkpoint)
     plain = plan_memory(model.config, OPTIONS)

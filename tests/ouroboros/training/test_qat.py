@@ -43,7 +43,7 @@ def test_rounded_model_computes_what_the_export_stores(tiny_checkpoint: Path) ->
     rounded = round_model(model, Rounding(4, symmetric=False))
     assert rounded.trained
     assert rounded.frozen
-    with torch.no_grad(), rounded_once():
+    with torch.no_grad(), rounded_once(model):
         found, expected = model(IDS, depth=3).logits, stored(IDS, depth=3).logits
     assert torch.equal(found, expected)
     assert not torch.allclose(found, floats, atol=1e-2)
@@ -74,7 +74,7 @@ def test_gradients_pass_through_the_rounding(tiny_checkpoint: Path) -> None:
                 linear.weight.copy_(rounding.nearest(linear.weight))
     round_model(model, rounding)
     for one in (model, twin):
-        with rounded_once():
+        with rounded_once(one):
             one(IDS, labels=IDS, depth=2, use_cache=False).loss.backward()
     weight = model.coda[0].mlp.down_proj.parametrizations["weight"].original
     assert torch.equal(weight.grad, twin.coda[0].mlp.down_proj.weight.grad)
@@ -96,9 +96,23 @@ def test_a_weight_is_rounded_once_for_all_steps(
         return forward(self, weight)
 
     monkeypatch.setattr(Rounded, "forward", count)
-    with rounded_once():
+    with rounded_once(model):
         model(IDS, depth=4, use_cache=False)
     assert len(calls) == len(rounded.trained)
+
+
+@pytest.mark.parametrize("more", [{"depth_term": 0.5}, {"backprop_steps": 1}])
+def test_weights_train_where_they_are_first_used_without_a_graph(
+    tiny_checkpoint: Path, corpus: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    run = options(
+        corpus, qat="int8", train_coda="full", train_recurrent="full", depth="3-4", train_steps=3,
+        **more,
+    )  # fmt: skip
+    train(tiny_checkpoint, tmp_path / "out", run)
+    before, after = (load_checkpoint(one)[0] for one in (tiny_checkpoint, tmp_path / "out"))
+    for name in ("coda.0.mlp.up_proj.weight", "recurrent.layers.0.mlp.up_proj.weight"):
+        assert not torch.equal(before.get_parameter(name), after.get_parameter(name)), name
 
 
 def test_a_block_that_does_not_fit_names_those_that_do(tiny_checkpoint: Path) -> None:

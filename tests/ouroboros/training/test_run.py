@@ -27,6 +27,7 @@ from ouroboros.training.recipe import TrainOptions, make_options, read_recipe
 from ouroboros.training.run import train
 from ouroboros.training.state import list_steps
 from ouroboros.training.trainer import OuroborosTrainer, RunOrder
+from tests.support.paths import ROOT
 from tests.support.training import options, tiny_model, tiny_tokenizer
 
 
@@ -372,6 +373,14 @@ def test_recipe_sets_options_and_flags_win(tmp_path: Path) -> None:
         assert made.data == (tmp_path / "texts",)
         assert made.compile is True
         assert (made.learning_rate, made.depth, made.seed, made.warmup) == (1e-4, "8", 7, 10)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").glob("heal*.toml")), ids=lambda p: p.stem
+)
+def test_recipes_of_the_repository_are_read(path: Path) -> None:
+    made = make_options({"data": (Path("texts"),), "teacher": "original"}, path)
+    assert made.train_coda in ("lora", "full")
 
 
 @pytest.mark.parametrize(
