@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-lowest | test-newest | check | bench | wheel-test | clean
+# make demo | test | test-slow | test-lowest | test-newest | check | bench | study | wheel-test | clean
 # Needs nothing but Python 3.11 or newer, git and make; everything else goes into .venv/.
 
 SHELL := /bin/bash
@@ -15,9 +15,9 @@ GPU_STAMP := $(VENV)/.installed-gpu
 CONSTRAINTS := requirements/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Packages with code of ours; ruff also reads the tests.
-CODE := ouroboros export runtime cli demo bench
+CODE := ouroboros export runtime cli demo bench study
 
-.PHONY: help venv test test-slow gpu-test gpu-bench check format demo bench wheel-test test-lowest test-newest clean bench-large
+.PHONY: help venv test test-slow gpu-test gpu-bench check format demo bench study wheel-test test-lowest test-newest clean bench-large
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -61,6 +61,9 @@ format: $(STAMP) ## let ruff rewrite the code
 
 demo: $(STAMP) ## the whole chain on SmolLM2-135M-Instruct; leaves build/demo/
 	@$(BIN)/python -m demo.run
+
+study: $(STAMP) ## which part of a folded model is worth what; hours, goes on where it stopped
+	@$(BIN)/python -m study.run
 
 bench: $(STAMP) ## speeds, as ratios within one run; needs the demo's bundle
 	@$(BIN)/python -m bench.decode

@@ -20,7 +20,7 @@ if HAS_TORCH := find_spec("torch") is not None:
 else:
     from tests.support.prebuilt import *  # noqa: F403
 
-HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ouroboros", "export"}
+HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ouroboros", "export", "study"}
 # Whose sessions the packages above would be needed for, however light the module that asks.
 MAKING = {"tiny_original", "tiny_checkpoint", "block_checkpoint", "massive_checkpoint"}
 

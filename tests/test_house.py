@@ -10,7 +10,9 @@ import pytest
 
 from tests.support.paths import ROOT
 
-ROOMS = ("bench", "cli", "demo", "examples", "export", "ouroboros", "plugins", "runtime")
+ROOMS = (
+    "bench", "cli", "demo", "examples", "export", "ouroboros", "plugins", "runtime", "study",
+)  # fmt: skip
 FILE_LINES, FUNCTION_LINES = 400, 80
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

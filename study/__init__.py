@@ -1,0 +1,1 @@
+"""The study: which part of a folded model is worth what, measured arm by arm."""

@@ -1,0 +1,145 @@
+"""What stays of a run: one JSON file, by which it is known to be finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+LIKE = "like the training text"
+"""The name, among the losses by text, of that of text like the training text."""
+
+Losses = dict[int, dict[str, float]]
+"""Loss in nats a token by depth and text."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm at a seed, trained and scored.
+
+    Attributes:
+        arm: its name.
+        seed: of the training, and of what starts at random.
+        key: digest of all that the result depends on but the code.
+        stands_for: the arm taken up, where the plan names none.
+        convert: options of the conversion.
+        recipe: name of the recipe.
+        coda: what of the coda trained, as `--train-coda` has it.
+        tokens: trained on.
+        train_steps: updates.
+        trainable: parameters that trained.
+        parameters: of the model.
+        prefix: predictions left out of each window, of the loss and of the baseline it is held
+            against; above 0 with `mean` pooling only.
+        losses: by depth and text, `LIKE` among them.
+        curve_prefix: as `prefix`, while training.
+        curve: mean held-out loss while training by depth: (tokens, loss).
+        tokens_per_s: of the training.
+        train_s: seconds of the training, in the process that ended it.
+        score_s: of the scoring.
+        machine: what it was made on.
+        code: digest of the package `ouroboros`.
+        downstream: accuracy by task, where it was scored: value, standard error and examples.
+    """
+
+    arm: str
+    seed: int
+    key: str
+    stands_for: str
+    convert: dict[str, Any]
+    recipe: str
+    coda: str
+    tokens: int
+    train_steps: int
+    trainable: int
+    parameters: int
+    prefix: int
+    losses: Losses
+    curve_prefix: int
+    curve: dict[int, list[tuple[int, float]]]
+    tokens_per_s: float
+    train_s: float
+    score_s: float
+    machine: str
+    code: str
+    downstream: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def heldout(self, depth: int) -> float:
+        """Returns the mean over the held-out texts, each counted once."""
+        return mean_heldout(self.losses[depth])
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The original whole and plainly shortened, on the same windows as the runs.
+
+    Attributes:
+        full: loss by text, of all layers.
+        plain: of prelude, one layer between and coda, nothing trained.
+    """
+
+    full: dict[str, float]
+    plain: dict[str, float]
+
+    def share(self, loss: float, text: str | None = None) -> float:
+        """Returns the share of the gap between plain and full that a loss closes.
+
+        Args:
+            loss: of one text, or the mean of the held-out ones.
+            text: which; None for the mean.
+        """
+        plain = mean_heldout(self.plain) if text is None else self.plain[text]
+        full = mean_heldout(self.full) if text is None else self.full[text]
+        return (plain - loss) / (plain - full)
+
+
+def mean_heldout(losses: Mapping[str, float]) -> float:
+    """Returns the mean of the held-out texts' losses."""
+    kinds = [loss for text, loss in losses.items() if text != LIKE]
+    return sum(kinds) / len(kinds)
+
+
+def digest(*values: Any) -> str:
+    """Returns a hash of JSON values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".new")
+    staged.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    staged.replace(path)
+
+
+def write_run(folder: Path, run: Run) -> None:
+    """Writes a run's record."""
+    write_json(run_path(folder, run.arm, run.seed), asdict(run))
+
+
+def read_run(folder: Path, arm: str, seed: int) -> Run | None:
+    """Reads a run's record; None where there is none that can be read."""
+    try:
+        values = json.loads(run_path(folder, arm, seed).read_text(encoding="utf-8"))
+        return run_from_json(values)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def run_from_json(values: Mapping[str, Any]) -> Run:
+    """Makes a run of its JSON values, in which depths are texts."""
+    losses = {int(depth): dict(texts) for depth, texts in values["losses"].items()}
+    curve = {
+        int(depth): [(int(tokens), float(loss)) for tokens, loss in points]
+        for depth, points in values["curve"].items()
+    }
+    return Run(**{**values, "losses": losses, "curve": curve})
+
+
+def run_path(folder: Path, arm: str, seed: int) -> Path:
+    """Returns where a run's record lies."""
+    return folder / "runs" / f"{arm}-{seed}.json"
