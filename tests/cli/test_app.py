@@ -97,7 +97,11 @@ def test_usage_error_exits_2() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "line"),
     [
-        (["run", "B", "x", "--depth", "abc"], 1, "--depth 'abc' is no depth; give a number, or auto"),
+        (
+            ["run", "B", "x", "--depth", "abc"],
+            1,
+            "--depth 'abc' is no depth; give a number, or auto",
+        ),
         (["run", "B", "x", "--top-p", "y"], 1, "Invalid value for '--top-p': .*; see `.*run --h"),
         (["convert", "A", "B", "--rank", "1.5"], 1, "Invalid value for '--rank'"),
         (["run", "B", "x", "--dept", "3"], 2, "No such option:? '?--dept\\b.*--depth"),
