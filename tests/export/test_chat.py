@@ -118,6 +118,7 @@ def test_compile_gives_up_on_what_is_not_plain(name: str) -> None:
     assert compile_source(TAMPERED[name]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNAWAY)
 def test_compile_gives_up_on_what_runs_away(name: str) -> None:
     assert compile_source(RUNAWAY[name]) is None

@@ -70,6 +70,7 @@ def test_parity_of_a_model_with_massive_activations(
     ][:3]
 
 
+@pytest.mark.slow
 def test_live_check_knows_the_precision(
     half_bundle: Path, int4_bundle: Path, tiny_checkpoint: Path
 ) -> None:

@@ -134,6 +134,7 @@ def test_sampling_defaults_that_are_not_taken_over_are_said(
     assert [line[: len(expected)] for line in lines] == ([expected] if named else [])
 
 
+@pytest.mark.slow
 def test_a_finetuned_model_with_all_of_them_converts_exports_and_runs(
     tiny_original: Path, tmp_path: Path
 ) -> None:

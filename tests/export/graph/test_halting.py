@@ -28,7 +28,12 @@ from tests.support.tiny import MAX_DEPTH
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision"), [("trained", "int8"), ("distance", "fp16"), ("confidence", "fp32")]
+    ("kind", "precision"),
+    [
+        ("confidence", "fp32"),
+        pytest.param("trained", "int8", marks=pytest.mark.slow),
+        pytest.param("distance", "fp16", marks=pytest.mark.slow),
+    ],
 )
 def test_a_halter_is_exported_and_proven(
     tiny_checkpoint: Path, tmp_path: Path, kind: str, precision: str

@@ -323,6 +323,7 @@ def test_interrupted_build_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> 
 
 
 @builds
+@pytest.mark.slow
 def test_builder_ends_with_its_parent(tiny_bundle: Path, tmp_path: Path) -> None:
     process, child = start_stopped_build(tiny_bundle, tmp_path / PLANS)
     process.kill()

@@ -217,6 +217,7 @@ def test_auto_takes_the_best_candidate_at_depth(tiny_original: Path, tmp_path: P
     assert [line.split()[0] for line in lines if line.startswith(" ")] == ["layer", "2", "3"]
 
 
+@pytest.mark.slow
 def test_auto_takes_the_best_block(tiny_original: Path, tmp_path: Path) -> None:
     """What is written is what the conversion with the block's name writes, bases of each layer too.
 
@@ -240,15 +241,8 @@ def test_auto_takes_the_best_block(tiny_original: Path, tmp_path: Path) -> None:
         assert torch.equal(value, named.state_dict()[name]), name
 
 
-# The last, Qwen3, in the fast run: normalised queries are what differs most from Llama.
-@pytest.mark.parametrize(
-    "config",
-    [
-        *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[:-1]),
-        FAMILIES[-1],
-    ],
-    ids=lambda c: c.model_type,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", FAMILIES, ids=lambda c: c.model_type)
 def test_every_family_converts_and_exports(config: Any, tmp_path: Path) -> None:
     import numpy as np
     import onnx_ir as ir

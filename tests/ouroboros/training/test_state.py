@@ -178,8 +178,13 @@ def full_disk(*_: object, **__: object) -> None:
     ("where", "error"),
     [
         ("state.publish_step", OSError(errno.ENOSPC, "No space left on device")),
-        ("save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
-        ("state.publish_step", RuntimeError("PytorchStreamWriter failed writing file")),
+        *(
+            pytest.param(where, error, marks=pytest.mark.slow)
+            for where, error in (
+                ("save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+                ("state.publish_step", RuntimeError("PytorchStreamWriter failed writing file")),
+            )
+        ),
     ],
 )
 def test_full_disk_says_how_to_go_on(
@@ -247,7 +252,13 @@ DEEP = {"depth_curriculum": 5, "depth_term": 0.5, "backprop_steps": 2}
 ADAPTED = {"train_coda": "lora", "train_recurrent": "lora", "adapter_rank": 3}
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "distilled", "adapted", "deep"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "distilled",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("fp32", "bf16", "adapted", "deep")),
+    ],
+)
 def test_resume_is_exact_wherever_it_stopped(
     corpus: Path,
     checkpoint: Path,

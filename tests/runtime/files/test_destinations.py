@@ -299,6 +299,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic, "keeps_its_place", Path.is_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fixed")
 def test_contents_are_exchanged_where_a_directory_keeps_its_place(
     writers: dict[str, Callable[[Path], object]], tiny_bundle: Path, tmp_path: Path
