@@ -59,6 +59,7 @@ def _build_model(stages: Stages, material: Material) -> None:
 
     def train(interrupted: bool) -> None:
         files: list[str | Path] = ["--data", material.train, "--eval", material.eval]
+        files += ["--teacher", material.model]
         resume = ["--resume"] if interrupted and any((trained / "state").glob("*")) else []
         call("ouro", "train", converted, trained, *files, *flags(settings.TRAIN), *resume)
 
