@@ -30,9 +30,10 @@ from ouroboros.text.windows import IGNORED, collate, load_windows
 from ouroboros.training.adapters import mark_trained
 from ouroboros.training.depth import draw_train_step
 from ouroboros.training.frozen_states import open_states
+from ouroboros.training.order import run_order
 from ouroboros.training.recipe import TrainOptions, make_options
 from ouroboros.training.teacher import teacher_dtype
-from ouroboros.training.trainer import OuroborosTrainer, run_order, training_arguments
+from ouroboros.training.trainer import OuroborosTrainer, training_arguments
 
 OURS, RECOMPUTED, PLAIN, FILL = "ours", "ours_recomputed", "plain", "fill"
 FORMS = (PLAIN, OURS, RECOMPUTED)

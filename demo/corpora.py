@@ -26,7 +26,6 @@ import numpy as np
 from demo.fetch import KINDS, WHEELS
 from demo.forms import FORMS, documents
 from demo.markup import without_common_lines
-from demo.overlap import Runs, found_in, shares_any
 from demo.packages import (
     REGISTRIES,
     FetchError,
@@ -35,6 +34,7 @@ from demo.packages import (
     fetch_package,
     read_members,
 )
+from ouroboros.text.overlap import Runs, found_in, shares_any
 from runtime.files.atomic import publish
 
 PLAN = Path(__file__).parent.parent / "recipes" / "corpora.toml"

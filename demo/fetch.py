@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.overlap import SHARED_WORDS
 from demo.packages import FetchError, default_cache, download_wheel, require_hash, sha256_of
+from ouroboros.text.overlap import SHARED_WORDS
 from runtime.files.atomic import publish
 
 __all__ = ["FetchError", "Material", "Wheel", "default_cache", "fetch", "split_passages"]

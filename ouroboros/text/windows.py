@@ -9,7 +9,7 @@ window, and the model takes a position of 0 as the sign to restart attention and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,18 +150,27 @@ def load_windows(
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
     report: Report | None = None,
+    watch: Callable[[str], None] | None = None,
 ) -> PackedWindows:
     """Reads every data file under `paths` in order and packs it.
 
     `report` gets a line about what is not read: other files of a folder, texts that are null.
+    `watch` gets every document.
 
     Raises:
         DataError: As `find_files`, `read_documents` and `pack_documents`.
     """
     files = find_files(paths, report)
     name = str(files[0]) if len(files) == 1 else f"the {len(files)} data files"
-    documents = (document for file in files for document in read_documents(file, report))
+    read = (document for file in files for document in read_documents(file, report))
+    documents = read if watch is None else _show(read, watch)
     return pack_documents(documents, tokenizer, seq_len, name)
+
+
+def _show(documents: Iterator[str], watch: Callable[[str], None]) -> Iterator[str]:
+    for document in documents:
+        watch(document)
+        yield document
 
 
 def eval_windows(

@@ -19,15 +19,18 @@ from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.source.locate import quiet_transformers
 from ouroboros.storage.adapters import Update, read_updates, write_updates
+from ouroboros.text.corpus import read_whole, text_name
+from ouroboros.text.overlap import SHARED_WORDS, Overlap
 from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
 from ouroboros.training import state
 from ouroboros.training.adapters import gather_updates, mark_trained
 from ouroboros.training.frozen_states import StatedWindows, open_states
+from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.qat import round_as_asked
 from ouroboros.training.teacher import hash_teacher, load_teacher
-from ouroboros.training.trainer import OuroborosTrainer, run_order, training_arguments
+from ouroboros.training.trainer import OuroborosTrainer, training_arguments
 from runtime.files.atomic import check_place
 from runtime.files.destinations import ADAPTERS, CHECKPOINT, RUN
 
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
 
+OVERLAP_TOLD = 0.01
+"""Share of a held-out text that may stand in the training text without a word."""
 _PAPERS = ("LICENSE", "ATTRIBUTION")
 
 
@@ -210,8 +215,16 @@ def _read_texts(
     def say(line: str) -> None:
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
-    windows = load_windows(options.data, tokenizer, options.seq_len, say)
     heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows, say)
+    overlap = Overlap({text_name(path): read_whole(path) for path in options.eval})
+    watch = overlap.look if options.eval else None
+    windows = load_windows(options.data, tokenizer, options.seq_len, say, watch)
+    for name, share in overlap.shares().items():
+        if share >= OVERLAP_TOLD:
+            say(
+                f"warning: {share:.0%} of the runs of {SHARED_WORDS} words of held-out text "
+                f"{name!r} stand in the training text too; its loss is not that of unseen text"
+            )
     check_ids("the training text", windows.input_ids, model.config.vocab_size)
     for name, array in heldout.items():
         check_ids(f"held-out text {name!r}", array, model.config.vocab_size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,9 +35,11 @@ from ouroboros.model.step import gate_means
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
+from ouroboros.training.divergence import divergence, find_origin
 from ouroboros.training.frozen_states import PRELUDE, TEACHER, StatedWindows
 from ouroboros.training.half import halve_frozen
 from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
+from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE
 from ouroboros.training.qat import rounded_once
 from ouroboros.training.teacher import Teacher, teacher_dtype
@@ -49,34 +51,6 @@ if TYPE_CHECKING:
 WEIGHTS = "trainable.safetensors"
 LAYERS = ("coda.", "recurrent.layers.", "norm.")  # what is trained of the original's own layers
 SAMPLE_WINDOWS = 2
-# Keeps the streams of random numbers drawn from one seed apart; `depth` has 1 and 3.
-_ORDER_STREAM = 2
-
-
-class RunOrder(Sampler[int]):
-    """The windows of a whole run in order: one shuffled pass after the other.
-
-    One sampler for the whole run, so that a run is one epoch and skips to any train step.
-    """
-
-    def __init__(self, windows: int, total: int, seed: int) -> None:
-        """Orders `total` draws from `windows` windows."""
-        self.windows, self.total, self.seed = windows, total, seed
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __iter__(self) -> Iterator[int]:
-        for start in range(0, self.total, self.windows):
-            generator = np.random.default_rng([_ORDER_STREAM, self.seed, start // self.windows])
-            order = generator.permutation(self.windows)[: self.total - start]
-            yield from order.tolist()
-
-
-def run_order(options: TrainOptions, windows: int, world_size: int) -> RunOrder:
-    """Returns the order of a run over `windows` windows in `world_size` processes."""
-    a_step = options.batch_size * options.grad_accum * world_size
-    return RunOrder(windows, options.train_steps * a_step, options.seed)
 
 
 class OuroborosTrainer(Trainer):
@@ -180,6 +154,12 @@ class OuroborosTrainer(Trainer):
         if shallow is not None:
             loss = loss + options.depth_term * depth_loss(own, _predicting(shallow), head, targets)
         loss = self._per_token(loss, targets, num_items_in_batch)
+        if not math.isfinite(loss.detach()):
+            # Before the update, so that weights and saved states are the last good ones.
+            origin = find_origin(self._unwrapped(), lambda: model(**asked, **depth))
+            raise self._divergence(
+                f"the loss is {float(loss.detach()):g}", self.state.global_step + 1, origin
+            )
         return (loss, output) if return_outputs else loss
 
     def _guide(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
@@ -255,6 +235,9 @@ class OuroborosTrainer(Trainer):
         sample = {name: tensor.to(self.args.device) for name, tensor in sample.items()}
         with torch.no_grad():
             loss = model(**sample, depth=self.options.depth_range[1]).loss
+        if not math.isfinite(loss):
+            origin = find_origin(model, lambda: model(**sample, depth=self.options.depth_range[1]))
+            raise self._divergence(f"the sample loss is {loss:g}", self.state.global_step, origin)
         metrics = {"sample_loss": float(loss)}
         ids, depths = sample["input_ids"], self.options.scored_depths
         total = sum(len(text) for text in self.heldout.values()) * len(depths)
@@ -286,17 +269,12 @@ class OuroborosTrainer(Trainer):
         """Logs, and stops a run with a loss that is no number any more before that is saved."""
         for name, value in logs.items():
             if "loss" in name and not math.isfinite(value):
-                raise self._divergence(f"the {name.replace('_', ' ')} is {value}")
+                what = f"the {name.replace('_', ' ')} is {value}"
+                raise self._divergence(what, self.state.global_step)
         super().log(logs, start_time)
 
-    def _divergence(self, what: str) -> TrainingError:
-        if self.state.global_step == 0:
-            return TrainingError(f"{what} before any training", "start from another checkpoint")
-        return TrainingError(
-            f"{what} at train step {self.state.global_step}",
-            f"start over in another folder with a "
-            f"--learning-rate below {self.options.learning_rate:g}",
-        )
+    def _divergence(self, what: str, train_step: int, origin: str = "") -> TrainingError:
+        return divergence(what, train_step, self.options.learning_rate, origin)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staged or self.args.output_dir)
@@ -304,7 +282,7 @@ class OuroborosTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         for name, parameter in self._trainable().items():
             if not bool(torch.isfinite(parameter).all()):
-                raise self._divergence(f"{name} holds NaN or infinity")
+                raise self._divergence(f"{name} holds NaN or infinity", self.state.global_step)
         try:
             self._publish_state(model, trial)
         except (SafetensorError, RuntimeError) as error:  # theirs and torch.save's for a full disk

@@ -18,9 +18,9 @@ from ouroboros.text.windows import collate, load_windows
 from ouroboros.training import loss as losses
 from ouroboros.training.depth import DrawnDepth, depth_loss, draw_train_step, greatest_depth
 from ouroboros.training.loss import IGNORED
+from ouroboros.training.order import RunOrder
 from ouroboros.training.recipe import TrainOptions
 from ouroboros.training.run import train
-from ouroboros.training.trainer import RunOrder
 from tests.support.training import options, tiny_model, tiny_tokenizer, write_teacher
 
 POSITIONS, HIDDEN, VOCABULARY = 13, 6, 11

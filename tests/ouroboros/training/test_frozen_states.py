@@ -29,11 +29,12 @@ from ouroboros.training.frozen_states import (
     open_states,
     state_folder,
 )
+from ouroboros.training.order import run_order
 from ouroboros.training.run import train
 from ouroboros.training.state import list_steps
 from ouroboros.training.state_store import STATES
 from ouroboros.training.teacher import load_teacher
-from ouroboros.training.trainer import OuroborosTrainer, run_order
+from ouroboros.training.trainer import OuroborosTrainer
 from tests.ouroboros.training.test_state import PulledPlug, same_bits
 from tests.support.paths import ROOT
 from tests.support.training import options, tiny_model, tiny_tokenizer, write_teacher

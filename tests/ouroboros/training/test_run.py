@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
@@ -22,11 +23,12 @@ from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.text.windows import PackedWindows, collate, load_windows, pack_documents
 from ouroboros.training import plots
 from ouroboros.training.depth import draw_depth
+from ouroboros.training.order import RunOrder
 from ouroboros.training.plots import GATE
 from ouroboros.training.recipe import TrainOptions, make_options, read_recipe
 from ouroboros.training.run import train
 from ouroboros.training.state import list_steps
-from ouroboros.training.trainer import OuroborosTrainer, RunOrder
+from ouroboros.training.trainer import OuroborosTrainer
 from tests.support.paths import ROOT
 from tests.support.training import options, tiny_model, tiny_tokenizer
 
@@ -145,8 +147,15 @@ def test_bfloat16_keeps_float32_weights(corpus: Path, checkpoint: Path) -> None:
 
 def test_loss_that_is_no_number_stops_the_run(corpus: Path, checkpoint: Path) -> None:
     out = corpus.parent / "trained"
-    with pytest.raises(TrainingError, match=r"loss is nan at train step .*--learning-rate"):
+    with pytest.raises(
+        TrainingError, match=r"loss is nan at train step 3 \(it began in the output of recurrent\."
+    ):
         train(checkpoint, out, options(corpus, learning_rate=1e30, train_steps=20, save_every=1))
+    # The state before is the last good one: its weights are finite.
+    saved = list_steps(out / "state")[0]
+    assert saved.name == "step-2"
+    weights = load_file(saved / "trainable.safetensors")
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
     assert not (out / "config.json").exists()
 
 
@@ -157,7 +166,9 @@ def test_divergence_in_the_last_update_is_not_published(
     out = corpus.parent / "trained"
     texts = (heldout,) if scored else ()
     run = options(corpus, learning_rate=1e30, train_steps=1, warmup=0, eval=texts)
-    with pytest.raises(TrainingError, match=r"loss is nan at train step 1; .*--learning-rate"):
+    with pytest.raises(
+        TrainingError, match=r"loss is nan at train step 1 \(it began .*--learning-rate"
+    ):
         train(checkpoint, out, run)
     assert not (out / "config.json").exists()
     assert list_steps(out / "state") == []
@@ -187,6 +198,23 @@ def test_weight_that_is_no_number_is_not_published(
         train(checkpoint, out, options(corpus, max_grad_norm=0.0))
     assert not (out / "config.json").exists()
     assert list_steps(out / "state") == []
+
+
+def test_held_out_text_in_the_training_text_is_told_of(corpus: Path, checkpoint: Path) -> None:
+    words = " ".join(f"{first}{second}" for first in "abcdefgh" for second in "abcdefgh")
+    (corpus / "seen.txt").write_text(words)
+    held = {"seen": words, "new": words[::-1]}
+    paths = []
+    for name, text in held.items():
+        (corpus.parent / name).mkdir()
+        paths.append(corpus.parent / name / f"{name}.txt")
+        paths[-1].write_text(text)
+    console = Console(file=io.StringIO(), width=300, record=True)
+    run = options(corpus, train_steps=1, eval=tuple(paths), seq_len=64, batch_size=1)
+    train(checkpoint, corpus.parent / "out", run, console=console)
+    told = [line for line in console.export_text().splitlines() if "held-out text" in line]
+    assert len(told) == 1
+    assert "warning: 100% of the runs of 13 words of held-out text 'seen' stand in" in told[0]
 
 
 def test_pictures_need_no_held_out_text(corpus: Path, checkpoint: Path) -> None:

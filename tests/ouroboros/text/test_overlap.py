@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from demo.overlap import SHARED_WORDS, Runs, found_in, shares_any
+from ouroboros.text.overlap import SHARED_WORDS, Overlap, Runs, found_in, shares_any
 
 WORDS = [f"w{i}" for i in range(20)]
 RUN = " ".join(WORDS[:SHARED_WORDS])
@@ -42,3 +42,16 @@ def test_runs_are_the_same_in_every_process() -> None:
 
 def test_found_in_an_empty_set_is_false() -> None:
     assert found_in(Runs().both(RUN), np.empty(0, dtype=np.uint64)).tolist() == [False, False]
+
+
+def test_overlap_is_the_share_of_a_texts_own_runs() -> None:
+    held = [f"h{i}" for i in range(112)]  # 100 runs, the same in both ways of counting
+    overlap = Overlap({"held": " ".join(held), "short": "too few words", "other": RUN})
+    assert overlap.shares() == {"held": 0.0, "short": 0.0, "other": 0.0}
+    overlap.look("before " + " ".join(held[:22]))  # the first 10 runs
+    overlap.look(" ".join(held[5:25]).upper() + " after")  # from 5 to 12
+    overlap.look("nothing of it " * 30)
+    assert overlap.shares() == {"held": 0.13, "short": 0.0, "other": 0.0}
+    overlap.look(RUN)
+    assert overlap.shares()["other"] == 1.0
+    assert Overlap({}).shares() == {}

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
 SHARED_WORDS = 13
 _FACTOR = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_WORDS_KEPT = 1 << 20
 _WORD = re.compile(r"\w+")
 
 
@@ -31,7 +33,7 @@ class _Words(dict[str, int]):
 class Runs:
     """Hashes of runs of words, the same in every process.
 
-    It keeps the hash of each word it has met, so one instance is for one job.
+    It keeps the hashes of the words it has met, up to about a million.
     """
 
     def __init__(self) -> None:
@@ -55,6 +57,8 @@ class Runs:
         count = len(words) - SHARED_WORDS + 1
         if count < 1:
             return np.empty(0, dtype=np.uint64)
+        if len(self._words) > _WORDS_KEPT:
+            self._words.clear()
         numbers = map(self._words.__getitem__, words)
         ids = np.fromiter(numbers, dtype=np.uint64, count=len(words))
         hashes = np.zeros(count, dtype=np.uint64)
@@ -75,3 +79,29 @@ def found_in(hashes: np.ndarray, sorted_hashes: np.ndarray) -> np.ndarray:
     places = np.searchsorted(sorted_hashes, hashes)
     places[places == len(sorted_hashes)] = 0
     return np.asarray(sorted_hashes[places] == hashes)
+
+
+class Overlap:
+    """How much of some texts stands in others, which are shown to it one by one."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        """Watches for the runs of `texts`, given by name."""
+        self._runs = Runs()
+        self._own = {name: np.unique(self._runs.both(text)) for name, text in texts.items()}
+        every = [np.empty(0, dtype=np.uint64), *self._own.values()]
+        self._watched = np.unique(np.concatenate(every))
+        self._seen = np.zeros(len(self._watched), dtype=bool)
+
+    def look(self, text: str) -> None:
+        """Marks what stands in a text too."""
+        hashes = self._runs.both(text)
+        shared = hashes[found_in(hashes, self._watched)]
+        self._seen[np.searchsorted(self._watched, shared)] = True
+
+    def shares(self) -> dict[str, float]:
+        """Returns, by name, the share of a text's different runs that was seen: 0 to 1."""
+        seen = self._watched[self._seen]
+        return {
+            name: float(found_in(own, seen).mean()) if len(own) else 0.0
+            for name, own in self._own.items()
+        }
