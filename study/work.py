@@ -210,7 +210,10 @@ class Study:
         return run
 
     def convert(self, arm: Arm, seed: int) -> Path:
-        """Converts for a resolved arm, unless another arm or run did; returns the checkpoint."""
+        """Converts for a resolved arm, unless another arm or run did; returns the checkpoint.
+
+        A calibration text of its own is named from the plan's folder.
+        """
         from ouroboros.conversion.convert import convert
         from runtime.files.destinations import CHECKPOINT, kind_of
 
@@ -220,7 +223,9 @@ class Study:
             out.parent.mkdir(parents=True, exist_ok=True)
             shown = ", ".join(f"{name} {value}" for name, value in options.items())
             self.say(f"converting: {shown}")
-            convert(self.texts.model, out, **options)
+            if "calibration" in options:
+                options["calibration"] = self.plan.path.parent / options["calibration"]
+            convert(self.texts.model, out, report=self.say, **options)
         return out
 
     def score(self, checkpoint: Path) -> tuple[Losses, dict[str, int]]:
