@@ -15,8 +15,9 @@ CONVERT = {
     "--depth": str(DEPTH),
 }
 
-# About five minutes of two cores, half of the loss from the original's own distribution. A fixed number of steps, not of seconds: a run that ends by
-# the clock could not be repeated or resumed exactly.
+# Four minutes of two cores; half of the loss is the distance to the original's own distribution. A
+# fixed number of steps, not of seconds: a run that ends by the clock could not be repeated or
+# resumed exactly.
 TRAIN = {
     "--depth": f"1-{MAX_DEPTH}",
     "--train-steps": "36",
