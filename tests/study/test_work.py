@@ -103,6 +103,7 @@ def test_killed_training_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) 
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_other_tokens_and_other_recipes_are_other_runs(study: Study, tmp_path: Path) -> None:
     arm = study.plan.arms["bridge"]
     first = study.run(arm, 0)
