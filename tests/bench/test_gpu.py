@@ -81,6 +81,7 @@ def test_plan_that_was_refused_is_a_row_with_its_reason(
     assert [row.subject for row in speeds] == ["cpu"]
 
 
+@pytest.mark.slow
 def test_parts_run_one_after_the_other_on_one_export(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,7 +156,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "symmetric", "opset"),
     [
-        ("int4", True, 24),
+        pytest.param("int4", True, 24, marks=SLOW),
         pytest.param("int8", False, 21, marks=SLOW),
         pytest.param("int4", False, 24, marks=SLOW),
         pytest.param("int8", True, 24, marks=SLOW),

@@ -82,6 +82,7 @@ def test_a_model_without_a_halter_has_nothing_of_it(tiny_checkpoint: Path) -> No
     assert not [node for node in every if "halting" in str(node.name)]
 
 
+@pytest.mark.slow
 def test_halting_is_computed_in_float32(tiny_checkpoint: Path) -> None:
     model = give_halter(load_checkpoint(tiny_checkpoint)[0], "trained")
     graph, _ = compile_graph(model, PRECISIONS["fp16"], MAX_DEPTH)

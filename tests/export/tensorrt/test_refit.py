@@ -86,6 +86,7 @@ def read_spec(bundle: Path) -> tuple[Manifest, bytes]:
     return manifest, read_plan(bundle / spec.file, manifest.files[spec.file].sha256)
 
 
+@pytest.mark.slow
 def test_new_checkpoint_goes_into_the_old_plan(
     old: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

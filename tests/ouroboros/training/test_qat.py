@@ -128,6 +128,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_trains_what_is_exported(
     tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path
 ) -> None:

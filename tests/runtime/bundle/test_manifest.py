@@ -180,7 +180,7 @@ def test_older_bundle_says_to_export_again(bundle: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize(
-    # Of the manifest every ninth bit; all of them in the slow run.
+    # Of the manifest every 37th bit; all of them in the slow run.
     "every",
     [9, pytest.param(1, marks=pytest.mark.slow)],
 )
