@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import typing
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +27,7 @@ from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from demo import settings
 from demo.packages import default_cache
+from ouroboros.training.recipe import TrainOptions
 
 DEMO = Path("build/demo")
 AIMS = {"speed_ratio": ">= 2.5", "memory_ratio": "<= 0.5"}
@@ -116,15 +118,14 @@ def bench_train(
 
 def demo_options(data: Sequence[Path], teacher: str, precision: str, cache: str) -> dict[str, Any]:
     """Returns the options of the demo's training with these four."""
-    names = ("--depth", "--batch-size", "--seq-len", "--learning-rate", "--train-coda")
-    taken = {name.strip("-").replace("-", "_"): settings.TRAIN[name] for name in names}
-    numbers: dict[str, Any] = {
-        "batch_size": int(taken["batch_size"]),
-        "seq_len": int(taken["seq_len"]),
-        "learning_rate": float(taken["learning_rate"]),
+    kinds = typing.get_type_hints(TrainOptions)
+    taken = {
+        name: kinds[name](text)
+        for flag, text in settings.TRAIN.items()
+        if (name := flag.strip("-").replace("-", "_")) not in ("train_steps", "eval_every")
     }
     own = {"data": [str(one) for one in data], "teacher": teacher, "precision": precision}
-    return {**taken, **numbers, **own, "state_cache": cache}
+    return {**taken, **own, "state_cache": cache}
 
 
 def print_figures(figures: dict[str, Any]) -> None:
