@@ -18,11 +18,13 @@ from bench.scale import (
 
 
 @pytest.mark.slow
+@pytest.mark.needs_torch
 def test_page_is_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page.split(BEGIN)[1].split(END)[0].strip() == render(make_sheets())
 
 
+@pytest.mark.needs_torch
 def test_operations_are_those_of_a_count_by_hand() -> None:
     """SmolLM2: 3,538,944 weights in a layer's matrices, 28,311,552 in the head."""
     layer, head, d = 3_538_944, 28_311_552, 576
