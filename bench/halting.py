@@ -20,10 +20,10 @@ from bench.measure import describe_machine, make_parser
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from ouroboros.halting.fit import Choice, choose_at, sweep
-from ouroboros.halting.observe import Observations, chosen_depths, halting_scores, observe
+from ouroboros.halting.observe import Observations, chosen_depths, halting_scores, join, observe
 from ouroboros.halting.options import KINDS, HalterOptions
-from ouroboros.halting.run import choose_halter, choose_windows, prompt_ends
-from ouroboros.model.halting import Halter, Reading
+from ouroboros.halting.run import choose_depth, choose_halter, choose_windows, prompt_ends
+from ouroboros.model.halting import Halter
 from ouroboros.model.modeling import OuroborosForCausalLM
 
 TOLERANCE = 5e-4  # nats; losses closer than this are called equal
@@ -153,8 +153,8 @@ def draw(
         held: what it is tried on.
         best: the best fixed depth.
     """
-    points = sorted(sweep(halter, held, model), key=lambda one: one.depth)
     scores, losses = halting_scores(halter, held, model), held.losses
+    points = sorted(sweep(scores, losses), key=lambda one: one.depth)
     chosen = choose_at(scores, losses, choice.threshold)
     depths = chosen_depths(scores, choice.threshold)
     gains = losses[:, best - 1] - losses.gather(1, depths[:, None] - 1)[:, 0]
@@ -192,15 +192,6 @@ def hindsight(losses: torch.Tensor) -> tuple[Ideal, ...]:
         loss = float(losses.gather(1, depths[:, None]).mean())
         found.append(Ideal(price, float((depths + 1).float().mean()), loss))
     return tuple(found)
-
-
-def join(parts: Sequence[Observations]) -> Observations:
-    """Those of several texts as one."""
-    readings = tuple(
-        Reading(*(torch.cat([getattr(r, part) for r in step]) for part in ("old", "new", "mean")))
-        for step in zip(*(one.readings for one in parts), strict=True)
-    )
-    return Observations(torch.cat([one.losses for one in parts]), readings)
 
 
 def print_study(found: Study) -> None:
@@ -248,7 +239,7 @@ def measure(
     from ouroboros.text.windows import load_eval_windows
 
     model, tokenizer = load_with_tokenizer(checkpoint)
-    depth = options.depth or max(model.config.trained_depths, default=model.config.depth)
+    depth = choose_depth(options.depth, model.config)
     held = {}
     for name, cut in load_eval_windows(texts, tokenizer, seq_len, windows).items():
         print(f"observing {len(cut)} held-out windows of {name}", flush=True)

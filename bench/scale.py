@@ -130,6 +130,7 @@ def count_flops(config: OuroborosConfig, options: TrainOptions) -> float:
     import torch
 
     from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.training.depth import depth_chances
 
     with torch.device("meta"):
         model = OuroborosForCausalLM(config)
@@ -138,9 +139,8 @@ def count_flops(config: OuroborosConfig, options: TrainOptions) -> float:
         return sum(p.numel() for m in modules if m for p in m.parameters() if p.ndim == 2)
 
     low, high = options.depth_range
-    depths = np.arange(low, high + 1)
-    shares = 1 / depths if options.depth_draw == "inverse" else np.ones(len(depths))
-    mean_depth = float((depths * shares).sum() / shares.sum())
+    chances = depth_chances(low, high, options.depth_draw)
+    mean_depth = float(np.arange(low, high + 1) @ chances)
     loop = model.recurrent
     modulated = [one for layer in loop.projections() for one in layer.values()]
     bases = sum(one.lora_a[0].numel() + one.lora_b[0].numel() for one in modulated)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import io
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.files.cache import default_cache as default_cache
 from runtime.files.hashing import hash_file
 
 _UPSTREAM = re.compile(r"^[^_]+_[^_]*?(\.orig)?(?<!\.debian)\.tar\.[a-z0-9]+$")
@@ -47,12 +47,6 @@ class Package:
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} ({self.registry})"
-
-
-def default_cache() -> Path:
-    """$OURO_CACHE, or ~/.cache/ouroboros."""
-    named = os.environ.get("OURO_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "ouroboros"
 
 
 def sha256_of(path: Path) -> str | None:

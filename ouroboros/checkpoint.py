@@ -26,6 +26,8 @@ from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import CHECKPOINT, DELTA_NAME, RUN
 from runtime.files.hashing import hash_file as hash_file
 
+PAPERS = ("LICENSE", "ATTRIBUTION")
+
 
 def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
     """Loads a checkpoint in float32 eval mode, with its tokenizer (None where it has none).
@@ -70,6 +72,14 @@ def load_with_tokenizer(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
     if tokenizer is None:
         raise CheckpointError(f"{path}: has no tokenizer.json", "convert the model again")
     return model, tokenizer
+
+
+def papers_of(path: Path) -> dict[str, Path | bytes]:
+    """Returns the licence and attribution of a checkpoint's origin, which travel with its weights.
+
+    By their names, as `save_checkpoint` takes files; those that it has.
+    """
+    return {name: path / name for name in PAPERS if (path / name).is_file()}
 
 
 def read_config(path: Path) -> OuroborosConfig:

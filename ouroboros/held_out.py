@@ -136,7 +136,8 @@ class ScoredCheckpoint:
 
 
 @contextmanager
-def _no_bar(total: int) -> Iterator[Advance]:
+def no_bar(total: int) -> Iterator[Advance]:
+    """Shows nothing of what is counted, `total` in all."""
     yield lambda count: None
 
 
@@ -150,7 +151,7 @@ def evaluate_texts(
     converted: Scored | None = None,
     original: str | None = None,
     report: Callable[[str], None] | None = None,
-    bar: Callable[[int], AbstractContextManager[Advance]] = _no_bar,
+    bar: Callable[[int], AbstractContextManager[Advance]] = no_bar,
 ) -> Evaluation:
     """Scores held-out files by depth, every row on the same windows: the first of each file.
 

@@ -357,21 +357,10 @@ def read_curve(
 
 def describe_machine() -> str:
     """Says what a run was made on: the processor, its threads, and torch's version."""
-    import platform
-
     import torch
 
-    names = [
-        line.partition(":")[2].strip()
-        for line in _lines(Path("/proc/cpuinfo"))
-        if line.startswith("model name")
-    ]
-    processor = names[0] if names else platform.machine()
-    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    from bench.measure import describe_machine as describe
 
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
+    machine = describe()
+    versions, threads = machine["versions"], torch.get_num_threads()
+    return f"{machine['processor']}, {threads} threads, torch {versions['torch']}"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from export.errors import ExportError
 from export.precision import PRECISIONS
-from ouroboros.model.blocks import BLOCKS
+from ouroboros.model.blocks import BLOCKS, fitting_blocks
 
 Array = NDArray[Any]
 
@@ -123,7 +123,7 @@ def check_block(block: int, inputs: Sequence[int]) -> None:
     Raises:
         ExportError: naming the sizes that do, or the precisions that have none.
     """
-    fitting = [size for size in BLOCKS if all(rows % size == 0 for rows in inputs)]
+    fitting = fitting_blocks(inputs)
     if block in fitting:
         return
     odd = sorted({rows for rows in inputs if rows % block})

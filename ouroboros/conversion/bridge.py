@@ -17,6 +17,7 @@ from torch import nn
 from ouroboros.errors import DataError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import describe_sequences
+from ouroboros.model.prelude import run_prelude
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Regularisations tried, as parts of the mean diagonal of the Gram matrix."""
@@ -75,17 +76,10 @@ def original_states(
     states = torch.empty(count, length, model.config.hidden_size)
     positions = torch.arange(length)[None]
     sequences = describe_sequences(1, length, 0, None, None, windows.device)
-    inputs = {
-        "attention_mask": sequences.additive_mask(states.dtype),
-        "position_ids": positions,
-        "position_embeddings": model.rotary_emb(states[:1], position_ids=positions),
-    }
+    inputs = model.layer_inputs(states[:1], positions, sequences)
     batches = [slice(start, start + _BATCH) for start in range(0, count, _BATCH)]
     for batch in batches:
-        hidden = model.embed_tokens(windows[batch])
-        for layer in model.prelude:
-            hidden = layer(hidden, **inputs)
-        states[batch] = hidden
+        states[batch] = run_prelude(model, windows[batch])
     number = model.config.prelude
     yield number, states
     looped = _layer_to_read_into(model)

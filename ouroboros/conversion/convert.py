@@ -347,9 +347,11 @@ def _describe(
     coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
     prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
     modulators = {"static": ["modulation vectors"], "free": ["low-rank updates"], "none": []}
-    own = [*modulators.get(config.modulation, ["Controller"])] if config.recurrent_layers else []
-    own += ["gate"] if model.recurrent.gate is not None and config.recurrent_layers else []
-    own += ["step norms"] if config.recurrent_layers else []
+    own: list[str] = []
+    if config.recurrent_layers:
+        own += modulators.get(config.modulation, ["Controller"])
+        own += ["gate"] if model.recurrent.gate is not None else []
+        own += ["step norms"]
     own += ["bridge"] if model.bridge is not None else []
     lines = [
         f"{original.name}: {config.original_layers} layers, {total:,} parameters",

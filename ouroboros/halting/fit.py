@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import torch
 
 from ouroboros.errors import TrainingError
-from ouroboros.halting.observe import Observations, chosen_depths, halting_scores
+from ouroboros.halting.observe import Observations, chosen_depths
 from ouroboros.model.halting import Halter, halting_features
-from ouroboros.model.modeling import OuroborosForCausalLM
 
 UPDATES, PATIENCE = 400, 60
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 1.0
@@ -123,23 +122,19 @@ def fit_halter(
 
 
 @torch.no_grad()
-def sweep(halter: Halter, observations: Observations, model: OuroborosForCausalLM) -> list[Choice]:
-    """What the halter does at thresholds spread over the scores it gives, the lowest first.
+def sweep(scores: torch.Tensor, losses: torch.Tensor) -> list[Choice]:
+    """What a halter does at thresholds spread over the scores it gives, the lowest first.
 
     Args:
-        halter: of any kind.
-        observations: to try it on.
-        model: for its final norm and LM head.
+        scores: of `halting_scores`, `[N, D]`.
+        losses: of the same prompts, `[N, D]`.
     """
-    scores = halting_scores(halter, observations, model)
     open_ended = scores[:, :-1].reshape(-1)  # after the last step there is nothing to decide
     candidates = [1.0]
     if len(open_ended):
         spread = torch.linspace(0, 1, THRESHOLDS, device=scores.device)
         candidates += torch.quantile(open_ended, spread).clamp(1e-6, 1.0).tolist()
-    return [
-        choose_at(scores, observations.losses, threshold) for threshold in sorted(set(candidates))
-    ]
+    return [choose_at(scores, losses, threshold) for threshold in sorted(set(candidates))]
 
 
 def choose_at(scores: torch.Tensor, losses: torch.Tensor, threshold: float) -> Choice:

@@ -97,19 +97,22 @@ def observe(
             f"prompts of {list(ends)} of {windows.shape[1]} tokens",
             "each must leave a token before and after it",
         )
-    losses, readings = [], []
+    found = []
     for window in windows:
         ids = torch.from_numpy(window)[None].to(next(model.parameters()).device)
-        found = _observe_window(model, ids, list(ends), depth, every)
-        losses.append(found.losses)
-        readings.append(found.readings)
+        found.append(_observe_window(model, ids, list(ends), depth, every))
         if advance is not None:
             advance(1)
-    joined = (
+    return join(found)
+
+
+def join(parts: Sequence[Observations]) -> Observations:
+    """Those of several windows or texts as one, in their order."""
+    readings = (
         Reading(*(torch.cat([getattr(r, part) for r in step]) for part in ("old", "new", "mean")))
-        for step in zip(*readings, strict=True)
+        for step in zip(*(one.readings for one in parts), strict=True)
     )
-    return Observations(torch.cat(losses), tuple(joined))
+    return Observations(torch.cat([one.losses for one in parts]), tuple(readings))
 
 
 def _observe_window(

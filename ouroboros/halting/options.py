@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.errors import DataError
+from ouroboros.model.halters import HALTERS
 from runtime.options import option
 
-KINDS = ("trained", "confidence", "distance")
+KINDS = tuple(one for one in HALTERS if one != "none")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Everything else of the model stays as it is, bit by bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ouroboros.checkpoint import load_with_tokenizer, save_checkpoint
+from ouroboros.checkpoint import load_with_tokenizer, papers_of, save_checkpoint
 from ouroboros.errors import ConfigError, DataError, TrainingError
 from ouroboros.halting.fit import Choice, best_choice, fit_halter, sweep
-from ouroboros.halting.observe import Observations, observe
+from ouroboros.halting.observe import Observations, halting_scores, observe
 from ouroboros.halting.options import HalterOptions
+from ouroboros.held_out import Advance, no_bar
 from ouroboros.model.halting import Halter
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -27,9 +28,6 @@ from runtime.files.atomic import check_place
 from runtime.files.destinations import CHECKPOINT
 
 ASIDE = 4  # every so manyth window is held aside, to stop the fit and to choose the threshold
-PAPERS = ("LICENSE", "ATTRIBUTION")
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -52,18 +50,13 @@ class HalterReport:
         return costs.index(min(costs)) + 1
 
 
-@contextmanager
-def _no_bar(total: int) -> Iterator[Advance]:
-    yield lambda count: None
-
-
 def make_halter(
     checkpoint: Path,
     out: Path,
     options: HalterOptions,
     *,
     report: Callable[[str], None] | None = None,
-    bar: Callable[[int], AbstractContextManager[Advance]] = _no_bar,
+    bar: Callable[[int], AbstractContextManager[Advance]] = no_bar,
 ) -> HalterReport:
     """Writes a checkpoint with a halter; one that it had is replaced.
 
@@ -85,7 +78,7 @@ def make_halter(
     if obstacle := check_place(out, (CHECKPOINT,), (checkpoint, *options.data)):
         raise TrainingError(f"{out} {obstacle}")
     model, tokenizer = load_with_tokenizer(checkpoint)
-    depth = _choose_depth(options.depth, model.config)
+    depth = choose_depth(options.depth, model.config)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
     windows = choose_windows(options, tokenizer, report)
     check_ids("the text", windows, model.config.vocab_size)
@@ -93,10 +86,7 @@ def make_halter(
         seen = observe(model, windows, prompt_ends(options), depth, advance)
     made, choice, aside = choose_halter(model, seen, options)
     whole = with_halter(model, made, options.kind, depth, choice.threshold)
-    files: dict[str, Path | bytes] = {
-        name: checkpoint / name for name in PAPERS if (checkpoint / name).is_file()
-    }
-    save_checkpoint(whole, tokenizer, out, files)
+    save_checkpoint(whole, tokenizer, out, papers_of(checkpoint))
     return HalterReport(choice, tuple(aside.losses.mean(0).tolist()), len(aside))
 
 
@@ -116,7 +106,7 @@ def choose_halter(
     halter = new_halter(model, options.kind)
     if options.kind == "trained":
         fit_halter(halter, observations.part(number % ASIDE != ASIDE - 1), aside, options.price)
-    choice = best_choice(sweep(halter, aside, model), options.price)
+    choice = best_choice(sweep(halting_scores(halter, aside, model), aside.losses), options.price)
     return halter, choice, aside
 
 
@@ -136,7 +126,12 @@ def with_halter(
     return model
 
 
-def _choose_depth(asked: int | None, config: Any) -> int:
+def choose_depth(asked: int | None, config: Any) -> int:
+    """Returns the most steps a halter may choose: those asked for, or the deepest trained.
+
+    Raises:
+        ConfigError: the model loops nothing, or is not that deep.
+    """
     if not config.recurrent_layers:
         raise ConfigError(
             "this checkpoint loops no layer, so there is no depth to choose",

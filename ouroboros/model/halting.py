@@ -25,8 +25,9 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ouroboros.errors import ConfigError
-from ouroboros.model.configuration import STEP_NORM_EPS, OuroborosConfig
+from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.halters import check_threshold
+from ouroboros.model.modulation import normalise
 from ouroboros.model.pooling import Sequences, widen
 
 if TYPE_CHECKING:
@@ -99,11 +100,7 @@ class Halter(nn.Module):
 
 def halting_features(reading: Reading) -> torch.Tensor:
     """Returns what a trained halter sees, float32 `[..., 2 * hidden]`."""
-    return torch.cat([_scaled(reading.new), _scaled(reading.mean)], dim=-1)
-
-
-def _scaled(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + STEP_NORM_EPS)
+    return torch.cat([normalise(reading.new), normalise(reading.mean)], dim=-1)
 
 
 class Halting:

@@ -193,6 +193,11 @@ def make_modulation(config: OuroborosConfig) -> nn.Module | None:
             return None
 
 
+def normalise(x: torch.Tensor) -> torch.Tensor:
+    """Returns x `[..., hidden]` with a root mean square of one over its last dimension."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + STEP_NORM_EPS)
+
+
 class StepNorm(nn.Module):
     """RMSNorm with a weight of its own for every step, computed in float32."""
 
@@ -203,9 +208,7 @@ class StepNorm(nn.Module):
 
     def forward(self, hidden: torch.Tensor, step: int) -> torch.Tensor:
         """Normalises `[batch, seq, hidden]` with the weight of `step`."""
-        x = widen(hidden)
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + STEP_NORM_EPS)
-        return (x * widen(self.weight[step])).to(hidden.dtype)
+        return (normalise(widen(hidden)) * widen(self.weight[step])).to(hidden.dtype)
 
 
 class Injection(nn.Module):

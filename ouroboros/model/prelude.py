@@ -36,11 +36,7 @@ def run_prelude(
     if position_ids is None:
         position_ids = count_positions(None, 0, batch, length, device)
     hidden: torch.Tensor = model.embed_tokens(input_ids)
-    layer_inputs = {
-        "attention_mask": sequences.additive_mask(hidden.dtype),
-        "position_ids": position_ids,
-        "position_embeddings": model.rotary_emb(hidden, position_ids=position_ids),
-    }
+    layer_inputs = model.layer_inputs(hidden, position_ids, sequences)
     for layer in model.prelude:
         hidden = layer(hidden, **{CACHE: None}, **layer_inputs)
     return hidden

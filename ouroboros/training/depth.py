@@ -50,8 +50,15 @@ def draw_depth(seed: int, train_step: int, low: int, high: int, draw: str = "uni
     generator = np.random.default_rng([_DEPTH_STREAM, seed, train_step])
     if draw == "uniform":
         return int(generator.integers(low, high + 1))
+    return int(generator.choice(np.arange(low, high + 1), p=depth_chances(low, high, draw)))
+
+
+def depth_chances(low: int, high: int, draw: str) -> np.ndarray:
+    """Returns how likely `draw_depth` is to draw each depth of low..high, float64 [depths]."""
     depths = np.arange(low, high + 1)
-    return int(generator.choice(depths, p=(1 / depths) / (1 / depths).sum()))
+    weights = 1 / depths if draw == "inverse" else np.ones(len(depths))
+    chances: np.ndarray = weights / weights.sum()
+    return chances
 
 
 def greatest_depth(options: TrainOptions, train_step: int) -> int:
@@ -122,16 +129,13 @@ def _depth_piece(
     shallow: torch.Tensor,
     head: torch.Tensor,
     labels: torch.Tensor,
-    weight: float,
-    temperature: float,
+    *of_distilling: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The term of some positions and its gradient, in closed form; the last two have no part."""
-    device = hidden.device.type
-    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
-    table, place = head.to(kind), labels.clamp(min=0)[:, None]
-    with torch.autocast(device, enabled=False):
+    """The term of some positions and its gradient, in closed form; arguments as `piece_loss`'s."""
+    place = labels.clamp(min=0)[:, None]
+    with torch.autocast(hidden.device.type, enabled=False):
         log_p, other = (
-            torch.log_softmax(widen(functional.linear(state.to(kind), table)), -1)
+            torch.log_softmax(widen(functional.linear(state, head)), -1)
             for state in (hidden, shallow)
         )
         worse = other.gather(1, place) - log_p.gather(1, place)
@@ -141,5 +145,5 @@ def _depth_piece(
         slope = log_p.exp()
         slope.scatter_add_(1, place, torch.full_like(place, -1, dtype=slope.dtype))
         slope = slope * (rise * (1 + worse * (1 - rise)) * valid)
-        gradient = functional.linear(slope.to(kind), table.T).to(hidden.dtype)
+        gradient = functional.linear(slope.to(head.dtype), head.T)
         return (functional.silu(worse) * valid).sum(), gradient

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from ouroboros.model.prelude import run_prelude
 from ouroboros.text.windows import collate
 from ouroboros.training.state_store import STRETCH, StateStore, StoreKey, make_room
 from ouroboros.training.teacher import hash_teacher, load_teacher, teacher_dtype
+from runtime.files.cache import default_cache
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
@@ -48,11 +48,13 @@ class StatedWindows:
         windows: the tokens.
         stores: of states, by the name that they have in a batch.
         sha256: of all states that the run reads.
+        teacher: sha256 of the teacher's files; empty without a teacher.
     """
 
     windows: PackedWindows
     stores: dict[str, StateStore]
     sha256: str
+    teacher: str
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -103,9 +105,10 @@ def open_states(
         model.config.hidden_size, options.state_dtype, options.precision,
     )  # fmt: skip
     keys = {PRELUDE: key}
-    if options.teacher:
+    taught = hash_teacher(options.teacher) if options.teacher else ""
+    if taught:
         # The head is part of it: states are only computed by a teacher that shares it.
-        weights = f"{hash_teacher(options.teacher)}+{_hash_tensors([head])}"
+        weights = f"{taught}+{_hash_tensors([head])}"
         keys[TEACHER] = replace(key, kind="teacher", weights=weights)
     try:
         stores = {n: opened.enter_context(StateStore(root, one)) for n, one in keys.items()}
@@ -136,15 +139,12 @@ def open_states(
             f"{root}: can't keep the states ({error})",
             "make room and start again: what was computed stays; or train without --state-cache",
         ) from error
-    return StatedWindows(windows, stores, digest.hexdigest())
+    return StatedWindows(windows, stores, digest.hexdigest(), taught)
 
 
 def state_folder(named: str) -> Path:
     """Returns where states are kept: the folder that was named, or the one of `auto`."""
-    if named != AUTO:
-        return Path(named)
-    cache = os.environ.get("OURO_CACHE")
-    return (Path(cache) if cache else Path.home() / ".cache" / "ouroboros") / "states"
+    return default_cache() / "states" if named == AUTO else Path(named)
 
 
 class _Filling:

@@ -59,9 +59,8 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, len(labels), step):
             piece = slice(start, start + step)
             guide = None if guides is None else guides[piece]
-            more = () if teacher_head is None else (teacher_head,)
             loss, found = compute(
-                states[piece], guide, head, labels[piece], weight, temperature, *more
+                states[piece], guide, head, labels[piece], weight, temperature, teacher_head
             )
             total += loss
             gradient[piece] = found
@@ -122,7 +121,8 @@ def piece_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the loss `[]` of some positions and its gradient `[positions, hidden]`.
 
-    Arguments are those of `head_loss`; states and head are of the type that logits are computed
+    Arguments are those of `head_loss`, with a weight of 0 where there is no teacher, and with one
+    only where there is; states and heads are of the type that logits are computed
     in. What is as wide as the vocabulary is changed in place.
     """
     with torch.autocast(hidden.device.type, enabled=False):
@@ -131,7 +131,7 @@ def piece_loss(
         valid = (labels != IGNORED)[:, None]
         log_p = torch.log_softmax(logits, -1)
         loss = -(log_p.gather(1, place) * valid).sum() * (1 - weight)
-        if teacher is None or weight == 0:
+        if teacher is None:
             slope = log_p.exp_()
         else:
             soft = torch.log_softmax(logits / temperature, -1) if temperature != 1 else log_p
@@ -147,8 +147,7 @@ def piece_loss(
             slope.sub_(q, alpha=weight * temperature)
             if not same:
                 slope.add_(log_p.exp_(), alpha=1 - weight)
-        share = weight - 1 if weight and teacher is not None else -1.0
-        slope.scatter_add_(1, place, torch.full_like(place, share, dtype=slope.dtype))
+        slope.scatter_add_(1, place, torch.full_like(place, weight - 1, dtype=slope.dtype))
         found = functional.linear(slope.to(head.dtype), head.T)
         # Here and not in the slope, which is as wide as the vocabulary.
         return loss, found * valid

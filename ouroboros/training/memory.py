@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ouroboros.training.loss import CHUNK_ELEMENTS, head_loss
+from ouroboros.training.qat import round_as_asked, rounded_once
+from ouroboros.training.teacher import teacher_dtype
 
 if TYPE_CHECKING:
     from ouroboros.model.configuration import OuroborosConfig
@@ -67,10 +69,8 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
 
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.adapters import mark_trained
-    from ouroboros.training.qat import round_as_asked
 
     config.check_depth(options.depth_range[1])
-    half = options.precision == "bf16"
     with torch.device("meta"):
         model = OuroborosForCausalLM(config).train()
         mark_trained(model, options)
@@ -83,7 +83,7 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
         activations = count_activations(model, options)
         # With its states on disk it is gone before the training begins.
         runs = bool(options.teacher and not options.state_cache)
-        teacher = _count_teacher(config, 2 if half else FLOAT32_BYTES) if runs else 0
+        teacher = _count_teacher(config, teacher_dtype(options.precision).itemsize) if runs else 0
     elements = min(CHUNK_ELEMENTS[device], config.vocab_size * options.batch_size * options.seq_len)
     return MemoryPlan(
         weights=sum(t.nbytes for t in _own_tensors(model).values())
@@ -110,7 +110,7 @@ def describe_plan(checkpoint: Path, options: TrainOptions) -> str:
     plan = plan_memory(read_config(checkpoint), options, device)
     words = {
         "weights": "weights, float32",
-        "teacher": f"the original, {'bfloat16' if options.precision == 'bf16' else 'float32'}",
+        "teacher": f"the original, {str(teacher_dtype(options.precision)).removeprefix('torch.')}",
         "gradients": "gradients of what trains",
         "optimizer": "AdamW's two states of it",
         "activations": f"activations of {options.batch_size} windows of {options.seq_len} tokens "
@@ -140,8 +140,6 @@ def count_activations(model: Any, options: TrainOptions) -> int:
 
     shape = (options.batch_size, options.seq_len)
     ids = torch.zeros(shape, dtype=torch.long)
-    from ouroboros.training.qat import rounded_once
-
     with (
         rounded_once(model),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ouroboros.errors import TrainingError
-from ouroboros.model.blocks import BLOCKS
+from ouroboros.model.blocks import fitting_blocks
 from ouroboros.model.matrices import matrices_to_round
 from ouroboros.model.rounding import Rounding
 
@@ -106,9 +106,9 @@ def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel
         TrainingError: the block size does not cut every matrix evenly.
     """
     linears = [linear for _, linear in matrices_to_round(model, "")]
-    odd = sorted({m.in_features for m in linears if m.in_features % rounding.block})
-    if odd:
-        allowed = [b for b in BLOCKS if all(m.in_features % b == 0 for m in linears)]
+    inputs = [linear.in_features for linear in linears]
+    if odd := sorted({one for one in inputs if one % rounding.block}):
+        allowed = fitting_blocks(inputs)
         raise TrainingError(
             f"--qat-block={rounding.block} does not cut {odd[0]} inputs evenly",
             f"give one of {', '.join(map(str, allowed))}" if allowed else "train without --qat",

@@ -152,14 +152,11 @@ class TrainOptions:
             raise TrainingError(
                 f"--temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
             )
-        if not 0 < self.adapter_alpha < float("inf"):
-            raise TrainingError(
-                f"--adapter-alpha={self.adapter_alpha} is not allowed", "give more than 0"
-            )
-        if not 0 < self.state_cache_gb < float("inf"):
-            raise TrainingError(
-                f"--state-cache-gb={self.state_cache_gb} is not allowed", "give more than 0"
-            )
+        for name in ("adapter_alpha", "state_cache_gb"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise TrainingError(
+                    f"{_flag(name)}={getattr(self, name)} is not allowed", "give more than 0"
+                )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
                 raise TrainingError(f"depth={depth} is not allowed", "the least is 1")
@@ -168,6 +165,7 @@ class TrainOptions:
     def _refuse_contradictions(self) -> None:
         """Refuses what would be without effect. A default that was spelt out can't be told."""
         usual = {field.name: field.default for field in dataclasses.fields(self)}
+        layers = (self.train_coda, self.train_recurrent)
         for names, given, what, flag in (
             (("distill", "temperature"), self.teacher, "of distillation, and there is no teacher",
              "--teacher"),
@@ -175,6 +173,8 @@ class TrainOptions:
              "of kept states, and none are kept", "--state-cache"),
             (("qat_block", "qat_symmetric"), self.qat != "none", "of --qat, and there is none",
              "--qat"),
+            (("adapter_rank", "adapter_alpha"), self.adapted, "of adapters, and none trains",
+             "--train-coda lora or --train-recurrent lora"),
         ):  # fmt: skip
             for name in names:
                 value = getattr(self, name)
@@ -183,7 +183,7 @@ class TrainOptions:
                         f"{_flag(name)}={value} is {what}",
                         f"give {flag}, or leave {_flag(name)} out",
                     )
-        if self.qat != "none" and "lora" in (self.train_coda, self.train_recurrent):
+        if self.qat != "none" and self.adapted:
             raise TrainingError(
                 "--qat rounds whole matrices, and adapters train beside theirs",
                 "give full in place of lora, or leave --qat out",
@@ -192,7 +192,6 @@ class TrainOptions:
             raise TrainingError(
                 "--distill=0.0 makes no use of --teacher", "leave one of the two out"
             )
-        layers = (self.train_coda, self.train_recurrent)
         if self.layer_learning_rate and layers == ("frozen", "frozen"):
             raise TrainingError(
                 f"--layer-learning-rate={self.layer_learning_rate} is of layers of the original "
@@ -211,13 +210,6 @@ class TrainOptions:
                 f"--depth-curriculum={self.depth_curriculum} ends after the run",
                 f"give at most --train-steps, {self.train_steps}",
             )
-        for name in ("adapter_rank", "adapter_alpha"):
-            value = getattr(self, name)
-            if "lora" not in layers and value != usual[name]:
-                raise TrainingError(
-                    f"{_flag(name)}={value} is of adapters, and none trains",
-                    f"give --train-coda lora or --train-recurrent lora, or leave {_flag(name)} out",
-                )
 
     @property
     def adapted(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, save_checkpoint
+from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, papers_of, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.source.locate import quiet_transformers
@@ -29,7 +29,7 @@ from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.qat import round_as_asked
-from ouroboros.training.teacher import hash_teacher, load_teacher
+from ouroboros.training.teacher import load_teacher
 from ouroboros.training.trainer import OuroborosTrainer, training_arguments
 from runtime.files.atomic import check_place
 from runtime.files.destinations import ADAPTERS, CHECKPOINT, RUN
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 OVERLAP_TOLD = 0.01
 """Share of a held-out text that may stand in the training text without a word."""
-_PAPERS = ("LICENSE", "ATTRIBUTION")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,8 @@ def _train(
         console = RichConsole(quiet=True)
     states = _open_states(model, head, windows, options, arguments, console, opened)
     teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
-    fingerprint = _fingerprint(checkpoint, options, windows, states, arguments)
+    taught = states.teacher if states else teacher.sha256 if teacher else ""
+    fingerprint = _fingerprint(checkpoint, options, windows, states, taught, arguments)
     found = _find_state(state_dir, fingerprint, console) if resume else None
     arguments.eval_on_start = found is None
     windows_a_step = options.batch_size * options.grad_accum * arguments.world_size
@@ -186,6 +186,7 @@ def _fingerprint(
     options: TrainOptions,
     windows: PackedWindows,
     states: StatedWindows | None,
+    teacher: str,
     arguments: TrainingArguments,
 ) -> dict[str, Any]:
     """What the final weights depend on, and what a resumed run must have the same."""
@@ -193,7 +194,7 @@ def _fingerprint(
         **options.exactness(),
         "checkpoint": checkpoint_sha256(checkpoint),
         "data": windows.fingerprint(),
-        **({"teacher": hash_teacher(options.teacher)} if options.teacher else {}),
+        **({"teacher": teacher} if teacher else {}),
         **({"states": states.describe(), state.STATES: states.sha256} if states else {}),
         "world_size": arguments.world_size,
         state.THREADS: torch.get_num_threads(),
@@ -335,9 +336,7 @@ def _publish(
     model.config.trained_depths = sorted(
         {*(model.config.trained_depths or []), *range(low, high + 1)}
     )
-    files: dict[str, Path | bytes] = {
-        name: checkpoint / name for name in _PAPERS if (checkpoint / name).is_file()
-    }
+    files: dict[str, Path | bytes] = {**papers_of(checkpoint)}
     files["training.png"] = plot_training(history)
     if any(GATE.format(step=1) in entry for entry in history):
         files["gate.png"] = plot_gates(history)

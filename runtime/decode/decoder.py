@@ -237,9 +237,9 @@ class Decoder:
         logits = self._memory.zeros((batch, asked, self._manifest.model.vocab_size), "float32")
         positions = np.maximum(cache.positions + np.cumsum(valid, axis=1) - 1, 0)
         inputs = (ids, positions, cache.mask_with(valid), logit_index.astype(np.int64))
-        used = self._memory.zeros((batch,), "int64")
+        used = self._new_used(batch)
         self.run_s += self._bind(inputs, logits, pool, new, used, halt_threshold).run()
-        if halt_threshold:
+        if used is not None and halt_threshold:
             cache.settle(self._memory.read(used).tolist())
         if cache.reserve(cache.longest + tokens):
             self._step = None
@@ -257,9 +257,13 @@ class Decoder:
         else:
             ids, index, ones = last.ids, last.index, last.counts
             logits, new, pool = last.logits, last.new, last.pool
-        used = self._memory.zeros((cache.batch,), "int64")
+        used = self._new_used(cache.batch)
         bound = self._bind((ids, cache.positions, cache.valid, index), logits, pool, new, used)
         return _Step(bound, ids, index, ones, logits, new, pool)
+
+    def _new_used(self, batch: int) -> Buffer | None:
+        """What receives the steps that each row has had, int64 [batch]; None without a halter."""
+        return self._memory.zeros((batch,), "int64") if self._manifest.model.halting else None
 
     def _bind(
         self,
@@ -267,7 +271,7 @@ class Decoder:
         logits: Buffer,
         pool: Buffer,
         new: Keys,
-        used: Buffer,
+        used: Buffer | None,
         halt_threshold: float = 0.0,
     ) -> Bound:
         """Binds a call's ids, positions, mask and logit index, and what receives its outputs."""
@@ -287,7 +291,7 @@ class Decoder:
             contract.POOL_SUM: next(iter(pool)),
             **new.named(self._manifest, cache.batch, NEW_PREFIX),
         }
-        if self._manifest.model.halting:
+        if used is not None:
             fed[contract.HALT_THRESHOLD] = np.array([halt_threshold], np.float32)
             read[contract.DEPTH_USED] = used
         graph = self._manifest.graphs.onnx

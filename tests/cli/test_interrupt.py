@@ -41,7 +41,7 @@ def wait_for_library(process: subprocess.Popen[str], name: str) -> None:
     raise AssertionError(f"it ended before it loaded {name}: {process.communicate()}")
 
 
-@pytest.mark.parametrize("line", ["loading", "computing"])
+@pytest.mark.parametrize("line", ["loading", pytest.param("computing", marks=pytest.mark.slow)])
 def test_convert_leaves_nothing(tiny_original: Path, tmp_path: Path, line: str) -> None:
     process = start_ouro("convert", tiny_original, tmp_path / "out", *CONVERT)
     wait_for_line(process, line)

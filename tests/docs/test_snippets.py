@@ -1,7 +1,7 @@
 """Runs what README and docs tell their reader to run, on a tiny model.
 
 Every fenced python block and every command of a shell block is executed, page by page and in
-order, or stands in EXCEPTIONS with the reason; those in SLOW run with the slow tests only.
+order, or stands in EXCEPTIONS with the reason. The README's run with the slow tests.
 """
 
 from __future__ import annotations
@@ -36,10 +36,6 @@ EXCEPTIONS = {
     "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
     "python examples/": "tests/examples runs them",
 }
-# Run by the slow test only: they export once more, each precision traced anew.
-SLOW = tuple(
-    f"ouro export trained {rest}" for rest in ("half", "small", "bundle --triton triton-models")
-)
 # What stands in for the named model and for sizes that the tiny one does not have.
 REPLACED = {
     "$D/model/*.gguf": "original",
@@ -139,16 +135,18 @@ def adapt(code: str) -> str:
     return code + next((f" {more}" for start, more in ADDED.items() if code.startswith(start)), "")
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_snippets_run(
-    page: Path, every: bool, workshop: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page == ROOT / "README.md" else [])
+        for page in RUN
+    ],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_snippets_run(page: Path, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with chdir(workshop):
         for snippet in SNIPPETS[page]:
             where = f"{page.relative_to(ROOT)}:{snippet.line}"
-            if not every and snippet.code.startswith(SLOW):
-                continue
             if snippet.language == "python":
                 with warnings.catch_warnings():
                     # The tiny model was never trained at most depths.

@@ -125,6 +125,7 @@ def test_a_recording_without_a_halting_case_is_named(halting_bundle: Path) -> No
     assert missing_cases(rest, depths, halting=True) == ["no halting case is recorded"]
 
 
+@pytest.mark.slow
 def test_a_wrong_halter_is_found(
     halting_checkpoint: Path, halting_bundle: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from runtime.bundle.reader import hash_file
 from tests.support.processes import run_ouro
 
 
+@pytest.mark.slow
 def test_joined_weights_are_made_once_and_when_they_are_written(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

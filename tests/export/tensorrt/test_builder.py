@@ -312,6 +312,7 @@ def test_full_disk_is_an_os_error(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.slow
 @builds
 def test_interrupted_build_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     process, child = start_stopped_build(tiny_bundle, tmp_path / PLANS)

@@ -302,6 +302,7 @@ def test_an_index_that_lies_is_refused(delta: Path, tiny_original: Path) -> None
         refuse(delta, tiny_original, words)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_there(
     whole: Path, tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -90,7 +90,7 @@ def test_a_halter_learns_which_prompts_pay() -> None:
     depths = chosen_depths(halting_scores(halter, fresh, model), 0.5)
     best = (fresh.losses + 0.01 * torch.arange(DEPTH)).argmin(1) + 1
     assert (depths == best).float().mean() > 0.95
-    choice = best_choice(sweep(halter, fresh, model), 0.01)
+    choice = best_choice(sweep(halting_scores(halter, fresh, model), fresh.losses), 0.01)
     fixed = (fresh.losses.mean(0) + 0.01 * torch.arange(1, DEPTH + 1)).min().item()
     assert choice.cost(0.01) < fixed - 0.1
 

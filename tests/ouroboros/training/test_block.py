@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -35,6 +36,7 @@ def test_every_layer_of_a_block_trains(corpus: Path, tmp_path: Path) -> None:
     assert not any(name.startswith(("prelude.", "coda.", "embed_tokens.")) for name in changed)
 
 
+@pytest.mark.slow
 def test_state_with_the_names_of_before_is_gone_on_from(corpus: Path, checkpoint: Path) -> None:
     changes = {"train_recurrent": "full", "layer_learning_rate": 1e-3, "save_every": 2}
     whole, parts = corpus.parent / "whole", corpus.parent / "parts"

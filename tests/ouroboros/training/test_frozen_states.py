@@ -61,7 +61,7 @@ def run_and_read(checkpoint: Path, out: Path, run: Any, **arguments: Any) -> str
     return console.export_text()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_run_with_kept_states_ends_as_one_without(
     corpus: Path, checkpoint: Path, kept: Path, teacher: str, precision: str
 ) -> None:
@@ -352,6 +352,7 @@ def start(name: str, checkpoint: Path, corpus: Path, kept: Path) -> subprocess.P
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_computation_goes_on(
     corpus: Path, checkpoint: Path, kept: Path, fill: Filled
 ) -> None:

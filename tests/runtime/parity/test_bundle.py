@@ -29,7 +29,7 @@ from runtime.parity.verdict import FAIL, PASS
 Edit = Callable[[onnx.ModelProto], None]
 
 
-@pytest.fixture(params=["plain", "massive"])
+@pytest.fixture(params=["plain", pytest.param("massive", marks=pytest.mark.slow)])
 def bundle(request: pytest.FixtureRequest) -> Path:
     """A tiny bundle; the second has massive activations and attention scores of a thousand."""
     name = "tiny_bundle" if request.param == "plain" else "massive_bundle"
