@@ -1,7 +1,7 @@
 """Runs what README and docs tell their reader to run, on a tiny model.
 
 Every fenced python block and every command of a shell block is executed, page by page and in
-order, or stands in EXCEPTIONS with the reason. The README's run with the slow tests.
+order, or stands in EXCEPTIONS with the reason.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ EXCEPTIONS = {
     "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
     "python examples/": "tests/examples runs them",
 }
+# Run with the slow tests: they train and export, each precision traced anew.
+SLOW = (ROOT / "README.md", ROOT / "docs/precision.md")
 # What stands in for the named model and for sizes that the tiny one does not have.
 REPLACED = {
     "$D/model/*.gguf": "original",
@@ -137,10 +139,7 @@ def adapt(code: str) -> str:
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=[pytest.mark.slow] if page == ROOT / "README.md" else [])
-        for page in RUN
-    ],
+    [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in RUN],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_snippets_run(page: Path, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,8 @@ ORDERS = (
 )
 
 
-@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_any_order_of_imports_registers_the_model(
     tiny_checkpoint: Path, tmp_path: Path, order: str
 ) -> None:

@@ -31,6 +31,7 @@ def test_final_state_and_head_give_the_teachers_logits(checkpoint: Path, tmp_pat
     assert not any(p.requires_grad for p in teacher.body.parameters())
 
 
+@pytest.mark.slow
 def test_distilling_is_another_run_than_plain_training(checkpoint: Path, corpus: Path) -> None:
     teacher = str(write_teacher(checkpoint, corpus.parent / "teacher"))
     weights = []

@@ -219,9 +219,7 @@ def test_last_step_left_out_is_caught(copy: Path) -> None:
     assert failed >= set(report.depths)
 
 
-@pytest.mark.parametrize(
-    "bundle", ["plain", pytest.param("massive", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.slow
 def test_mean_pooling_passed_off_as_causal_is_caught(
     copy: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
