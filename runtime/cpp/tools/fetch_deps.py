@@ -1,0 +1,292 @@
+"""Fetches what building the C++ library needs and the machine lacks, without root.
+
+    python -m runtime.cpp.tools.fetch_deps build/cpp/deps [--docs] [--tensorrt]
+
+Everything goes below the folder named; what is there already is left alone. Debian's packages are
+pinned by version and sha256 and only unpacked. A package is asked for through apt as this machine
+has it set up, a wheel through pip.
+
+    usr/            headers of nlohmann-json and Catch2 (CMAKE_PREFIX_PATH)
+    onnxruntime/    headers from Debian, the library of the installed wheel (ONNXRUNTIME_ROOT)
+    openssl/        only where the machine has no headers of OpenSSL (OPENSSL_ROOT_DIR)
+    cmake/          only where the machine has no CMake of 3.22 or newer
+    doxygen/        with --docs, where the machine has none
+    tensorrt/       with --tensorrt: headers, and a library to link against (TENSORRT_ROOT)
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from demo.packages import FetchError, Package, apt_options, default_cache, fetch_package
+
+HERE = "runtime/cpp/tools/fetch_deps.py"
+# Wheels, as a requirements file of pip.
+CMAKE = (
+    "cmake==3.31.10 "
+    "--hash=sha256:2f766bb46367e5e0559fa33184653754bce044583a06014dcaebf8e6dff8a1f1",
+)
+# Enough to compile and link the TensorRT backend; the SDK itself is NVIDIA's to give.
+TENSORRT = (
+    "kernel-lens==2.0.1 "
+    "--hash=sha256:07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0",
+    "tensorrt-lean-cu13-libs==10.15.1.29 "
+    "--hash=sha256:81ffa62c2250431c5108ef4dca85b7b4760b382179611746da37b3812a12bfc4",
+    "nvidia-cuda-runtime==13.5.37 "
+    "--hash=sha256:df2b79a8852f10d1fef8c848489c49eebb5754051bf870202a862831412b179d",
+    "nvidia-cuda-crt==13.5.37 "
+    "--hash=sha256:e898b7f73d3035fa89915a3f7bf3b54a73e90249746111aed295822c4729bb29",
+)
+
+BASE = (
+    Package(
+        "debian",
+        "nlohmann-json3-dev",
+        "3.11.2-2",
+        "ec57940def6b6186c30be0e0ee81d1e58f86d11a54a145b28686a1e3e4aae801",
+    ),
+    Package(
+        "debian",
+        "catch2",
+        "2.13.10-1",
+        "0b32d3017609fecef1ecb0827729c2f3cda61332dd1f50da73ea9066fb4fc7ca",
+    ),
+)
+# Debian 12 has no ONNX Runtime; the wheel has no headers.
+ORT_HEADERS = Package(
+    "debian",
+    "libonnxruntime-dev",
+    "1.21.0+dfsg-1",
+    "14f7d959d5deacbcf1504830d4189f91fc67382b399ed9ae9d3aa9c4050ced08",
+    release="trixie",
+)
+DOXYGEN = (
+    Package(
+        "debian",
+        "doxygen",
+        "1.9.4-4",
+        "39e2498ba72c7a6f0016b85fce69ee8fd21b6fc4b62e5c4a894afbc67858ff2d",
+    ),
+    Package(
+        "debian",
+        "libclang1-14",
+        "1:14.0.6-12",
+        "d0fb8eb1aa43a27ed9c3cca2a65108ab433735cb4cf1322444dbf269008e93a9",
+    ),
+    Package(
+        "debian",
+        "libclang-cpp14",
+        "1:14.0.6-12",
+        "964b13d74e9aece340cde93fecd2a2f18dd63afcb707a797ce7b39d430a01c46",
+    ),
+    Package(
+        "debian",
+        "libllvm14",
+        "1:14.0.6-12",
+        "cd986403cfe53f47c41b80667f6b344c40fe35de4c5081dad9358b4c77cf64a8",
+    ),
+    Package(
+        "debian",
+        "libz3-4",
+        "4.8.12-3.1",
+        "6221ca25ad5abcfbe1965801029d85a88b4775320384b4b716de8fab7a4d2f7a",
+    ),
+)
+
+
+def main() -> int:
+    """Fetches, prints a line for each thing fetched, and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--docs", action="store_true", help="doxygen too")
+    parser.add_argument("--tensorrt", action="store_true", help="TensorRT to link against, too")
+    given = parser.parse_args()
+    try:
+        fetch(given.folder.resolve(), default_cache() / "packages", given.docs, given.tensorrt)
+    except (FetchError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def fetch(folder: Path, cache: Path, docs: bool = False, tensorrt: bool = False) -> None:
+    """Makes sure that everything lies below the folder.
+
+    Raises:
+        FetchError: something can't be had here; the message says what to do.
+    """
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise FetchError("no C++ compiler was found; install g++ (Debian: apt-get install g++)")
+    unpack(BASE, folder / "usr", cache)
+    link_onnxruntime(folder / "onnxruntime", cache)
+    if not has_openssl():
+        fetch_openssl(folder / "openssl", cache)
+    if not has_cmake():
+        install_wheels(CMAKE, folder / "cmake")
+    if docs and not shutil.which("doxygen"):
+        fetch_doxygen(folder / "doxygen", cache)
+    if tensorrt:
+        fetch_tensorrt(folder / "tensorrt")
+
+
+def unpack(packages: Sequence[Package], folder: Path, cache: Path) -> None:
+    """Unpacks what the packages hold below /usr into the folder, unless just these are there."""
+
+    def fill(part: Path) -> None:
+        for package in packages:
+            deb = fetch_package(package, cache, HERE)
+            run(["dpkg-deb", "-x", deb, part], f"unpack {package}")
+
+    once(folder, " ".join(package.sha256 for package in packages), fill, inner="usr")
+
+
+def once(folder: Path, stamp: str, fill: Callable[[Path], None], inner: str = ".") -> None:
+    """Fills a folder whole or not at all, unless it was filled under the same stamp before.
+
+    Args:
+        folder: what to fill.
+        stamp: names what it is filled with.
+        fill: writes into the empty directory it is given.
+        inner: what of that directory becomes the folder.
+    """
+    mark = folder / ".fetched"
+    if mark.is_file() and mark.read_text() == stamp:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder.parent) as temporary:
+        part = Path(temporary) / "part"
+        part.mkdir()
+        fill(part)
+        (part / inner / ".fetched").write_text(stamp)
+        shutil.rmtree(folder, ignore_errors=True)
+        (part / inner).replace(folder)
+
+
+def link_onnxruntime(folder: Path, cache: Path) -> None:
+    """Headers in include/, and in lib/ links to the library of this Python's onnxruntime."""
+    unpack((ORT_HEADERS,), folder / "debian", cache)
+    found = importlib.util.find_spec("onnxruntime")  # not imported: that takes a second
+    home = Path(found.origin).parent if found and found.origin else None
+    libraries = sorted((home / "capi").glob("libonnxruntime.so.*")) if home else []
+    if len(libraries) != 1:
+        raise FetchError("no library of ONNX Runtime is installed; run `make venv`")
+    link(folder / "include", Path("debian/include/onnxruntime"))
+    # The library's own name for itself is libonnxruntime.so.1.
+    for name in (libraries[0].name, "libonnxruntime.so.1", "libonnxruntime.so"):
+        link(folder / "lib" / name, libraries[0])
+
+
+def link(path: Path, target: Path) -> None:
+    """Makes a symbolic link, anew where it leads elsewhere."""
+    if path.is_symlink() and Path(os.readlink(path)) == target:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def has_openssl() -> bool:
+    """Whether the compiler finds OpenSSL's headers, and the linker its libcrypto."""
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "try.cpp"
+        source.write_text("#include <openssl/evp.h>\nint main() { return EVP_sha256() == nullptr; }")
+        compiler = os.environ.get("CXX", "g++")
+        command = [compiler, str(source), "-o", f"{name}/try", "-lcrypto"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def fetch_openssl(folder: Path, cache: Path) -> None:
+    """OpenSSL of this machine's release, whose versions security fixes replace: not pinned.
+
+    apt checks the signatures. Headers and library come together, since they belong together.
+    """
+
+    def fill(part: Path) -> None:
+        print("fetching libssl-dev, libssl3 (debian)")
+        command = ["apt-get", *apt_options(cache / "apt"), "-q", "download", "libssl-dev", "libssl3"]
+        run(command, "download OpenSSL with apt-get", part)
+        for deb in sorted(part.glob("*.deb")):
+            run(["dpkg-deb", "-x", deb, part], f"unpack {deb.name}")
+            deb.unlink()
+        # FindOpenSSL looks in one folder for headers; Debian's lie in two.
+        for headers in (part / "usr/include").glob("*-linux-gnu/openssl"):
+            shutil.copytree(headers, part / "usr/include/openssl", dirs_exist_ok=True)
+
+    once(folder, "libssl-dev", fill, inner="usr")
+
+
+def has_cmake() -> bool:
+    """Whether a CMake of 3.22 or newer is on the path."""
+    path = shutil.which("cmake")
+    if path is None:
+        return False
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"(\d+)\.(\d+)", said)
+    return version is not None and (int(version[1]), int(version[2])) >= (3, 22)
+
+
+def fetch_doxygen(folder: Path, cache: Path) -> None:
+    """Doxygen with the libraries it needs, as bin/doxygen."""
+    unpack(DOXYGEN, folder, cache)
+    start = folder / "doxygen"
+    if not start.exists():
+        start.write_text(
+            "#!/bin/sh\n"
+            'here=$(dirname "$(readlink -f "$0")")\n'
+            'LD_LIBRARY_PATH="$here/lib/x86_64-linux-gnu:$here/lib/llvm-14/lib" '
+            'exec "$here/bin/doxygen" "$@"\n'
+        )
+        start.chmod(0o755)
+    run([start, "--version"], "start doxygen (apt-get install doxygen brings all it needs)")
+
+
+def fetch_tensorrt(folder: Path) -> None:
+    """Headers and stand-in libraries in include/ and lib/: they link, they run no full plan."""
+    wheels = folder / "wheels"
+    install_wheels(TENSORRT, wheels)
+    for path in sorted((wheels / "kernel_lens/include/tensorrt").glob("*.h")):
+        link(folder / "include" / path.name, path)
+    link(folder / "include-cuda", wheels / "nvidia/cu13/include")
+    link(folder / "lib/libnvinfer.so", wheels / "tensorrt_lean_libs/libnvinfer_lean.so.10")
+    link(folder / "lib/libcudart.so", wheels / "nvidia/cu13/lib/libcudart.so.13")
+
+
+def install_wheels(requirements: Sequence[str], folder: Path) -> None:
+    """Unpacks pinned wheels with pip, without what they depend on."""
+
+    def fill(part: Path) -> None:
+        names = ", ".join(requirement.partition(" ")[0] for requirement in requirements)
+        print(f"fetching {names} (pypi)")
+        listing = part.with_name("requirements.txt")
+        listing.write_text("\n".join(requirements) + "\n")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
+        run([*command, "--target", part, "-r", listing], f"install {names} with pip")
+
+    once(folder, "\n".join(requirements), fill)
+
+
+def run(command: Sequence[str | Path], what: str, folder: Path | None = None) -> None:
+    """Runs a command; FetchError with the end of what it printed where it fails."""
+    try:
+        done = subprocess.run(
+            [str(part) for part in command], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise FetchError(f"can't {what}: {error}") from error
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise FetchError(f"can't {what}: {lines[-1] if lines else f'exit {done.returncode}'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
