@@ -9,8 +9,8 @@ has it set up, a wheel through pip.
     usr/            headers of nlohmann-json and Catch2 (CMAKE_PREFIX_PATH)
     onnxruntime/    headers from Debian, the library of the installed wheel (ONNXRUNTIME_ROOT)
     openssl/        only where the machine has no headers of OpenSSL (OPENSSL_ROOT_DIR)
-    cmake/          only where the machine has no CMake of 3.22 or newer
-    doxygen/        with --docs, where the machine has none
+    bin/            cmake and ctest: the machine's where they are 3.22 or newer, else a wheel's
+    bin/doxygen     with --docs: the machine's, else Debian's
     tensorrt/       with --tensorrt: headers, and a library to link against (TENSORRT_ROOT)
 """
 
@@ -30,21 +30,23 @@ from pathlib import Path
 from demo.packages import FetchError, Package, apt_options, default_cache, fetch_package
 
 HERE = "runtime/cpp/tools/fetch_deps.py"
-# Wheels, as a requirements file of pip.
-CMAKE = (
-    "cmake==3.31.10 "
-    "--hash=sha256:2f766bb46367e5e0559fa33184653754bce044583a06014dcaebf8e6dff8a1f1",
-)
+# Wheels with their sha256.
+CMAKE = (("cmake==3.31.10", "2f766bb46367e5e0559fa33184653754bce044583a06014dcaebf8e6dff8a1f1"),)
 # Enough to compile and link the TensorRT backend; the SDK itself is NVIDIA's to give.
 TENSORRT = (
-    "kernel-lens==2.0.1 "
-    "--hash=sha256:07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0",
-    "tensorrt-lean-cu13-libs==10.15.1.29 "
-    "--hash=sha256:81ffa62c2250431c5108ef4dca85b7b4760b382179611746da37b3812a12bfc4",
-    "nvidia-cuda-runtime==13.5.37 "
-    "--hash=sha256:df2b79a8852f10d1fef8c848489c49eebb5754051bf870202a862831412b179d",
-    "nvidia-cuda-crt==13.5.37 "
-    "--hash=sha256:e898b7f73d3035fa89915a3f7bf3b54a73e90249746111aed295822c4729bb29",
+    ("kernel-lens==2.0.1", "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"),
+    (
+        "tensorrt-lean-cu13-libs==10.15.1.29",
+        "81ffa62c2250431c5108ef4dca85b7b4760b382179611746da37b3812a12bfc4",
+    ),
+    (
+        "nvidia-cuda-runtime==13.5.37",
+        "df2b79a8852f10d1fef8c848489c49eebb5754051bf870202a862831412b179d",
+    ),
+    (
+        "nvidia-cuda-crt==13.5.37",
+        "e898b7f73d3035fa89915a3f7bf3b54a73e90249746111aed295822c4729bb29",
+    ),
 )
 
 BASE = (
@@ -130,10 +132,9 @@ def fetch(folder: Path, cache: Path, docs: bool = False, tensorrt: bool = False)
     link_onnxruntime(folder / "onnxruntime", cache)
     if not has_openssl():
         fetch_openssl(folder / "openssl", cache)
-    if not has_cmake():
-        install_wheels(CMAKE, folder / "cmake")
-    if docs and not shutil.which("doxygen"):
-        fetch_doxygen(folder / "doxygen", cache)
+    provide_cmake(folder)
+    if docs:
+        provide_doxygen(folder, cache)
     if tensorrt:
         fetch_tensorrt(folder / "tensorrt")
 
@@ -180,9 +181,12 @@ def link_onnxruntime(folder: Path, cache: Path) -> None:
     if len(libraries) != 1:
         raise FetchError("no library of ONNX Runtime is installed; run `make venv`")
     link(folder / "include", Path("debian/include/onnxruntime"))
-    # The library's own name for itself is libonnxruntime.so.1.
+    # The library's own name for itself is libonnxruntime.so.1. It looks for its providers beside
+    # the path by which it was found.
     for name in (libraries[0].name, "libonnxruntime.so.1", "libonnxruntime.so"):
         link(folder / "lib" / name, libraries[0])
+    for path in libraries[0].parent.glob("libonnxruntime_providers_*.so"):
+        link(folder / "lib" / path.name, path)
 
 
 def link(path: Path, target: Path) -> None:
@@ -198,7 +202,7 @@ def has_openssl() -> bool:
     """Whether the compiler finds OpenSSL's headers, and the linker its libcrypto."""
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "try.cpp"
-        source.write_text("#include <openssl/evp.h>\nint main() { return EVP_sha256() == nullptr; }")
+        source.write_text("#include <openssl/evp.h>\nint main() { return !EVP_sha256(); }")
         compiler = os.environ.get("CXX", "g++")
         command = [compiler, str(source), "-o", f"{name}/try", "-lcrypto"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -212,7 +216,8 @@ def fetch_openssl(folder: Path, cache: Path) -> None:
 
     def fill(part: Path) -> None:
         print("fetching libssl-dev, libssl3 (debian)")
-        command = ["apt-get", *apt_options(cache / "apt"), "-q", "download", "libssl-dev", "libssl3"]
+        options = apt_options(cache / "apt")
+        command = ["apt-get", *options, "-q", "download", "libssl-dev", "libssl3"]
         run(command, "download OpenSSL with apt-get", part)
         for deb in sorted(part.glob("*.deb")):
             run(["dpkg-deb", "-x", deb, part], f"unpack {deb.name}")
@@ -224,55 +229,68 @@ def fetch_openssl(folder: Path, cache: Path) -> None:
     once(folder, "libssl-dev", fill, inner="usr")
 
 
+def provide_cmake(folder: Path) -> None:
+    """Links cmake and ctest into bin/, from a wheel where the machine's are missing or too old."""
+    if not has_cmake():
+        install_wheels(CMAKE, folder / "cmake")
+    for name in ("cmake", "ctest"):
+        wheel = folder / "cmake/cmake/data/bin" / name
+        link(folder / "bin" / name, wheel if wheel.exists() else Path(str(shutil.which(name))))
+
+
 def has_cmake() -> bool:
     """Whether a CMake of 3.22 or newer is on the path."""
     path = shutil.which("cmake")
-    if path is None:
+    if path is None or shutil.which("ctest") is None:
         return False
     said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"(\d+)\.(\d+)", said)
     return version is not None and (int(version[1]), int(version[2])) >= (3, 22)
 
 
-def fetch_doxygen(folder: Path, cache: Path) -> None:
-    """Doxygen with the libraries it needs, as bin/doxygen."""
-    unpack(DOXYGEN, folder, cache)
-    start = folder / "doxygen"
-    if not start.exists():
-        start.write_text(
-            "#!/bin/sh\n"
-            'here=$(dirname "$(readlink -f "$0")")\n'
-            'LD_LIBRARY_PATH="$here/lib/x86_64-linux-gnu:$here/lib/llvm-14/lib" '
-            'exec "$here/bin/doxygen" "$@"\n'
-        )
-        start.chmod(0o755)
-    run([start, "--version"], "start doxygen (apt-get install doxygen brings all it needs)")
+def provide_doxygen(folder: Path, cache: Path) -> None:
+    """Links doxygen into bin/: the machine's, or Debian's with the libraries it needs."""
+    own = shutil.which("doxygen")
+    if own is None:
+        unpack(DOXYGEN, folder / "doxygen", cache)
+        start = folder / "doxygen/start"
+        if not start.exists():
+            start.write_text(
+                "#!/bin/sh\n"
+                'here=$(dirname "$(readlink -f "$0")")\n'
+                'LD_LIBRARY_PATH="$here/lib/x86_64-linux-gnu" exec "$here/bin/doxygen" "$@"\n'
+            )
+            start.chmod(0o755)
+        run([start, "--version"], "start doxygen (apt-get install doxygen brings all it needs)")
+        own = str(start)
+    link(folder / "bin/doxygen", Path(own))
 
 
 def fetch_tensorrt(folder: Path) -> None:
     """Headers and stand-in libraries in include/ and lib/: they link, they run no full plan."""
     wheels = folder / "wheels"
     install_wheels(TENSORRT, wheels)
-    for path in sorted((wheels / "kernel_lens/include/tensorrt").glob("*.h")):
-        link(folder / "include" / path.name, path)
-    link(folder / "include-cuda", wheels / "nvidia/cu13/include")
+    for home in ("kernel_lens/include/tensorrt", "nvidia/cu13/include"):
+        for path in (wheels / home).iterdir():
+            link(folder / "include" / path.name, path)
     link(folder / "lib/libnvinfer.so", wheels / "tensorrt_lean_libs/libnvinfer_lean.so.10")
     link(folder / "lib/libcudart.so", wheels / "nvidia/cu13/lib/libcudart.so.13")
 
 
-def install_wheels(requirements: Sequence[str], folder: Path) -> None:
+def install_wheels(wheels: Sequence[tuple[str, str]], folder: Path) -> None:
     """Unpacks pinned wheels with pip, without what they depend on."""
 
     def fill(part: Path) -> None:
-        names = ", ".join(requirement.partition(" ")[0] for requirement in requirements)
+        names = ", ".join(name for name, _ in wheels)
         print(f"fetching {names} (pypi)")
         listing = part.with_name("requirements.txt")
-        listing.write_text("\n".join(requirements) + "\n")
+        listing.write_text(requirements)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
         run([*command, "--target", part, "-r", listing], f"install {names} with pip")
 
-    once(folder, "\n".join(requirements), fill)
+    requirements = "".join(f"{name} --hash=sha256:{sha256}\n" for name, sha256 in wheels)
+    once(folder, requirements, fill)
 
 
 def run(command: Sequence[str | Path], what: str, folder: Path | None = None) -> None:
