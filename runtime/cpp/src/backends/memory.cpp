@@ -8,24 +8,15 @@
 #include <numeric>
 #include <utility>
 
+#include "bundle/contract.hpp"
 #include "error.hpp"
 
 namespace ouro::core {
 namespace {
 
-struct TypeRow {
-  DType dtype;
-  std::string_view name;
-  std::size_t bytes;
-};
-constexpr TypeRow kTypes[] = {
-    {DType::kFloat32, "float32", 4},
-    {DType::kFloat16, "float16", 2},
-    {DType::kBFloat16, "bfloat16", 2},
-    {DType::kInt64, "int64", 8},
-};
-
-const TypeRow& row_of(DType dtype) { return kTypes[static_cast<std::size_t>(dtype)]; }
+const contract::ElementType& row_of(DType dtype) {
+  return contract::kElementTypes[static_cast<std::size_t>(dtype)];
+}
 
 // Strides in bytes of [parts, rows, entries, inner, slots], and the bytes of a slot.
 struct Strides {
@@ -56,14 +47,13 @@ std::int64_t inner_of(const Shape& shape) {
 
 }  // namespace
 
-std::size_t item_bytes(DType dtype) { return row_of(dtype).bytes; }
+std::size_t item_bytes(DType dtype) { return static_cast<std::size_t>(row_of(dtype).item_bytes); }
 
 std::string_view dtype_name(DType dtype) { return row_of(dtype).name; }
 
 DType parse_dtype(std::string_view name) {
-  for (const TypeRow& row : kTypes) {
-    if (row.name == name) return row.dtype;
-  }
+  const contract::ElementType* found = contract::find_type(name);
+  if (found != nullptr) return static_cast<DType>(found - contract::kElementTypes);
   throw bundle_error("the element type " + std::string(name) + " is not known");
 }
 

@@ -14,7 +14,7 @@ namespace ouro::core {
 
 using Shape = std::vector<std::int64_t>;
 
-// Element types of the graph's tensors; names as manifests have them.
+// Element types of the graph's tensors, in the order of contract::kElementTypes.
 enum class DType { kFloat32, kFloat16, kBFloat16, kInt64 };
 
 std::size_t item_bytes(DType dtype);
@@ -31,7 +31,6 @@ struct Buffer {
   std::byte* data = nullptr;  // an address of the device where the memory is a GPU's
   Shape shape;
   DType dtype = DType::kFloat32;
-  bool on_device = false;
 
   std::size_t bytes() const { return count_elements(shape) * item_bytes(dtype); }
   // One part on axis 0, that axis gone.
