@@ -66,7 +66,7 @@ def run_tidy(sources: Sequence[Path], build: Path) -> int:
     stamps = {p: passed / _name_of(common, str(p), hash_file(p)) for p in compiled}
 
     def check(path: Path) -> str:
-        command = [TOOLS / "clang-tidy", "--quiet", f"-p={build}", path]
+        command = [str(TOOLS / "clang-tidy"), "--quiet", f"-p={build}", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             stamps[path].touch()
@@ -80,11 +80,8 @@ def run_tidy(sources: Sequence[Path], build: Path) -> int:
     for path in set(passed.iterdir()) - set(stamps.values()):
         path.unlink()
     print("".join(findings), end="")
-    seconds = time.monotonic() - started
-    print(
-        f"clang-tidy: {len(todo)} of {len(compiled)} files looked at in {seconds:.0f} s, ", end=""
-    )
-    print(f"{len(findings)} with findings")
+    took = f"{len(todo)} of {len(compiled)} files looked at in {time.monotonic() - started:.0f} s"
+    print(f"clang-tidy: {took}, {len(findings)} with findings")
     return 1 if findings else 0
 
 

@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "backends/ort_library.hpp"
 #include "backends/ort_session.hpp"
 #include "bundle/contract.hpp"
 #include "bundle/external_data.hpp"
@@ -206,13 +207,13 @@ class CpuBackend : public Backend {
 void load_ort() {
   static std::once_flag once;
   std::call_once(once, [] {
-    const OrtApiBase* base = OrtGetApiBase();
-    const std::string version = base->GetVersionString();
+    const OrtApiBase& base = find_onnxruntime();
+    const std::string version = base.GetVersionString();
     const auto minor = static_cast<std::uint32_t>(std::atoi(version.c_str() + version.find('.') + 1));
     // A program may hold an ONNX Runtime of another version than the headers: its API has the
     // older functions at the same places.
     const std::uint32_t wanted = std::min<std::uint32_t>(ORT_API_VERSION, minor);
-    const OrtApi* api = wanted < kLeastApi ? nullptr : base->GetApi(wanted);
+    const OrtApi* api = wanted < kLeastApi ? nullptr : base.GetApi(wanted);
     if (api == nullptr) {
       throw engine_error("the ONNX Runtime that is loaded here is " + version + ", too old",
                          "link or load 1." + std::to_string(kLeastApi) + " or newer");
@@ -221,7 +222,7 @@ void load_ort() {
   });
 }
 
-std::string ort_version() { return OrtGetApiBase()->GetVersionString(); }
+std::string ort_version() { return find_onnxruntime().GetVersionString(); }
 
 std::vector<std::string> list_providers() {
   load_ort();
