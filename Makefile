@@ -25,7 +25,7 @@ CTEST := $(CURDIR)/$(CPP)/deps/bin/ctest
 # Packages with code of ours; ruff also reads the tests.
 CODE := ouroboros export runtime cli demo bench study
 
-.PHONY: help venv test cpp cpp-test cpp-docs cpp-fuzz test-slow gpu-test gpu-bench check format demo bench study wheel-test test-lowest test-newest clean bench-large
+.PHONY: help venv test cpp cpp-test cpp-docs test-slow gpu-test gpu-bench check format demo bench study wheel-test test-lowest test-newest clean bench-large
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -65,6 +65,11 @@ cpp: $(STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asa
 cpp-test: cpp ## tests of the C++ library, its own and those that drive it from Python
 	@cd runtime/cpp && $(CTEST) --preset $(CPP_PRESET)
 	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(CPP_TESTS)
+
+cpp-docs: $(STAMP) ## pages of the C and C++ headers, in build/cpp/docs/html/
+	@$(CPP_DEPS) --docs
+	@mkdir -p $(CPP)/docs
+	@cd runtime/cpp && $(CURDIR)/$(CPP)/deps/bin/doxygen
 
 check: $(STAMP) ## ruff, mypy, who may import whom; clang-format and clang-tidy
 	$(BIN)/ruff format --check .
