@@ -83,14 +83,21 @@ typedef struct ouro_message {
   ouro_text content;
 } ouro_message;
 
-/** What to generate from: exactly one of text, ids and messages, by `kind`. */
+/** What a prompt is. */
+typedef enum ouro_prompt_kind {
+  OURO_PROMPT_TEXT = 0,
+  OURO_PROMPT_IDS = 1,
+  OURO_PROMPT_MESSAGES = 2 /**< a chat, rendered with the bundle's template */
+} ouro_prompt_kind;
+
+/** What to generate from: text, ids or messages, by `kind`. */
 typedef struct ouro_prompt {
-  size_t size; /**< of this structure */
-  enum { OURO_PROMPT_TEXT = 0, OURO_PROMPT_IDS = 1, OURO_PROMPT_MESSAGES = 2 } kind;
+  size_t size;  /**< of this structure */
+  int32_t kind; /**< an ouro_prompt_kind */
   ouro_text text;
   const int64_t* ids;
   size_t id_count;
-  const ouro_message* messages; /**< rendered with the bundle's chat template */
+  const ouro_message* messages;
   size_t message_count;
 } ouro_prompt;
 
@@ -123,11 +130,11 @@ typedef struct ouro_options {
 
 /** One sequence to generate. */
 typedef struct ouro_request {
-  size_t size; /**< of this structure */
-  ouro_prompt prompt;
-  int64_t depth;         /**< recurrences, OURO_DEPTH_DEFAULT or OURO_DEPTH_AUTO */
-  double halt_threshold; /**< of OURO_DEPTH_AUTO, above 0; 0 takes the bundle's */
-  ouro_options options;
+  size_t size;                 /**< of this structure */
+  const ouro_prompt* prompt;   /**< must be set */
+  const ouro_options* options; /**< null for the defaults */
+  int64_t depth;               /**< recurrences, OURO_DEPTH_DEFAULT or OURO_DEPTH_AUTO */
+  double halt_threshold;       /**< of OURO_DEPTH_AUTO, above 0; 0 takes the bundle's */
 } ouro_request;
 
 /** How a bundle is opened. */
@@ -208,7 +215,9 @@ OURO_API void ouro_error_release(ouro_error* error);
 OURO_API void ouro_open_options_init(ouro_open_options* options);
 /** Sets the defaults and the size. */
 OURO_API void ouro_options_init(ouro_options* options);
-/** Sets the defaults and the sizes: an empty text at the bundle's depth. */
+/** Sets the size: an empty text. */
+OURO_API void ouro_prompt_init(ouro_prompt* prompt);
+/** Sets the defaults and the size: the bundle's depth, no prompt. */
 OURO_API void ouro_request_init(ouro_request* request);
 
 /**
