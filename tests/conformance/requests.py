@@ -163,7 +163,7 @@ class Asked:
         )
 
     def _ended(self) -> None:
-        """Texts that the model ends, by the first seeds that do; a large vocabulary has too many."""
+        """Texts that the model ends, by the first seeds that do; not of a large vocabulary."""
         prompt, found = self._ids(5), 0
         for seed in range(200 if self._size < 10_000 else 0):
             options = {"temperature": 60.0, "seed": seed, "max_new_tokens": 20}
