@@ -19,12 +19,18 @@ int main(int argc, char** argv) {
   ouro_engine* engine = NULL;
   if (ouro_engine_open(argv[1], NULL, &engine, &error) != OURO_OK) return fail(error);
 
+  ouro_prompt prompt;
+  ouro_prompt_init(&prompt);
+  prompt.text.data = argv[2];
+  prompt.text.bytes = strlen(argv[2]);
+  ouro_options options;
+  ouro_options_init(&options);
+  options.max_new_tokens = 40;
   ouro_request request;
   ouro_request_init(&request);
-  request.prompt.text.data = argv[2];
-  request.prompt.text.bytes = strlen(argv[2]);
+  request.prompt = &prompt;
+  request.options = &options;
   if (argc > 3) request.depth = atoi(argv[3]);
-  request.options.max_new_tokens = 40;
 
   ouro_stream* stream = NULL;
   ouro_status status = ouro_stream_open(engine, &request, &stream, &error);
