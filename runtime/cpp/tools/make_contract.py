@@ -1,24 +1,28 @@
-"""Writes src/bundle/contract.hpp from runtime/bundle/contract.py: the tensors of the graph in C++.
+"""Writes what a bundle holds in C++, from the Python that says it.
 
 python runtime/cpp/tools/make_contract.py
 
-writes it anew; a test compares what stands there with what would be written.
+`src/bundle/specs.hpp` has the parts of a manifest and its constants, `src/bundle/contract.hpp` the
+tensors of the graph. A test compares what stands there with what would be written.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-TARGET = ROOT / "runtime" / "cpp" / "src" / "bundle" / "contract.hpp"
-sys.path.insert(0, str(ROOT))
+FOLDER = ROOT / "runtime" / "cpp" / "src" / "bundle"
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
-from runtime.bundle import contract  # noqa: E402
+from runtime.bundle import chat, contract, external_data, reader, rules, specs  # noqa: E402
 from runtime.bundle.contract import ModelNumber, Tensor  # noqa: E402
 
 NAMES = (
@@ -29,10 +33,49 @@ NAMES = (
 )
 SIZES = ("BUCKET", "PREFILL_CHUNK", "SCORE_CHUNK")
 LISTS = ("PARTS", "COMPARED_OUTPUTS", "ROWLESS")
+SCALARS = {str: "std::string", int: "std::int64_t", float: "double", bool: "bool"}
+RENAMED = {"default": "default_depth", "float": "float_type"}  # no names in C++
 
-HEAD = """\
-// Written by runtime/cpp/tools/make_contract.py from runtime/bundle/contract.py: do not edit.
+SPECS_HEAD = """\
+// What a bundle's manifest says: bundle/manifest.hpp reads it.
+// Written by runtime/cpp/tools/make_contract.py from runtime/bundle/: do not edit.
+// clang-format off
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace ouro::core {
+
+// A dimension: a number, or the name of one that differs from call to call.
+using Dimension = std::variant<std::int64_t, std::string>;
+
+// A JSON object of values of one kind, in the order of the file; its keys differ.
+template <class Value>
+using Named = std::vector<std::pair<std::string, Value>>;
+
+using Texts = std::initializer_list<const char*>;
+
+"""
+
+SPECS_BOUND = """
+// The least and most that a number of the model may be.
+struct ModelBound {
+  const char* name;
+  std::int64_t ModelSpec::*field;
+  std::int64_t least, most;
+};
+"""
+
+CONTRACT_HEAD = """\
 // The graph's tensors: the one place in C++ that spells their names, order, types and dimensions.
+// Written by runtime/cpp/tools/make_contract.py from runtime/bundle/contract.py: do not edit.
+// clang-format off
 #pragma once
 
 #include <cstddef>
@@ -40,27 +83,15 @@ HEAD = """\
 #include <map>
 #include <string>
 #include <string_view>
-#include <variant>
 #include <vector>
 
-namespace ouro::core {
+#include "bundle/specs.hpp"
 
-struct ModelSpec;  // bundle/manifest.hpp
-
-// A dimension: a number, or the name of one that differs from call to call.
-using Dimension = std::variant<std::int64_t, std::string>;
-
-// One input or output of a bundle's graph.
-struct TensorSpec {
-  std::string name, dtype;
-  std::vector<Dimension> shape;
-};
-
-namespace contract {
+namespace ouro::core::contract {
 
 """
 
-TYPES = """
+CONTRACT_TYPES = """
 // An element type by its names: in manifests, ONNX's number, ONNX Runtime's, Triton's.
 struct ElementType {
   const char* name;
@@ -78,11 +109,12 @@ struct PrecisionSpec {
 };
 
 // A dimension of any bundle's tensor: a number, a name, a name times k where the loop runs k layers,
-// or one of the model's numbers.
+// or the number of the model that `field` is.
 struct Size {
   enum Kind { kNumber, kName, kStacked, kModel } kind;
   std::int64_t number;
   const char* name;
+  std::int64_t ModelSpec::*field;
 };
 
 // A tensor of any bundle, or the keys and values of every kept layer, or of the looped ones, whose
@@ -96,9 +128,16 @@ struct Tensor {
   Size shape[5];
 };
 
+// A field of an ONNX message that leads to an external tensor, and the message it holds.
+struct Lead {
+  const char* message;
+  int field;
+  const char* holds;
+};
+
 """
 
-TAIL = """
+CONTRACT_TAIL = """
 // The element type or precision of that name; null where there is none.
 const ElementType* find_type(std::string_view name);
 const PrecisionSpec* find_precision(std::string_view name);
@@ -129,25 +168,119 @@ std::vector<TensorSpec> outputs(const ModelSpec& model, std::string_view precisi
 // times "slots"). Throws engine_error where a name is not among `sizes`.
 std::int64_t resolve_size(const Dimension& size, const std::map<std::string, std::int64_t>& sizes);
 
-}  // namespace contract
-}  // namespace ouro::core
+}  // namespace ouro::core::contract
 """
 
 
-def render() -> str:
+def render_specs() -> str:
+    """The text of specs.hpp."""
+    parts = [SPECS_HEAD]
+    for name, number in (
+        ("FORMAT_VERSION", specs.FORMAT_VERSION),
+        ("MAX_DEPTH", rules.MAX_DEPTH),
+        ("MAX_OPSET", rules.MAX_OPSET),
+        ("INT32", rules.INT32),
+        ("INT64", rules.INT64),
+        ("MANIFEST_BYTES_LIMIT", reader.MANIFEST_BYTES_LIMIT),
+        ("HASH_BYTES_LIMIT", reader.HASH_BYTES_LIMIT),
+    ):
+        parts.append(f"inline constexpr std::int64_t {_constant(name)} = {number};\n")
+    for name in ("MANIFEST_NAME", "HASH_NAME", "CASES_NAME"):
+        parts.append(f'inline constexpr char {_constant(name)}[] = "{getattr(specs, name)}";\n')
+    for home, names in (
+        (specs, ("POOLINGS", "BRIDGES", "HALTERS")),
+        (chat, ("ROLES", "ORDERS", "STRIPS", "FOLDS")),
+    ):
+        for name in names:
+            listed = ", ".join(f'"{one}"' for one in getattr(home, name))
+            parts.append(f"inline constexpr Texts {_constant(name)} = {{{listed}}};\n")
+    kinds = list(dict.fromkeys(_kinds(specs.Manifest)))
+    parts += [_struct(kind) for kind in kinds]
+    parts.append("\n// What errors call a kind of value.\n")
+    names = {"std::string": "a string", "std::int64_t": "an integer", "double": "a number"}
+    names |= {kind.__name__: kind.__name__ for kind in kinds}
+    parts += [
+        f'inline const char* kind_name(const {kind}&) {{ return "{name}"; }}\n'
+        for kind, name in names.items()
+    ]
+    parts.append("\n// The keys of each part and its fields: `add(key, field)` for one after another.")
+    parts += [_listing(kind) for kind in kinds]
+    rows = [
+        f'{{"{name}", &ModelSpec::{name}, {least}, {most}}}'
+        for name, (least, most) in rules.MODEL_BOUNDS.items()
+    ]
+    parts += [SPECS_BOUND, _table("ModelBound", "kModelBounds", rows)]
+    return "".join([*parts, "\n}  // namespace ouro::core\n"])
+
+
+def _kinds(kind: type) -> Iterator[type]:
+    """The dataclasses that one is made of, each after those it needs."""
+    for hint in typing.get_type_hints(kind).values():
+        yield from _inner(hint)
+    yield kind
+
+
+def _inner(hint: Any) -> Iterator[type]:
+    if dataclasses.is_dataclass(hint):
+        yield from _kinds(typing.cast(type, hint))
+    for argument in typing.get_args(hint):
+        yield from _inner(argument)
+
+
+def _struct(kind: type) -> str:
+    summary = (kind.__doc__ or "").splitlines()[0]
+    hints = typing.get_type_hints(kind)
+    lines = [
+        f"  {_spell(hints[field.name])} {RENAMED.get(field.name, field.name)}{{}};\n"
+        for field in dataclasses.fields(kind)
+    ]
+    if kind is specs.Manifest:
+        lines.append("\n  // The type of keys and values, such as float32.\n")
+        lines.append("  const char* cache_dtype() const;\n")
+    return f"\n// {summary}\nstruct {kind.__name__} {{\n{''.join(lines)}}};\n"
+
+
+def _spell(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if set(arguments) == {int, str}:
+            return "Dimension"
+        inner, nothing = arguments
+        assert nothing is type(None), hint
+        return f"std::optional<{_spell(inner)}>"
+    if origin is tuple:
+        assert arguments[1:] == (...,), hint
+        return f"std::vector<{_spell(arguments[0])}>"
+    if origin is dict:
+        assert arguments[0] is str, hint
+        return f"Named<{_spell(arguments[1])}>"
+    return SCALARS.get(hint, getattr(hint, "__name__", ""))
+
+
+def _listing(kind: type) -> str:
+    lines = [
+        f'  add("{field.name}", it.{RENAMED.get(field.name, field.name)});\n'
+        for field in dataclasses.fields(kind)
+    ]
+    # One key alone may be missing, which the reader spells out.
+    may_lack = [f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING]
+    assert may_lack == (["halting"] if kind is specs.DepthSpec else []), kind
+    opening = f"template <class Add>\nvoid list_fields({kind.__name__}& it, Add&& add) {{\n"
+    return f"\n{opening}{''.join(lines)}}}\n"
+
+
+def render_contract() -> str:
     """The text of contract.hpp."""
-    parts = [HEAD]
+    parts = [CONTRACT_HEAD]
     for name in NAMES:
         parts.append(f'inline constexpr char {_constant(name)}[] = "{getattr(contract, name)}";\n')
     for name in SIZES:
         value = getattr(contract, name)
         parts.append(f"inline constexpr std::int64_t {_constant(name)} = {value};\n")
     for name in LISTS:
-        listed = ", ".join(f'"{one}"' for one in getattr(contract, name))
-        parts.append(
-            _wrap(f"inline constexpr const char* {_constant(name)}[] = {{", listed, "};\n")
-        )
-    parts.append(TYPES)
+        rows = [f'"{one}"' for one in getattr(contract, name)]
+        parts.append(_table("const char*", _constant(name), rows))
+    parts.append(CONTRACT_TYPES)
     rows = [
         f'{{"{t.name}", {t.item_bytes}, {t.onnx_number}, "{t.ort}", "{t.triton}"}}'
         for t in contract.ELEMENT_TYPES.values()
@@ -160,7 +293,13 @@ def render() -> str:
     parts.append("\n// Every input and output, in order.\n")
     for name, tensors in (("Inputs", contract.input_tensors), ("Outputs", contract.output_tensors)):
         parts.append(_table("Tensor", f"k{name}", _tensors(tensors)))
-    return "".join([*parts, TAIL])
+    rows = [
+        f'{{"{message}", {field}, "{holds}"}}'
+        for message, fields in external_data.LEADS.items()
+        for field, holds in fields.items()
+    ]
+    parts.append(_table("Lead", "kLeads", rows))
+    return "".join([*parts, CONTRACT_TAIL])
 
 
 def _tensors(tensors: Callable[[Any], Iterable[Tensor]]) -> Iterator[str]:
@@ -188,13 +327,13 @@ def _row(kind: str, tensor: Tensor, twice: tuple[int | str, ...]) -> str:
     sizes = []
     for size, double in zip(tensor.shape, twice, strict=True):
         if isinstance(size, int):
-            sizes.append(f"{{Size::kNumber, {size}, nullptr}}")
+            sizes.append(f"{{Size::kNumber, {size}, nullptr, nullptr}}")
         elif isinstance(size, ModelNumber):
-            sizes.append(f'{{Size::kModel, 0, "{size}"}}')
+            sizes.append(f'{{Size::kModel, 0, "{size}", &ModelSpec::{size}}}')
         else:
             stacked = double == f"2 * {size}"
             assert stacked or size == double, tensor
-            sizes.append(f'{{Size::{"kStacked" if stacked else "kName"}, 0, "{size}"}}')
+            sizes.append(f'{{Size::{"kStacked" if stacked else "kName"}, 0, "{size}", nullptr}}')
     opening = f'Tensor::{kind}, "{tensor.name}", "{tensor.dtype}", {len(sizes)}'
     lines = ",\n      ".join(sizes)
     return f"{{{opening},\n     {{{lines}}}}}"
@@ -204,17 +343,13 @@ def _constant(name: str) -> str:
     return "k" + "".join(word.capitalize() for word in name.split("_"))
 
 
-def _wrap(opening: str, content: str, closing: str) -> str:
-    line = f"{opening}{content}{closing}"
-    if len(line) <= 101:
-        return line
-    return f"{opening}\n    {content}{closing}"
-
-
 def _table(kind: str, name: str, rows: Iterable[str]) -> str:
     lines = "".join(f"    {row},\n" for row in rows)
     return f"inline constexpr {kind} {name}[] = {{\n{lines}}};\n"
 
 
+RENDERED = {"specs.hpp": render_specs, "contract.hpp": render_contract}
+
 if __name__ == "__main__":
-    TARGET.write_text(render(), encoding="utf-8")
+    for file, render in RENDERED.items():
+        (FOLDER / file).write_text(render(), encoding="utf-8")

@@ -1,5 +1,6 @@
-// Written by runtime/cpp/tools/make_contract.py from runtime/bundle/contract.py: do not edit.
 // The graph's tensors: the one place in C++ that spells their names, order, types and dimensions.
+// Written by runtime/cpp/tools/make_contract.py from runtime/bundle/contract.py: do not edit.
+// clang-format off
 #pragma once
 
 #include <cstddef>
@@ -7,23 +8,11 @@
 #include <map>
 #include <string>
 #include <string_view>
-#include <variant>
 #include <vector>
 
-namespace ouro::core {
+#include "bundle/specs.hpp"
 
-struct ModelSpec;  // bundle/manifest.hpp
-
-// A dimension: a number, or the name of one that differs from call to call.
-using Dimension = std::variant<std::int64_t, std::string>;
-
-// One input or output of a bundle's graph.
-struct TensorSpec {
-  std::string name, dtype;
-  std::vector<Dimension> shape;
-};
-
-namespace contract {
+namespace ouro::core::contract {
 
 inline constexpr char kInputIds[] = "input_ids";
 inline constexpr char kPositionIds[] = "position_ids";
@@ -49,10 +38,20 @@ inline constexpr char kCache[] = "cache";
 inline constexpr std::int64_t kBucket = 64;
 inline constexpr std::int64_t kPrefillChunk = 512;
 inline constexpr std::int64_t kScoreChunk = 128;
-inline constexpr const char* kParts[] = {"key", "value"};
+inline constexpr const char* kParts[] = {
+    "key",
+    "value",
+};
 inline constexpr const char* kComparedOutputs[] = {
-    "logits", "pool_sum", "new_key_values.recurrent.key", "new_key_values.recurrent.value"};
-inline constexpr const char* kRowless[] = {"depth", "halt_threshold"};
+    "logits",
+    "pool_sum",
+    "new_key_values.recurrent.key",
+    "new_key_values.recurrent.value",
+};
+inline constexpr const char* kRowless[] = {
+    "depth",
+    "halt_threshold",
+};
 
 // An element type by its names: in manifests, ONNX's number, ONNX Runtime's, Triton's.
 struct ElementType {
@@ -71,11 +70,12 @@ struct PrecisionSpec {
 };
 
 // A dimension of any bundle's tensor: a number, a name, a name times k where the loop runs k layers,
-// or one of the model's numbers.
+// or the number of the model that `field` is.
 struct Size {
   enum Kind { kNumber, kName, kStacked, kModel } kind;
   std::int64_t number;
   const char* name;
+  std::int64_t ModelSpec::*field;
 };
 
 // A tensor of any bundle, or the keys and values of every kept layer, or of the looped ones, whose
@@ -87,6 +87,13 @@ struct Tensor {
   const char* dtype;
   std::size_t rank;
   Size shape[5];
+};
+
+// A field of an ONNX message that leads to an external tensor, and the message it holds.
+struct Lead {
+  const char* message;
+  int field;
+  const char* holds;
 };
 
 inline constexpr ElementType kElementTypes[] = {
@@ -106,62 +113,84 @@ inline constexpr PrecisionSpec kPrecisions[] = {
 // Every input and output, in order.
 inline constexpr Tensor kInputs[] = {
     {Tensor::kPlain, "input_ids", "int64", 2,
-     {{Size::kName, 0, "batch"},
-      {Size::kName, 0, "sequence"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kName, 0, "sequence", nullptr}}},
     {Tensor::kPlain, "position_ids", "int64", 2,
-     {{Size::kName, 0, "batch"},
-      {Size::kName, 0, "sequence"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kName, 0, "sequence", nullptr}}},
     {Tensor::kPlain, "attention_mask", "int64", 2,
-     {{Size::kName, 0, "batch"},
-      {Size::kName, 0, "past_sequence + sequence"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kName, 0, "past_sequence + sequence", nullptr}}},
     {Tensor::kPlain, "depth", "int64", 1,
-     {{Size::kNumber, 1, nullptr}}},
+     {{Size::kNumber, 1, nullptr, nullptr}}},
     {Tensor::kPlain, "row_depth", "int64", 1,
-     {{Size::kName, 0, "batch"}}},
+     {{Size::kName, 0, "batch", nullptr}}},
     {Tensor::kPlain, "logit_index", "int64", 2,
-     {{Size::kName, 0, "batch"},
-      {Size::kName, 0, "logits"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kName, 0, "logits", nullptr}}},
     {Tensor::kKept, "past_key_values.", "cache", 4,
-     {{Size::kName, 0, "batch"},
-      {Size::kModel, 0, "num_key_value_heads"},
-      {Size::kName, 0, "past_sequence"},
-      {Size::kModel, 0, "head_dim"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kModel, 0, "num_key_value_heads", &ModelSpec::num_key_value_heads},
+      {Size::kName, 0, "past_sequence", nullptr},
+      {Size::kModel, 0, "head_dim", &ModelSpec::head_dim}}},
     {Tensor::kLooped, "past_key_values.", "cache", 5,
-     {{Size::kName, 0, "batch"},
-      {Size::kStacked, 0, "slots"},
-      {Size::kModel, 0, "num_key_value_heads"},
-      {Size::kName, 0, "past_sequence"},
-      {Size::kModel, 0, "head_dim"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kStacked, 0, "slots", nullptr},
+      {Size::kModel, 0, "num_key_value_heads", &ModelSpec::num_key_value_heads},
+      {Size::kName, 0, "past_sequence", nullptr},
+      {Size::kModel, 0, "head_dim", &ModelSpec::head_dim}}},
     {Tensor::kPlain, "past_pool_sum", "float32", 3,
-     {{Size::kName, 0, "batch"},
-      {Size::kName, 0, "slots"},
-      {Size::kModel, 0, "hidden_size"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kName, 0, "slots", nullptr},
+      {Size::kModel, 0, "hidden_size", &ModelSpec::hidden_size}}},
     {Tensor::kHalting, "halt_threshold", "float32", 1,
-     {{Size::kNumber, 1, nullptr}}},
+     {{Size::kNumber, 1, nullptr, nullptr}}},
 };
 inline constexpr Tensor kOutputs[] = {
     {Tensor::kPlain, "logits", "float32", 3,
-     {{Size::kName, 0, "batch"},
-      {Size::kName, 0, "logits"},
-      {Size::kModel, 0, "vocab_size"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kName, 0, "logits", nullptr},
+      {Size::kModel, 0, "vocab_size", &ModelSpec::vocab_size}}},
     {Tensor::kKept, "new_key_values.", "cache", 4,
-     {{Size::kName, 0, "batch"},
-      {Size::kModel, 0, "num_key_value_heads"},
-      {Size::kName, 0, "sequence"},
-      {Size::kModel, 0, "head_dim"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kModel, 0, "num_key_value_heads", &ModelSpec::num_key_value_heads},
+      {Size::kName, 0, "sequence", nullptr},
+      {Size::kModel, 0, "head_dim", &ModelSpec::head_dim}}},
     {Tensor::kLooped, "new_key_values.", "cache", 5,
-     {{Size::kName, 0, "batch"},
-      {Size::kStacked, 0, "depth"},
-      {Size::kModel, 0, "num_key_value_heads"},
-      {Size::kName, 0, "sequence"},
-      {Size::kModel, 0, "head_dim"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kStacked, 0, "depth", nullptr},
+      {Size::kModel, 0, "num_key_value_heads", &ModelSpec::num_key_value_heads},
+      {Size::kName, 0, "sequence", nullptr},
+      {Size::kModel, 0, "head_dim", &ModelSpec::head_dim}}},
     {Tensor::kPlain, "pool_sum", "float32", 4,
-     {{Size::kName, 0, "batch"},
-      {Size::kName, 0, "depth"},
-      {Size::kName, 0, "logits"},
-      {Size::kModel, 0, "hidden_size"}}},
+     {{Size::kName, 0, "batch", nullptr},
+      {Size::kName, 0, "depth", nullptr},
+      {Size::kName, 0, "logits", nullptr},
+      {Size::kModel, 0, "hidden_size", &ModelSpec::hidden_size}}},
     {Tensor::kHalting, "depth_used", "int64", 1,
-     {{Size::kName, 0, "batch"}}},
+     {{Size::kName, 0, "batch", nullptr}}},
+};
+inline constexpr Lead kLeads[] = {
+    {"Model", 7, "Graph"},
+    {"Model", 20, "TrainingInfo"},
+    {"Model", 25, "Function"},
+    {"TrainingInfo", 1, "Graph"},
+    {"TrainingInfo", 2, "Graph"},
+    {"Function", 7, "Node"},
+    {"Function", 11, "Attribute"},
+    {"Graph", 1, "Node"},
+    {"Graph", 5, "Tensor"},
+    {"Graph", 15, "SparseTensor"},
+    {"Node", 5, "Attribute"},
+    {"Attribute", 5, "Tensor"},
+    {"Attribute", 6, "Graph"},
+    {"Attribute", 10, "Tensor"},
+    {"Attribute", 11, "Graph"},
+    {"Attribute", 22, "SparseTensor"},
+    {"Attribute", 23, "SparseTensor"},
+    {"SparseTensor", 1, "Tensor"},
+    {"SparseTensor", 2, "Tensor"},
+    {"Tensor", 13, "Entry"},
 };
 
 // The element type or precision of that name; null where there is none.
@@ -194,5 +223,4 @@ std::vector<TensorSpec> outputs(const ModelSpec& model, std::string_view precisi
 // times "slots"). Throws engine_error where a name is not among `sizes`.
 std::int64_t resolve_size(const Dimension& size, const std::map<std::string, std::int64_t>& sizes);
 
-}  // namespace contract
-}  // namespace ouro::core
+}  // namespace ouro::core::contract

@@ -6,36 +6,37 @@
 #include <filesystem>
 #include <map>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace ouro::core {
 
-// A tensor of a file: numpy's name of its type ("float32", "float16", "bfloat16", "int64", "bool"),
-// its shape, and its bytes in row-major order, which live as long as the Safetensors they came from
-// and are aligned as the file has them (copy them out with memcpy).
+// A tensor of a file: numpy's name of its type ("float32", "int64", "bool", "bfloat16"), its shape,
+// and its bytes in row-major order, little-endian and not aligned (copy them out with memcpy). They
+// are the Safetensors' own and live as long as it does.
 struct StoredTensor {
   std::string dtype;
   std::vector<std::int64_t> shape;
-  const std::byte* data = nullptr;
+  const char* data = nullptr;
   std::size_t bytes = 0;
 };
 
-// A file read whole into memory. Moving one keeps its tensors where they are.
+// A file, whole in memory. It can't be copied or moved, for its tensors point into it.
 class Safetensors {
  public:
   // Throws bundle_error "{file} cannot be read: ..." for anything that is not such a file.
   explicit Safetensors(const std::filesystem::path& file);
-  // From the bytes of a file, for tests and fuzzing; `name` stands in errors.
+  // From the bytes of a file; `name` stands in errors.
   Safetensors(std::string bytes, const std::string& name);
+  Safetensors(const Safetensors&) = delete;
+  Safetensors& operator=(const Safetensors&) = delete;
 
   const std::map<std::string, StoredTensor>& tensors() const noexcept { return tensors_; }
   const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
 
  private:
-  void read_header(std::string_view header, std::size_t start);
+  void read();
 
-  std::vector<char> content_;
+  std::string content_;
   std::map<std::string, StoredTensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };
