@@ -11,14 +11,11 @@
 #include <cstddef>
 #include <optional>
 #include <string>
-#include <string_view>
 
 #include "text/codec.hpp"
 #include "tokens.hpp"
 
 namespace ouro::core {
-
-inline constexpr std::string_view kUnknown = "\xEF\xBF\xBD";  // U+FFFD
 
 // Turns a growing list of tokens into pieces of text which never need to be taken back.
 //
