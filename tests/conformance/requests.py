@@ -277,7 +277,7 @@ class Asked:
 
     def _refused(self) -> None:
         ids = self._ids(2)
-        for depth in (0, -1, self._last + 1, 6400):
+        for depth in (0, -1, -2, self._last + 1, 6400):
             self._add(f"bad depth {depth}", "generate", prompt=ids, depth=depth)
             self._add(f"bad depth {depth} of a session", "session", depth=depth, turns=[])
         self._add("bad depth of logits", "logits", ids=ids, depth=self._last + 1)
@@ -303,6 +303,7 @@ class Asked:
             self._add(f"bad ids {ids}", "detokenize", ids=ids)
         self._add("nowhere", "open", folder="nowhere")
         self._add("backend", "open", backend="gpu")
-        self._add("threads", "open", threads=0)
+        for threads in (0, -1):
+            self._add(f"threads {threads}", "open", threads=threads)
         self._add("accuracy level", "open", accuracy_level=2)
         self._add("closed", "closed", prompt=ids)
