@@ -5,6 +5,7 @@
 #include "backends/backend.hpp"
 #include "backends/cuda.hpp"
 #include "backends/ort.hpp"
+#include "backends/trt.hpp"
 #include "decode/options.hpp"
 #include "error.hpp"
 
@@ -32,14 +33,21 @@ std::optional<Error> refuse_cuda() {
   return std::nullopt;
 }
 
-// Why no plan of the bundle can run here.
-Error refuse_plans(const Bundle& bundle) {
+// The plan to run, or why none of the bundle's can run here.
+#ifdef OURO_TENSORRT
+FittingPlan choose_plan(const Bundle& bundle) {
+  FittingPlan found = find_plan(bundle);
+#else
+FittingPlan choose_plan(const Bundle& bundle) {
+  FittingPlan found;
+  found.refused = engine_error("backend 'trt' is not built into this library",
+                               "build it with -DOURO_TENSORRT=ON, or take backend cuda or cpu");
+#endif
   if (bundle.manifest().plans.empty()) {
-    return engine_error("backend 'trt' needs a TensorRT plan and the bundle holds none",
-                        "export it with --format trt, or take backend cuda or cpu");
+    found.refused = engine_error("backend 'trt' needs a TensorRT plan and the bundle holds none",
+                                 "export it with --format trt, or take backend cuda or cpu");
   }
-  return engine_error("backend 'trt' is not built into this library",
-                      "build it with -DOURO_TENSORRT=ON, or take backend cuda or cpu");
+  return found;
 }
 
 }  // namespace
@@ -60,15 +68,21 @@ Opened open_backend_with_reason(const Bundle& bundle, const std::string& backend
                        "allowed: 1, 4 or None");
   }
   if (backend == "cpu") return {open_cpu(bundle, threads, accuracy_level), "asked for"};
-  if (backend == "trt") throw refuse_plans(bundle);
+  std::string passed;  // why better ones were not taken
+  if (backend != "cuda") {
+    const FittingPlan plan = choose_plan(bundle);
+#ifdef OURO_TENSORRT
+    if (plan.number) return {open_trt(bundle, *plan.number), "a plan of the bundle fits this GPU"};
+#endif
+    if (backend == "trt") throw *plan.refused;
+    passed = "trt: " + plan.refused->problem();
+  }
   const std::optional<Error> refused = refuse_cuda();
   if (!refused) {
-    return {open_cuda(bundle, threads, accuracy_level),
-            backend == "cuda" ? "asked for" : "a GPU is here; trt: " + refuse_plans(bundle).problem()};
+    return {open_cuda(bundle, threads, accuracy_level), passed.empty() ? "asked for" : passed};
   }
   if (backend == "cuda") throw *refused;
-  return {open_cpu(bundle, threads, accuracy_level),
-          "trt: " + refuse_plans(bundle).problem() + "; cuda: " + refused->problem()};
+  return {open_cpu(bundle, threads, accuracy_level), passed + "; cuda: " + refused->problem()};
 }
 
 }  // namespace ouro::core

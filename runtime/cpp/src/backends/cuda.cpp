@@ -15,7 +15,7 @@
 namespace ouro::core {
 namespace {
 
-constexpr int kDeviceToHost = 2, kDeviceToDevice = 3;
+constexpr int kHostToDevice = 1, kDeviceToHost = 2, kDeviceToDevice = 3;
 constexpr const char* kNames[] = {"libcudart.so.13", "libcudart.so.12", "libcudart.so"};
 constexpr std::int64_t kCallTokens = 256;  // as in runtime/backends/cuda.py
 
@@ -130,6 +130,8 @@ std::shared_ptr<const CudaRuntime> load_cuda(const std::string& file) {
   auto cuda = std::make_shared<CudaRuntime>();
   cuda->library = std::shared_ptr<void>(opened, dlclose);
   find_function(opened, "cudaGetDeviceCount", cuda->get_device_count);
+  find_function(opened, "cudaDeviceGetAttribute", cuda->device_get_attribute);
+  find_function(opened, "cudaDriverGetVersion", cuda->driver_get_version);
   find_function(opened, "cudaMalloc", cuda->malloc);
   find_function(opened, "cudaFree", cuda->free);
   find_function(opened, "cudaMemsetAsync", cuda->memset_async);
@@ -152,6 +154,14 @@ std::string find_cuda_problem() {
   } catch (const Error& error) {
     return error.problem();
   }
+}
+
+GpuFacts describe_gpu(const CudaRuntime& cuda) {
+  int major = 0, minor = 0, version = 0;
+  cuda.check(cuda.device_get_attribute(&major, 75, 0), "cudaDeviceGetAttribute");
+  cuda.check(cuda.device_get_attribute(&minor, 76, 0), "cudaDeviceGetAttribute");
+  cuda.check(cuda.driver_get_version(&version), "cudaDriverGetVersion");
+  return {std::to_string(major) + "." + std::to_string(minor), version / 1000};
 }
 
 CudaMemory::CudaMemory(std::shared_ptr<const CudaRuntime> cuda) : cuda_(std::move(cuda)) {
@@ -226,6 +236,12 @@ const std::byte* CudaMemory::read(const Buffer& buffer) {
   host_bytes_ += bytes;
   wait();
   return host.bytes.get();
+}
+
+void CudaMemory::write(const Buffer& target, const std::byte* source) {
+  cuda_->check(cuda_->memcpy_async(target.data, source, target.bytes(), kHostToDevice, stream_),
+               "cudaMemcpyAsync");
+  host_bytes_ += target.bytes();
 }
 
 void CudaMemory::wait() { cuda_->check(cuda_->stream_synchronize(stream_), "cudaStreamSynchronize"); }

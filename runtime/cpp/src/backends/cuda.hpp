@@ -16,6 +16,8 @@ namespace ouro::core {
 struct CudaRuntime {
   std::shared_ptr<void> library;
   int (*get_device_count)(int*);
+  int (*device_get_attribute)(int*, int, int);
+  int (*driver_get_version)(int*);
   int (*malloc)(void**, std::size_t);
   int (*free)(void*);
   int (*memset_async)(void*, int, std::size_t, void*);
@@ -37,6 +39,13 @@ std::shared_ptr<const CudaRuntime> load_cuda(const std::string& file = {});
 // Why no GPU can be used here; empty where one can.
 std::string find_cuda_problem();
 
+// The first GPU, as a TensorRT plan asks for it.
+struct GpuFacts {
+  std::string compute_capability;  // such as "8.9"
+  int cuda_major;                  // of the newest CUDA that its driver runs
+};
+GpuFacts describe_gpu(const CudaRuntime& cuda);
+
 // Memory on the first GPU, with a stream of its own that every copy is started on.
 class CudaMemory : public Memory {
  public:
@@ -52,8 +61,11 @@ class CudaMemory : public Memory {
   const std::byte* read(const Buffer& buffer) override;
   std::uint64_t host_bytes() const override { return host_bytes_; }
 
+  // Starts the copy of bytes of the host, which must live until `wait`.
+  void write(const Buffer& target, const std::byte* source);
   // Waits for everything that was started.
   void wait();
+  void* stream() const { return stream_; }
   void count_host_bytes(std::uint64_t bytes) { host_bytes_ += bytes; }
 
  private:

@@ -122,26 +122,6 @@ void check_graph(OrtGraph& graph, const GraphSpec& spec) {
   for (const TensorSpec& one : outputs) graph.output_names.push_back(one.name);
 }
 
-// The array in another floating-point type. Throws engine_error for types that are no floats.
-HostArray cast_array(const HostArray& array, DType wanted) {
-  if (array.dtype == dtype_name(wanted)) return array;
-  if (array.dtype != "float32" || wanted == DType::kInt64 || wanted == DType::kFloat32) {
-    throw engine_error("an array of " + array.dtype + " was given where the graph has " +
-                       std::string(dtype_name(wanted)));
-  }
-  HostArray cast{std::string(dtype_name(wanted)), array.shape, {}};
-  const std::size_t count = count_elements(array.shape);
-  cast.bytes.resize(count * item_bytes(wanted));
-  for (std::size_t index = 0; index < count; ++index) {
-    float value;
-    std::memcpy(&value, array.bytes.data() + index * sizeof value, sizeof value);
-    const std::uint16_t bits =
-        wanted == DType::kFloat16 ? Ort::Float16_t(value).val : Ort::BFloat16_t(value).val;
-    std::memcpy(cast.bytes.data() + index * sizeof bits, &bits, sizeof bits);
-  }
-  return cast;
-}
-
 // Buffers of the host bound to a session; `run` reads and writes them in place.
 class CpuBound : public Bound {
  public:
@@ -294,6 +274,25 @@ std::shared_ptr<Backend> open_cpu(const Bundle& bundle, std::optional<std::int64
   }
   return std::make_shared<CpuBackend>(open_graph(bundle, false, threads, accuracy_level),
                                       bundle.manifest().model.max_position_embeddings);
+}
+
+HostArray cast_array(const HostArray& array, DType wanted) {
+  if (array.dtype == dtype_name(wanted)) return array;
+  if (array.dtype != "float32" || wanted == DType::kInt64 || wanted == DType::kFloat32) {
+    throw engine_error("an array of " + array.dtype + " was given where the graph has " +
+                       std::string(dtype_name(wanted)));
+  }
+  HostArray cast{std::string(dtype_name(wanted)), array.shape, {}};
+  const std::size_t count = count_elements(array.shape);
+  cast.bytes.resize(count * item_bytes(wanted));
+  for (std::size_t index = 0; index < count; ++index) {
+    float value;
+    std::memcpy(&value, array.bytes.data() + index * sizeof value, sizeof value);
+    const std::uint16_t bits =
+        wanted == DType::kFloat16 ? Ort::Float16_t(value).val : Ort::BFloat16_t(value).val;
+    std::memcpy(cast.bytes.data() + index * sizeof bits, &bits, sizeof bits);
+  }
+  return cast;
 }
 
 std::map<std::string, HostArray> run_once(OrtGraph& graph,

@@ -8,6 +8,7 @@
 #include "error.hpp"
 
 // Null where nothing in the program defines it. A static link with ONNX Runtime defines it.
+// NOLINTNEXTLINE(readability-redundant-declaration): the first one is not weak
 extern "C" __attribute__((weak)) const OrtApiBase* OrtGetApiBase(void) noexcept;
 
 namespace ouro::core {

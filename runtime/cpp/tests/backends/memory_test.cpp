@@ -8,6 +8,7 @@
 
 #include "backends/cuda.hpp"
 #include "backends/memory.hpp"
+#include "backends/trt.hpp"
 #include "error.hpp"
 
 using namespace ouro::core;  // NOLINT: a test
@@ -18,6 +19,10 @@ namespace {
 std::shared_ptr<const CudaRuntime> make_runtime() {
   auto cuda = std::make_shared<CudaRuntime>();
   cuda->get_device_count = [](int* count) { return *count = 1, 0; };
+  cuda->device_get_attribute = [](int* value, int attribute, int) {
+    return *value = attribute == 75 ? 8 : 9, 0;
+  };
+  cuda->driver_get_version = [](int* version) { return *version = 13020, 0; };
   cuda->malloc = [](void** memory, std::size_t bytes) {
     *memory = std::malloc(bytes);
     return *memory == nullptr ? 2 : 0;
@@ -166,6 +171,30 @@ TEST_CASE("a failing call of CUDA is an error with its name") {
   CudaMemory memory(cuda);
   CHECK_THROWS_WITH(memory.zeros({1}, DType::kFloat32),
                     "CUDA: cudaMalloc failed with cudaErrorMemoryAllocation; is a GPU free?");
+}
+
+TEST_CASE("a GPU is described as plans ask for it") {
+  const GpuFacts gpu = describe_gpu(*make_runtime());
+  CHECK(gpu.compute_capability == "8.9");
+  CHECK(gpu.cuda_major == 13);
+}
+
+TEST_CASE("the first profile that takes a call is chosen") {
+  const std::vector<ProfileSpec> profiles = {
+      {"decode", {{"input_ids", {1, 1}, {1, 1}, {4, 1}}}, {{"depth", {1}, {8}, {16}}}},
+      {"prefill", {{"input_ids", {1, 1}, {1, 64}, {4, 512}}}, {{"depth", {1}, {8}, {16}}}},
+  };
+  const auto choose = [&](Shape ids, std::int64_t depth) {
+    return choose_profile(profiles, {{"input_ids", std::move(ids)}}, {{"depth", {depth}}});
+  };
+  CHECK(choose({2, 1}, 3) == 0);
+  CHECK(choose({2, 9}, 16) == 1);
+  CHECK_THROWS_WITH(choose({5, 9}, 3),
+                    "input_ids has the shape [5, 9], the plan's profile prefill takes [1, 1] to "
+                    "[4, 512]; export again with a larger --max-batch, --max-seq or --max-depth");
+  CHECK_THROWS_WITH(choose({1, 1}, 17),
+                    "depth has the value [17], the plan's profile prefill takes [1] to [16]; export "
+                    "again with a larger --max-batch, --max-seq or --max-depth");
 }
 
 TEST_CASE("a machine without CUDA says so") {
