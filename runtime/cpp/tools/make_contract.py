@@ -1,9 +1,8 @@
-"""Writes what a bundle holds in C++, from the Python that says it.
+"""Writes src/bundle/contract.hpp from runtime/bundle: what manifests say, the graph's tensors.
 
 python runtime/cpp/tools/make_contract.py
 
-`src/bundle/specs.hpp` has the parts of a manifest and its constants, `src/bundle/contract.hpp` the
-tensors of the graph. A test compares what stands there with what would be written.
+writes it anew; a test compares what stands there with what would be written.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDER = ROOT / "runtime" / "cpp" / "src" / "bundle"
+TARGET = ROOT / "runtime" / "cpp" / "src" / "bundle" / "contract.hpp"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
@@ -36,16 +35,20 @@ LISTS = ("PARTS", "COMPARED_OUTPUTS", "ROWLESS")
 SCALARS = {str: "std::string", int: "std::int64_t", float: "double", bool: "bool"}
 RENAMED = {"default": "default_depth", "float": "float_type"}  # no names in C++
 
-SPECS_HEAD = """\
-// What a bundle's manifest says: bundle/manifest.hpp reads it.
-// Written by runtime/cpp/tools/make_contract.py from runtime/bundle/: do not edit.
-// clang-format off
+HEAD = """\
+// Written by runtime/cpp/tools/make_contract.py from runtime/bundle: do not edit.
+//
+// What a bundle's manifest says (bundle/manifest.hpp reads it), and the graph's tensors: the one
+// place in C++ that spells their names, order, types and dimensions.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -63,7 +66,7 @@ using Texts = std::initializer_list<const char*>;
 
 """
 
-SPECS_BOUND = """
+BOUND = """
 // The least and most that a number of the model may be.
 struct ModelBound {
   const char* name;
@@ -72,26 +75,7 @@ struct ModelBound {
 };
 """
 
-CONTRACT_HEAD = """\
-// The graph's tensors: the one place in C++ that spells their names, order, types and dimensions.
-// Written by runtime/cpp/tools/make_contract.py from runtime/bundle/contract.py: do not edit.
-// clang-format off
-#pragma once
-
-#include <cstddef>
-#include <cstdint>
-#include <map>
-#include <string>
-#include <string_view>
-#include <vector>
-
-#include "bundle/specs.hpp"
-
-namespace ouro::core::contract {
-
-"""
-
-CONTRACT_TYPES = """
+TYPES = """
 // An element type by its names: in manifests, ONNX's number, ONNX Runtime's, Triton's.
 struct ElementType {
   const char* name;
@@ -137,7 +121,7 @@ struct Lead {
 
 """
 
-CONTRACT_TAIL = """
+TAIL = """
 // The element type or precision of that name; null where there is none.
 const ElementType* find_type(std::string_view name);
 const PrecisionSpec* find_precision(std::string_view name);
@@ -168,13 +152,19 @@ std::vector<TensorSpec> outputs(const ModelSpec& model, std::string_view precisi
 // times "slots"). Throws engine_error where a name is not among `sizes`.
 std::int64_t resolve_size(const Dimension& size, const std::map<std::string, std::int64_t>& sizes);
 
-}  // namespace ouro::core::contract
+}  // namespace contract
+}  // namespace ouro::core
 """
 
 
-def render_specs() -> str:
-    """The text of specs.hpp."""
-    parts = [SPECS_HEAD]
+def render() -> str:
+    """The text of contract.hpp."""
+    return "".join([HEAD, *_specs(), "\nnamespace contract {\n\n", *_contract(), TAIL])
+
+
+def _specs() -> list[str]:
+    """What a manifest says."""
+    parts = []
     for name, number in (
         ("FORMAT_VERSION", specs.FORMAT_VERSION),
         ("MAX_DEPTH", rules.MAX_DEPTH),
@@ -209,8 +199,7 @@ def render_specs() -> str:
         f'{{"{name}", &ModelSpec::{name}, {least}, {most}}}'
         for name, (least, most) in rules.MODEL_BOUNDS.items()
     ]
-    parts += [SPECS_BOUND, _table("ModelBound", "kModelBounds", rows)]
-    return "".join([*parts, "\n}  // namespace ouro::core\n"])
+    return [*parts, BOUND, _table("ModelBound", "kModelBounds", rows)]
 
 
 def _kinds(kind: type) -> Iterator[type]:
@@ -269,9 +258,9 @@ def _listing(kind: type) -> str:
     return f"\n{opening}{''.join(lines)}}}\n"
 
 
-def render_contract() -> str:
-    """The text of contract.hpp."""
-    parts = [CONTRACT_HEAD]
+def _contract() -> list[str]:
+    """The graph's tensors."""
+    parts = []
     for name in NAMES:
         parts.append(f'inline constexpr char {_constant(name)}[] = "{getattr(contract, name)}";\n')
     for name in SIZES:
@@ -280,7 +269,7 @@ def render_contract() -> str:
     for name in LISTS:
         rows = [f'"{one}"' for one in getattr(contract, name)]
         parts.append(_table("const char*", _constant(name), rows))
-    parts.append(CONTRACT_TYPES)
+    parts.append(TYPES)
     rows = [
         f'{{"{t.name}", {t.item_bytes}, {t.onnx_number}, "{t.ort}", "{t.triton}"}}'
         for t in contract.ELEMENT_TYPES.values()
@@ -290,6 +279,8 @@ def render_contract() -> str:
         f'{{"{p.name}", "{p.compute}", {p.bits or 0}}}' for p in contract.PRECISIONS.values()
     ]
     parts.append(_table("PrecisionSpec", "kPrecisions", rows))
+    listed = ", ".join(f'"{name}"' for name in contract.PRECISIONS)
+    parts.append(f"inline constexpr Texts kPrecisionNames = {{{listed}}};\n")
     parts.append("\n// Every input and output, in order.\n")
     for name, tensors in (("Inputs", contract.input_tensors), ("Outputs", contract.output_tensors)):
         parts.append(_table("Tensor", f"k{name}", _tensors(tensors)))
@@ -298,8 +289,7 @@ def render_contract() -> str:
         for message, fields in external_data.LEADS.items()
         for field, holds in fields.items()
     ]
-    parts.append(_table("Lead", "kLeads", rows))
-    return "".join([*parts, CONTRACT_TAIL])
+    return [*parts, _table("Lead", "kLeads", rows)]
 
 
 def _tensors(tensors: Callable[[Any], Iterable[Tensor]]) -> Iterator[str]:
@@ -348,8 +338,5 @@ def _table(kind: str, name: str, rows: Iterable[str]) -> str:
     return f"inline constexpr {kind} {name}[] = {{\n{lines}}};\n"
 
 
-RENDERED = {"specs.hpp": render_specs, "contract.hpp": render_contract}
-
 if __name__ == "__main__":
-    for file, render in RENDERED.items():
-        (FOLDER / file).write_text(render(), encoding="utf-8")
+    TARGET.write_text(render(), encoding="utf-8")

@@ -39,8 +39,8 @@ Varint read_varint(std::string_view message, std::size_t& place) {
   throw std::invalid_argument("a number has more than 10 bytes");
 }
 
-// In decimal the number that is left without the three lowest bits.
-std::string show_field(const Varint& tag) {
+// The number of the field that a tag is of: all but the three lowest bits, in decimal.
+std::string show_number(const Varint& tag) {
   std::uint64_t low = tag.low >> 3, high = tag.high;  // of 32 and of 35 bits
   std::string digits;
   do {
@@ -55,39 +55,27 @@ std::string show_field(const Varint& tag) {
 // The fields of a message that have a length. Throws std::invalid_argument: it is cut off, or holds
 // what protobuf does not write.
 std::vector<Field> read_fields(std::string_view message) {
-  constexpr int kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5;
+  enum Wire { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
   std::vector<Field> fields;
-  std::size_t place = 0;
-  while (place < message.size()) {
+  for (std::size_t place = 0; place < message.size();) {
     const Varint tag = read_varint(message, place);
-    const std::uint64_t number = tag.low >> 3;
+    const std::uint64_t number = tag.low >> 3, wire = tag.low & 7;
     if (number == 0 || number >> 29 != 0 || tag.high != 0) {
-      throw std::invalid_argument(say("a field has the number {}", show_field(tag)));
+      throw std::invalid_argument(say("a field has the number {}", show_number(tag)));
     }
-    std::uint64_t size = 0;
-    switch (static_cast<int>(tag.low & 7)) {
-      case kVarint:
-        read_varint(message, place);
-        break;
-      case kFixed64:
-        size = 8;
-        break;
-      case kFixed32:
-        size = 4;
-        break;
-      case kBytes: {
-        const Varint length = read_varint(message, place);
-        size = length.high != 0 ? UINT64_MAX : length.low;
-        if (size <= message.size() - place) fields.push_back({number, message.substr(place, size)});
-        break;
-      }
-      default:
-        throw std::invalid_argument(say("a field has the wire type {}", tag.low & 7));
+    Varint size;
+    if (wire == kVarint) read_varint(message, place);
+    if (wire == kFixed64) size.low = 8;
+    if (wire == kFixed32) size.low = 4;
+    if (wire == kBytes) size = read_varint(message, place);
+    if (wire > kBytes && wire != kFixed32) {
+      throw std::invalid_argument(say("a field has the wire type {}", wire));
     }
-    if (size > message.size() - place) {
+    if (size.high != 0 || size.low > message.size() - place) {
       throw std::invalid_argument("it ends in the middle of a field");
     }
-    place += size;
+    if (wire == kBytes) fields.push_back({number, message.substr(place, size.low)});
+    place += size.low;
   }
   return fields;
 }
@@ -105,25 +93,24 @@ void check_single(const fs::path& data) {
   const std::string name = data.native();
   const std::string cure =
       say("put a copy in its place: cp {} {}.copy && mv {}.copy {}", name, name, name, name);
-  if (fs::is_symlink(fs::symlink_status(data))) {
+  std::error_code error;
+  if (fs::is_symlink(fs::symlink_status(data, error))) {
     throw bundle_error(say("{} is a symbolic link, which ONNX Runtime does not open", name), cure);
   }
-  const std::uintmax_t links = fs::hard_link_count(data);
-  if (links > 1) {
-    throw bundle_error(say("{} has {} hard links (cp -al and some backups make them), and ONNX "
-                           "Runtime opens no weights that have another name",
-                           name, links),
-                       cure);
-  }
+  const std::uintmax_t links = fs::hard_link_count(data, error);
+  if (links <= 1 || error) return;
+  throw bundle_error(
+      say("{} has {} hard links (cp -al and some backups make them), and ONNX Runtime "
+          "opens no weights that have another name",
+          name, links),
+      cure);
 }
 
-// What a name means in a folder of the bundle, in Python's plainest form.
-std::string join(const fs::path& folder, const std::string& name) {
+// What a name that stands in a file of the bundle means, in Python's plainest form.
+std::string join(const std::string& file, const std::string& name) {
   fs::path joined = fs::path(name).root_directory();
-  for (const fs::path& path : {joined.empty() ? folder : fs::path(), fs::path(name).relative_path()}) {
-    for (const fs::path& part : path) {
-      if (!part.empty() && part != ".") joined /= part;
-    }
+  for (const fs::path& part : fs::path(file).parent_path() / name) {
+    if (!part.empty() && part != "." && part != "/") joined /= part;
   }
   return joined.empty() ? "." : joined.native();
 }
@@ -160,7 +147,7 @@ void check_external_data(const Bundle& bundle) {
   const std::set<std::string> listed(spec.data.begin(), spec.data.end());
   try {
     for (const std::string& name : external_files(read_file(file))) {
-      named.insert(join(fs::path(spec.file).parent_path(), name));
+      named.insert(join(spec.file, name));
     }
   } catch (const std::invalid_argument& error) {
     throw bundle_error(say("cannot load {}, no ONNX file: {}", file.native(), error.what()),

@@ -15,8 +15,8 @@ namespace ouro::core {
 std::set<std::string> external_files(std::string_view graph);
 
 // Refuses a bundle whose graph names other data files than its manifest lists, and data files that
-// are symbolic or hard links: ONNX Runtime opens whatever file the graph names. Throws bundle_error.
-// To be called before ONNX Runtime loads the graph.
+// are symbolic or hard links: ONNX Runtime opens whatever file the graph names. Throws
+// bundle_error. To be called before ONNX Runtime loads the graph.
 void check_external_data(const Bundle& bundle);
 
 }  // namespace ouro::core

@@ -37,7 +37,8 @@ class Hash {
 
  private:
   static void check(int done) {
-    if (done != 1) throw std::system_error(ENOSYS, std::generic_category(), "OpenSSL has no SHA-256");
+    if (done != 1)
+      throw std::system_error(ENOSYS, std::generic_category(), "OpenSSL has no SHA-256");
   }
 
   std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;

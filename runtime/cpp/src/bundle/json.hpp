@@ -11,9 +11,9 @@
 
 namespace ouro::core {
 
-// A whole number of any size: its value, cut to 64 bits, and where it was cut its digits.
-struct Integer {
-  std::int64_t value = 0;
+// An integer beyond 64 bits: its digits, and the nearest that has 64.
+struct LargeInteger {
+  std::int64_t nearest;
   std::string digits;
 };
 
@@ -22,44 +22,41 @@ struct Integer {
 struct Json {
   using List = std::vector<Json>;
   using Object = std::vector<std::pair<std::string, Json>>;
-  std::variant<std::monostate, bool, std::int64_t, Integer, double, std::string, List, Object> value;
+  std::variant<std::monostate, bool, std::int64_t, LargeInteger, double, std::string, List, Object>
+      value;
 
+  bool is_null() const { return value.index() == 0; }
+  // The value, where it is of that kind, else null.
   template <class Kind>
   const Kind* get() const {
     return std::get_if<Kind>(&value);
   }
-  bool is_null() const { return value.index() == 0; }
   // The member of that key; null where there is none, or the value is no object.
   const Json* find(std::string_view key) const;
 };
 
-// Bytes of JSON in UTF-8, -16 or -32 as UTF-8. Throws std::invalid_argument.
-std::string decode_json(std::string_view bytes);
-
-// Reads JSON from UTF-8 as `decode_json` gives it. Throws std::invalid_argument: not JSON, a key
-// twice in an object, NaN or an infinity, more than 4,300 digits, or nested deeper than 980.
-Json parse_json(std::string_view text);
+// Reads JSON from bytes in UTF-8, -16 or -32. Throws std::invalid_argument: not JSON, a key twice
+// in an object, NaN or an infinity, an integer of over 4,300 digits, or nested deeper than 980.
+Json read_json(std::string_view bytes);
 
 // Throws std::invalid_argument, in Python's words, where the bytes are not UTF-8. `surrogates` lets
 // halves of pairs pass.
 void check_utf8(std::string_view bytes, bool surrogates = false);
 
-// The name of a value's type in Python.
-const char* type_name(const Json& value);
+// Bytes of JSON in any of its encodings as UTF-8. Throws std::invalid_argument.
+std::string decode_json(std::string_view bytes);
 
-// Values as Python's `repr` writes them; `shorten` cuts them to 60 characters.
+// The code point that begins at a place of UTF-8, and how many bytes it has; and the way back.
+std::pair<std::uint32_t, std::size_t> code_point_at(std::string_view text, std::size_t place);
+void append_utf8(std::string& text, std::uint32_t point);
+
+// The first `count` code points of UTF-8.
+std::string first_points(std::string_view text, std::size_t count);
+
+// Values as Python's `repr` writes them, and the same cut to 60 code points.
 std::string repr(std::string_view text);
 std::string repr(double value);
 std::string shorten(const Json& value);
 std::string shorten(const std::string& shown);
-
-// The first `count` characters of UTF-8.
-std::string_view first_characters(std::string_view text, std::size_t count);
-
-// Adds a code point to UTF-8.
-void append_utf8(std::string& text, std::uint32_t point);
-
-// The code point that begins at `place` of UTF-8 with or without halves of pairs, and its bytes.
-std::pair<std::uint32_t, std::size_t> code_point_at(std::string_view text, std::size_t place);
 
 }  // namespace ouro::core

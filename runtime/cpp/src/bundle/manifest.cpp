@@ -46,8 +46,8 @@ class FieldReader {
   void read(std::int64_t& field, const Json& value, const std::string& where) {
     if (const auto* number = value.get<std::int64_t>()) {
       field = *number;
-    } else if (const auto* large = value.get<Integer>()) {
-      field = large->value;
+    } else if (const auto* large = value.get<LargeInteger>()) {
+      field = large->nearest;
       large_[where] = large->digits;
     } else {
       throw wrong(where, value, "an integer");
@@ -62,7 +62,7 @@ class FieldReader {
       if (*whole > kMost || *whole < -kMost) throw wrong(where, value, "a number of that size");
       field = static_cast<double>(*whole);
     } else {
-      throw wrong(where, value, value.get<Integer>() ? "a number of that size" : "a number");
+      throw wrong(where, value, value.get<LargeInteger>() ? "a number of that size" : "a number");
     }
   }
 
@@ -70,7 +70,7 @@ class FieldReader {
     const auto* text = value.get<std::string>();
     if (text != nullptr && is_plain(*text)) {
       field = *text;
-    } else if (value.get<std::int64_t>() != nullptr || value.get<Integer>() != nullptr) {
+    } else if (value.get<std::int64_t>() != nullptr || value.get<LargeInteger>() != nullptr) {
       read(field.emplace<std::int64_t>(), value, where);
     } else {
       throw wrong(where, value, "an integer or a string");
@@ -142,9 +142,9 @@ class FieldReader {
   LargeNumbers large_;
 };
 
-Json read_json(std::string_view text) {
+Json read_text(std::string_view text) {
   try {
-    return parse_json(decode_json(text));
+    return read_json(text);
   } catch (const std::invalid_argument& error) {
     throw bundle_error(say("{} is not JSON: {}", kManifestName, error.what()));
   }
@@ -153,7 +153,9 @@ Json read_json(std::string_view text) {
 // Refuses what is no manifest of this version.
 void check_version(const Json& data) {
   if (data.get<Json::Object>() == nullptr) {
-    throw bundle_error(say("{} holds a {}, not an object", kManifestName, type_name(data)));
+    constexpr const char* kTypes[] = {"NoneType", "bool", "int", "int", "float", "str", "list"};
+    throw bundle_error(
+        say("{} holds a {}, not an object", kManifestName, kTypes[data.value.index()]));
   }
   const Json* version = data.find("format_version");
   if (version == nullptr || version->is_null()) {
@@ -161,10 +163,10 @@ void check_version(const Json& data) {
                        "is this an Ouroboros bundle?");
   }
   const auto* number = version->get<std::int64_t>();
-  const auto* large = version->get<Integer>();
+  const auto* large = version->get<LargeInteger>();
   if (number != nullptr && *number == kFormatVersion) return;
   const bool newer = (number != nullptr && *number > kFormatVersion) ||
-                     (large != nullptr && large->value > kFormatVersion);
+                     (large != nullptr && large->nearest > kFormatVersion);
   throw bundle_error(say("bundle format_version {} is not the {} that this version reads",
                          shorten(*version), kFormatVersion),
                      newer ? "update ouroboros" : "export the checkpoint again");
@@ -173,7 +175,7 @@ void check_version(const Json& data) {
 }  // namespace
 
 Manifest parse_manifest_text(std::string_view text) {
-  const Json data = read_json(text);
+  const Json data = read_text(text);
   check_version(data);
   Manifest manifest;
   FieldReader reader;
@@ -184,7 +186,7 @@ Manifest parse_manifest_text(std::string_view text) {
 
 void check_hash(std::string_view text, const std::string* said) {
   if (said == nullptr) {
-    check_version(read_json(text));
+    check_version(read_text(text));
     throw bundle_error(say("the bundle has no {} of one line", kHashName),
                        "copy or export it again");
   }

@@ -1,4 +1,4 @@
-// Reads a bundle's manifest strictly from JSON; what it holds is in specs.hpp, its fields under the
+// Reads a bundle's manifest strictly from JSON; what it holds is in contract.hpp, under the
 // names of runtime/bundle/specs.py (`default` is default_depth, `float` is float_type).
 #pragma once
 
@@ -6,7 +6,6 @@
 #include <string_view>
 
 #include "bundle/contract.hpp"
-#include "bundle/specs.hpp"
 
 namespace ouro::core {
 
@@ -15,8 +14,8 @@ namespace ouro::core {
 // bundle_error with the text that Python gives.
 Manifest parse_manifest_text(std::string_view text);
 
-// Compares the bytes of manifest.json with the content of manifest.sha256, null where there is none.
-// Throws bundle_error: an older bundle, or they differ.
+// Compares the bytes of manifest.json with the content of manifest.sha256, null where there is
+// none. Throws bundle_error: an older bundle, or they differ.
 void check_hash(std::string_view text, const std::string* said);
 
 // Refuses a file name that could lead out of the bundle. Throws bundle_error.

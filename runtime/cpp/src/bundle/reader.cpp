@@ -1,11 +1,12 @@
 #include "bundle/reader.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <fstream>
-#include <map>
-#include <optional>
+#include <set>
 #include <system_error>
+#include <vector>
 
 #include "bundle/hashing.hpp"
 #include "bundle/json.hpp"
@@ -37,75 +38,60 @@ fs::file_type type_of(const fs::path& path, const fs::path& shown) {
   throw bundle_error(say("cannot read {}: {}", shown.native(), describe(code, path)));
 }
 
-// A path in Python's plainest form: no empty parts, no `.`.
+// The parts of a path but its root, `.` and what is empty, the last one first.
+std::vector<fs::path> split(const fs::path& path) {
+  std::vector<fs::path> parts;
+  for (const fs::path& part : path.relative_path()) {
+    if (!part.empty() && part != ".") parts.insert(parts.begin(), part);
+  }
+  return parts;
+}
+
+// A path in Python's plainest form.
 fs::path plain(const fs::path& path) {
   fs::path result = path.root_directory();
-  for (const fs::path& part : path.relative_path()) {
-    if (!part.empty() && part != ".") result /= part;
-  }
+  const std::vector<fs::path> parts = split(path);
+  std::for_each(parts.rbegin(), parts.rend(), [&](const fs::path& part) { result /= part; });
   return result.empty() ? "." : result;
 }
 
-// Adds `rest` to a real path, every link of it followed, as os.path.realpath does; false where links
-// go round in a circle. `seen` has where each link leads, nothing for those on the way.
-bool follow(fs::path& real, const fs::path& rest,
-            std::map<fs::path, std::optional<fs::path>>& seen) {
-  for (auto part = rest.begin(); part != rest.end(); ++part) {
-    if (part->empty() || *part == ".") continue;
-    if (*part == "..") {
-      real = real.parent_path();
-      continue;
-    }
-    const fs::path next = real / *part;
-    std::error_code error;
-    if (!fs::is_symlink(fs::symlink_status(next, error))) {
-      real = next;
-      continue;
-    }
-    const auto found = seen.find(next);
-    if (found != seen.end() && found->second) {
-      real = *found->second;
-      continue;
-    }
-    const fs::path target = fs::read_symlink(next, error);
-    bool whole = found == seen.end() && !error && seen.size() < kMostLinks;
-    if (whole) {
-      seen[next] = std::nullopt;
-      if (target.is_absolute()) real = target.root_path();
-      whole = follow(real, target.relative_path(), seen);
-    } else {
-      real = next;
-    }
-    if (!whole) {
-      while (++part != rest.end()) real /= *part;
-      return false;
-    }
-    seen[next] = real;
-  }
-  return true;
-}
-
-// A path with no link in it. Throws bundle_error naming `file` where links go round in a circle.
+// A path with every link of it followed, as os.path.realpath does, whatever is there. Throws
+// bundle_error, of `file`, where links lead round in a circle.
 fs::path resolve(const fs::path& path, const fs::path& file) {
   const fs::path whole = fs::absolute(path);
-  fs::path real = whole.root_path();
-  std::map<fs::path, std::optional<fs::path>> seen;
-  if (follow(real, whole.relative_path(), seen)) return real;
-  throw bundle_error(
-      say("cannot read {}: Symlink loop from {}", file.native(), repr(real.native())));
-}
-
-bool stands_in(const fs::path& folder, const fs::path& file) {
-  auto part = file.begin();
-  for (const fs::path& one : folder) {
-    if (part == file.end() || *part++ != one) return false;
+  std::vector<fs::path> rest = split(whole);  // the next part last
+  fs::path real = whole.root_path(), again;   // the first link that is met twice, and what follows
+  std::set<fs::path> seen;
+  for (std::size_t links = 0; !rest.empty();) {
+    const fs::path next = real / rest.back();
+    rest.pop_back();
+    std::error_code error;
+    const fs::path target = fs::read_symlink(next, error);
+    if (next.filename() == "..") {
+      real = real.parent_path();
+    } else if (error) {
+      real = next;
+    } else {
+      if (!seen.insert(next).second && again.empty()) {
+        again = next;
+        for (auto part = rest.rbegin(); part != rest.rend(); ++part) again /= *part;
+      }
+      if (++links > kMostLinks) {
+        throw bundle_error(say("cannot read {}: Symlink loop from {}", file.native(),
+                               repr((again.empty() ? next : again).native())));
+      }
+      if (target.is_absolute()) real = target.root_path();
+      const std::vector<fs::path> parts = split(target);
+      rest.insert(rest.end(), parts.begin(), parts.end());
+    }
   }
-  return true;
+  return real;
 }
 
 void verify_file(const fs::path& folder, const std::string& name, const FileSpec& spec) {
   const fs::path file = folder / name;
-  if (!stands_in(resolve(folder, file), resolve(file, file))) {
+  const fs::path real = resolve(folder, file), found = resolve(file, file);
+  if (std::mismatch(real.begin(), real.end(), found.begin(), found.end()).first != real.end()) {
     throw bundle_error(say("{} is a link out of the bundle", file.native()),
                        "copy the file in its place");
   }

@@ -14,7 +14,7 @@
 namespace ouro::core {
 namespace {
 
-constexpr std::size_t kSizeBytes = 8;              // of the header's size, at the file's beginning
+constexpr std::size_t kSizeBytes = 8;               // of the header's size, at the file's beginning
 constexpr std::uint64_t kMostHeader = 100'000'000;  // as the safetensors package has it
 
 struct StoredType {
@@ -22,9 +22,9 @@ struct StoredType {
   std::size_t bytes;
 };
 constexpr StoredType kTypes[] = {
-    {"BOOL", "bool", 1},       {"U8", "uint8", 1},    {"I8", "int8", 1},    {"F16", "float16", 2},
-    {"BF16", "bfloat16", 2},   {"I16", "int16", 2},   {"U16", "uint16", 2}, {"F32", "float32", 4},
-    {"I32", "int32", 4},       {"U32", "uint32", 4},  {"F64", "float64", 8}, {"I64", "int64", 8},
+    {"BOOL", "bool", 1},     {"U8", "uint8", 1},   {"I8", "int8", 1},     {"F16", "float16", 2},
+    {"BF16", "bfloat16", 2}, {"I16", "int16", 2},  {"U16", "uint16", 2},  {"F32", "float32", 4},
+    {"I32", "int32", 4},     {"U32", "uint32", 4}, {"F64", "float64", 8}, {"I64", "int64", 8},
     {"U64", "uint64", 8},
 };
 
@@ -88,14 +88,17 @@ Safetensors::Safetensors(std::string bytes, const std::string& name) : content_(
 void Safetensors::read() {
   if (content_.size() < kSizeBytes) refuse("it is too short for a header");
   std::uint64_t size = 0;
-  for (std::size_t i = kSizeBytes; i-- > 0;) size = size << 8 | static_cast<unsigned char>(content_[i]);
+  for (std::size_t i = kSizeBytes; i-- > 0;)
+    size = size << 8 | static_cast<unsigned char>(content_[i]);
   if (size > kMostHeader) refuse("its header is too large");
   if (size > content_.size() - kSizeBytes) refuse("its header ends behind the file");
   const std::string_view header(content_.data() + kSizeBytes, size);
   const std::string_view data = std::string_view(content_).substr(kSizeBytes + size);
-  if (header.substr(0, 1) != "{") refuse("its header is no JSON object");
+  if (header.substr(0, 1) != "{" || header.find('\0') != header.npos) {
+    refuse("its header is no JSON object");
+  }
   check_utf8(header);
-  const Json parsed = parse_json(header);
+  const Json parsed = read_json(header);
   std::vector<std::pair<std::size_t, std::size_t>> places;
   for (const auto& [name, entry] : *parsed.get<Json::Object>()) {
     check_utf8(name);
