@@ -59,7 +59,8 @@ def run_tidy(sources: Sequence[Path], build: Path) -> int:
     """Runs clang-tidy over what the build folder compiles, two processes at a time or more."""
     commands = json.loads((build / "compile_commands.json").read_text())
     compiled = sorted({Path(command["file"]) for command in commands} & set(sources))
-    headers = [p for p in sources if p.suffix in {".h", ".hpp"}] + [ROOT / ".clang-tidy"]
+    headers = [p for p in sources if p.suffix in {".h", ".hpp"}]
+    headers += [ROOT / ".clang-tidy", HOME / "tests/.clang-tidy"]
     common = "".join(hash_file(path) for path in headers)
     passed = build / "clang-tidy"
     passed.mkdir(exist_ok=True)
