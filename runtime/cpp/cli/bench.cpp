@@ -8,9 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <fstream>
-#include <future>
 #include <limits>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>

@@ -38,8 +38,9 @@ void add_tensor(const std::string& name, const core::StoredTensor& tensor, Parts
     const std::size_t place = name.find(dotted);
     if (place == std::string::npos) continue;
     auto& own = parts[name.substr(0, place)];
-    own[part][name.substr(place + dotted.size())] = {
-        tensor.dtype, tensor.shape, {tensor.data, tensor.data + tensor.bytes}};
+    core::HostArray& array = own[part][name.substr(place + dotted.size())];
+    array = {tensor.dtype, tensor.shape, std::vector<std::byte>(tensor.bytes)};
+    if (tensor.bytes != 0) std::memcpy(array.bytes.data(), tensor.data, tensor.bytes);
     return;
   }
   throw core::bundle_error("the recorded tensor " + name + " belongs to no case", kAgain);
@@ -158,7 +159,7 @@ std::vector<Case> load_cases(const std::filesystem::path& file) {
   const auto listed = stored.metadata().find("cases");
   try {
     if (listed == stored.metadata().end()) throw std::invalid_argument("no cases");
-    entries = core::parse_json(listed->second);
+    entries = core::read_json(listed->second);
   } catch (const std::invalid_argument&) {
     throw core::bundle_error(file.string() + " holds no list of cases", kAgain);
   }

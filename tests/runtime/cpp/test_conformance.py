@@ -37,9 +37,7 @@ def test_cpp_answers_as_recorded(
     name: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = recorded(name, request, tmp_path_factory)
-    done = subprocess.run(
-        [REPLAY, file], capture_output=True, text=True, check=False, timeout=280
-    )
+    done = subprocess.run([REPLAY, file], capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     left_out = re.findall(r"^left out (.*): ", done.stdout, re.MULTILINE)
     assert set(left_out) <= set(NO_WORDS_FOR)
@@ -54,7 +52,11 @@ def test_a_changed_recording_is_seen(
     text = recorded("llama", request, tmp_path_factory).read_text()
     (tmp_path / "changed.json").write_text(text.replace('"finish_reason": "eos"', '"x": "eos"', 1))
     done = subprocess.run(
-        [REPLAY, tmp_path / "changed.json"], capture_output=True, text=True, check=False, timeout=280
+        [REPLAY, tmp_path / "changed.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
     )
     assert done.returncode == 1
     assert "1 answered otherwise" in done.stdout
