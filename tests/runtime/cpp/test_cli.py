@@ -1,4 +1,4 @@
-"""`ouro-cli` does what `ouro` does: the same report of the same cases, text, errors and statuses."""
+"""`ouro-cli` does what `ouro` does: the same reports, texts, errors and exit statuses."""
 
 from __future__ import annotations
 
