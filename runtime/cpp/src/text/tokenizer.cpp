@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "error.hpp"
+#include "text/tokenizer_json.hpp"
 #include "text/unicode.hpp"
 
 namespace ouro::core {
@@ -13,18 +14,10 @@ namespace {
 
 using nlohmann::json;
 
-const json kNothing;
-
 const json& get(const json& object, const char* key) {
+  static const json nothing;
   const auto found = object.find(key);
-  return found == object.end() ? kNothing : *found;
-}
-
-Id read_id(const json& value) {
-  if (!value.is_number_unsigned() || value.get<std::uint64_t>() >= kNoId) {
-    throw bundle_error("the id " + value.dump().substr(0, 40) + " is none");
-  }
-  return value.get<Id>();
+  return found == object.end() ? nothing : *found;
 }
 
 bool read_flag(const json& object, const char* key) {
@@ -52,38 +45,17 @@ Error refuse(const std::string& part) {
                       "give and take token ids");
 }
 
-// The two tokens of a merge: a list of both, or a text with a space between them.
-std::pair<std::string_view, std::string_view> read_merge(const json& value) {
-  if (value.is_array()) {
-    if (value.size() != 2) throw bundle_error("a merge is not of two tokens");
-    return {value[0].get_ref<const std::string&>(), value[1].get_ref<const std::string&>()};
-  }
-  const std::string_view text = value.get_ref<const std::string&>();
-  const std::size_t space = text.find(' ');
-  if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) {
-    throw bundle_error("a merge is not of two tokens");
-  }
-  return {text.substr(0, space), text.substr(space + 1)};
-}
-
-Merges read_merges(const json& list, const Vocabulary& vocabulary) {
-  const auto find = [&](std::string_view token) {
+Merges make_merges(const MergeList& list, const Vocabulary& vocabulary) {
+  const auto find = [&](const std::string& token) {
     const Id id = vocabulary.find(token);
     if (id != kNoId) return id;
-    throw bundle_error("a merge has the token " + std::string(token.substr(0, 60)) +
-                       ", which is not in the vocabulary");
+    throw bundle_error("a merge has the token " + token + ", which is not in the vocabulary");
   };
-  const auto& lines = list.get_ref<const json::array_t&>();
-  Merges merges(lines.size());
+  Merges merges(list.size());
   std::uint32_t rank = 0;
-  const bool listed = !lines.empty() && lines.front().is_array();
-  for (const json& line : lines) {
-    if (line.is_array() != listed) throw bundle_error("its merges are of two forms");
-    // A line of a merges.txt that says its version.
-    if (!listed && line.get_ref<const std::string&>().rfind("#version", 0) == 0) continue;
-    const auto [first, second] = read_merge(line);
+  for (const auto& [first, second] : list) {
     const Id left = find(first), right = find(second);
-    merges.set(left, right, {rank++, find(std::string(first).append(second))});
+    merges.set(left, right, {rank++, find(first + second)});
   }
   return merges;
 }
@@ -92,13 +64,14 @@ Merges read_merges(const json& list, const Vocabulary& vocabulary) {
 
 Tokenizer::Tokenizer(const std::string& text) {
   try {
-    read(json::parse(text));
+    MergeList merges;
+    read(read_tokenizer_json(text, vocabulary_, merges), merges);
   } catch (const json::exception& error) {
     throw bundle_error(error.what());
   }
 }
 
-void Tokenizer::read(const json& root) {
+void Tokenizer::read(const json& root, const MergeList& merges) {
   if (!root.is_object()) throw bundle_error("it is not an object");
   if (const json& version = get(root, "version"); !version.is_null() && version != "1.0") {
     throw bundle_error("its version is " + version.dump().substr(0, 40) + ", allowed: \"1.0\"");
@@ -113,24 +86,20 @@ void Tokenizer::read(const json& root) {
   if (!normalizer_) strange_encoding_ = name_part("normalizer", root["normalizer"]);
   if (normalizer_ && !splitter_) strange_encoding_ = name_part("pre_tokenizer", root["pre_tokenizer"]);
   if (!decoder_) strange_decoder_ = name_part("decoder", root["decoder"]);
-  read_model(root.at("model"));
+  read_model(root.at("model"), merges);
   if (const json& list = get(root, "added_tokens"); !list.is_null()) read_added(list);
   if (decoder_) unsettled_ = decoder_->unsettled([this](const std::string& one) { return find(one); });
 }
 
-void Tokenizer::read_model(const json& model) {
+void Tokenizer::read_model(const json& model, const MergeList& merges) {
   const std::string type = model.value("type", "BPE");
-  const json& tokens = model.at("vocab");
-  vocabulary_.reserve(tokens.size());
   if (type == "Unigram") {
     Id id = 0;
-    for (const json& one : tokens.get_ref<const json::array_t&>()) {
+    for (const json& one : model.at("vocab").get_ref<const json::array_t&>()) {
       vocabulary_.add(one.at(0).get_ref<const std::string&>(), id++);
     }
-  } else {
-    for (const auto& [token, id] : tokens.get_ref<const json::object_t&>()) {
-      vocabulary_.add(token, read_id(id));
-    }
+  } else if (!model.at("vocab").is_object()) {
+    throw bundle_error("its vocabulary is not an object");
   }
   const json& dropout = get(model, "dropout");
   bool known = type == "BPE" && (dropout.is_null() || dropout.get<double>() == 0.0);
@@ -146,7 +115,8 @@ void Tokenizer::read_model(const json& model) {
   options.byte_fallback = read_flag(model, "byte_fallback");
   options.ignore_merges = read_flag(model, "ignore_merges");
   if (!known) return;
-  model_.emplace(vocabulary_, read_merges(model.at("merges"), vocabulary_), std::move(options),
+  if (!model.at("merges").is_array()) throw bundle_error("its merges are not a list");
+  model_.emplace(vocabulary_, make_merges(merges, vocabulary_), std::move(options),
                  splitter_ && splitter_->byte_level());
 }
 

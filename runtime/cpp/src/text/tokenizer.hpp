@@ -13,6 +13,7 @@
 #include "text/decoder.hpp"
 #include "text/normalizer.hpp"
 #include "text/splitter.hpp"
+#include "text/tokenizer_json.hpp"
 #include "text/vocabulary.hpp"
 #include "tokens.hpp"
 
@@ -44,8 +45,8 @@ class Tokenizer {
   const Unsettled& unsettled() const noexcept { return unsettled_; }
 
  private:
-  void read(const nlohmann::json& root);
-  void read_model(const nlohmann::json& model);
+  void read(const nlohmann::json& root, const MergeList& merges);
+  void read_model(const nlohmann::json& model, const MergeList& merges);
   void read_added(const nlohmann::json& list);
   std::optional<std::string_view> token_text(Token token) const;
   Id find(const std::string& token) const;

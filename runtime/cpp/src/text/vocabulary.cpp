@@ -4,14 +4,6 @@
 
 namespace ouro::core {
 
-void Vocabulary::reserve(std::size_t tokens) {
-  entries_.reserve(tokens);
-  near_.resize(2 * tokens + 1024);
-  std::size_t slots = 16;
-  while (slots < 2 * tokens) slots *= 2;
-  slots_.assign(slots, 0);
-}
-
 void Vocabulary::add(std::string_view token, Id id) {
   if (2 * (entries_.size() + 1) > slots_.size()) grow();
   std::uint32_t& known = slots_[slot(token)];
@@ -22,6 +14,7 @@ void Vocabulary::add(std::string_view token, Id id) {
   } else {
     entries_[known - 1].id = id;
   }
+  if (id >= near_.size() && id < 2 * entries_.size() + 1024) near_.resize(2 * (std::size_t{id} + 1));
   (id < near_.size() ? near_[id] : far_[id]) = known;
 }
 
@@ -32,7 +25,7 @@ Id Vocabulary::find(std::string_view token) const {
 
 std::optional<std::string_view> Vocabulary::token(Id id) const {
   std::uint32_t known = 0;
-  if (id < near_.size()) {
+  if (id < near_.size() && near_[id] != 0) {
     known = near_[id];
   } else if (const auto found = far_.find(id); found != far_.end()) {
     known = found->second;

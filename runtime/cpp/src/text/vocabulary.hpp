@@ -17,9 +17,6 @@ inline constexpr Id kNoId = 0xFFFFFFFF;  // no vocabulary gives it out
 // A vocabulary, filled once. Ids may have gaps, and be large.
 class Vocabulary {
  public:
-  // Makes room for that many tokens, before the first is added.
-  void reserve(std::size_t tokens);
-
   // Gives a token an id; one that is there already gets the new one.
   void add(std::string_view token, Id id);
 
