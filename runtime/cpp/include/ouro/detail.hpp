@@ -37,7 +37,8 @@ inline void check(ouro_status status, ouro_error* error) {
 template <class Function, class... Arguments>
 void call(Function function, Arguments... arguments) {
   ouro_error* error = nullptr;
-  check(function(arguments..., &error), error);
+  const ouro_status status = function(arguments..., &error);  // before `error` is read
+  check(status, error);
 }
 
 // The same, of a function whose last argument but the error is a handle that it gives out.
