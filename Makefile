@@ -58,8 +58,8 @@ gpu-test: $(GPU_STAMP) ## tests that need an NVIDIA GPU: CUDA and TensorRT, ever
 	$(BIN)/python -m pytest -m gpu
 
 cpp: $(STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asan and others
-	@$(CPP_DEPS) $(if $(filter tensorrt,$(CPP_PRESET)),--tensorrt)
-	@cd runtime/cpp && $(CMAKE) --preset $(CPP_PRESET)
+	@$(CPP_DEPS) $(if $(filter tensorrt fuzz,$(CPP_PRESET)),--$(CPP_PRESET))
+	@cd runtime/cpp && PATH=$(CURDIR)/$(CPP)/deps/bin:$$PATH $(CMAKE) --preset $(CPP_PRESET)
 	@cd runtime/cpp && $(CMAKE) --build --preset $(CPP_PRESET) --parallel $(CPP_JOBS)
 
 cpp-test: cpp ## tests of the C++ library, its own and those that drive it from Python

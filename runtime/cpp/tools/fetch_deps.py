@@ -1,6 +1,6 @@
 """Fetches what building the C++ library needs and the machine lacks, without root.
 
-    python -m runtime.cpp.tools.fetch_deps build/cpp/deps [--docs] [--tensorrt]
+    python -m runtime.cpp.tools.fetch_deps build/cpp/deps [--docs] [--fuzz] [--tensorrt]
 
 Everything goes below the folder named; what is there already is left alone. Debian's packages are
 pinned by version and sha256 and only unpacked. A package is asked for through apt as this machine
@@ -11,6 +11,7 @@ has it set up, a wheel through pip.
     openssl/        only where the machine has no headers of OpenSSL (OPENSSL_ROOT_DIR)
     bin/            cmake and ctest: the machine's where they are 3.22 or newer, else a wheel's
     bin/doxygen     with --docs: the machine's, else Debian's
+    bin/clang++     with --fuzz, and bin/clang: the same
     tensorrt/       with --tensorrt: headers, and a library to link against (TENSORRT_ROOT)
 """
 
@@ -71,19 +72,7 @@ ORT_HEADERS = Package(
     "14f7d959d5deacbcf1504830d4189f91fc67382b399ed9ae9d3aa9c4050ced08",
     release="trixie",
 )
-DOXYGEN = (
-    Package(
-        "debian",
-        "doxygen",
-        "1.9.4-4",
-        "39e2498ba72c7a6f0016b85fce69ee8fd21b6fc4b62e5c4a894afbc67858ff2d",
-    ),
-    Package(
-        "debian",
-        "libclang1-14",
-        "1:14.0.6-12",
-        "d0fb8eb1aa43a27ed9c3cca2a65108ab433735cb4cf1322444dbf269008e93a9",
-    ),
+LLVM = (
     Package(
         "debian",
         "libclang-cpp14",
@@ -103,6 +92,42 @@ DOXYGEN = (
         "6221ca25ad5abcfbe1965801029d85a88b4775320384b4b716de8fab7a4d2f7a",
     ),
 )
+DOXYGEN = (
+    Package(
+        "debian",
+        "doxygen",
+        "1.9.4-4",
+        "39e2498ba72c7a6f0016b85fce69ee8fd21b6fc4b62e5c4a894afbc67858ff2d",
+    ),
+    Package(
+        "debian",
+        "libclang1-14",
+        "1:14.0.6-12",
+        "d0fb8eb1aa43a27ed9c3cca2a65108ab433735cb4cf1322444dbf269008e93a9",
+    ),
+    *LLVM,
+)
+CLANG = (
+    Package(
+        "debian",
+        "clang-14",
+        "1:14.0.6-12",
+        "e66721b4fd2c47aa326a4100d9dfdbd8838e04c17479da560d88ac1aab5ea863",
+    ),
+    Package(
+        "debian",
+        "libclang-common-14-dev",
+        "1:14.0.6-12",
+        "838781bfc798bcbdca68516db6546cf83677078efa57851bb957c19e265de7c6",
+    ),
+    Package(
+        "debian",
+        "libclang-rt-14-dev",
+        "1:14.0.6-12",
+        "180c4d27fdc912e2e5de21f383aff07d27e1745c34591a41e4d12ff70be54764",
+    ),
+    *LLVM,
+)
 
 
 def main() -> int:
@@ -110,18 +135,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--docs", action="store_true", help="doxygen too")
+    parser.add_argument("--fuzz", action="store_true", help="clang too")
     parser.add_argument("--tensorrt", action="store_true", help="TensorRT to link against, too")
     given = parser.parse_args()
     try:
-        fetch(given.folder.resolve(), default_cache() / "packages", given.docs, given.tensorrt)
+        folder, cache = given.folder.resolve(), default_cache() / "packages"
+        fetch(folder, cache)
+        if given.docs:
+            provide(("doxygen",), folder, "doxygen", DOXYGEN, "bin", cache)
+        if given.fuzz:
+            provide(("clang", "clang++"), folder, "clang", CLANG, "lib/llvm-14/bin", cache)
+        if given.tensorrt:
+            fetch_tensorrt(folder / "tensorrt")
     except (FetchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def fetch(folder: Path, cache: Path, docs: bool = False, tensorrt: bool = False) -> None:
-    """Makes sure that everything lies below the folder.
+def fetch(folder: Path, cache: Path) -> None:
+    """Makes sure that what every build needs lies below the folder.
 
     Raises:
         FetchError: something can't be had here; the message says what to do.
@@ -133,10 +166,6 @@ def fetch(folder: Path, cache: Path, docs: bool = False, tensorrt: bool = False)
     if not has_openssl():
         fetch_openssl(folder / "openssl", cache)
     provide_cmake(folder)
-    if docs:
-        provide_doxygen(folder, cache)
-    if tensorrt:
-        fetch_tensorrt(folder / "tensorrt")
 
 
 def unpack(packages: Sequence[Package], folder: Path, cache: Path) -> None:
@@ -248,22 +277,40 @@ def has_cmake() -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= (3, 22)
 
 
-def provide_doxygen(folder: Path, cache: Path) -> None:
-    """Links doxygen into bin/: the machine's, or Debian's with the libraries it needs."""
-    own = shutil.which("doxygen")
-    if own is None:
-        unpack(DOXYGEN, folder / "doxygen", cache)
-        start = folder / "doxygen/start"
-        if not start.exists():
-            start.write_text(
-                "#!/bin/sh\n"
-                'here=$(dirname "$(readlink -f "$0")")\n'
-                'LD_LIBRARY_PATH="$here/lib/x86_64-linux-gnu" exec "$here/bin/doxygen" "$@"\n'
-            )
-            start.chmod(0o755)
-        run([start, "--version"], "start doxygen (apt-get install doxygen brings all it needs)")
-        own = str(start)
-    link(folder / "bin/doxygen", Path(own))
+def provide(
+    programs: Sequence[str],
+    folder: Path,
+    name: str,
+    packages: Sequence[Package],
+    home: str,
+    cache: Path,
+) -> None:
+    """Links programs into bin/: the machine's, or Debian's with the libraries they need.
+
+    Args:
+        programs: their names.
+        folder: has bin/.
+        name: of the folder inside that packages are unpacked into.
+        packages: what brings the programs.
+        home: where they lie in there.
+        cache: directory that keeps packages.
+    """
+    for program in programs:
+        own = shutil.which(program)
+        if own is None:
+            unpack(packages, folder / name, cache)
+            start = folder / name / f"start-{program}"
+            if not start.exists():
+                start.write_text(
+                    "#!/bin/sh\n"
+                    'here=$(dirname "$(readlink -f "$0")")\n'
+                    'export LD_LIBRARY_PATH="$here/lib/x86_64-linux-gnu:$LD_LIBRARY_PATH"\n'
+                    f'exec "$here/{home}/{program}" "$@"\n'
+                )
+                start.chmod(0o755)
+            run([start, "--version"], f"start {program} (apt-get install {name} brings it whole)")
+            own = str(start)
+        link(folder / "bin" / program, Path(own))
 
 
 def fetch_tensorrt(folder: Path) -> None:
