@@ -4,7 +4,7 @@ A request is a dict with a `name`, a `call` (one of `runtime.Engine`) and that c
 their names there. Prompts are texts, lists of ids, lists of messages with `chat`, or lists of
 those. Beside what the call takes: `bytes`, a text as the hexadecimal of bytes that need not be
 UTF-8; `cancel`, how many tokens are made before it is cancelled; `take`, how many pieces of a
-stream are read before it is left.
+stream are read before it is left; `code`, that of an error only its code is compared.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Asked:
         self._first, self._last, self._halting = spec.min, spec.max, spec.halting is not None
         few = spec.max <= 5
         self._depths = [*range(1, spec.max + 1)] if few else sorted({1, spec.default, spec.max})
-        self._chat = manifest.tokenizer.chat is not None
+        chat = manifest.tokenizer.chat
+        self._chat, self._alternating = chat is not None, chat and chat.order == "alternating"
 
     def make(self) -> list[Request]:
         """Every request."""
@@ -234,7 +235,10 @@ class Asked:
         self._both("chat of messages", [SYSTEM, USER, TOLD, MORE], **new)
         self._add("chat batch", "generate", prompt=["Hi", "Hello"], **new)
         self._add("chats", "generate", prompt=[[USER], [USER, TOLD, MORE]], **new)
-        self._add("chat of nothing", "generate", prompt=[[USER], []], **new)
+        # What is said of a chat that is refused is each reader's own affair.
+        self._add("chat of nothing", "generate", prompt=[[USER], []], code=True, **new)
+        if self._alternating:
+            self._add("users", "generate", prompt=[USER, MORE], code=True, **new)
         wild = {"chat": True, "options": {**WILD, "max_new_tokens": 12}}
         stop = {
             "chat": True,
@@ -253,8 +257,6 @@ class Asked:
         self._add("chat session", "session", turns=turns)
         mixed = [{"prompt": TEXTS[0], "options": {"max_new_tokens": 3}}, {"prompt": "Hi", **new}]
         self._add("text and chat session", "session", depth=1, turns=[*mixed, *mixed])
-        # What a template says of what it refuses is its own affair.
-        self._add("a role", "generate", prompt=[{"role": "tool", "content": "1"}], code=True, **new)
 
     def _halters(self) -> None:
         rows, new = [self._ids(length) for length in (4, 30, 9, 17, 6, 12)], {"max_new_tokens": 5}
