@@ -1,6 +1,6 @@
 """Writes src/bundle/contract.hpp from runtime/bundle: what manifests say, the graph's tensors.
 
-python runtime/cpp/tools/make_contract.py
+python -m runtime.cpp.tools.make_contract
 
 writes it anew; a test compares what stands there with what would be written.
 """
@@ -8,7 +8,6 @@ writes it anew; a test compares what stands there with what would be written.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -16,13 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from runtime.bundle import chat, contract, external_data, reader, rules, specs
+from runtime.bundle.contract import ModelNumber, Tensor
+
 ROOT = Path(__file__).resolve().parents[3]
 TARGET = ROOT / "runtime" / "cpp" / "src" / "bundle" / "contract.hpp"
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from runtime.bundle import chat, contract, external_data, reader, rules, specs  # noqa: E402
-from runtime.bundle.contract import ModelNumber, Tensor  # noqa: E402
 
 NAMES = (
     *("INPUT_IDS", "POSITION_IDS", "ATTENTION_MASK", "DEPTH", "ROW_DEPTH", "LOGIT_INDEX"),
@@ -125,11 +122,6 @@ TAIL = """
 // The element type or precision of that name; null where there is none.
 const ElementType* find_type(std::string_view name);
 const PrecisionSpec* find_precision(std::string_view name);
-
-// The input that holds the past keys or values ("key", "value") of a kept layer ("0") or of
-// kRecurrent, and the output that holds the new ones.
-std::string past_name(std::string_view layer, std::string_view part);
-std::string new_name(std::string_view layer, std::string_view part);
 
 // A tensor of a model's graph by its full name.
 struct NamedTensor {

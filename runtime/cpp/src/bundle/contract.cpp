@@ -1,5 +1,6 @@
 #include "bundle/contract.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <sstream>
 
@@ -45,29 +46,18 @@ std::vector<TensorSpec> resolve_all(const std::vector<NamedTensor>& tensors, con
   return specs;
 }
 
+template <class Row, std::size_t count>
+const Row* find_row(const Row (&table)[count], std::string_view name) {
+  const Row* found =
+      std::find_if(table, table + count, [&](const Row& one) { return name == one.name; });
+  return found == table + count ? nullptr : found;
+}
+
 }  // namespace
 
-const ElementType* find_type(std::string_view name) {
-  for (const ElementType& one : kElementTypes) {
-    if (name == one.name) return &one;
-  }
-  return nullptr;
-}
+const ElementType* find_type(std::string_view name) { return find_row(kElementTypes, name); }
 
-const PrecisionSpec* find_precision(std::string_view name) {
-  for (const PrecisionSpec& one : kPrecisions) {
-    if (name == one.name) return &one;
-  }
-  return nullptr;
-}
-
-std::string past_name(std::string_view layer, std::string_view part) {
-  return std::string(kPastPrefix).append(layer).append(".").append(part);
-}
-
-std::string new_name(std::string_view layer, std::string_view part) {
-  return std::string(kNewPrefix).append(layer).append(".").append(part);
-}
+const PrecisionSpec* find_precision(std::string_view name) { return find_row(kPrecisions, name); }
 
 std::vector<NamedTensor> input_tensors(const ModelSpec& model) {
   return list_tensors(kInputs, model);

@@ -654,11 +654,6 @@ inline constexpr Lead kLeads[] = {
 const ElementType* find_type(std::string_view name);
 const PrecisionSpec* find_precision(std::string_view name);
 
-// The input that holds the past keys or values ("key", "value") of a kept layer ("0") or of
-// kRecurrent, and the output that holds the new ones.
-std::string past_name(std::string_view layer, std::string_view part);
-std::string new_name(std::string_view layer, std::string_view part);
-
 // A tensor of a model's graph by its full name.
 struct NamedTensor {
   std::string name;
