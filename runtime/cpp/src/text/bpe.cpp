@@ -97,8 +97,8 @@ void Bpe::start(std::string_view word, std::vector<Id>& symbols) const {
     } else if (!fall_back(byte_level_ ? std::string_view(byte_alphabet()[byte]) : letter, symbols) &&
                options_.unk_token) {
       if (unknown_ == kNoId) {
-        throw bundle_error("the tokenizer's unk_token, " + *options_.unk_token +
-                           ", is not in its vocabulary");
+        throw engine_error("the tokenizer lacks a character of the text, and its unk_token, " +
+                           *options_.unk_token + ", is not in its vocabulary");
       }
       if (held && !options_.fuse_unk) symbols.push_back(unknown_);
       held = true;

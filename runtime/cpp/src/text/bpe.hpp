@@ -23,7 +23,7 @@ class Bpe {
   // `byte_level`: texts are bytes, each of which stands for a character of the alphabet of GPT-2.
   Bpe(const Vocabulary& vocabulary, Merges merges, BpeOptions options, bool byte_level);
 
-  // Appends the tokens of a word. Throws bundle_error where it takes a token for what is not known,
+  // Appends the tokens of a word. Throws engine_error where it takes a token for what is not known,
   // and the vocabulary lacks it.
   void encode(std::string_view word, std::vector<Id>& ids) const;
 

@@ -35,7 +35,7 @@ class StopScanner {
   std::string flush();
 
  private:
-  std::size_t place(std::size_t index) const;
+  std::size_t place_of(std::size_t index) const;
   std::size_t begun(const std::string& scanned) const;
   std::string release(std::size_t keep);
 
