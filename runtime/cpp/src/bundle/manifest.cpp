@@ -119,7 +119,9 @@ class FieldReader {
     const std::string prefix = where.empty() ? "" : where + ".";
     for (const auto& [key, member] : *members) {
       bool known = false;
-      list_fields(part, [&](std::string_view name, auto&) { known = known || name == key; });
+      list_fields(part, [&known, &key = key](std::string_view name, auto&) {
+        known = known || name == key;
+      });
       if (known) continue;
       const std::string quoted = repr(key), shown = quoted.substr(1, quoted.size() - 2);
       throw bundle_error(say("{} has the unknown key {}{}", kManifestName, prefix, shown));
@@ -129,9 +131,9 @@ class FieldReader {
       if (optional || value.find(name) != nullptr) return;
       throw bundle_error(say("{} lacks the key {}{}", kManifestName, prefix, name));
     });
-    for (const auto& [key, member] : *members) {
-      list_fields(part, [&, &name = key, &inner = member](std::string_view listed, auto& field) {
-        if (listed == name) read(field, inner, prefix + name);
+    for (const auto& member : *members) {
+      list_fields(part, [&](std::string_view name, auto& field) {
+        if (name == member.first) read(field, member.second, prefix + member.first);
       });
     }
   }
