@@ -2,9 +2,9 @@
 
     python runtime/cpp/tools/make_unicode_tables.py [--check]
 
-Its regular expressions, its `char::is_numeric` and its NFC each know a Unicode version of their own,
-which no other library has. So every code point is given to the wheel, and what it does is written
-down. `--check` compares with the file that is there and writes nothing.
+Its regular expressions, its `char::is_numeric` and its NFC each know a Unicode version of their
+own, which no other library has. So every code point is given to the wheel, and what it does is
+written down. `--check` compares with the file that is there and writes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 FILE = Path(__file__).parents[1] / "src" / "text" / "tables" / "unicode_tables.cpp"
+HEAD = "// Written by tools/make_unicode_tables.py from tokenizers {}: don't edit."
 BLOCK = 128
 CHUNK = 2048
 HANGUL = range(0xAC00, 0xD7A4)
@@ -29,6 +30,7 @@ CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE0
 
 
 def main() -> int:
+    """Writes or compares; returns the exit status."""
     text = render()
     if sys.argv[1:] == ["--check"]:
         if FILE.read_text(encoding="ascii") == text:
@@ -63,11 +65,10 @@ def render() -> str:
         pool += map(ord, parts)
     marks = sorted((ord(mark), rank) for mark, rank in ranks.items())
     composed = sorted((ord(a), ord(b), ord(c)) for (a, b), c in pairs.items())
-    assert len(blocks) < 2**16 and len(pool) < 2**16
+    assert max(len(blocks), len(pool)) < 2**16
     return "\n".join(
         [
-            "// Written by tools/make_unicode_tables.py from the wheel of tokenizers "
-            f"{tokenizers.__version__}: don't edit.",
+            HEAD.format(tokenizers.__version__),
             '#include "text/tables/unicode_tables.hpp"',
             "",
             "namespace ouro::core::tables {",
@@ -104,7 +105,8 @@ def find_classes() -> bytearray:
     both = {character for character in CHARACTERS if classes[ord(character)] & 7 in (3, 5, 6, 7)}
     assert not both, "a letter, number or space of two kinds"
     others = {character for character in CHARACTERS if not classes[ord(character)] & 7}
-    assert match(r"[^\s\p{L}\p{N}]") == others and match(r"\S") == set(CHARACTERS) - match(r"\s")
+    assert match(r"[^\s\p{L}\p{N}]") == others
+    assert match(r"\S") == set(CHARACTERS) - match(r"\s")
     assert match(r"[\r\n]") == {"\r", "\n"} <= match(r"\s")
     return classes
 
@@ -152,7 +154,8 @@ def find_pairs(decomposed: dict[str, str]) -> dict[tuple[str, str], str]:
     for character, parts in decomposed.items():
         if nfc.normalize_str(character) == character:
             first = nfc.normalize_str(parts[:-1])
-            assert len(first) == 1 and nfc.normalize_str(first + parts[-1]) == character
+            assert len(first) == 1
+            assert nfc.normalize_str(first + parts[-1]) == character
             pairs[first, parts[-1]] = character
     return pairs
 
@@ -169,9 +172,11 @@ def rank_marks() -> dict[str, int]:
     ]
 
     def compare(one: str, other: str) -> int:
+        if one == other:
+            return 0
         return (swap(one + other) == other + one) - (swap(other + one) == one + other)
 
-    marks.sort(key=functools.cmp_to_key(lambda one, other: 0 if one == other else compare(one, other)))
+    marks.sort(key=functools.cmp_to_key(compare))
     ranks: dict[str, int] = {}
     rank = 0
     for place, mark in enumerate(marks):

@@ -89,7 +89,8 @@ void AddedTokens::split(std::string_view text, bool normalized, std::vector<Part
       continue;
     }
     if (token.lstrip) {
-      while (from > 0 && has(text, start_before(text, from), kWhite)) from = start_before(text, from);
+      while (from > 0 && has(text, start_before(text, from), kWhite))
+        from = start_before(text, from);
       from = std::max(from, start);
     }
     if (token.rstrip) {

@@ -55,8 +55,8 @@ class Trie {
 // The added tokens of a tokenizer.json. Filled once, in its order, and then made ready.
 class AddedTokens {
  public:
-  // Adds a token, with the id that it has, or the one that the model knows it by, or a new one after
-  // `size` tokens of the model and all added before.
+  // Adds a token, with the id that it has, or the one that the model knows it by, or a new one
+  // after `size` tokens of the model and all added before.
   void add(AddedToken token, Id known, std::size_t size);
 
   // Once all are in: makes what finds them. Throws bundle_error where two can't be told apart.

@@ -55,8 +55,9 @@ Bpe::Bpe(const Vocabulary& vocabulary, Merges merges, BpeOptions options, bool b
   if (options_.unk_token) unknown_ = vocabulary.find(*options_.unk_token);
   for (std::size_t byte = 0; byte < 256; ++byte) {
     const std::string ascii(byte < 0x80 ? 1 : 0, static_cast<char>(byte));
-    letters_[byte] = byte_level ? vocabulary.find(byte_alphabet()[byte])
-                     : byte < 0x80 ? vocabulary.find(ascii) : kNoId;
+    letters_[byte] = byte_level    ? vocabulary.find(byte_alphabet()[byte])
+                     : byte < 0x80 ? vocabulary.find(ascii)
+                                   : kNoId;
     char code[8];
     std::snprintf(code, sizeof code, "<0x%02X>", static_cast<unsigned>(byte));
     fallbacks_[byte] = options_.byte_fallback ? vocabulary.find(code) : kNoId;
@@ -94,7 +95,8 @@ void Bpe::start(std::string_view word, std::vector<Id>& symbols) const {
     if (id != kNoId) {
       if (std::exchange(held, false)) symbols.push_back(unknown_);
       symbols.push_back(id);
-    } else if (!fall_back(byte_level_ ? std::string_view(byte_alphabet()[byte]) : letter, symbols) &&
+    } else if (!fall_back(byte_level_ ? std::string_view(byte_alphabet()[byte]) : letter,
+                          symbols) &&
                options_.unk_token) {
       if (unknown_ == kNoId) {
         throw engine_error("the tokenizer lacks a character of the text, and its unk_token, " +
@@ -157,7 +159,8 @@ void Bpe::merge_long(std::vector<Id>& symbols, std::size_t first) const {
   std::vector<Symbol> list(count);
   std::vector<Candidate> heap;
   for (std::uint32_t place = 0; place < count; ++place) {
-    list[place] = {symbols[first + place], place - 1, place + 1 < count ? place + 1 : kNever, false};
+    list[place] = {symbols[first + place], place - 1, place + 1 < count ? place + 1 : kNever,
+                   false};
   }
   const auto candidate = [&](std::uint32_t place) {
     const Merges::Merge* merge = merges_.find(list[place].id, list[list[place].next].id);

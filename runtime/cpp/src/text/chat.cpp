@@ -121,7 +121,8 @@ ChatTemplate::ChatTemplate(const Bundle& bundle)
     : file_(bundle.manifest().tokenizer.chat_template), spec_(bundle.manifest().tokenizer.chat) {}
 
 std::string ChatTemplate::render(const std::vector<Message>& messages) const {
-  if (!file_ && !spec_) throw engine_error("this bundle has no chat template", "leave out chat / --chat");
+  if (!file_ && !spec_)
+    throw engine_error("this bundle has no chat template", "leave out chat / --chat");
   if (!spec_) {
     throw engine_error("this bundle's chat template could not be compiled",
                        "render " + *file_ + " with a library for Jinja, and give its text");

@@ -15,8 +15,8 @@
 
 namespace ouro::core {
 
-// Any of ByteLevel, Replace of a fixed text, ByteFallback, Fuse, Strip and Metaspace, in a sequence;
-// or none, which joins tokens by spaces. Immutable.
+// Any of ByteLevel, Replace of a fixed text, ByteFallback, Fuse, Strip and Metaspace, in a
+// sequence; or none, which joins tokens by spaces. Immutable.
 class TokenDecoder {
  public:
   // Takes the `decoder` of a tokenizer.json, null included; none where it is of a kind that is not
@@ -33,9 +33,9 @@ class TokenDecoder {
   enum class Kind { kByteLevel, kReplace, kByteFallback, kFuse, kStrip, kMetaspace };
   struct Step {
     Kind kind;
-    std::string from, to;            // of kReplace; of kStrip and kMetaspace `from` alone
+    std::string from, to;             // of kReplace; of kStrip and kMetaspace `from` alone
     std::size_t start = 0, stop = 0;  // of kStrip: how many at most
-    bool drops = false;              // of kMetaspace: in the first token
+    bool drops = false;               // of kMetaspace: in the first token
   };
 
   static std::optional<Step> read_step(const nlohmann::json& value);

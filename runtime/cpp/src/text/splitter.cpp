@@ -44,7 +44,8 @@ Kind kind_at(std::string_view text, std::size_t place) {
 
 // The end of the run of characters of a kind that begins at a place.
 std::size_t run(std::string_view text, std::size_t place, std::uint8_t kind) {
-  for (Kind one = kind_at(text, place); one.size > 0 && one.kind == kind; one = kind_at(text, place)) {
+  for (Kind one = kind_at(text, place); one.size > 0 && one.kind == kind;
+       one = kind_at(text, place)) {
     place += one.size;
   }
   return place;
@@ -62,7 +63,8 @@ std::size_t contraction(std::string_view text, std::size_t place, bool any_case)
   const char first = letter(place + 1), second = letter(place + 2);
   if (first == 's' || first == 't' || first == 'm' || first == 'd') return place + 2;
   if (any_case && text.substr(place + 1, 2) == "\xC5\xBF") return place + 3;
-  const bool two = ((first == 'r' || first == 'v') && second == 'e') || (first == 'l' && second == 'l');
+  const bool two =
+      ((first == 'r' || first == 'v') && second == 'e') || (first == 'l' && second == 'l');
   return two ? place + 3 : 0;
 }
 

@@ -42,7 +42,7 @@ class Splitter {
   bool digits_ = false;   // each numeric character is taken out first
   bool divides_ = false;  // Metaspace: at each mark
   Prepend prepend_ = Prepend::kNever;
-  std::string mark_;      // of Metaspace, in the place of a space; else what is prepended
+  std::string mark_;  // of Metaspace, in the place of a space; else what is prepended
 };
 
 }  // namespace ouro::core

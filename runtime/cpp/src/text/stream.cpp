@@ -31,7 +31,8 @@ std::size_t count_characters(std::string_view text) {
 }
 
 Tokens last(const Tokens& tokens, std::size_t size) {
-  return Tokens(tokens.end() - static_cast<std::ptrdiff_t>(std::min(size, tokens.size())), tokens.end());
+  return Tokens(tokens.end() - static_cast<std::ptrdiff_t>(std::min(size, tokens.size())),
+                tokens.end());
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // Text out of a growing list of tokens, in pieces that never need to be taken back.
 //
 // What a list of tokens adds to the text before it depends on that text: a SentencePiece decoder
-// drops the space of a token that begins a text, a byte-fallback decoder decides about a run of byte
-// tokens only where the run ends. So the text of new tokens is defined by decoding them together
-// with what was before: it is decode(before + new) without what decode(before) and
+// drops the space of a token that begins a text, a byte-fallback decoder decides about a run of
+// byte tokens only where the run ends. So the text of new tokens is defined by decoding them
+// together with what was before: it is decode(before + new) without what decode(before) and
 // decode(before + new) begin with alike. A character that the new tokens complete, or turn into
 // U+FFFD, belongs to them whole.
 #pragma once
@@ -47,8 +47,8 @@ class TextStream {
 
   Codec codec_;
   Tokens window_;
-  std::string text_;                  // of the window
-  std::size_t shown_ = 0;             // how many of its bytes are out
+  std::string text_;                   // of the window
+  std::size_t shown_ = 0;              // how many of its bytes are out
   std::optional<std::string> before_;  // the context's text, until a first piece is out
 };
 

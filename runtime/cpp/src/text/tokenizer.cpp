@@ -84,11 +84,13 @@ void Tokenizer::read(const json& root, const MergeList& merges) {
     splitter_.reset();
   }
   if (!normalizer_) strange_encoding_ = name_part("normalizer", root["normalizer"]);
-  if (normalizer_ && !splitter_) strange_encoding_ = name_part("pre_tokenizer", root["pre_tokenizer"]);
+  if (normalizer_ && !splitter_)
+    strange_encoding_ = name_part("pre_tokenizer", root["pre_tokenizer"]);
   if (!decoder_) strange_decoder_ = name_part("decoder", root["decoder"]);
   read_model(root.at("model"), merges);
   if (const json& list = get(root, "added_tokens"); !list.is_null()) read_added(list);
-  if (decoder_) unsettled_ = decoder_->unsettled([this](const std::string& one) { return find(one); });
+  if (decoder_)
+    unsettled_ = decoder_->unsettled([this](const std::string& one) { return find(one); });
 }
 
 void Tokenizer::read_model(const json& model, const MergeList& merges) {
@@ -110,7 +112,8 @@ void Tokenizer::read_model(const json& model, const MergeList& merges) {
   if (!known && strange_encoding_.empty()) strange_encoding_ = name_part("model", model);
   if (type != "BPE") return;
   BpeOptions options;
-  if (const json& unknown = get(model, "unk_token"); !unknown.is_null()) options.unk_token = unknown;
+  if (const json& unknown = get(model, "unk_token"); !unknown.is_null())
+    options.unk_token = unknown;
   options.fuse_unk = read_flag(model, "fuse_unk");
   options.byte_fallback = read_flag(model, "byte_fallback");
   options.ignore_merges = read_flag(model, "ignore_merges");
@@ -141,7 +144,8 @@ void Tokenizer::read_added(const json& list) {
 Tokens Tokenizer::encode(std::string_view text) const {
   if (!encodes()) throw refuse(strange_encoding_);
   if (text.size() > std::numeric_limits<std::uint32_t>::max() / 8) {
-    throw engine_error("the text has " + std::to_string(text.size()) + " bytes", "give a shorter one");
+    throw engine_error("the text has " + std::to_string(text.size()) + " bytes",
+                       "give a shorter one");
   }
   std::vector<Part> parts, inner;
   std::vector<std::string_view> words;

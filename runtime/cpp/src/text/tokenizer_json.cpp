@@ -137,11 +137,11 @@ class Reader final : public nlohmann::json_sax<json> {
   Vocabulary& vocabulary_;
   MergeList& merges_;
   json root_;
-  std::vector<json*> stack_;      // the values that are open
-  const json* model_ = nullptr;   // the latest of that key
+  std::vector<json*> stack_;     // the values that are open
+  const json* model_ = nullptr;  // the latest of that key
   std::string key_;
   Place place_ = Place::kValue;
-  int half_ = 0;                          // of a merge
+  int half_ = 0;                         // of a merge
   bool listed_ = false, texts_ = false;  // forms of merges seen
 };
 

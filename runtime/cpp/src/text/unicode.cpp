@@ -20,7 +20,11 @@ std::size_t measure(std::string_view bytes, bool& whole) {
   const unsigned char first = byte(0);
   whole = first < 0x80;
   if (whole) return 1;
-  const std::size_t size = first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+  const std::size_t size = first < 0xC2   ? 0
+                           : first < 0xE0 ? 2
+                           : first < 0xF0 ? 3
+                           : first < 0xF5 ? 4
+                                          : 0;
   if (size == 0) return 1;
   // The second byte rules out overlong forms, surrogates and what is beyond U+10FFFF.
   const unsigned char low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
@@ -39,8 +43,9 @@ struct Part {
 
 std::uint8_t rank_of(char32_t code) {
   const tables::Mark* end = tables::kMarks + tables::kMarkCount;
-  const tables::Mark* found = std::lower_bound(
-      tables::kMarks, end, code, [](const tables::Mark& mark, char32_t one) { return mark.code < one; });
+  const tables::Mark* found =
+      std::lower_bound(tables::kMarks, end, code,
+                       [](const tables::Mark& mark, char32_t one) { return mark.code < one; });
   return found != end && found->code == code ? found->rank : std::uint8_t{0};
 }
 
@@ -53,9 +58,9 @@ void decompose(char32_t code, std::vector<Part>& parts) {
     return;
   }
   const tables::Decomposition* end = tables::kDecompositions + tables::kDecompositionCount;
-  const tables::Decomposition* found =
-      std::lower_bound(tables::kDecompositions, end, code,
-                       [](const tables::Decomposition& one, char32_t sought) { return one.from < sought; });
+  const tables::Decomposition* found = std::lower_bound(
+      tables::kDecompositions, end, code,
+      [](const tables::Decomposition& one, char32_t sought) { return one.from < sought; });
   if (found == end || found->from != code) {
     parts.push_back({code, rank_of(code)});
     return;
@@ -88,15 +93,17 @@ char32_t compose(char32_t first, char32_t second) {
 void recompose(std::vector<Part>& parts, std::string& text) {
   for (auto at = parts.begin(); at != parts.end();) {
     const auto end = std::find_if(at, parts.end(), [](const Part& part) { return part.rank == 0; });
-    std::stable_sort(at, end, [](const Part& one, const Part& other) { return one.rank < other.rank; });
+    std::stable_sort(at, end,
+                     [](const Part& one, const Part& other) { return one.rank < other.rank; });
     at = end == parts.end() ? end : std::next(end);
   }
   std::size_t kept = 0, starter = parts.size();
   for (std::size_t place = 0; place < parts.size(); ++place) {
     const Part part = parts[place];
     // What stands between a starter and a mark blocks it, unless of a lower class.
-    const bool open = starter < kept && (kept == starter + 1 || (parts[kept - 1].rank < part.rank &&
-                                                                 parts[kept - 1].rank != 0));
+    const bool open =
+        starter < kept &&
+        (kept == starter + 1 || (parts[kept - 1].rank < part.rank && parts[kept - 1].rank != 0));
     if (const char32_t both = open ? compose(parts[starter].code, part.code) : 0) {
       parts[starter].code = both;
       continue;

@@ -13,12 +13,12 @@ inline constexpr std::string_view kUnknown = "\xEF\xBF\xBD";  // U+FFFD
 // Bits of a character's classes. The first three are those of regular expressions in a
 // tokenizer.json, at most one a character; the next three those of Rust, for digits and for added
 // tokens.
-inline constexpr std::uint8_t kLetter = 1;    // \p{L}
-inline constexpr std::uint8_t kNumber = 2;    // \p{N}
-inline constexpr std::uint8_t kSpace = 4;     // \s
-inline constexpr std::uint8_t kNumeric = 8;   // char::is_numeric
-inline constexpr std::uint8_t kWord = 16;     // \w
-inline constexpr std::uint8_t kWhite = 32;    // \s
+inline constexpr std::uint8_t kLetter = 1;     // \p{L}
+inline constexpr std::uint8_t kNumber = 2;     // \p{N}
+inline constexpr std::uint8_t kSpace = 4;      // \s
+inline constexpr std::uint8_t kNumeric = 8;    // char::is_numeric
+inline constexpr std::uint8_t kWord = 16;      // \w
+inline constexpr std::uint8_t kWhite = 32;     // \s
 inline constexpr std::uint8_t kUnstable = 64;  // NFC may change it, or what stands before it
 
 // A character of a text and its size in bytes.

@@ -14,7 +14,8 @@ void Vocabulary::add(std::string_view token, Id id) {
   } else {
     entries_[known - 1].id = id;
   }
-  if (id >= near_.size() && id < 2 * entries_.size() + 1024) near_.resize(2 * (std::size_t{id} + 1));
+  if (id >= near_.size() && id < 2 * entries_.size() + 1024)
+    near_.resize(2 * (std::size_t{id} + 1));
   (id < near_.size() ? near_[id] : far_[id]) = known;
 }
 
@@ -36,7 +37,7 @@ std::optional<std::string_view> Vocabulary::token(Id id) const {
 
 std::size_t Vocabulary::slot(std::string_view token) const {
   const std::size_t mask = slots_.size() - 1;
-  for (std::size_t place = std::hash<std::string_view>{}(token) & mask;; place = (place + 1) & mask) {
+  for (std::size_t place = std::hash<std::string_view>{}(token)&mask;; place = (place + 1) & mask) {
     const std::uint32_t known = slots_[place];
     if (known == 0 || view(entries_[known - 1]) == token) return place;
   }

@@ -42,7 +42,7 @@ class Vocabulary {
 
   std::string letters_;
   std::vector<Entry> entries_;
-  std::vector<std::uint32_t> slots_;  // open addressing: 0, or an entry's number plus one
+  std::vector<std::uint32_t> slots_;           // open addressing: 0, or an entry's number plus one
   std::vector<std::uint32_t> near_;            // by id: an entry's number plus one, or 0
   std::unordered_map<Id, std::uint32_t> far_;  // the same of ids that are too large for it
 };

@@ -26,8 +26,8 @@ ChatSpec read_spec(const nlohmann::json& value) {
                                            role.at("skip_empty")});
   }
   if (const auto& fold = value.at("fold"); !fold.is_null()) {
-    spec.fold = FoldSpec{fold.at("into"), fold.at("before"), fold.at("strip"), fold.at("after"),
-                         fold.at("skip_empty"), fold.at("joined")};
+    spec.fold = FoldSpec{fold.at("into"),  fold.at("before"),     fold.at("strip"),
+                         fold.at("after"), fold.at("skip_empty"), fold.at("joined")};
   }
   return spec;
 }
@@ -37,7 +37,8 @@ nlohmann::json read_vectors() {
   return nlohmann::json::parse(file);
 }
 
-std::string refusal(const ChatSpec& spec, const std::vector<Message>& messages, bool prompt = true) {
+std::string refusal(const ChatSpec& spec, const std::vector<Message>& messages,
+                    bool prompt = true) {
   try {
     render_compiled(spec, messages, prompt);
   } catch (const Error& error) {

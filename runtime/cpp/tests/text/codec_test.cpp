@@ -159,9 +159,10 @@ TEST_CASE("words of any length are merged alike") {
 
 TEST_CASE("a part that is not read here is refused by its name, one way only") {
   json tokenizer = small();
-  tokenizer["pre_tokenizer"] = {{"type", "Sequence"},
-                                {"pretokenizers", {{{"type", "Punctuation"}, {"behavior", "Isolated"}},
-                                                   {{"type", "Whitespace"}}}}};
+  tokenizer["pre_tokenizer"] = {
+      {"type", "Sequence"},
+      {"pretokenizers",
+       {{{"type", "Punctuation"}, {"behavior", "Isolated"}}, {{"type", "Whitespace"}}}}};
   const Codec words = make(tokenizer);
   CHECK_FALSE(words.readable());
   CHECK(words.decode({2}) == "ab");
@@ -182,8 +183,11 @@ TEST_CASE("a part that is not read here is refused by its name, one way only") {
   CHECK_THAT(refusal([&] { mute.decode({2}); }, Code::kEngine), Catch::Contains("decoder CTC"));
   for (const auto& [key, value, name] : std::vector<std::tuple<const char*, json, const char*>>{
            {"normalizer", {{"type", "Lowercase"}}, "normalizer Lowercase"},
-           {"model", {{"type", "WordLevel"}, {"vocab", {{"a", 0}}}, {"unk_token", "a"}}, "model WordLevel"},
-           {"model", json::parse(R"({"type": "Unigram", "vocab": [["a", 0.5]]})"), "model Unigram"}}) {
+           {"model",
+            {{"type", "WordLevel"}, {"vocab", {{"a", 0}}}, {"unk_token", "a"}},
+            "model WordLevel"},
+           {"model", json::parse(R"({"type": "Unigram", "vocab": [["a", 0.5]]})"),
+            "model Unigram"}}) {
     tokenizer = small();
     tokenizer[key] = value;
     const Codec codec = make(tokenizer);
@@ -200,9 +204,10 @@ TEST_CASE("a part that is not read here is refused by its name, one way only") {
 }
 
 TEST_CASE("a file that is no tokenizer is refused") {
-  for (const char* text : {"", "x", "[]", "{}", "3", "{\"model\": 1}", "{\"model\": {}}", "{\"model\"", "\xFF",
-                           "{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}, \"version\": \"2.0\"}",
-                           "{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}} x"}) {
+  for (const char* text :
+       {"", "x", "[]", "{}", "3", "{\"model\": 1}", "{\"model\": {}}", "{\"model\"", "\xFF",
+        "{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}, \"version\": \"2.0\"}",
+        "{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}} x"}) {
     INFO(text);
     CHECK_THAT(refusal([&] { Codec::from_json(text, {}); }, Code::kBundle),
                Catch::StartsWith("tokenizer.json is not a tokenizer: "));
@@ -215,7 +220,8 @@ TEST_CASE("a file that is no tokenizer is refused") {
   }
   std::string nested = small().dump();
   nested.replace(nested.find("{\"decoders\""), 0, decoders + ", \"other\": ");
-  CHECK_THAT(refusal([&] { Codec::from_json(nested, {}); }, Code::kBundle), Catch::Contains("too deep"));
+  CHECK_THAT(refusal([&] { Codec::from_json(nested, {}); }, Code::kBundle),
+             Catch::Contains("too deep"));
 }
 
 TEST_CASE("values that can't be are refused") {
@@ -225,8 +231,9 @@ TEST_CASE("values that can't be are refused") {
     INFO(pointer << " " << value.dump());
     CHECK(refuse_json(tokenizer) != "none");
   };
-  for (const json& id : {json(-1), json(1.0), json("1"), json(nullptr), json(4294967295U), json(1e300),
-                         json(18446744073709551615U), json::array({1}), json::object({{"a", 1}})}) {
+  for (const json& id :
+       {json(-1), json(1.0), json("1"), json(nullptr), json(4294967295U), json(1e300),
+        json(18446744073709551615U), json::array({1}), json::object({{"a", 1}})}) {
     refused("/model/vocab/a", id);
     refused("/added_tokens/0/id", id);
   }
@@ -272,7 +279,8 @@ TEST_CASE("merges in a circle end, and an unknown token that is missing is named
   tokenizer["model"]["merges"] = json::parse(R"([["a", "b"], ["a", ""], ["", "a"], ["", ""]])");
   CHECK(make(tokenizer).encode("abababab") == Tokens(4, 0));
   tokenizer["model"]["unk_token"] = "<unk>";
-  CHECK_THAT(refusal([&] { make(tokenizer).encode("c"); }, Code::kEngine), Catch::Contains("<unk>"));
+  CHECK_THAT(refusal([&] { make(tokenizer).encode("c"); }, Code::kEngine),
+             Catch::Contains("<unk>"));
 }
 
 TEST_CASE("ids may have gaps and be large") {
@@ -285,9 +293,22 @@ TEST_CASE("ids may have gaps and be large") {
 
 TEST_CASE("damaged tokenizers are refused or work, and never crash") {
   std::mt19937 draw(0);
-  const std::vector<json> values = {nullptr, true, 0, -1, 7, 4294967296, 1e308, "", "a", "Ġ", "\xC3\xA9",
-                                    json::array(), json::object(), {{"type", "Sequence"}},
-                                    {{"type", "Metaspace"}, {"replacement", "a"}}, {"a", "b"}};
+  const std::vector<json> values = {nullptr,
+                                    true,
+                                    0,
+                                    -1,
+                                    7,
+                                    4294967296,
+                                    1e308,
+                                    "",
+                                    "a",
+                                    "Ġ",
+                                    "\xC3\xA9",
+                                    json::array(),
+                                    json::object(),
+                                    {{"type", "Sequence"}},
+                                    {{"type", "Metaspace"}, {"replacement", "a"}},
+                                    {"a", "b"}};
   int refused = 0;
   for (int round = 0; round < 4000; ++round) {
     json tokenizer = round % 2 ? small() : vectors().at("tiny").at("tokenizer");

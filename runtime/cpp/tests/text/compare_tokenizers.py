@@ -3,10 +3,10 @@
     python runtime/cpp/tests/text/compare_tokenizers.py BUILD/tests/tokenizer_pipe
         [--strings 200000] [--stride 1] [--only FAMILY ...] [--bundle TOKENIZER_JSON] [--time]
 
-Of every family that is read: a tokenizer trained here on what is compared, every code point (alone,
-and between letters, digits, spaces and other things), every pair of combining marks, and random
-strings: eight languages, code, random bytes, white space, special tokens. Then what the tokens of all
-strings decode to. Exits with 1 where anything differs.
+A tokenizer of every family that is read is trained here. With it are compared every code point
+(alone, and between letters, digits, spaces and other things), every pair of combining marks, and
+random strings: eight languages, code, random bytes, white space, special tokens; and what the
+tokens of these decode to. Exits with 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -39,26 +39,37 @@ from tokenizers import (
 )
 
 # The first article of the Universal Declaration of Human Rights.
-LANGUAGES = (
-    "All human beings are born free and equal in dignity and rights. They are endowed with reason "
-    "and conscience and should act towards one another in a spirit of brotherhood.",
-    "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und "
-    "Gewissen begabt und sollen einander im Geiste der Brüderlichkeit begegnen.",
-    "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de "
-    "raison et de conscience et doivent agir les uns envers les autres dans un esprit de fraternité.",
-    "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и "
-    "совестью и должны поступать в отношении друг друга в духе братства.",
-    "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق. وقد وهبوا عقلا وضميرا وعليهم أن يعامل بعضهم "
-    "بعضا بروح الإخاء.",
-    "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है। उन्हें बुद्धि और "
-    "अन्तरात्मा की देन प्राप्त है और परस्पर उन्हें भाईचारे के भाव से बर्ताव करना चाहिए।",
-    "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
-    "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 천부적으로 이성과 양심을 "
-    "부여받았으며 서로 형제애의 정신으로 행동하여야 한다.",
-)
+ARTICLE = """
+All human beings are born free and equal in dignity and rights. They are endowed with reason
+and conscience and should act towards one another in a spirit of brotherhood.
+
+Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und
+Gewissen begabt und sollen einander im Geiste der Brüderlichkeit begegnen.
+
+Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de
+raison et de conscience et doivent agir les uns envers les autres dans un esprit de
+fraternité.
+
+Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и
+совестью и должны поступать в отношении друг друга в духе братства.
+
+يولد جميع الناس أحرارا متساوين في الكرامة والحقوق. وقد وهبوا عقلا وضميرا وعليهم أن يعامل
+بعضهم بعضا بروح الإخاء.
+
+सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।
+उन्हें बुद्धि और अन्तरात्मा की देन प्राप्त है और परस्पर उन्हें भाईचारे के भाव से बर्ताव करना
+चाहिए।
+
+人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。
+
+모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 천부적으로
+이성과 양심을 부여받았으며 서로 형제애의 정신으로 행동하여야 한다.
+"""
+LANGUAGES = tuple(" ".join(paragraph.split()) for paragraph in ARTICLE.split("\n\n"))
 OTHERS = (
-    "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền. すべての人間は、"
-    "生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。 👩‍👩‍👧 🏳️‍🌈 e\u0301a\u0328\u0301 "
+    "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền. "
+    "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。 "
+    "👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈 e\u0301a\u0328\u0301 "
     "I'll they've WE'RE he'd I'M it's O'Neill 'ſt ½ ² Ⅷ ٣٤ १२३ 12345678901 3.14 1e-9 ﬁ ﷺ"
 )
 SPACES = [" ", "  ", "\n", "\r", "\r\n", "\t", "\v", "\f", "\x1c", "\x85", "\xa0", "\u1680"]
@@ -73,15 +84,18 @@ SHIFT = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" 
 
 
 def by_bytes(*before: Any, prefix: bool = False, regex: bool = True) -> Any:
+    """A pre-tokenizer whose words are bytes."""
     level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=regex)
     return pre_tokenizers.Sequence([*before, level]) if before else level
 
 
 def by_lines(pattern: str) -> Any:
+    """One that a regular expression divides before."""
     return by_bytes(pre_tokenizers.Split(Regex(pattern), "isolated"), regex=False)
 
 
 def by_mark(scheme: str, split: bool) -> Any:
+    """One that writes a mark in place of a space."""
     return pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
 
 
@@ -148,8 +162,26 @@ def make_texts(count: int, seed: int) -> Iterator[bytes]:
     """Random strings of every sort; some are not UTF-8."""
     draw = random.Random(seed)
     words = [text.split() for text in (*LANGUAGES, OTHERS)]
-    code = "\n".join(file.read_text("utf-8") for file in sorted(Path(json.__file__).parent.glob("*.py")))
-    lead = [0x20, 0x41, 0x61, 0xC3, 0xE2, 0x82, 0xAC, 0xED, 0xA0, 0xF0, 0x9F, 0x98, 0x80, 0xF4, 0x90]
+    code = "\n".join(
+        file.read_text("utf-8") for file in sorted(Path(json.__file__).parent.glob("*.py"))
+    )
+    lead = [
+        0x20,
+        0x41,
+        0x61,
+        0xC3,
+        0xE2,
+        0x82,
+        0xAC,
+        0xED,
+        0xA0,
+        0xF0,
+        0x9F,
+        0x98,
+        0x80,
+        0xF4,
+        0x90,
+    ]
 
     def prose() -> bytes:
         known = draw.choice(words)
@@ -198,7 +230,12 @@ def make_texts(count: int, seed: int) -> Iterator[bytes]:
 
 def make_points(stride: int) -> Iterator[bytes]:
     """Every code point: alone; many in a text between letters, digits, spaces and other things."""
-    around = ["a%b", "1%2", " % ", "'%e a.%.\n%  x'l%<|a|>%e%\u0301\u1100%\u11a8[W]%Ada<|a|>b%[W]%1\u3000%"]
+    around = [
+        "a%b",
+        "1%2",
+        " % ",
+        "'%e a.%.\n%  x'l%<|a|>%e%\u0301\u1100%\u11a8[W]%Ada<|a|>b%[W]%1\u3000%",
+    ]
     codes = [code for code in range(0, 0x110000, stride) if not 0xD800 <= code < 0xE000]
     for place in range(0, len(codes), 32):
         some = [chr(code) for code in codes[place : place + 32]]
@@ -227,14 +264,19 @@ class Program:
         self._command = [program, file]
 
     def ask(self, mode: str, data: bytes) -> bytes:
-        done = subprocess.run([*self._command, mode], input=data, stdout=subprocess.PIPE, check=True)
+        """What it answers in a mode."""
+        done = subprocess.run(
+            [*self._command, mode], input=data, stdout=subprocess.PIPE, check=True
+        )
         return done.stdout
 
     def encode(self, texts: Sequence[bytes]) -> list[list[int]]:
+        """The tokens of texts."""
         answer = np.frombuffer(self.ask("encode", _pack(texts)), np.uint32)
         return [part.tolist() for part in _cut(answer, len(texts))]
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of tokens."""
         data = b"".join(struct.pack(f"={len(ids) + 1}I", len(ids), *ids) for ids in tokens)
         answer, texts, place = self.ask("decode", data), [], 0
         for _ in tokens:
@@ -296,13 +338,20 @@ def measure(core: Any, program: Program, texts: Sequence[bytes]) -> None:
         start = time.perf_counter()
         core.encode_batch_fast(plain, add_special_tokens=False)
         other = min(other, time.perf_counter() - start)
-        best = {"C++": max(best["C++"], size / seconds), "Hugging Face": max(best["Hugging Face"], size / other)}
+        best = {
+            "C++": max(best["C++"], size / seconds),
+            "Hugging Face": max(best["Hugging Face"], size / other),
+        }
     shown = ", ".join(f"{name} {speed:.1f} MB/s" for name, speed in best.items())
-    print(f"  {size:.1f} MB: {shown}, {best['C++'] / best['Hugging Face']:.1f} times; read in {load * 1e3:.0f} ms")
+    ratio = best["C++"] / best["Hugging Face"]
+    print(f"  {size:.1f} MB: {shown}, {ratio:.1f} times; read in {load * 1e3:.0f} ms")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """Compares, or times; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("program")
     parser.add_argument("--strings", type=int, default=200_000)
     parser.add_argument("--stride", type=int, default=1)
@@ -311,7 +360,9 @@ def main() -> int:
     parser.add_argument("--time", action="store_true")
     asked = parser.parse_args()
     training = [text.decode("utf-8", "replace") for text in make_texts(20_000, 1)]
-    made = {name: train(name, training) for name in (FAMILIES if asked.only is None else asked.only)}
+    made = {
+        name: train(name, training) for name in (FAMILIES if asked.only is None else asked.only)
+    }
     if asked.bundle:
         made[asked.bundle] = Tokenizer.from_file(asked.bundle)
     wrong = 0
@@ -323,7 +374,11 @@ def main() -> int:
             program = Program(asked.program, file.name)
             if asked.time:
                 long = b"\n".join(make_texts(30_000, 3))
-                measure(core, program, [long[place : place + 2000] for place in range(0, len(long), 2000)])
+                measure(
+                    core,
+                    program,
+                    [long[place : place + 2000] for place in range(0, len(long), 2000)],
+                )
                 continue
             wrong += compare(core, program, make_texts(asked.strings, 2), "strings")
             wrong += compare(core, program, make_points(asked.stride), "code points")

@@ -31,14 +31,21 @@ LEFT_OUT = ("gpt2", "metaspace, words", "metaspace, each unknown")
 
 
 def main() -> int:
+    """Writes or checks; returns the exit status."""
     if sys.argv[1:] == ["--check"]:
         known = json.loads(FILE.read_text("utf-8"))
-        found = {name: describe(entry["tokenizer"], texts_of(entry)) for name, entry in known.items()}
+        found = {
+            name: describe(entry["tokenizer"], texts_of(entry)) for name, entry in known.items()
+        }
         if wrong := [name for name in known if known[name] != found[name]]:
             print(f"{FILE} is not what Hugging Face gives: {', '.join(wrong)}")
         return 1 if wrong else 0
     texts = [text[:80] for text in make_texts(50, 5)]
-    training = [*LANGUAGES, OTHERS, *(text.decode("utf-8", "replace") for text in make_texts(200, 4))]
+    training = [
+        *LANGUAGES,
+        OTHERS,
+        *(text.decode("utf-8", "replace") for text in make_texts(200, 4)),
+    ]
     cores = {name: train(name, training, 420) for name in FAMILIES if name not in LEFT_OUT}
     cores["tiny"] = sentence_piece("first")()
     made = {name: describe(json.loads(core.to_str()), texts) for name, core in cores.items()}
@@ -51,6 +58,7 @@ def main() -> int:
 
 
 def texts_of(entry: dict[str, Any]) -> list[bytes]:
+    """The texts of an entry."""
     return [bytes.fromhex(one["bytes"]) for one in entry["texts"]]
 
 

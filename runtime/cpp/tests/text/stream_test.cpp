@@ -87,7 +87,9 @@ std::string expected(const Codec& codec, Tokens prompt, const Tokens& tokens) {
 
 // Tokens in stretches of one kind, so that characters get whole and runs get long.
 Tokens random_run(std::mt19937& draw, Token size, std::size_t length) {
-  const auto below = [&](Token most) { return static_cast<Token>(draw() % static_cast<unsigned>(most)); };
+  const auto below = [&](Token most) {
+    return static_cast<Token>(draw() % static_cast<unsigned>(most));
+  };
   Tokens tokens;
   while (tokens.size() < length) {
     const Token low = below(size), high = std::min(size, low + 1 + below(40));

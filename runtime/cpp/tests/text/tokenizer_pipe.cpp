@@ -3,8 +3,8 @@
 //     tokenizer_pipe TOKENIZER_JSON encode|decode|time < texts > ids
 //
 // Everything comes and goes as 32-bit numbers of this machine: a text as its size in bytes and its
-// bytes, tokens as their count and themselves. `decode` takes tokens and gives texts without special
-// tokens, `time` takes texts and prints how many seconds it took to encode them all.
+// bytes, tokens as their count and themselves. `decode` takes tokens and gives texts without
+// special tokens, `time` takes texts and prints how many seconds it took to encode them all.
 #include <chrono>
 #include <cstdint>
 #include <cstdio>

@@ -1,4 +1,4 @@
-// Written by tools/make_unicode_tables.py from the wheel of tokenizers 0.23.3: don't edit.
+// Written by tools/make_unicode_tables.py from tokenizers 0.23.3: don't edit.
 #include "text/tables/unicode_tables.hpp"
 
 namespace ouro::core::tables {

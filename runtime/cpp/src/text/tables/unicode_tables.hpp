@@ -1,5 +1,5 @@
-// The tables of unicode_tables.cpp, which tools/make_unicode_tables.py writes; text/unicode.hpp reads
-// them.
+// The tables of unicode_tables.cpp, which tools/make_unicode_tables.py writes; text/unicode.hpp
+// reads them.
 #pragma once
 
 #include <cstddef>
@@ -27,8 +27,8 @@ struct Composition {
   char32_t first, second, composed;
 };
 
-extern const std::uint16_t kBlockOf[];  // of a code point's hundred and twenty-eight
-extern const std::uint8_t kClasses[];   // bits of text/unicode.hpp, block by block
+extern const std::uint16_t kBlockOf[];         // of a code point's hundred and twenty-eight
+extern const std::uint8_t kClasses[];          // bits of text/unicode.hpp, block by block
 extern const Decomposition kDecompositions[];  // sorted; no Hangul syllables
 extern const char32_t kDecomposed[];
 extern const Mark kMarks[];                // sorted
