@@ -89,7 +89,7 @@ struct PrecisionSpec {
   std::int64_t bits;
 };
 
-// A dimension of any bundle's tensor: a number, a name, a name times k where the loop runs k layers,
+// A dimension of any bundle's tensor: a number, a name, a name times k where the loop runs k,
 // or the number of the model that `field` is.
 struct Size {
   enum Kind { kNumber, kName, kStacked, kModel } kind;
@@ -179,13 +179,15 @@ def _specs() -> list[str]:
     kinds = list(dict.fromkeys(_kinds(specs.Manifest)))
     parts += [_struct(kind) for kind in kinds]
     parts.append("\n// What errors call a kind of value.\n")
-    names = {"std::string": "a string", "std::int64_t": "an integer", "double": "a number"}
-    names |= {kind.__name__: kind.__name__ for kind in kinds}
+    called = {"std::string": "a string", "std::int64_t": "an integer", "double": "a number"}
+    called |= {kind.__name__: kind.__name__ for kind in kinds}
     parts += [
-        f'inline const char* kind_name(const {kind}&) {{ return "{name}"; }}\n'
-        for kind, name in names.items()
+        f'inline const char* kind_name(const {spelled}&) {{ return "{name}"; }}\n'
+        for spelled, name in called.items()
     ]
-    parts.append("\n// The keys of each part and its fields: `add(key, field)` for one after another.")
+    parts.append(
+        "\n// The keys of each part and its fields: `add(key, field)` for one after another."
+    )
     parts += [_listing(kind) for kind in kinds]
     rows = [
         f'{{"{name}", &ModelSpec::{name}, {least}, {most}}}'
@@ -267,9 +269,7 @@ def _contract() -> list[str]:
         for t in contract.ELEMENT_TYPES.values()
     ]
     parts.append(_table("ElementType", "kElementTypes", rows))
-    rows = [
-        f'{{"{p.name}", "{p.compute}", {p.bits or 0}}}' for p in contract.PRECISIONS.values()
-    ]
+    rows = [f'{{"{p.name}", "{p.compute}", {p.bits or 0}}}' for p in contract.PRECISIONS.values()]
     parts.append(_table("PrecisionSpec", "kPrecisions", rows))
     listed = ", ".join(f'"{name}"' for name in contract.PRECISIONS)
     parts.append(f"inline constexpr Texts kPrecisionNames = {{{listed}}};\n")

@@ -7,8 +7,10 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,18 +43,53 @@ VALUES: list[Any] = [
     *(2**53 + 1, -(2**53) - 1, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**30, 10**31, 10**100),
     *(-(10**400), 0.0, -0.0, 1.0, 0.5, 1.5, 1e16, 1e15, 123456789.5, 1e-5, 1e-4, 1.234e-4, 1e22),
     *(5e-324, 1.7976931348623157e308, "", "a", "\n", "\x7f", "\x85", "é", "\U0001f600", "\ud800"),
-    *("it's", "it's \"q\"", "\\", "\u200b", "\xa0", "\ufeff", "\U000e0001", "/x", "../x", "a/../b"),
-    *("a/./b", "a//b", "a/", "./a", "C:x", "a*", "x" * 70, "é" * 70, "fp16", "int8", "mean", "exit"),
+    *("it's", 'it\'s "q"', "\\", "\u200b", "\xa0", "\ufeff", "\U000e0001", "/x", "../x", "a/../b"),
+    *(
+        "a/./b",
+        "a//b",
+        "a/",
+        "./a",
+        "C:x",
+        "a*",
+        "x" * 70,
+        "é" * 70,
+        "fp16",
+        "int8",
+        "mean",
+        "exit",
+    ),
     *("distance", "rtn", "gptq", "f" * 64, "model.onnx", "manifest.json", "one.plan", "batch"),
     *("3 * slots", [], [1], [-1], [10**30], [1, [2]], {}, {"a": {"b": [1, 2.5, {"c": None}]}}),
 ]
 BROKEN = [
     *(b"", b" ", b"{", b"[1,]", b'{"a" 1}', b'{"a":1,"a":2}', b"nul", b"NaN", b"-Infinity", b"-"),
     *(b"01", b"1.", b"1e+", b"-0", b"1e400", b"1e-400", b"0e99999999999", b"9" * 4300, b"9" * 4301),
-    *(b'"a', b'"\\q"', b'"\\u12"', b'"\\u1234', b'"\\ud800\\udc00"', b'"\\ud800\\u12g4"', b'"a\nb"'),
-    *(b"{} {}", b"\xef\xbb\xbf{}", b"\xff", b'"\xe2\x82"', b'"\xed\xa0\x80"', b'"\xf0\x9f\x98', b"[,]"),
+    *(
+        b'"a',
+        b'"\\q"',
+        b'"\\u12"',
+        b'"\\u1234',
+        b'"\\ud800\\udc00"',
+        b'"\\ud800\\u12g4"',
+        b'"a\nb"',
+    ),
+    *(
+        b"{} {}",
+        b"\xef\xbb\xbf{}",
+        b"\xff",
+        b'"\xe2\x82"',
+        b'"\xed\xa0\x80"',
+        b'"\xf0\x9f\x98',
+        b"[,]",
+    ),
     *('{"é": 3}'.encode(code) for code in ("utf-16", "utf-16-be", "utf-32", "utf-32-le")),
-    *(b"[\x00", b"[\x00]", b"\xff\xfe[\x00x", b"[\x00\x00\x00]\x00\x00\x11", b"[" * 500 + b"]" * 500),
+    *(
+        b"[\x00",
+        b"[\x00]",
+        b"\xff\xfe[\x00x",
+        b"[\x00\x00\x00]\x00\x00\x11",
+        b"[" * 500 + b"]" * 500,
+    ),
     *(b"[" * 100_000, b'{"a":' * 100_000, b'{"format_version": [1, {"b": null}, 1e999]}'),
 ]
 SNIPPETS = (b"{", b"}", b"[", b"]", b'"', b",", b":", b"0", b"-", b".", b"e", b"\\", b"\xc3\xa9")
@@ -97,6 +134,16 @@ def judge_here(command: str, path: Path) -> Verdict:
     return "ok"
 
 
+def alike(one: Verdict, other: Verdict) -> bool:
+    """Whether two verdicts say the same, where Python's own words are those of 3.11."""
+    if isinstance(one, str) or isinstance(other, str) or sys.version_info < (3, 12):
+        return one == other
+    own = re.compile(r"( is not JSON|cannot read .*?): .*")
+    return [own.sub(r"\1", str(part)) for part in one] == [
+        own.sub(r"\1", str(part)) for part in other
+    ]
+
+
 def make_full() -> dict[str, Any]:
     """A manifest that has what a manifest can have."""
     full = copy.deepcopy(PLAIN)
@@ -127,7 +174,7 @@ def make_full() -> dict[str, Any]:
         {
             **{"file": "one.plan", "flavour": "tensorrt", "version": "10", "cuda": "13"},
             **{"compute_capabilities": ["8.9"], "precision": "int8", "refittable": False},
-            "graph_sha256": hash_graph({n: "0" * 64 for n in ("model.onnx", "model.onnx.data")}),
+            "graph_sha256": hash_graph({name: FILES[name]["sha256"] for name in list(FILES)[:2]}),
             **{"profiles": [profile], "max_new_tokens": 5, "max_logits": 6},
         }
     ]
@@ -184,17 +231,17 @@ def test_manifests_are_read_alike(judge: Judge, tmp_path: Path) -> None:
     texts += [put(PLAIN, place, value) for place, value, _ in WRONG]
     texts += [put(full, place, ...) for place in list_places(full)]
     changes = [(place, value) for place in list_places(full) for value in VALUES]
-    texts += [put(full, place, value) for place, value in generator.sample(changes, 4000)]
+    texts += [put(full, place, value) for place, value in generator.sample(changes, 2500)]
     texts += [damage(generator, json.dumps(full, indent=2).encode()) for _ in range(1000)]
     found = [judge_text(judge, file, text) for text in (*texts, *BROKEN)]
-    assert len({str(one) for one in found}) > 1000
-    assert 100 < found.count("ok") < 2000
+    assert len({str(one) for one in found}) > 800
+    assert 100 < found.count("ok") < 1500
 
 
 def judge_text(judge: Judge, file: Path, text: bytes) -> Verdict:
     file.write_bytes(text)
     expected = judge_here("json", file)
-    assert judge("json", file) == expected, text[:200]
+    assert alike(judge("json", file), expected), text[:200]
     return expected
 
 
@@ -263,7 +310,9 @@ def replace_file(generator: random.Random, bundle: Path) -> str:
     if kind == 0:
         file.mkdir()
     elif kind == 1:
-        file.symlink_to(generator.choice(["aside", aside, "./aside", "../" + bundle.name + "/aside"]))
+        file.symlink_to(
+            generator.choice(["aside", aside, "./aside", "../" + bundle.name + "/aside"])
+        )
     elif kind == 2:
         file.symlink_to(generator.choice(["nothing", "/nothing", "../nothing", "aside/deeper"]))
     elif kind == 3:
@@ -290,9 +339,7 @@ KINDS = {
 }
 
 
-def test_damaged_bundles_are_refused_alike(
-    judge: Judge, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_damaged_bundles_are_refused_alike(judge: Judge, tiny_bundle: Path, tmp_path: Path) -> None:
     generator, verdicts = random.Random(14), Counter[str]()
     assert sum(KINDS.values()) == 1000
     for kind, count in KINDS.items():
@@ -302,7 +349,7 @@ def test_damaged_bundles_are_refused_alike(
             shutil.copytree(tiny_bundle, bundle)
             command = kind(generator, bundle)
             expected = judge_here(command, bundle)
-            assert judge(command, bundle) == expected, f"{kind.__name__} {number}"
+            assert alike(judge(command, bundle), expected), f"{kind.__name__} {number}"
             verdicts["refused" if isinstance(expected, list) else "taken"] += 1
             if isinstance(expected, list):
                 assert expected[0] == BundleError.code
@@ -327,7 +374,11 @@ def test_places_that_hold_no_bundle(judge: Judge, tmp_path: Path) -> None:
 
 def test_damaged_cases_are_refused_alike(judge: Judge, tiny_bundle: Path, tmp_path: Path) -> None:
     content, generator = (tiny_bundle / "cases.safetensors").read_bytes(), random.Random(2)
-    end, file, found = 8 + int.from_bytes(content[:8], "little"), tmp_path / "cases", Counter[bool]()
+    end, file, found = (
+        8 + int.from_bytes(content[:8], "little"),
+        tmp_path / "cases",
+        Counter[bool](),
+    )
     assert judge("cases", tiny_bundle / "cases.safetensors") == "ok"
     for _ in range(400):
         at = generator.choice([0, 8, generator.randrange(end)])

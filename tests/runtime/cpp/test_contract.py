@@ -14,7 +14,9 @@ def test_contract_is_up_to_date() -> None:
 
 def test_contract_spells_every_name() -> None:
     text = render()
-    names = [name for name, value in vars(contract).items() if name.isupper() and type(value) is str]
+    names = [
+        name for name, value in vars(contract).items() if name.isupper() and type(value) is str
+    ]
     assert len(names) > 15
     for name in names:
         constant = "k" + name.title().replace("_", "")

@@ -34,7 +34,7 @@ std::vector<NamedTensor> list_tensors(const Tensor (&table)[count], const ModelS
 Dimension resolve_dimension(const Size& size, const ModelSpec& model) {
   if (size.kind == Size::kNumber) return size.number;
   if (size.kind == Size::kModel) return model.*size.field;
-  const std::string name = size.name;
+  std::string name = size.name;
   if (size.kind == Size::kName || model.recurrent_layers == 1) return name;
   return std::to_string(model.recurrent_layers) + " * " + name;
 }

@@ -525,7 +525,7 @@ struct PrecisionSpec {
   std::int64_t bits;
 };
 
-// A dimension of any bundle's tensor: a number, a name, a name times k where the loop runs k layers,
+// A dimension of any bundle's tensor: a number, a name, a name times k where the loop runs k,
 // or the number of the model that `field` is.
 struct Size {
   enum Kind { kNumber, kName, kStacked, kModel } kind;

@@ -90,7 +90,7 @@ std::optional<std::string_view> lead_of(std::string_view message, std::uint64_t 
 
 // ONNX Runtime opens no data file that is known by another name too, and does not say so.
 void check_single(const fs::path& data) {
-  const std::string name = data.native();
+  const std::string& name = data.native();
   const std::string cure =
       say("put a copy in its place: cp {} {}.copy && mv {}.copy {}", name, name, name, name);
   std::error_code error;

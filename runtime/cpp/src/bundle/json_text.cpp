@@ -70,7 +70,7 @@ std::string decode_wide(std::string_view bytes, std::size_t place, std::size_t w
 
 // Adds a value to `text`, no more of it than is sure to be over 60 code points.
 void append_repr(std::string& text, const Json& value) {
-  constexpr std::size_t kEnough = 60 * 4;
+  constexpr std::size_t kEnough = 240;
   if (value.is_null()) text += "None";
   if (const auto* truth = value.get<bool>()) text += *truth ? "True" : "False";
   if (const auto* number = value.get<std::int64_t>()) text += std::to_string(*number);
@@ -190,7 +190,7 @@ std::string repr(double value) {
   const auto write = [&](std::chars_format format) {
     return std::string(buffer, std::to_chars(buffer, std::end(buffer), value, format).ptr);
   };
-  const std::string text = write(std::chars_format::scientific);
+  std::string text = write(std::chars_format::scientific);
   const std::size_t e = text.find('e');
   if (e == text.npos) return text;  // inf
   const int exponent = std::stoi(text.substr(e + 1));
