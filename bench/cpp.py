@@ -101,8 +101,18 @@ def make_commands(
 ) -> dict[str, dict[str, list[str | Path]]]:
     """What is run for each figure, by language."""
     ouro = Path(sys.executable).parent / "ouro"
-    shared = ["--depth", str(depth), "--threads", str(threads)]
-    bench = [*shared, "--context", "64", "--tokens", "32", "--repeats", "3", "--backend", "cpu"]
+    shared: list[str | Path] = ["--depth", str(depth), "--threads", str(threads)]
+    bench: list[str | Path] = [
+        *shared,
+        "--context",
+        "64",
+        "--tokens",
+        "32",
+        "--repeats",
+        "3",
+        "--backend",
+        "cpu",
+    ]
 
     def generate(tokens: int) -> dict[str, list[str | Path]]:
         native = ["--max-new-tokens", str(tokens), "--backend", "cpu"]
@@ -113,7 +123,10 @@ def make_commands(
         }
 
     return {
-        "bench": {"cpp": [cli, "bench", bundle, *bench], "python": [ouro, "bench", bundle, *bench]},
+        "bench": {
+            "cpp": [cli, "bench", bundle, *bench],
+            "python": [ouro, "bench", bundle, *bench],
+        },
         "first": generate(1),
         "long": generate(64),
         "least": {"python": [sys.executable, "-c", LEAST, bundle, str(threads)]},
