@@ -107,8 +107,8 @@ std::optional<double> Given::number(const std::string& option) const {
 
 UsageError Given::bad_value(const std::string& option, const char* wanted) const {
   const std::string given = "'" + *text(option) + "'";
-  return UsageError("Invalid value for '" + option + "': " + wanted + " is wanted; given: " + given +
-                        "; see `ouro-cli " + command_.name + " --help`",
+  return UsageError("Invalid value for '" + option + "': " + wanted + " is wanted; given: " +
+                        given + "; see `ouro-cli " + command_.name + " --help`",
                     1);
 }
 

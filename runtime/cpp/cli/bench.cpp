@@ -10,7 +10,6 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <random>
 #include <thread>
 
 #include "backends/ort_library.hpp"
@@ -62,10 +61,11 @@ std::size_t available_cores() {
 Timing time_decode(core::Engine& engine, std::int64_t depth, std::int64_t context,
                    std::int64_t tokens) {
   const auto size = static_cast<std::size_t>(engine.manifest().model.vocab_size);
-  std::mt19937 generator(0);
-  std::uniform_int_distribution<core::Token> any(0, static_cast<core::Token>(size) - 1);
   core::Tokens prompt;
-  while (static_cast<std::int64_t>(prompt.size()) < context) prompt.push_back(any(generator));
+  while (static_cast<std::int64_t>(prompt.size()) < context) {
+    const double drawn = core::uniform(0, prompt.size());
+    prompt.push_back(static_cast<core::Token>(drawn * static_cast<double>(size)));
+  }
   const auto decoder = engine.new_decoder({depth});
   core::Options options;
   options.temperature = 0;
@@ -182,7 +182,8 @@ std::vector<Row> measure(core::Engine& engine, const std::vector<std::int64_t>& 
   }
   std::vector<Row> rows;
   for (std::size_t one = 0; one < pairs.size(); ++one) {
-    rows.push_back(make_row(engine.manifest(), pairs[one].first, pairs[one].second, runs[one], rate));
+    rows.push_back(
+        make_row(engine.manifest(), pairs[one].first, pairs[one].second, runs[one], rate));
   }
   return rows;
 }
@@ -198,8 +199,14 @@ std::string table_of(const std::vector<Row>& rows) {
                      format("%.0f%%", row.memory_share * 100)});
   }
   return make_table("",
-                    {{"depth"}, {"context"}, {"ms/token"}, {"tokens/s"}, {"prefill\ntokens/s"},
-                     {"overhead"}, {"weights\nMB/token"}, {"of memory\nspeed"}},
+                    {{"depth"},
+                     {"context"},
+                     {"ms/token"},
+                     {"tokens/s"},
+                     {"prefill\ntokens/s"},
+                     {"overhead"},
+                     {"weights\nMB/token"},
+                     {"of memory\nspeed"}},
                     lines);
 }
 
@@ -239,8 +246,7 @@ int bench(const Given& given) {
   const std::string& bundle = given.arguments()[0];
   if (json) require_writable(*json, bundle);
   const auto threads = given.integer("--threads");
-  const auto engine =
-      core::Engine::open(bundle, given.text("--backend").value_or("auto"), threads);
+  const auto engine = core::Engine::open(bundle, given.text("--backend").value_or("auto"), threads);
   const auto listed = given.text("--depth");
   const std::vector<std::int64_t> depths =
       listed ? parse_numbers(*listed, "--depth")
@@ -259,8 +265,8 @@ int bench(const Given& given) {
     engine->choose_depth({depth, false, std::nullopt});
     for (const std::int64_t context : contexts) engine->check_length(context, tokens);
   }
-  const double rate = measure_read_rate(
-      threads ? static_cast<std::size_t>(*threads) : available_cores());
+  const double rate =
+      measure_read_rate(threads ? static_cast<std::size_t>(*threads) : available_cores());
   const std::vector<Row> rows = measure(*engine, depths, contexts, tokens, repeats, rate);
   for (const std::string& warning : engine->take_warnings()) {
     std::fprintf(stderr, "warning: %s\n", warning.c_str());
@@ -268,8 +274,9 @@ int bench(const Given& given) {
   const auto machine = describe_machine();
   const std::size_t cores = machine["cores"];
   const std::string text =
-      bundle + format(": batch 1, medians of %lld x %lld tokens\n", static_cast<long long>(repeats),
-                      static_cast<long long>(tokens)) +
+      bundle +
+      format(": batch 1, medians of %lld x %lld tokens\n", static_cast<long long>(repeats),
+             static_cast<long long>(tokens)) +
       table_of(rows) + machine["processor"].get<std::string>() +
       format(", %zu core%s, ", cores, cores == 1 ? "" : "s") +
       machine["system"].get<std::string>() +

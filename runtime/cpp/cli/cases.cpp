@@ -58,8 +58,8 @@ std::vector<std::int64_t> read_positions(const std::string& name, const core::Js
     const auto* one = (*list)[place].get<std::int64_t>();
     positions.push_back(one == nullptr ? -1 : *one);
   }
-  if (list == nullptr || std::any_of(positions.begin(), positions.end(),
-                                     [](std::int64_t one) { return one < 0; })) {
+  if (list == nullptr ||
+      std::any_of(positions.begin(), positions.end(), [](std::int64_t one) { return one < 0; })) {
     throw core::bundle_error("the recorded case " + name + " has no list of positions");
   }
   return positions;
@@ -120,8 +120,10 @@ Case read_case(const core::Json& entry, Parts& parts, const std::set<std::string
 }
 
 double from_half(std::uint16_t bits) {
-  const int exponent = bits >> 10U & 31U, fraction = bits & 1023U;
-  double size = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(fraction + 1024, exponent - 25);
+  const auto exponent = static_cast<int>(bits >> 10U & 31U);
+  const auto fraction = static_cast<int>(bits & 1023U);
+  double size =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(fraction + 1024, exponent - 25);
   if (exponent == 31) size = fraction == 0 ? kInfinity : std::nan("");
   return (bits >> 15U) != 0 ? -size : size;
 }
@@ -146,7 +148,8 @@ std::vector<double> read_as(const core::HostArray& array, const Convert& convert
 
 template <class Value>
 core::HostArray array_of(const char* dtype, core::Shape shape, const std::vector<Value>& values) {
-  core::HostArray array{dtype, std::move(shape), std::vector<std::byte>(values.size() * sizeof(Value))};
+  core::HostArray array{dtype, std::move(shape),
+                        std::vector<std::byte>(values.size() * sizeof(Value))};
   if (!values.empty()) std::memcpy(array.bytes.data(), values.data(), array.bytes.size());
   return array;
 }

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "backends/memory.hpp"
 #include "bundle/contract.hpp"
 #include "commands.hpp"
 #include "output.hpp"
@@ -62,8 +63,15 @@ std::string depth_table(const ParityReport& report) {
                      smallest(greedy), verdict});
   }
   return make_table("engine against PyTorch, the worst case of each depth",
-                    {{"depth"}, {"cases"}, {"max abs"}, {"rel. L2"}, {"KL"}, {"best"}, {"caches"},
-                     {"greedy"}, {"verdict", false}},
+                    {{"depth"},
+                     {"cases"},
+                     {"max abs"},
+                     {"rel. L2"},
+                     {"KL"},
+                     {"best"},
+                     {"caches"},
+                     {"greedy"},
+                     {"verdict", false}},
                     lines);
 }
 
@@ -75,19 +83,26 @@ std::string full_table(const ParityReport& report) {
     const Measurement& one = row.measurement;
     const bool cache = one.output.rfind(prefix, 0) == 0;
     const bool differs = !one.divergences.empty();
-    lines.push_back({std::to_string(one.depth), one.name,
-                     cache ? one.output.substr(prefix.size()) : one.output,
-                     format("%.1e", one.difference.max_abs), format("%.1e", one.difference.mean_abs),
-                     format("%.1e", one.worst_relative_l2),
-                     format("%.1e", 1 - one.difference.cosine), largest(some(one.kl)),
-                     smallest(some(one.argmax_agreement)),
-                     differs ? std::to_string(one.divergences.front().first) : "",
-                     differs ? format("%.1e", one.divergences.front().second) : "", row.verdict});
+    lines.push_back(
+        {std::to_string(one.depth), one.name, cache ? one.output.substr(prefix.size()) : one.output,
+         format("%.1e", one.difference.max_abs), format("%.1e", one.difference.mean_abs),
+         format("%.1e", one.worst_relative_l2), format("%.1e", 1 - one.difference.cosine),
+         largest(some(one.kl)), smallest(some(one.argmax_agreement)),
+         differs ? std::to_string(one.divergences.front().first) : "",
+         differs ? format("%.1e", one.divergences.front().second) : "", row.verdict});
   }
   return make_table("engine against PyTorch",
-                    {{"depth", false}, {"case", false}, {"output", false}, {"max abs", false},
-                     {"mean abs", false}, {"rel. L2", false}, {"1-cosine", false}, {"KL", false},
-                     {"best token", false}, {"first other", false}, {"margin", false},
+                    {{"depth", false},
+                     {"case", false},
+                     {"output", false},
+                     {"max abs", false},
+                     {"mean abs", false},
+                     {"rel. L2", false},
+                     {"1-cosine", false},
+                     {"KL", false},
+                     {"best token", false},
+                     {"first other", false},
+                     {"margin", false},
                      {"verdict", false}},
                     lines);
 }
@@ -101,30 +116,34 @@ void print_report(const ParityReport& report, bool every) {
   for (const ParityRow& row : report.rows) {
     unbounded += row.measurement.reference_error == kInfinite ? 1 : 0;
     if (row.verdict != kFail || ++failed > 10) continue;
-    print("FAIL " + row.measurement.name + ", " + row.measurement.output + ": " + row.reason + "\n");
+    print("FAIL " + row.measurement.name + ", " + row.measurement.output + ": " + row.reason +
+          "\n");
   }
   if (failed > 10) {
     print(format("... and %zu more; --all or --json shows them\n", failed - 10));
   }
   if (unbounded != 0) {
-    print(format("no bound for %zu comparisons: PyTorch itself overflows there at this precision, "
-                 "so the engine is only asked for finite numbers\n",
-                 unbounded));
+    print(
+        format("no bound for %zu comparisons: PyTorch itself overflows there at this precision, "
+               "so the engine is only asked for finite numbers\n",
+               unbounded));
   }
   print(format("%zu comparisons with PyTorch in float64, %zu tied tokens\n", report.rows.size(),
                report.ambiguous()));
   if (report.fast) {
     const FastReport& fast = *report.fast;
-    print(format("%s with 8-bit activations, as it ships: mean KL %.1e (bound %.0e), worst %.1e, "
-                 "best token %.0f%%\n",
-                 fast.verdict().c_str(), fast.mean_kl, fast.bound, fast.worst_kl,
-                 fast.argmax_agreement * 100));
+    print(
+        format("%s with 8-bit activations, as it ships: mean KL %.1e (bound %.0e), worst %.1e, "
+               "best token %.0f%%\n",
+               fast.verdict().c_str(), fast.mean_kl, fast.bound, fast.worst_kl,
+               fast.argmax_agreement * 100));
   }
-  print(format("%s the logits err by %.2e at most (PyTorch itself by %.2e, allowed %.2e), depths "
-               "%lld..%lld\n",
-               report.verdict.c_str(), report.worst_relative_l2(), report.reference_error(),
-               report.allowed(), static_cast<long long>(report.depths.front()),
-               static_cast<long long>(report.depths.back())));
+  print(
+      format("%s the logits err by %.2e at most (PyTorch itself by %.2e, allowed %.2e), depths "
+             "%lld..%lld\n",
+             report.verdict.c_str(), report.worst_relative_l2(), report.reference_error(),
+             report.allowed(), static_cast<long long>(report.depths.front()),
+             static_cast<long long>(report.depths.back())));
 }
 
 }  // namespace
@@ -145,9 +164,8 @@ Command check_command() {
 int check(const Given& given) {
   const auto json = given.text("--json");
   if (json) require_writable(*json, given.arguments()[0]);
-  const ParityReport report =
-      check_bundle(given.arguments()[0], given.text("--backend").value_or("auto"),
-                   given.integer("--threads"));
+  const ParityReport report = check_bundle(
+      given.arguments()[0], given.text("--backend").value_or("auto"), given.integer("--threads"));
   print_report(report, given.has("--all"));
   if (json) write_whole(*json, report_json(report).dump(2) + "\n");
   return report.verdict == kFail ? 1 : 0;

@@ -163,15 +163,14 @@ std::vector<Measurement> measure_halting(const Result& result, const Case& refer
   const auto* given = find(result.outputs, contract::kDepthUsed);
   const auto& wanted = require(reference.outputs, contract::kDepthUsed);
   if (given == nullptr || given->shape != wanted.shape) {
-    return {unmeasured(reference, contract::kDepthUsed,
-                       "the result has not a depth for each row")};
+    return {unmeasured(reference, contract::kDepthUsed, "the result has not a depth for each row")};
   }
   const std::vector<double> expected = doubles_of(wanted), actual = doubles_of(*given);
   const auto *stored = find(reference.outputs, kHaltScores),
              *limit = find(reference.inputs, contract::kHaltThreshold);
-  const std::vector<double> scores = stored == nullptr ? std::vector<double>{} : doubles_of(*stored);
-  const std::size_t steps =
-      stored == nullptr ? 0 : static_cast<std::size_t>(stored->shape.back());
+  const std::vector<double> scores =
+      stored == nullptr ? std::vector<double>{} : doubles_of(*stored);
+  const std::size_t steps = stored == nullptr ? 0 : static_cast<std::size_t>(stored->shape.back());
   Measurement halting = describe(reference, contract::kDepthUsed);
   halting.difference = compare_arrays(expected, actual);
   halting.worst_relative_l2 = 0;  // an engine gives no scores to hold against PyTorch's
@@ -245,9 +244,9 @@ Measurement measure_long(const Result& result, const Case& reference) {
   const auto size = static_cast<std::size_t>(expected->shape[2]);
   const auto asked = static_cast<std::int64_t>(result.positions.size());
   if (actual.shape != core::Shape{1, asked, expected->shape[2]}) {
-    return unmeasured(reference, contract::kLogits,
-                      "the result has no logits for the " + std::to_string(asked) +
-                          " positions it names");
+    return unmeasured(
+        reference, contract::kLogits,
+        "the result has no logits for the " + std::to_string(asked) + " positions it names");
   }
   std::map<std::int64_t, std::size_t> row_of;
   for (std::size_t row = 0; row < reference.positions.size(); ++row) {

@@ -58,9 +58,10 @@ int start(const std::vector<std::string>& words) {
     return one.body(cli::Given(one.command, rest));
   }
   const bool option = words[0][0] == '-';
-  throw cli::UsageError((option ? "No such option: " + words[0] : "No such command '" + words[0] + "'") +
-                            "; see `ouro-cli --help`",
-                        2);
+  throw cli::UsageError(
+      (option ? "No such option: " + words[0] : "No such command '" + words[0] + "'") +
+          "; see `ouro-cli --help`",
+      2);
 }
 
 }  // namespace

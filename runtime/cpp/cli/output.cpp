@@ -79,8 +79,8 @@ std::string make_table(const std::string& title, const std::vector<Column>& colu
   const auto line = [&](const auto& cell_of) {
     std::string text;
     for (std::size_t place = 0; place < columns.size(); ++place) {
-      text += (place == 0 ? " " : "  ") +
-              aligned(cell_of(place), widths[place], columns[place].right);
+      text +=
+          (place == 0 ? " " : "  ") + aligned(cell_of(place), widths[place], columns[place].right);
     }
     return text + " \n";
   };
@@ -108,10 +108,10 @@ void require_writable(const fs::path& file, const fs::path& bundle) {
   const fs::path real = fs::weakly_canonical(file, ignored);
   const fs::path whole = fs::weakly_canonical(bundle, ignored);
   if (lies_in(real, whole)) {
-    throw command_error(file,
-                        (real == whole ? " is " : " lies in ") + bundle.string() +
-                            ", which this command uses",
-                        "give a file elsewhere");
+    throw command_error(
+        file,
+        (real == whole ? " is " : " lies in ") + bundle.string() + ", which this command uses",
+        "give a file elsewhere");
   }
   if (fs::is_directory(file, ignored)) {
     throw command_error(file, " is a directory", "give a file to write to");

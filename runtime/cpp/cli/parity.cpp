@@ -20,7 +20,7 @@ namespace contract = core::contract;
 constexpr double kRelativeL2 = 1e-5;
 // An engine may be so many times as far off as PyTorch is known to be.
 constexpr double kFloat32Errors = 3.0, kHalfErrors = 2.0;
-constexpr double kFastKl = 1e-3;        // nats, mean over the recorded logits
+constexpr double kFastKl = 1e-3;         // nats, mean over the recorded logits
 constexpr std::int64_t kExactLevel = 1;  // MatMulNBits in float32
 
 using Like = std::pair<std::string, std::string>;
@@ -69,8 +69,9 @@ ParityRow judge_one(const Measurement& one, double bound, double tie_margin) {
   } else if (beyond != nullptr) {
     const bool halting = one.output == contract::kDepthUsed;
     row.verdict = kFail;
-    row.reason = format("%s %lld, margin %.2e", halting ? "another depth in row" : "another token at",
-                        static_cast<long long>(beyond->first), beyond->second);
+    row.reason =
+        format("%s %lld, margin %.2e", halting ? "another depth in row" : "another token at",
+               static_cast<long long>(beyond->first), beyond->second);
   } else if (row.ties != 0) {
     row.verdict = kAmbiguous;
     row.reason = std::to_string(row.ties) + " tied";
@@ -103,7 +104,8 @@ std::vector<ParityRow> judge(const std::vector<Measurement>& measured, double bo
 FastReport judge_fast(const std::vector<Measurement>& measured, const core::Manifest& manifest) {
   FastReport fast;
   if (manifest.quantization) fast.accuracy_level = manifest.quantization->accuracy_level;
-  fast.bound = std::min(manifest.parity.kl.value_or(0) > 0 ? *manifest.parity.kl : kFastKl, kFastKl);
+  fast.bound =
+      std::min(manifest.parity.kl.value_or(0) > 0 ? *manifest.parity.kl : kFastKl, kFastKl);
   double total = 0, worst = -kInfinite, agreement = kInfinite;
   std::size_t known = 0, logits = 0;
   for (const Measurement& one : measured) {

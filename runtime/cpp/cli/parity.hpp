@@ -50,9 +50,9 @@ struct ParityReport {
   std::size_t ambiguous() const;
 };
 
-// Runs a bundle's recorded cases and compares with what PyTorch gave. A quantised bundle is compared
-// in exact arithmetic; what its faster arithmetic adds is measured apart. Throws bundle_error where
-// the bundle is not whole, engine_error for an unknown backend.
+// Runs a bundle's recorded cases and compares with what PyTorch gave. A quantised bundle is
+// compared in exact arithmetic; what its faster arithmetic adds is measured apart. Throws
+// bundle_error where the bundle is not whole, engine_error for an unknown backend.
 ParityReport check_bundle(const std::filesystem::path& path, const std::string& backend,
                           std::optional<std::int64_t> threads);
 

@@ -29,8 +29,8 @@ bool is_rowless(const std::string& name) {
 core::HostArray rows_of(const core::HostArray& array, std::int64_t first, std::int64_t count) {
   const std::size_t row = array.bytes.size() / static_cast<std::size_t>(array.shape[0]);
   const auto start = array.bytes.begin() + first * static_cast<std::ptrdiff_t>(row);
-  core::HostArray part{array.dtype, array.shape,
-                       {start, start + count * static_cast<std::ptrdiff_t>(row)}};
+  core::HostArray part{
+      array.dtype, array.shape, {start, start + count * static_cast<std::ptrdiff_t>(row)}};
   part.shape[0] = count;
   return part;
 }
@@ -110,8 +110,7 @@ class Replay {
           inputs.emplace(contract::kPastPrefix + name.substr(prefix.size()), tensor);
         }
       }
-      inputs.emplace(contract::kPastPoolSum,
-                     last_sums(require(kept->second, contract::kPoolSum)));
+      inputs.emplace(contract::kPastPoolSum, last_sums(require(kept->second, contract::kPoolSum)));
     }
     const std::string listed = " is not the " + std::to_string(one.depth) + " it is listed with";
     const auto depth = inputs.find(contract::kDepth), rows = inputs.find(contract::kRowDepth);
@@ -163,7 +162,8 @@ class Replay {
       float other = -std::numeric_limits<float>::infinity();
       for (std::size_t place = 0; place < size; ++place) {
         finite = finite && std::isfinite(logits[place]);
-        if (static_cast<core::Token>(place) != tokens[index]) other = std::max(other, logits[place]);
+        if (static_cast<core::Token>(place) != tokens[index])
+          other = std::max(other, logits[place]);
       }
       const double nan = std::nan("");
       const auto own = static_cast<std::size_t>(tokens[index]);
@@ -206,8 +206,7 @@ class Replay {
       for (std::int64_t asked = prompt - 1; asked < end; ++asked) result.positions.push_back(asked);
     }
     if (result.positions.empty()) {
-      throw CaseError("none of its prompts fits the " + std::to_string(slots) +
-                      " slots there are");
+      throw CaseError("none of its prompts fits the " + std::to_string(slots) + " slots there are");
     }
     const auto rows = static_cast<std::int64_t>(result.positions.size());
     result.outputs[contract::kLogits] =

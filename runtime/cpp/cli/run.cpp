@@ -73,9 +73,8 @@ int run(const Given& given) {
   const std::string& text = given.arguments()[1];
   core::Prompt prompt = text;
   if (given.has("--chat")) prompt = std::vector<core::Message>{{"user", text}};
-  const auto engine =
-      core::Engine::open(given.arguments()[0], given.text("--backend").value_or("auto"),
-                         given.integer("--threads"));
+  const auto engine = core::Engine::open(
+      given.arguments()[0], given.text("--backend").value_or("auto"), given.integer("--threads"));
   const auto session = std::make_shared<core::Session>(engine, depth);
   const auto stream = session->stream(prompt, options);
   for (const std::string& warning : engine->take_warnings()) {

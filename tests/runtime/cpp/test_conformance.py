@@ -46,6 +46,15 @@ def test_cpp_answers_as_recorded(
     assert int(said[1]) > 100
 
 
+def test_threads_share_an_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = recorded("llama-halting", request, tmp_path_factory)
+    words = [REPLAY, file, "", "cpu", "8"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
 def test_a_changed_recording_is_seen(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:

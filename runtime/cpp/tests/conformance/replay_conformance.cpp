@@ -1,16 +1,17 @@
-// Asks what tests/conformance recorded of the Python engine again, through the public C++ interface.
+// Asks what tests/conformance recorded of the Python engine again, through the public C++
+// interface.
 //
-//   replay_conformance FILE [BUNDLE] [BACKEND]
+//   replay_conformance FILE [BUNDLE] [BACKEND] [THREADS]
 //
-// Prints a line for every answer that differs from the recorded one, and for every request that this
-// interface has no words for, which is left out. Exit status 1 where an answer differs.
+// Prints a line for every answer that differs from the recorded one, and for every request that
+// this interface has no words for, which is left out. Exit status 1 where an answer differs.
+// Several threads share one engine. An empty BUNDLE is the recorded one.
 
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <exception>
 #include <fstream>
+#include <future>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -18,14 +19,12 @@
 #include <string>
 #include <vector>
 
+#include "answers.hpp"
 #include "ouro/ouro.hpp"
 
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr double kRelativeL2 = 1e-6;  // of logits
-constexpr double kLogprob = 1e-6;     // absolute
+using conformance::Json;
 
 // A request that can't be asked here, and why.
 class LeftOut : public std::runtime_error {
@@ -98,73 +97,9 @@ ouro::Cancelled cancel_of(const Json& request) {
 
 // ---- what is answered
 
-std::string base64(const std::vector<float>& values) {
-  constexpr char kLetters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::vector<unsigned char> bytes(values.size() * sizeof(float));
-  std::memcpy(bytes.data(), values.data(), bytes.size());
-  std::string text;
-  for (std::size_t place = 0; place < bytes.size(); place += 3) {
-    std::uint32_t word = 0;
-    for (std::size_t one = 0; one < 3; ++one) {
-      word = word << 8U | (place + one < bytes.size() ? bytes[place + one] : 0U);
-    }
-    for (std::size_t one = 0; one < 4; ++one) {
-      const bool filled = place + one <= bytes.size();
-      text += filled ? kLetters[word >> (18U - 6U * static_cast<unsigned>(one)) & 63U] : '=';
-    }
-  }
-  return text;
-}
-
-std::vector<float> floats_of(const std::string& text) {
-  const auto value = [](char letter) -> std::uint32_t {
-    if (letter >= 'A' && letter <= 'Z') return static_cast<std::uint32_t>(letter - 'A');
-    if (letter >= 'a' && letter <= 'z') return static_cast<std::uint32_t>(letter - 'a' + 26);
-    if (letter >= '0' && letter <= '9') return static_cast<std::uint32_t>(letter - '0' + 52);
-    return letter == '+' ? 62 : 63;
-  };
-  std::vector<unsigned char> bytes;
-  for (std::size_t place = 0; place + 4 <= text.size(); place += 4) {
-    std::uint32_t word = 0;
-    for (std::size_t one = 0; one < 4; ++one) word = word << 6U | (value(text[place + one]) & 63U);
-    for (std::size_t one = 0; one < 3; ++one) {
-      if (text[place + one + 1] != '=') {
-        bytes.push_back(static_cast<unsigned char>(word >> (16U - 8U * one) & 255U));
-      }
-    }
-  }
-  std::vector<float> values(bytes.size() / sizeof(float));
-  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
-  return values;
-}
-
-Json finish_json(ouro::Finish finish) {
-  switch (finish) {
-    case ouro::Finish::kNone: return nullptr;
-    case ouro::Finish::kStop: return "stop";
-    case ouro::Finish::kLength: return "length";
-    case ouro::Finish::kEos: return "eos";
-    case ouro::Finish::kCancelled: return "cancelled";
-  }
-  return "unknown";
-}
-
-Json logprob_json(const ouro::Logprob& one) {
-  Json best = Json::array();
-  for (const auto& [token, logprob] : one.best) best.push_back({token, logprob});
-  return {{"token", one.token}, {"logprob", one.logprob}, {"best", best}};
-}
-
-Json generation_json(const ouro::Generation& one) {
-  Json logprobs = Json::array();
-  for (const ouro::Logprob& each : one.logprobs) logprobs.push_back(logprob_json(each));
-  return {{"text", one.text},   {"tokens", one.ids},
-          {"depth", one.depth}, {"prompt_tokens", one.prompt_tokens},
-          {"logprobs", logprobs}, {"finish_reason", finish_json(one.finish)}};
-}
-
 Json error_json(const ouro::Error& error, const Json& request) {
-  if (error.status() != OURO_FAILED) throw std::runtime_error(std::string("fault: ") + error.what());
+  if (error.status() != OURO_FAILED)
+    throw std::runtime_error(std::string("fault: ") + error.what());
   Json said{{"code", static_cast<int>(error.code())}};
   if (!request.value("code", false)) {
     said["problem"] = error.problem();
@@ -182,10 +117,11 @@ Json pieces_json(ouro::Stream stream, const Json& request) {
     if (pieces.size() == cancel) stream.cancel();
     const std::optional<ouro::Piece> piece = stream.next();
     if (!piece) break;
-    pieces.push_back({{"text", piece->text},
-                      {"token", piece->token ? Json(*piece->token) : Json()},
-                      {"finish_reason", finish_json(piece->finish)},
-                      {"logprob", piece->logprob ? logprob_json(*piece->logprob) : Json()}});
+    pieces.push_back(
+        {{"text", piece->text},
+         {"token", piece->token ? Json(*piece->token) : Json()},
+         {"finish_reason", conformance::finish_json(piece->finish)},
+         {"logprob", piece->logprob ? conformance::logprob_json(*piece->logprob) : Json()}});
   }
   return pieces;
 }
@@ -196,16 +132,17 @@ Json generate(ouro::Engine& engine, const Json& request) {
   const Json& prompt = request.at("prompt");
   const bool chat = request.value("chat", false), batch = is_batch(prompt);
   if (!batch) {
-    return generation_json(engine.generate(prompt_of(prompt, chat), depth_of(request, 0),
-                                           options_of(request, 0), cancel_of(request)));
+    return conformance::generation_json(engine.generate(
+        prompt_of(prompt, chat), depth_of(request, 0), options_of(request, 0), cancel_of(request)));
   }
   std::vector<ouro::Request> rows;
   for (std::size_t row = 0; row < prompt.size(); ++row) {
-    rows.push_back({prompt_of(prompt[row], chat), depth_of(request, row), options_of(request, row)});
+    rows.push_back(
+        {prompt_of(prompt[row], chat), depth_of(request, row), options_of(request, row)});
   }
   Json generations = Json::array();
   for (const auto& one : engine.generate(rows, cancel_of(request))) {
-    generations.push_back(generation_json(one));
+    generations.push_back(conformance::generation_json(one));
   }
   return generations;
 }
@@ -213,7 +150,7 @@ Json generate(ouro::Engine& engine, const Json& request) {
 Json logits(ouro::Engine& engine, const Json& request) {
   const auto one = [&](const Json& prompt, std::size_t row) -> Json {
     const ouro::Logits found = engine.logits(prompt_of(prompt, false), depth_of(request, row));
-    return {{"shape", {found.rows, found.columns}}, {"float32", base64(found.values)}};
+    return {{"shape", {found.rows, found.columns}}, {"float32", conformance::base64(found.values)}};
   };
   const Json& ids = request.at("ids");
   if (!is_batch(ids)) return one(ids, 0);
@@ -261,7 +198,8 @@ Json open(const std::string& bundle, const Json& request) {
     throw LeftOut("0 threads stand for the default");
   }
   const bool elsewhere = request.contains("folder");
-  const std::string folder = elsewhere ? bundle + "/" + request.at("folder").get<std::string>() : bundle;
+  const std::string folder =
+      elsewhere ? bundle + "/" + request.at("folder").get<std::string>() : bundle;
   return ouro::Engine(folder, options).info().backend;
 }
 
@@ -300,92 +238,71 @@ Json ask(ouro::Engine& engine, const std::string& bundle, const Json& request) {
   throw std::runtime_error("there is no call " + call);
 }
 
-// ---- how answers are compared
+struct Count {
+  std::size_t asked = 0, wrong = 0, left_out = 0;
+};
 
-std::string shown(const Json& value) {
-  return value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 300);
+// Asks every `stride`-th request from `first` on; adds what there is to say of them to `said`.
+Count ask_some(ouro::Engine& engine, const std::string& bundle, const Json& requests,
+               std::size_t first, std::size_t stride, std::string& said) {
+  Count count;
+  for (std::size_t place = first; place < requests.size(); place += stride) {
+    const Json& request = requests[place];
+    const std::string name = request.at("name");
+    std::vector<std::string> lines;
+    try {
+      const Json found = ask(engine, bundle, request);
+      conformance::compare(found, request.at("answer"), "answer", lines);
+      ++count.asked;
+    } catch (const LeftOut& reason) {
+      ++count.left_out;
+      said += "left out " + name + ": " + reason.what() + "\n";
+    } catch (const std::exception& error) {
+      ++count.asked;
+      lines.emplace_back(error.what());
+    }
+    count.wrong += lines.empty() ? 0 : 1;
+    for (const std::string& line : lines) said.append("wrong " + name + ": ").append(line + "\n");
+  }
+  return count;
 }
 
-void compare_logits(const Json& found, const Json& expected, const std::string& where,
-                    std::vector<std::string>& lines) {
-  const std::vector<float> one = floats_of(found.at("float32"));
-  const std::vector<float> other = floats_of(expected.at("float32"));
-  if (found.at("shape") != expected.at("shape") || one.size() != other.size()) {
-    lines.push_back(where + ": another shape");
-    return;
-  }
-  double distance = 0, scale = 0;
-  for (std::size_t place = 0; place < one.size(); ++place) {
-    distance += std::pow(static_cast<double>(one[place]) - static_cast<double>(other[place]), 2);
-    scale += std::pow(static_cast<double>(other[place]), 2);
-  }
-  const double error = std::sqrt(distance / scale);
-  if (!(error <= kRelativeL2)) {
-    lines.push_back(where + ": logits differ by a relative L2 of " + std::to_string(error));
-  }
-}
-
-// Adds lines that say where an answer is another than the recorded one.
-void compare(const Json& found, const Json& expected, const std::string& where,
-             std::vector<std::string>& lines) {
-  if (expected.is_object() && found.is_object() && expected.size() == found.size()) {
-    if (expected.contains("float32") && found.contains("float32")) {
-      compare_logits(found, expected, where, lines);
-      return;
-    }
-    for (const auto& [key, value] : expected.items()) {
-      const std::string place = where + "." + key;
-      found.contains(key) ? compare(found.at(key), value, place, lines)
-                          : lines.push_back(place + " is missing");
-    }
-  } else if (expected.is_array() && found.is_array() && expected.size() == found.size()) {
-    for (std::size_t place = 0; place < expected.size(); ++place) {
-      compare(found[place], expected[place], where + "[" + std::to_string(place) + "]", lines);
-    }
-  } else if (expected.is_number_float() && found.is_number_float()) {
-    if (!(std::abs(expected.get<double>() - found.get<double>()) <= kLogprob)) {
-      lines.push_back(where + ": " + shown(found) + ", recorded " + shown(expected));
-    }
-  } else if (found != expected) {
-    lines.push_back(where + ": " + shown(found) + ", recorded " + shown(expected));
-  }
-}
-
-int replay(const std::string& file, const std::string& folder, const std::string& backend) {
+int replay(const std::string& file, const std::string& folder, const std::string& backend,
+           std::size_t threads) {
   std::ifstream opened(file);
   const Json recording = Json::parse(opened);
   const std::string bundle = folder.empty() ? recording.at("bundle").get<std::string>() : folder;
   ouro::Engine engine(bundle, {backend, 1, 0});
-  std::size_t asked = 0, wrong = 0, left_out = 0;
-  for (const Json& request : recording.at("requests")) {
-    const std::string name = request.at("name");
-    std::vector<std::string> lines;
-    try {
-      compare(ask(engine, bundle, request), request.at("answer"), "answer", lines);
-      ++asked;
-    } catch (const LeftOut& reason) {
-      ++left_out;
-      std::printf("left out %s: %s\n", name.c_str(), reason.what());
-    } catch (const std::exception& error) {
-      lines.push_back(error.what());
-      ++asked;
-    }
-    wrong += lines.empty() ? 0 : 1;
-    for (const std::string& line : lines) std::printf("wrong %s: %s\n", name.c_str(), line.c_str());
+  std::vector<std::string> said(threads);
+  std::vector<std::future<Count>> pool;
+  for (std::size_t one = 0; one < threads; ++one) {
+    pool.push_back(std::async(std::launch::async, [&, one] {
+      return ask_some(engine, bundle, recording.at("requests"), one, threads, said[one]);
+    }));
   }
-  std::printf("%zu requests asked, %zu answered otherwise, %zu left out\n", asked, wrong, left_out);
-  return wrong == 0 && asked > 0 ? 0 : 1;
+  Count whole;
+  for (std::size_t one = 0; one < threads; ++one) {
+    const Count count = pool[one].get();
+    whole.asked += count.asked;
+    whole.wrong += count.wrong;
+    whole.left_out += count.left_out;
+    std::fputs(said[one].c_str(), stdout);
+  }
+  std::printf("%zu requests asked, %zu answered otherwise, %zu left out\n", whole.asked,
+              whole.wrong, whole.left_out);
+  return whole.wrong == 0 && whole.asked > 0 ? 0 : 1;
 }
 
 }  // namespace
 
 int main(int count, char** words) {
-  if (count < 2 || count > 4) {
-    std::fprintf(stderr, "usage: replay_conformance FILE [BUNDLE] [BACKEND]\n");
+  if (count < 2 || count > 5) {
+    std::fprintf(stderr, "usage: replay_conformance FILE [BUNDLE] [BACKEND] [THREADS]\n");
     return 2;
   }
   try {
-    return replay(words[1], count > 2 ? words[2] : "", count > 3 ? words[3] : "cpu");
+    const std::size_t threads = count > 4 ? std::stoul(words[4]) : 1;
+    return replay(words[1], count > 2 ? words[2] : "", count > 3 ? words[3] : "cpu", threads);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
