@@ -116,7 +116,7 @@ def make_commands(
 
     def generate(tokens: int) -> dict[str, list[str | Path]]:
         native = ["--max-new-tokens", str(tokens), "--backend", "cpu"]
-        python = [bundle, str(threads), PROMPT, str(depth), str(tokens)]
+        python: list[str | Path] = [bundle, str(threads), PROMPT, str(depth), str(tokens)]
         return {
             "cpp": [cli, "run", bundle, PROMPT, *shared, *native],
             "python": [sys.executable, "-c", GENERATE, *python],
