@@ -29,13 +29,14 @@ std::string describe(int code, const fs::path& file) {
 }
 
 // What stands at a path, its links followed; nothing where nothing can stand there. Throws
-// bundle_error "cannot read {shown}: ..." where that can't be known.
-fs::file_type type_of(const fs::path& path, const fs::path& shown) {
+// bundle_error "cannot read {shown}: ..." where that can't be known, `brief` without the path again.
+fs::file_type type_of(const fs::path& path, const fs::path& shown, bool brief = true) {
   std::error_code error;
   const fs::file_type type = fs::status(path, error).type();
   const int code = error.value();
   if (!error || code == ENOENT || code == ENOTDIR || code == ELOOP) return type;
-  throw bundle_error(say("cannot read {}: {}", shown.native(), describe(code, path)));
+  const std::string why = brief ? describe(code) : describe(code, path);
+  throw bundle_error(say("cannot read {}: {}", shown.native(), why));
 }
 
 // The parts of a path but its root, `.` and what is empty, the last one first.
@@ -95,7 +96,7 @@ void verify_file(const fs::path& folder, const std::string& name, const FileSpec
     throw bundle_error(say("{} is a link out of the bundle", file.native()),
                        "copy the file in its place");
   }
-  if (type_of(file, file) != fs::file_type::regular) {
+  if (type_of(file, file, false) != fs::file_type::regular) {
     throw bundle_error(say("the bundle {} lacks {}", folder.native(), name), kAgain);
   }
   std::string digest;
