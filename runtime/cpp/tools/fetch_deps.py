@@ -320,8 +320,13 @@ def fetch_tensorrt(folder: Path) -> None:
     for home in ("kernel_lens/include/tensorrt", "nvidia/cu13/include"):
         for path in (wheels / home).iterdir():
             link(folder / "include" / path.name, path)
-    link(folder / "lib/libnvinfer.so", wheels / "tensorrt_lean_libs/libnvinfer_lean.so.10")
-    link(folder / "lib/libcudart.so", wheels / "nvidia/cu13/lib/libcudart.so.13")
+    # Each under the name that linkers look for and under the one that loaders do.
+    for name, path in (
+        ("libnvinfer.so", wheels / "tensorrt_lean_libs/libnvinfer_lean.so.10"),
+        ("libcudart.so", wheels / "nvidia/cu13/lib/libcudart.so.13"),
+    ):
+        link(folder / "lib" / name, path)
+        link(folder / "lib" / path.name, path)
 
 
 def install_wheels(wheels: Sequence[tuple[str, str]], folder: Path) -> None:
