@@ -34,7 +34,7 @@ std::string name_part(const char* part, const json& value) {
       name += before + one.value("type", std::string("?"));
       before = ", ";
     }
-    if (*before == ',') name += ")";
+    if (*before == ',') name += ')';
   }
   return name.substr(0, 200);
 }
