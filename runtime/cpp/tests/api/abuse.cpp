@@ -129,7 +129,8 @@ void busy(const std::string& bundle) {
     fails([&] { session.reset(); }, "resetting a busy session");
   }
   // A stream that was dropped leaves its session ready.
-  require(session.generate(kPrompt, options(2)).ids.size() == 2, "a session after a dropped stream");
+  require(session.generate(kPrompt, options(2)).ids.size() == 2,
+          "a session after a dropped stream");
   // Two threads on one session: each call gives an answer or an error, nothing else.
   std::atomic<int> other{0};
   std::vector<std::thread> workers;

@@ -111,7 +111,7 @@ void compare_copies(Memory& memory) {
     from.insert(from.end(), {draw(1, 6), width});
     const std::size_t slots = to.size() - 2;
     const std::int64_t rows = std::min(to[1], from[1]), count = std::min(to[slots], from[slots]);
-    Span span{draw(0, to[1] - rows), draw(0, from[1] - rows), rows,
+    Span span{draw(0, to[1] - rows),      draw(0, from[1] - rows),      rows,
               draw(0, to[slots] - count), draw(0, from[slots] - count), count};
     const Buffer target = memory.zeros(to, DType::kFloat32);
     const Buffer source = memory.zeros(from, DType::kFloat32);
@@ -192,9 +192,10 @@ TEST_CASE("the first profile that takes a call is chosen") {
   CHECK_THROWS_WITH(choose({5, 9}, 3),
                     "input_ids has the shape [5, 9], the plan's profile prefill takes [1, 1] to "
                     "[4, 512]; export again with a larger --max-batch, --max-seq or --max-depth");
-  CHECK_THROWS_WITH(choose({1, 1}, 17),
-                    "depth has the value [17], the plan's profile prefill takes [1] to [16]; export "
-                    "again with a larger --max-batch, --max-seq or --max-depth");
+  CHECK_THROWS_WITH(
+      choose({1, 1}, 17),
+      "depth has the value [17], the plan's profile prefill takes [1] to [16]; export "
+      "again with a larger --max-batch, --max-seq or --max-depth");
 }
 
 TEST_CASE("a machine without CUDA says so") {

@@ -6,11 +6,11 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "bundle/manifest.hpp"
 #include "decode/decoder.hpp"
 #include "decode/kv_cache.hpp"
 #include "decode/options.hpp"
 #include "decode/sampling.hpp"
-#include "bundle/manifest.hpp"
 #include "error.hpp"
 
 using namespace ouro::core;  // NOLINT: a test
@@ -25,9 +25,7 @@ nlohmann::json read_cases(const char* name) {
   return nlohmann::json::parse(file).at("cases");
 }
 
-std::uint64_t whole(const nlohmann::json& text) {
-  return std::stoull(text.get<std::string>());
-}
+std::uint64_t whole(const nlohmann::json& text) { return std::stoull(text.get<std::string>()); }
 
 Options greedy() {
   Options options;

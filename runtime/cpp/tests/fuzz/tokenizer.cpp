@@ -9,8 +9,8 @@
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using ouro::core::Code;
   try {
-    const auto codec = ouro::core::Codec::from_json(
-        std::string(reinterpret_cast<const char*>(data), size), {});
+    const auto codec =
+        ouro::core::Codec::from_json(std::string(reinterpret_cast<const char*>(data), size), {});
     try {
       ouro::core::Tokens ids = codec.encode(" It's 12\n\n\xc3\xa9\xcc\x81 <s>\xff");
       ids.insert(ids.end(), {0, 1, -1, 1 << 30});
