@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, papers_of, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
+from ouroboros.model.halting import drop_halter
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.source.locate import quiet_transformers
 from ouroboros.storage.adapters import Update, read_updates, write_updates
@@ -123,6 +124,7 @@ def _train(
     main = arguments.process_index == 0
     if not main:
         console = RichConsole(quiet=True)
+    _drop_halter(model, checkpoint, console)
     states = _open_states(model, head, windows, options, arguments, console, opened)
     teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
     taught = states.teacher if states else teacher.sha256 if teacher else ""
@@ -206,6 +208,21 @@ def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM
     _check_depths(options, model.config.max_depth)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
     return model, tokenizer
+
+
+def _drop_halter(model: OuroborosForCausalLM, checkpoint: Path, console: Console) -> None:
+    """Trains without a halter: fitted to the weights before, it would choose wrongly after."""
+    if model.config.halting:
+        console.print(
+            f"warning: the halter of {checkpoint} is left out of what is trained, since it was "
+            "fitted to the weights before this training; make one anew with `ouro halter` when it "
+            "is done",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        drop_halter(model)
 
 
 def _read_texts(
