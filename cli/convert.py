@@ -27,6 +27,7 @@ def convert(
       ouro convert Qwen/Qwen2.5-3B converted --recurrent 18-21
       ouro convert model.Q4_1.gguf converted
       ouro convert ./SmolLM2-135M converted --prelude 6 --coda 6 --recurrent auto
+      ouro convert ./SmolLM2-135M converted --recurrent auto:4 --split auto
     """
     from cli.screen import working
     from ouroboros.conversion.convert import convert as convert_model

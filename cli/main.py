@@ -44,3 +44,7 @@ def _end_by(number: signal.Signals) -> None:
     # One that is ignored, as under nohup, stays ignored; a command's own handler comes later.
     if signal.getsignal(number) == signal.SIG_DFL:
         signal.signal(number, end)
+
+
+if __name__ == "__main__":  # `accelerate launch -m cli.main`
+    main()

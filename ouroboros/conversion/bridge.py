@@ -8,7 +8,7 @@ calibration text. Ours; nothing is trained for it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -144,38 +144,61 @@ def fit_entries(
     model: OuroborosForCausalLM,
     read: Callable[[int], dict[str, torch.Tensor]],
     windows: torch.Tensor,
-    layers: Sequence[int],
-) -> dict[int, Fit]:
-    """Fits the map from the prelude's end to the input of each of `layers`.
+    wanted: Mapping[int, Collection[int]],
+) -> dict[tuple[int, int], Fit]:
+    """Fits the maps from the ends of preludes to the inputs of layers, in one pass over the text.
 
     Args:
-        model: as for `original_states`; its first looped layer's weights are lost.
+        model: as for `original_states`, with the shortest of the preludes; its first looped layer's
+            weights are lost.
         read: returns the weights of a layer of the original model, by its number.
         windows: calibration text, int64 `[windows, seq]`.
-        layers: original numbers of the layers, all of them replaced ones.
+        wanted: by the number of layers in a prelude, the layers to fit a map to: their original
+            numbers, none of them in that prelude.
+
+    Returns:
+        The maps, by prelude and layer.
     """
-    source, fits = None, {}
-    for number, states in original_states(model, read, windows, max(layers)):
-        source = states.clone() if source is None else source
-        if number in layers:
-            fits[number] = fit_bridge(source, states)
+    sources: dict[int, torch.Tensor] = {}
+    fits: dict[tuple[int, int], Fit] = {}
+    last = max(max(layers) for layers in wanted.values())
+    for number, states in original_states(model, read, windows, last):
+        if number in wanted:
+            sources[number] = states.clone()
+        for prelude in [one for one in sources if number in wanted[one]]:
+            fits[prelude, number] = fit_bridge(sources[prelude], states)
+        for prelude in [one for one in sources if number == max(wanted[one])]:
+            del sources[prelude]  # of no more use, and as large as the text
     return fits
+
+
+def states_before(
+    model: OuroborosForCausalLM,
+    read: Callable[[int], dict[str, torch.Tensor]],
+    windows: torch.Tensor,
+    layers: Collection[int],
+) -> dict[int, torch.Tensor]:
+    """Returns what enters some layers of the original, float32 `[windows, seq, hidden]` each.
+
+    Arguments are those of `original_states`; `layers` are behind the prelude.
+    """
+    return {
+        number: states.clone()
+        for number, states in original_states(model, read, windows, max(layers))
+        if number in layers
+    }
 
 
 @torch.no_grad()
 def fit_exit(
-    model: OuroborosForCausalLM,
-    read: Callable[[int], dict[str, torch.Tensor]],
-    windows: torch.Tensor,
-    depth: int,
+    model: OuroborosForCausalLM, windows: torch.Tensor, target: torch.Tensor, depth: int
 ) -> Fit:
     """Fits the map from the loop's end, after `depth` steps, to the coda's input.
 
     Args:
-        model: as for `original_states`, otherwise converted; its first looped layer's weights are
-            lost.
-        read: returns the weights of a layer of the original model, by its number.
+        model: as converted, but for its bridge.
         windows: calibration text, int64 `[windows, seq]`.
+        target: the coda's input in the original, of `states_before`.
         depth: steps that the loop runs.
     """
     source = torch.empty(*windows.shape, model.config.hidden_size)
@@ -183,7 +206,7 @@ def fit_exit(
     def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         source[place] = inputs[0]
 
-    # What enters the bridge, which is still the identity, is what the loop leaves.
+    # What enters the bridge is what the loop leaves, whatever the bridge makes of it.
     assert model.bridge is not None  # the caller has asked for one
     handle = model.bridge.register_forward_pre_hook(keep)
     try:
@@ -191,8 +214,6 @@ def fit_exit(
             model(input_ids=windows[place][None], depth=depth, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
-    last = model.config.original_layers - model.config.coda
-    *_, (_, target) = original_states(model, read, windows, last)  # the coda's input comes last
     return fit_bridge(source, target)
 
 

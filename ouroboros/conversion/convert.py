@@ -17,21 +17,15 @@ from torch import nn
 
 from ouroboros.checkpoint import save_checkpoint
 from ouroboros.conversion.bases import fill_bases
-from ouroboros.conversion.bridge import HELD_ASIDE, Fit, fit_entries, fit_exit
-from ouroboros.conversion.looped import check_looped, parse_looped
+from ouroboros.conversion.bridge import HELD_ASIDE
+from ouroboros.conversion.looped import AUTO, check_looped, check_split, parse_looped
 from ouroboros.conversion.options import ConvertOptions
-from ouroboros.conversion.selection import (
-    Candidate,
-    load_block,
-    match_step_norms,
-    select_recurrent,
-)
+from ouroboros.conversion.selection import Candidate, choose_parts, load_block
 from ouroboros.errors import CheckpointError, DataError
 from ouroboros.model.base_config import require_exportable
 from ouroboros.model.block import name_block
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.model.prelude import run_prelude
 from ouroboros.source.locate import locate
 from ouroboros.source.weights import Original, open_original
 from ouroboros.text.windows import eval_windows, prefix_ids, read_whole
@@ -43,6 +37,7 @@ CALIBRATION_WINDOWS = 8
 FIT_WINDOWS = 96
 STATE_BYTES = 1 << 28  # of hidden states held for a fit; two tensors of them are
 BASED = ("controller", "static")  # the modulations that have frozen bases
+MEASURED = ("bridge.", "recurrent.norm.")  # names of what measuring sets
 # Of a conversion that loops nothing: what would be of the steps is as small as it gets.
 UNLOOPED: dict[str, Any] = {
     "depth": 1, "max_depth": 1, "norm_init": "ones", "bases": "mean", "modulation": "static",
@@ -56,7 +51,7 @@ class ConversionReport:
 
     Attributes:
         recurrent: original index of the first looped layer.
-        candidates: what `auto` measured, best first; empty where layers were named.
+        candidates: what `auto` measured, best first; empty where layers and split were named.
         kept: parameters taken over unchanged.
         dropped: parameters of the removed layers.
         dropped_layers: original indices of the removed layers.
@@ -106,6 +101,7 @@ def convert(
     chosen = replace(options or ConvertOptions(), **changes)
     say = report or (lambda line: None)
     layer, count = parse_looped(chosen.recurrent)
+    check_split(chosen.split, chosen.recurrent, count)
     if not count:
         chosen = replace(chosen, **UNLOOPED)
     made_from = [Path(source), *([chosen.calibration] if chosen.calibration else [])]
@@ -120,7 +116,7 @@ def convert(
         "recurrent": chosen.prelude if layer is None else layer,
         "recurrent_layers": count,
     }
-    del settings["calibration"], settings["seed"]
+    del settings["calibration"], settings["seed"], settings["split"]
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
     require_exportable(place.config)
@@ -131,6 +127,14 @@ def convert(
     say(f"taking over {config.num_layers} of {config.original_layers} layers")
     model = _transplant(original, config, chosen.seed)
     candidates = _measure(model, original, chosen, layer, say)
+    if config.prelude != chosen.prelude:
+        # Built again, since what starts at random depends on the layers built before it: the split
+        # by its name gives the same.
+        measured = model.state_dict()
+        measured = {name: measured[name] for name in measured if name.startswith(MEASURED)}
+        del model
+        model = _transplant(original, config, chosen.seed)
+        model.load_state_dict(measured, strict=False)
     projections = model.recurrent.projections()
     if count and config.modulation in BASED:
         say(f"computing the low-rank bases of {sum(map(len, projections))} projections")
@@ -153,36 +157,14 @@ def _measure(
     layer: int | None,
     say: Callable[[str], None],
 ) -> list[Candidate]:
-    """Makes the choices that need text: the looped layers, the bridge and the step norms."""
+    """Makes the choices that need text: split, looped layers, bridge and step norms."""
     config = model.config
-    bridged, matched = config.bridge != "none", chosen.norm_init == "matched"
-    if not (layer is None or matched or bridged):
+    named = layer is not None and chosen.split != AUTO
+    if named and config.bridge == "none" and config.norm_init != "matched":
         return []
     windows = _calibration_windows(original, chosen.calibration, fit_windows(config.hidden_size))
-    few = _few_windows(windows)
-    starts = range(
-        config.prelude, config.original_layers - config.coda - config.recurrent_layers + 1
-    )
-    candidates: list[Candidate] = []
-    fits: dict[int, Fit] = {}
-    if config.bridge == "entry":
-        say(f"fitting the bridge on {windows.numel():,} tokens")
-        fits = fit_entries(model, original.layer, windows, starts if layer is None else [layer])
-    if layer is None:
-        candidates = select_recurrent(model, original.layer, starts, few, chosen.depth, say, fits)
-        config.recurrent = candidates[0].layer
-    if layer is None or fits:  # either leaves other layers in the loop
-        load_block(model, original.layer, config.recurrent)
-    if fits:
-        fits[config.recurrent].put(model)
-    if matched:
-        say(f"matching the norms of {chosen.depth} steps on {few.numel():,} tokens")
-        match_step_norms(model, run_prelude(model, few), chosen.depth)
-    if config.bridge == "exit":
-        say(f"fitting the bridge on {windows.numel():,} tokens")
-        fit_exit(model, original.layer, windows, chosen.depth).put(model)
-        load_block(model, original.layer, config.recurrent)
-    return candidates
+    few, split = _few_windows(windows), chosen.split == AUTO
+    return choose_parts(model, original.layer, windows, few, layer, split, chosen.depth, say)
 
 
 def _few_windows(windows: torch.Tensor) -> torch.Tensor:
@@ -313,7 +295,8 @@ def _calibration_windows(original: Original, path: Path | None, count: int) -> t
     if original.tokenizer is None:
         raise CheckpointError(
             f"{original.name} has no tokenizer, so nothing can be measured on text",
-            "name the layer with --recurrent N and pass --norm-init ones --bridge none",
+            "name the layer with --recurrent N and pass --norm-init ones --bridge none, without "
+            "--split auto",
         )
     least = len(prefix_ids(original.tokenizer)) + 2
     seq = max(least, min(CALIBRATION_TOKENS, original.config.max_position_embeddings))

@@ -7,6 +7,7 @@ import re
 from ouroboros.errors import ConfigError
 
 AUTO, NONE = "auto", "none"
+SPLITS = ("fixed", AUTO)
 _BLOCK = re.compile(r"(\d+)-(\d+)")
 _AUTO = re.compile(rf"{AUTO}:(\d+)")
 
@@ -48,6 +49,27 @@ def parse_looped(recurrent: int | str) -> tuple[int | None, int]:
         "nor a block of consecutive ones",
         "give one such as auto, 18, 18-21, auto:4 or none",
     )
+
+
+def check_split(split: str, recurrent: int | str, count: int) -> None:
+    """Refuses a split that can't be found.
+
+    Args:
+        split: `fixed`, prelude and coda as they were given, or `auto`.
+        recurrent: as it was given.
+        count: layers that are looped.
+
+    Raises:
+        ConfigError: it is neither, or nothing is looped that splits could be compared with.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split={split!r:.80} is unknown", f"choose one of {', '.join(SPLITS)}")
+    if split == AUTO and not count:
+        raise ConfigError(
+            f"split={split} compares splits by their best looped layers, and "
+            f"recurrent={recurrent} loops none",
+            "name --prelude and --coda with --split fixed, or loop a layer",
+        )
 
 
 def check_looped(

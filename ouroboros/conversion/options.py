@@ -22,6 +22,11 @@ class ConvertOptions:
         "the layer to loop, counted from 0, or a block of them as 18-21; auto measures which layer "
         "is best, auto:4 which block of 4; none loops nothing",
     )
+    split: str = option(
+        "fixed",
+        "fixed keeps what --prelude and --coda say; auto measures how as many layers are best "
+        "split into first and last ones",
+    )
     depth: int = option(8, "the default depth; auto and matched measure at it")
     max_depth: int = option(64, "the largest depth that will ever be used")
     rank: int = option(32, "rank of the low-rank bases")

@@ -172,6 +172,18 @@ class Halting:
         return (h * valid).sum(1) / valid.sum(1).clamp(min=1)
 
 
+def drop_halter(model: OuroborosForCausalLM) -> None:
+    """Takes a model's halter away, and what its config says of it.
+
+    Args:
+        model: one whose weights are about to change: a halter knows the model that it saw.
+    """
+    fields = type(model.config).__dataclass_fields__
+    model.halter = None
+    for name in ("halter", "halt_threshold", "halt_depth"):
+        setattr(model.config, name, fields[name].default)
+
+
 def begin_halting(
     model: OuroborosForCausalLM, threshold: float | None, past: int, sequences: Sequences
 ) -> Halting | None:

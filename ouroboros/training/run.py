@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, papers_of, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
+from ouroboros.model.halting import drop_halter
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.source.locate import quiet_transformers
 from ouroboros.storage.adapters import Update, read_updates, write_updates
@@ -23,12 +24,13 @@ from ouroboros.text.corpus import read_whole, text_name
 from ouroboros.text.overlap import SHARED_WORDS, Overlap
 from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
 from ouroboros.training import state
-from ouroboros.training.adapters import gather_updates, mark_trained
+from ouroboros.training.adapters import Adapters, gather_updates, mark_trained
 from ouroboros.training.frozen_states import StatedWindows, open_states
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.qat import round_as_asked
+from ouroboros.training.sharded import asked_in_vain, put
 from ouroboros.training.teacher import load_teacher
 from ouroboros.training.trainer import OuroborosTrainer, training_arguments
 from runtime.files.atomic import check_place
@@ -123,6 +125,7 @@ def _train(
     main = arguments.process_index == 0
     if not main:
         console = RichConsole(quiet=True)
+    _drop_halter(model, checkpoint, console)
     states = _open_states(model, head, windows, options, arguments, console, opened)
     teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
     taught = states.teacher if states else teacher.sha256 if teacher else ""
@@ -148,6 +151,8 @@ def _train(
             states,
             rounded.head if rounded else None,
         )
+        if asked_in_vain(trainer.is_fsdp_enabled):
+            _warn(console, "accelerate has no FSDP for CPUs: every process holds the whole model")
         state.clear_staging(state_dir)
         try:
             trainer.train(resume_from_checkpoint=str(found) if found else None)
@@ -163,7 +168,10 @@ def _train(
         trainer.halved.restore()
         model.config.qat = rounded.restore() if rounded else {}
     history = trainer.state.log_history
+    pieces = trainer.trained() if trainer.is_fsdp_enabled else {}
     if main:
+        if pieces:
+            model, adapters = _rebuild(checkpoint, options, pieces)
         try:
             updates = gather_updates(earlier, model, adapters)
             _publish(model, tokenizer, checkpoint, out, options, history, updates)
@@ -206,6 +214,35 @@ def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM
     _check_depths(options, model.config.max_depth)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
     return model, tokenizer
+
+
+def _rebuild(
+    checkpoint: Path, options: TrainOptions, trained: Mapping[str, torch.Tensor]
+) -> tuple[OuroborosForCausalLM, Adapters | None]:
+    """The trained model in one piece, of the checkpoint and what was trained of it."""
+    model, _ = load_with_tokenizer(checkpoint)
+    drop_halter(model)
+    adapters = mark_trained(model, options)
+    parameters = dict(model.named_parameters())
+    for name, tensor in trained.items():
+        put(parameters[name], tensor)
+    return model, adapters
+
+
+def _drop_halter(model: OuroborosForCausalLM, checkpoint: Path, console: Console) -> None:
+    """Trains without a halter: fitted to the weights before, it would choose wrongly after."""
+    if model.config.halting:
+        _warn(
+            console,
+            f"the halter of {checkpoint} is left out of what is trained, since it was fitted to "
+            "the weights before this training; make one anew with `ouro halter` when it is done",
+        )
+        drop_halter(model)
+
+
+def _warn(console: Console, line: str) -> None:
+    text = f"warning: {line}"
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _read_texts(

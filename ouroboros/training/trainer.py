@@ -42,6 +42,16 @@ from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE
 from ouroboros.training.qat import rounded_once
+from ouroboros.training.sharded import (
+    casting,
+    check_sharded,
+    check_sharding,
+    gather,
+    part,
+    put,
+    save_optimizer,
+    whole,
+)
 from ouroboros.training.teacher import Teacher, teacher_dtype
 
 if TYPE_CHECKING:
@@ -98,6 +108,8 @@ class OuroborosTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        if self.is_fsdp_enabled:
+            check_sharding(self.accelerator.state.fsdp_plugin, options)
         if teacher is not None:
             teacher.to(arguments.device, teacher_dtype(options.precision))
         model.recompute = options.recompute
@@ -135,11 +147,12 @@ class OuroborosTrainer(Trainer):
         depth = {"depth": drawn.depth, "backprop_steps": options.backprop_steps or None}
         guide = self._guide(inputs)
         asked = self._ask(inputs)
-        shallow = read_shallow(model, asked, drawn)
-        output = model(**asked, **depth)
+        with casting(self):
+            shallow = read_shallow(model, asked, drawn)
+            output = model(**asked, **depth)
         # Shifted here, once: a position predicts the next one's token.
         targets = inputs["labels"][:, 1:].reshape(-1)
-        own, head = _predicting(output.hidden_states[-1]), self._unwrapped().lm_head.weight
+        own, head = _predicting(output.hidden_states[-1]), whole(self._unwrapped().lm_head.weight)
         guide = None if guide is None else _predicting(guide)
         loss = head_loss(
             own,
@@ -218,7 +231,7 @@ class OuroborosTrainer(Trainer):
         The loss of the first training windows at the greatest depth is scored too: it tells
         whether the last update went well. Where nothing is held out, the gates are theirs.
         """
-        with rounded_once(self._unwrapped()):
+        with rounded_once(self._unwrapped()), casting(self):
             metrics = self._score()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -280,8 +293,9 @@ class OuroborosTrainer(Trainer):
         return str(self.staged or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        part(self.model)
         for name, parameter in self._trainable().items():
-            if not bool(torch.isfinite(parameter).all()):
+            if not bool(torch.isfinite(whole(parameter)).all()):
                 raise self._divergence(f"{name} holds NaN or infinity", self.state.global_step)
         try:
             self._publish_state(model, trial)
@@ -304,14 +318,25 @@ class OuroborosTrainer(Trainer):
                 state.publish_step(staged, self.state_dir)
             self.accelerator.wait_for_everyone()
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save or output_dir is None:
-            return
-        os.makedirs(output_dir, exist_ok=True)
-        tensors = {name: value.detach().contiguous() for name, value in self._trainable().items()}
-        save_file(tensors, os.path.join(output_dir, WEIGHTS))
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what trains; every process must call it."""
+        tensors = self.trained()
+        if self.args.should_save and output_dir is not None:
+            os.makedirs(output_dir, exist_ok=True)
+            save_file(tensors, os.path.join(output_dir, WEIGHTS))
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """Returns what trains in the one process that saves, none in others; all must call it."""
+        return gather(self._trainable(), bool(self.args.should_save))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:  # transformers would save the whole model beside it
+            save_optimizer(self, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        check_sharded(resume_from_checkpoint, self.is_fsdp_enabled)
         stored = load_file(os.path.join(resume_from_checkpoint, WEIGHTS))
         saved = {current_name(name): tensor for name, tensor in stored.items()}
         parameters = self._trainable()
@@ -320,9 +345,8 @@ class OuroborosTrainer(Trainer):
                 f"{resume_from_checkpoint} holds other parameters than this model trains",
                 "start over in another folder",
             )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(saved[name])
+        for name, parameter in parameters.items():
+            put(parameter, saved[name])
 
     def _trainable(self) -> dict[str, torch.nn.Parameter]:
         named = self._unwrapped().named_parameters()

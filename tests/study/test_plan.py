@@ -66,7 +66,7 @@ def count_trainable(plan: Plan, arm: Arm, recipe: str) -> int:
     given = {**arm.convert, **({} if count else UNLOOPED)}
     options = dataclasses.replace(ConvertOptions(), **given)
     settings: dict[str, Any] = dataclasses.asdict(options)
-    del settings["calibration"], settings["seed"]
+    del settings["calibration"], settings["seed"], settings["split"]
     settings |= {"recurrent": layer, "recurrent_layers": count}
     with torch.device("meta"):
         model = OuroborosForCausalLM(OuroborosConfig(base_config=SMOLLM2, **settings))

@@ -19,6 +19,8 @@ from transformers import Trainer, TrainingArguments
 
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.errors import ConfigError, DataError, TrainingError
+from ouroboros.halting.options import HalterOptions
+from ouroboros.halting.run import make_halter
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.text.windows import PackedWindows, collate, load_windows, pack_documents
 from ouroboros.training import plots
@@ -29,6 +31,7 @@ from ouroboros.training.recipe import TrainOptions, make_options, read_recipe
 from ouroboros.training.run import train
 from ouroboros.training.state import list_steps
 from ouroboros.training.trainer import OuroborosTrainer
+from tests.support.halting import write_halting
 from tests.support.paths import ROOT
 from tests.support.training import options, tiny_model, tiny_tokenizer
 
@@ -516,3 +519,29 @@ def test_picture_has_whole_train_steps_and_no_line_twice(
     assert not any("mean of 1 " in label for label in labels)
     if count == 1:
         assert axes[0].get_lines()[0].get_marker() == "o"
+
+
+@pytest.mark.parametrize("kind", ["trained", "confidence"])
+def test_a_halter_is_not_carried_over_to_other_weights(
+    corpus: Path, checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    """It says so once; the result is as if there had been none, and is given one as always."""
+    write_halting(checkpoint, tmp_path / "adaptive", kind)
+    written = io.StringIO()
+    console = Console(file=written, width=400)
+    train(tmp_path / "adaptive", tmp_path / "out", options(corpus), console=console)
+    lines = [line for line in written.getvalue().splitlines() if "halter" in line]
+    (line,) = lines
+    assert line.startswith(f"warning: the halter of {tmp_path / 'adaptive'} is left out")
+    assert "`ouro halter`" in line
+    train(checkpoint, tmp_path / "plain", options(corpus))
+    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "plain"))
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    model, _ = load_checkpoint(tmp_path / "out")
+    assert (model.config.halter, model.config.halt_depth, model.halter) == ("none", 0, None)
+    with pytest.raises(ConfigError, match="no halter, so it can't choose a depth; `ouro halter"):
+        model(input_ids=torch.tensor([[3, 4]]), halt_threshold=0.5)
+    halter = HalterOptions(data=(corpus,), windows=8, seq_len=32, prompts=2, kind=kind)
+    make_halter(tmp_path / "out", tmp_path / "again", halter)
+    assert load_checkpoint(tmp_path / "again")[0].config.halter == kind

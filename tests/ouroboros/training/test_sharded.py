@@ -1,0 +1,196 @@
+"""FSDP: pieces in two processes train as the whole in one, and what can't be is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from rich.console import Console
+from safetensors.torch import load_file
+
+from ouroboros.checkpoint import load_checkpoint
+from ouroboros.errors import TrainingError
+from ouroboros.training.run import train
+from ouroboros.training.sharded import ASKED, check_sharded, check_sharding
+from ouroboros.training.state import list_steps
+from tests.support.paths import ROOT
+from tests.support.training import options, write_teacher
+
+CONFIG = ROOT / "recipes" / "fsdp.yaml"
+# accelerate 1.15 shards on accelerators only, and quietly trains unsharded on CPUs. FSDP itself
+# runs there, so accelerate is told that these are accelerators; all else is as it launches it.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from ouroboros.training import run
+from tests.support.training import options
+
+made = run.training_arguments
+
+def arguments(*given):
+    found = made(*given)
+    assert found.device.type == "cpu" and found.world_size == 2
+    PartialState().distributed_type = DistributedType.MULTI_GPU
+    return found
+
+class Watched(run.OuroborosTrainer):
+    def create_scheduler(self, *given, **more):
+        # Of every matrix a process holds half, and so does the optimizer.
+        pieces = {n: p.to_local().shape[0] / p.shape[0] for n, p in self._trainable().items()}
+        Path(sys.argv[5]).with_suffix(f".{self.args.process_index}").write_text(json.dumps(pieces))
+        return super().create_scheduler(*given, **more)
+
+run.training_arguments, run.OuroborosTrainer = arguments, Watched
+checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
+given = json.loads(sys.argv[4])
+run.train(checkpoint, out, options(corpus, **given), resume=True)
+"""
+COMMON: dict[str, Any] = {"train_steps": 8, "depth": "1-6", "seed": 3, "learning_rate": 2e-3}
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {
+        "train_coda": "full", "train_recurrent": "full", "recompute": True, "learning_rate": 2e-4,
+    },
+    "adapters": {"train_coda": "lora", "train_recurrent": "lora", "adapter_rank": 4},
+    "bf16": {"train_coda": "full", "precision": "bf16"},
+}  # fmt: skip
+
+
+def launch(checkpoint: Path, out: Path, corpus: Path, given: dict[str, Any]) -> dict[str, float]:
+    """Trains in two processes; returns the share of each parameter that the first one holds."""
+    program = out.with_suffix(".py")
+    program.write_text(PROGRAM)
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIG]
+    arguments = [program, checkpoint, out, corpus, json.dumps(given), out]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*map(str, accelerate), *map(str, arguments)],
+        timeout=500,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    held: dict[str, float] = json.loads(out.with_suffix(".0").read_text())
+    return held
+
+
+def losses(out: Path) -> list[float]:
+    """The training loss of every train step."""
+    text = (list_steps(out / "state")[0] / "trainer_state.json").read_text()
+    return [entry["loss"] for entry in json.loads(text)["log_history"] if "loss" in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("arm", ARMS)
+def test_pieces_give_the_curve_and_the_weights_of_the_whole(
+    corpus: Path, checkpoint: Path, tmp_path: Path, arm: str
+) -> None:
+    """In float32 to rounding; in bfloat16 to what DDP differs by too, a sum over two halves."""
+    common = {**COMMON, **ARMS[arm]}
+    if arm == "adapters":
+        common["teacher"] = str(write_teacher(checkpoint, tmp_path / "teacher"))
+    held = launch(checkpoint, tmp_path / "two", corpus, {**common, "batch_size": 2})
+    assert {name: share for name, share in held.items() if share != 0.5} == {}
+    train(checkpoint, tmp_path / "one", options(corpus, **common, batch_size=4))
+    two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert len(one) == len(two) == 8
+    exact = arm != "bf16"
+    assert two == pytest.approx(one, abs=1e-4) if exact else two == pytest.approx(one, rel=5e-3)
+    assert max(one) - min(one) > 0.1  # a curve, and not a line that any run gives
+    load_checkpoint(tmp_path / "two")
+    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("two", "one"))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        atol = 1e-5 if exact else 0.02
+        torch.testing.assert_close(found[name], value, rtol=0, atol=atol)
+    start = load_file(checkpoint / "model.safetensors")
+    assert any(not torch.equal(value, found[name]) for name, value in start.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_pieces_go_on_to_the_same_bits(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    given = {**COMMON, **ARMS["full"], "batch_size": 2, "save_every": 4}
+    launch(checkpoint, tmp_path / "whole", corpus, given)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "state" / "step-8")
+    (tmp_path / "parts" / "model.safetensors").unlink()
+    launch(checkpoint, tmp_path / "parts", corpus, given)
+    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("parts", "whole"))
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def plugin(**changes: Any) -> Any:
+    """As recipes/fsdp.yaml makes it."""
+    fields: dict[str, Any] = {
+        "fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT", "reshard_after_forward": True,
+        "cpu_ram_efficient_loading": False, "activation_checkpointing": False,
+    }  # fmt: skip
+    return FullyShardedDataParallelPlugin(**{**fields, **changes})
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin leaves variables behind."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "words"),
+    [
+        ({"fsdp_version": 1, "reshard_after_forward": "FULL_SHARD"}, {},
+         r"fsdp_version=1 is not supported; set fsdp_version to 2, see recipes/fsdp\.yaml"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, {},
+         r"fsdp_state_dict_type=SHARDED_STATE_DICT saves states in pieces"),
+        ({"cpu_ram_efficient_loading": True}, {}, r"cpu_ram_efficient_loading .* set it to false"),
+        ({"activation_checkpointing": True}, {}, r"leave it out, give --recompute"),
+        ({}, {"qat": "int8"}, r"--qat does not go with FSDP; leave out --qat"),
+        ({}, {"compile": True}, r"--compile does not go with FSDP"),
+        ({}, {"state_cache": "kept"}, r"--state-cache does not go with FSDP"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_pieces_is_refused(
+    corpus: Path, changes: dict[str, Any], given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(TrainingError, match=words):
+        check_sharding(plugin(**changes), options(corpus, **given))
+
+
+def test_weights_stay_float32_whatever_is_computed_in(corpus: Path) -> None:
+    made = plugin()
+    made.set_mixed_precision("bf16")  # accelerate's own choice: all of it in bfloat16
+    assert made.mixed_precision_policy.param_dtype == torch.bfloat16
+    check_sharding(made, options(corpus, precision="bf16"))
+    policy = made.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (None, None, None)
+
+
+@pytest.mark.parametrize(("name", "sharded"), [("optimizer.bin", False), ("optimizer.pt", True)])
+def test_a_state_goes_on_as_it_began(tmp_path: Path, name: str, sharded: bool) -> None:
+    (tmp_path / name).write_bytes(b"")
+    check_sharded(str(tmp_path), not sharded)
+    words = "was saved without FSDP, .* goes on with" if sharded else "saved with FSDP, .* without"
+    with pytest.raises(TrainingError, match=words):
+        check_sharded(str(tmp_path), sharded)
+
+
+def test_asked_for_on_a_cpu_it_says_that_there_is_none(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=200)
+    monkeypatch.setenv(ASKED, "true")
+    train(checkpoint, tmp_path / "out", options(corpus, train_steps=1), console=console)
+    assert written.getvalue().count("warning: accelerate has no FSDP for CPUs") == 1
