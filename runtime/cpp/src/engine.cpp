@@ -62,9 +62,9 @@ std::vector<Generation> Engine::generate(const std::vector<Asked>& asked,
   for (std::size_t row = 0; row < asked.size(); ++row) {
     const ChosenDepth depth = choose_depth(asked[row].depth);
     if (row > 0 && depth.threshold != requests[0].halt_threshold) {
-      throw engine_error("depth=\"auto\" is for prompts to generate from, and for all of a batch alike",
-                         "allowed here: " + show(manifest().depth.min) + ".." +
-                             show(manifest().depth.max));
+      throw engine_error(
+          "depth=\"auto\" is for prompts to generate from, and for all of a batch alike",
+          "allowed here: " + show(manifest().depth.min) + ".." + show(manifest().depth.max));
     }
     depths.push_back(depth.steps);
     requests.push_back(new_request(std::move(prompts[row]), depth.steps, asked[row].options));
@@ -131,9 +131,10 @@ Engine::ChosenDepth Engine::choose_depth(const Depth& depth) const {
   }
   const DepthSpec& spec = manifest().depth;
   if (!spec.halting) {
-    throw engine_error("this bundle has no halter, so depth=\"auto\" can't choose",
-                       "give a depth of " + show(spec.min) + ".." + show(spec.max) +
-                           ", or put a halter into its checkpoint with `ouro halter` and export that");
+    throw engine_error(
+        "this bundle has no halter, so depth=\"auto\" can't choose",
+        "give a depth of " + show(spec.min) + ".." + show(spec.max) +
+            ", or put a halter into its checkpoint with `ouro halter` and export that");
   }
   const double threshold = depth.halt_threshold.value_or(spec.halting->threshold);
   if (!(threshold > 0.0 && threshold <= 1.0)) {
@@ -146,8 +147,9 @@ Engine::ChosenDepth Engine::choose_depth(const Depth& depth) const {
 std::int64_t Engine::fixed_depth(const Depth& depth) const {
   const DepthSpec& spec = manifest().depth;
   if (depth.automatic) {
-    throw engine_error("depth=\"auto\" is for prompts to generate from, and for all of a batch alike",
-                       "allowed here: " + show(spec.min) + ".." + show(spec.max));
+    throw engine_error(
+        "depth=\"auto\" is for prompts to generate from, and for all of a batch alike",
+        "allowed here: " + show(spec.min) + ".." + show(spec.max));
   }
   const std::int64_t steps = depth.steps.value_or(spec.default_depth);
   if (steps < spec.min || steps > spec.max) {

@@ -21,7 +21,8 @@ enum class Code {
   kCommand = 9,
 };
 
-// Anything a user can be told about in one line: what was given and is allowed, and what to do next.
+// Anything a user can be told about in one line: what was given and is allowed, and what to do
+// next.
 class Error : public std::exception {
  public:
   Error(Code code, std::string problem, std::string cure = {})

@@ -173,9 +173,9 @@ typedef struct ouro_logprob {
 
 /** One finished sequence; its pointers live as long as the result. */
 typedef struct ouro_generation {
-  size_t size;         /**< of this structure, set by the caller */
-  ouro_text text;      /**< of the new tokens, up to a stop string */
-  const int64_t* ids;  /**< the new tokens, an end-of-text token included */
+  size_t size;        /**< of this structure, set by the caller */
+  ouro_text text;     /**< of the new tokens, up to a stop string */
+  const int64_t* ids; /**< the new tokens, an end-of-text token included */
   size_t id_count;
   int64_t prompt_tokens;
   int64_t depth;
@@ -257,8 +257,8 @@ OURO_API ouro_status ouro_detokenize(const ouro_engine* engine, const int64_t* i
  * @param[out] generations a result with `count` generations.
  */
 OURO_API ouro_status ouro_generate(ouro_engine* engine, const ouro_request* requests, size_t count,
-                                   ouro_cancelled cancelled, void* user,
-                                   ouro_result** generations, ouro_error** error);
+                                   ouro_cancelled cancelled, void* user, ouro_result** generations,
+                                   ouro_error** error);
 /** Logits of every position of one prompt, a result with floats [tokens, vocab_size]. */
 OURO_API ouro_status ouro_logits(ouro_engine* engine, const ouro_prompt* prompt, int64_t depth,
                                  ouro_result** logits, ouro_error** error);

@@ -188,8 +188,8 @@ class Engine {
   /** Logits of every position of a prompt. */
   Logits logits(const Prompt& prompt, const Depth& depth = {}) {
     const detail::Given given(prompt, {}, depth);
-    const auto result = detail::obtain<detail::Result>(ouro_logits, handle_.get(), &given.prompt,
-                                                       depth.steps);
+    const auto result =
+        detail::obtain<detail::Result>(ouro_logits, handle_.get(), &given.prompt, depth.steps);
     Logits logits;
     const float* values = nullptr;
     detail::call(ouro_result_floats, static_cast<const ouro_result*>(result.get()), &values,

@@ -19,9 +19,10 @@ std::unique_ptr<ouro_result> pack_texts(std::vector<std::string> texts) {
 }  // namespace
 }  // namespace ouro::core::api
 
+using ouro::core::Tokens;
 using ouro::core::api::give;
-using ouro::core::api::list_candidates;
 using ouro::core::api::guard;
+using ouro::core::api::list_candidates;
 using ouro::core::api::output;
 using ouro::core::api::pack;
 using ouro::core::api::pack_ids;
@@ -38,7 +39,6 @@ using ouro::core::api::release;
 using ouro::core::api::use;
 using ouro::core::api::view;
 using ouro::core::api::write_struct;
-using ouro::core::Tokens;
 
 ouro_status ouro_engine_open(const char* path, const ouro_open_options* options,
                              ouro_engine** engine, ouro_error** error) {
@@ -118,8 +118,7 @@ ouro_status ouro_generate(ouro_engine* engine, const ouro_request* requests, siz
       asked.push_back(read_request(one));
       place += one->size;  // as the program that made the array knows it
     }
-    output(generations) =
-        pack(loaded.generate(asked, read_cancelled(cancelled, user))).release();
+    output(generations) = pack(loaded.generate(asked, read_cancelled(cancelled, user))).release();
   });
 }
 
@@ -136,8 +135,8 @@ ouro_status ouro_logits(ouro_engine* engine, const ouro_prompt* prompt, int64_t 
   });
 }
 
-ouro_status ouro_stream_open(ouro_engine* engine, const ouro_request* request,
-                             ouro_stream** stream, ouro_error** error) {
+ouro_status ouro_stream_open(ouro_engine* engine, const ouro_request* request, ouro_stream** stream,
+                             ouro_error** error) {
   return guard(error, [&] {
     output(stream);
     auto& loaded = use(engine, "engine").engine;
@@ -161,8 +160,8 @@ ouro_status ouro_stream_next(ouro_stream* stream, ouro_piece* piece, int* more,
       value.finish = static_cast<ouro_finish>(own.piece.finish);
       if (own.piece.logprob) {
         own.candidates = list_candidates(*own.piece.logprob);
-        own.logprob = {own.piece.logprob->token, own.piece.logprob->logprob,
-                       own.candidates.data(), own.candidates.size()};
+        own.logprob = {own.piece.logprob->token, own.piece.logprob->logprob, own.candidates.data(),
+                       own.candidates.size()};
         value.logprob = &own.logprob;
       }
       write_struct(piece, value, "piece");
@@ -189,8 +188,8 @@ ouro_status ouro_session_open(ouro_engine* engine, int64_t depth, double halt_th
 }
 
 ouro_status ouro_session_generate(ouro_session* session, const ouro_prompt* prompt,
-                                  const ouro_options* options, ouro_cancelled cancelled,
-                                  void* user, ouro_result** generation, ouro_error** error) {
+                                  const ouro_options* options, ouro_cancelled cancelled, void* user,
+                                  ouro_result** generation, ouro_error** error) {
   return guard(error, [&] {
     auto& own = *use(session, "session").session;
     output(generation) = pack({own.generate(read_prompt(prompt), read_options(options),
@@ -210,9 +209,8 @@ ouro_status ouro_session_stream(ouro_session* session, const ouro_prompt* prompt
 }
 
 ouro_status ouro_session_ids(const ouro_session* session, ouro_result** ids, ouro_error** error) {
-  return guard(error, [&] {
-    output(ids) = pack_ids(use(session, "session").session->tokens()).release();
-  });
+  return guard(
+      error, [&] { output(ids) = pack_ids(use(session, "session").session->tokens()).release(); });
 }
 ouro_status ouro_session_depth(const ouro_session* session, int64_t* depth, ouro_error** error) {
   return guard(error, [&] { output(depth) = use(session, "session").session->depth(); });
@@ -221,4 +219,3 @@ ouro_status ouro_session_reset(ouro_session* session, ouro_error** error) {
   return guard(error, [&] { use(session, "session").session->reset(); });
 }
 void ouro_session_release(ouro_session* session) { release(session); }
-

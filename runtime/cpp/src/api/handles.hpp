@@ -78,7 +78,8 @@ struct ouro_result {
 
 namespace ouro::core::api {
 
-inline void set_error(ouro_error** error, ouro_code code, std::string problem, std::string cure) noexcept {
+inline void set_error(ouro_error** error, ouro_code code, std::string problem,
+                      std::string cure) noexcept {
   if (error == nullptr) return;
   *error = nullptr;
   try {

@@ -22,7 +22,8 @@ struct HostArray {
   std::vector<std::byte> bytes;
 };
 
-// The array in the element type of a graph's input. Throws engine_error for types that are no floats.
+// The array in the element type of a graph's input. Throws engine_error for types that are no
+// floats.
 HostArray cast_array(const HostArray& array, DType wanted);
 
 // A tensor of the host that its owner keeps and may change between runs.

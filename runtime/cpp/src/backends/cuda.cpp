@@ -91,9 +91,8 @@ class CudaBackend : public Backend {
   }
   std::unique_ptr<Bound> bind(std::shared_ptr<Memory> memory, Bindings bindings) const override {
     try {
-      return std::make_unique<CudaBound>(graph_, "Cuda",
-                                         std::dynamic_pointer_cast<CudaMemory>(memory),
-                                         std::move(bindings));
+      return std::make_unique<CudaBound>(
+          graph_, "Cuda", std::dynamic_pointer_cast<CudaMemory>(memory), std::move(bindings));
     } catch (const Ort::Exception& error) {
       throw run_error(error);
     }
@@ -215,9 +214,8 @@ void CudaMemory::clear(const Buffer& target, std::int64_t row, std::int64_t firs
   const auto height = static_cast<std::size_t>(plan.entries * plan.inner);
   for (std::size_t part = 0; part < static_cast<std::size_t>(plan.parts); ++part) {
     std::byte* start = target.data + part * plan.target[0] + plan.target[4];
-    cuda_->check(
-        cuda_->memset_2d_async(start, plan.target[3], 0, plan.bytes, height, stream_),
-        "cudaMemset2DAsync");
+    cuda_->check(cuda_->memset_2d_async(start, plan.target[3], 0, plan.bytes, height, stream_),
+                 "cudaMemset2DAsync");
   }
 }
 
@@ -230,9 +228,8 @@ const std::byte* CudaMemory::read(const Buffer& buffer) {
   if (!host.bytes || host.size < bytes) {
     host = {buffer.owner, std::make_unique<std::byte[]>(bytes), bytes};
   }
-  cuda_->check(
-      cuda_->memcpy_async(host.bytes.get(), buffer.data, bytes, kDeviceToHost, stream_),
-      "cudaMemcpyAsync");
+  cuda_->check(cuda_->memcpy_async(host.bytes.get(), buffer.data, bytes, kDeviceToHost, stream_),
+               "cudaMemcpyAsync");
   host_bytes_ += bytes;
   wait();
   return host.bytes.get();
@@ -244,7 +241,9 @@ void CudaMemory::write(const Buffer& target, const std::byte* source) {
   host_bytes_ += target.bytes();
 }
 
-void CudaMemory::wait() { cuda_->check(cuda_->stream_synchronize(stream_), "cudaStreamSynchronize"); }
+void CudaMemory::wait() {
+  cuda_->check(cuda_->stream_synchronize(stream_), "cudaStreamSynchronize");
+}
 
 std::shared_ptr<Backend> open_cuda(const Bundle& bundle, std::optional<std::int64_t> threads,
                                    std::optional<std::int64_t> accuracy_level) {

@@ -1,5 +1,6 @@
-// The cache in GPU memory, for ONNX Runtime's CUDA provider. The CUDA runtime is loaded when a GPU is
-// asked for: a program that never does needs none. Port of runtime/backends/cuda.py, ort_cuda.py.
+// The cache in GPU memory, for ONNX Runtime's CUDA provider. The CUDA runtime is loaded when a GPU
+// is asked for: a program that never does needs none. Port of runtime/backends/cuda.py,
+// ort_cuda.py.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,8 @@
 
 namespace ouro::core {
 
-// The functions of the CUDA runtime that are called here; cudaError_t is an int, streams are opaque.
+// The functions of the CUDA runtime that are called here; cudaError_t is an int, streams are
+// opaque.
 struct CudaRuntime {
   std::shared_ptr<void> library;
   int (*get_device_count)(int*);

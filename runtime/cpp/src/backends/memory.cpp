@@ -118,8 +118,7 @@ void HostMemory::copy(const Buffer& target, const Buffer& source, const Span& sp
   for (std::int64_t part = 0; part < plan.parts; ++part) {
     for (std::int64_t row = 0; row < plan.rows; ++row) {
       for (std::int64_t entry = 0; entry < plan.entries; ++entry) {
-        const std::size_t index[3] = {static_cast<std::size_t>(part),
-                                      static_cast<std::size_t>(row),
+        const std::size_t index[3] = {static_cast<std::size_t>(part), static_cast<std::size_t>(row),
                                       static_cast<std::size_t>(entry)};
         std::byte* to = target.data + plan.target[4];
         const std::byte* from = source.data + plan.source[4];

@@ -1,6 +1,7 @@
 #include "backends/ort.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <mutex>
@@ -84,9 +85,9 @@ void check_tensors(const std::string& side, const std::vector<TensorSpec>& actua
   for (const auto& [name, pair] : pairs) {
     const auto [found, said] = pair;
     if (found == nullptr || said == nullptr) {
-      throw bundle_error("the graph's " + side + " " + name + " is in the graph: " +
-                             shown(found != nullptr) + ", in the manifest: " +
-                             shown(said != nullptr),
+      throw bundle_error("the graph's " + side + " " + name +
+                             " is in the graph: " + shown(found != nullptr) +
+                             ", in the manifest: " + shown(said != nullptr),
                          "export it again");
     }
     bool same = found->dtype == said->dtype && found->shape.size() == said->shape.size();
@@ -189,7 +190,9 @@ void load_ort() {
   std::call_once(once, [] {
     const OrtApiBase& base = find_onnxruntime();
     const std::string version = base.GetVersionString();
-    const auto minor = static_cast<std::uint32_t>(std::atoi(version.c_str() + version.find('.') + 1));
+    std::uint32_t minor = 0;  // stays 0 where the version is no such number: too old
+    const char* const point = version.c_str() + version.find('.') + 1;
+    std::from_chars(point, version.c_str() + version.size(), minor);
     // A program may hold an ONNX Runtime of another version than the headers: its API has the
     // older functions at the same places.
     const std::uint32_t wanted = std::min<std::uint32_t>(ORT_API_VERSION, minor);
@@ -231,8 +234,7 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
   if (threads) options.SetIntraOpNumThreads(static_cast<int>(*threads));
   if (manifest.quantization) {
     const std::int64_t level = accuracy_level.value_or(manifest.quantization->accuracy_level);
-    options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level",
-                           std::to_string(level).c_str());
+    options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", std::to_string(level).c_str());
   }
   if (cuda) {
     // The default, TF32, rounds float32 factors to 10 bits: a float32 bundle would fail its check.
@@ -256,8 +258,7 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
   try {
     Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "ouro");
     Ort::Session session(env, file.c_str(), options);
-    auto graph = std::make_unique<OrtGraph>(
-        OrtGraph{std::move(env), std::move(session), {}, {}});
+    auto graph = std::make_unique<OrtGraph>(OrtGraph{std::move(env), std::move(session), {}, {}});
     check_graph(*graph, manifest.graphs.onnx);
     return graph;
   } catch (const Ort::Exception& error) {

@@ -3,6 +3,7 @@
 #include <NvInfer.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <mutex>
@@ -49,6 +50,13 @@ class Logger : public nvinfer1::ILogger {
   char last_[301] = "it gave no reason";
 };
 
+// The major number of a CUDA version, 0 where there is none.
+int read_number(const std::string& version) {
+  int number = 0;
+  std::from_chars(version.data(), version.data() + version.size(), number);
+  return number;
+}
+
 std::string list(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& name : names) text += (text.empty() ? "" : " or ") + name;
@@ -69,9 +77,9 @@ std::optional<Error> refuse_plan(const PlanSpec& plan) {
   }
   const std::string own = built_version();
   if (plan.version != own && plan.version.compare(0, own.size() + 1, own + ".") != 0) {
-    return engine_error(plan.file + " was built with " + kTitle + " " + plan.version +
-                            ", installed here is " + own,
-                        "install that version or export again with --format trt");
+    return engine_error(
+        plan.file + " was built with " + kTitle + " " + plan.version + ", installed here is " + own,
+        "install that version or export again with --format trt");
   }
   if (const std::string problem = find_cuda_problem(); !problem.empty()) {
     return engine_error(plan.file + " needs an NVIDIA GPU of compute capability " +
@@ -85,7 +93,7 @@ std::optional<Error> refuse_plan(const PlanSpec& plan) {
                             ", the GPU here has " + gpu.compute_capability,
                         "export again with --compute-capability " + gpu.compute_capability);
   }
-  if (gpu.cuda_major < std::atoi(plan.cuda.c_str())) {
+  if (gpu.cuda_major < read_number(plan.cuda)) {
     return engine_error(plan.file + " needs CUDA " + plan.cuda +
                             ", the driver here runs CUDA up to " + std::to_string(gpu.cuda_major),
                         "update the NVIDIA driver");
@@ -120,8 +128,7 @@ struct LoadedPlan {
     if (!context) {
       std::unique_ptr<nvinfer1::IExecutionContext> made(engine->createExecutionContext());
       const auto stream = static_cast<cudaStream_t>(memory.stream());
-      if (!made ||
-          !made->setOptimizationProfileAsync(static_cast<std::int32_t>(number), stream)) {
+      if (!made || !made->setOptimizationProfileAsync(static_cast<std::int32_t>(number), stream)) {
         throw engine_error(spec.file + ": TensorRT has no memory for the profile " +
                            spec.profiles[number].name + ": " + logger.last());
       }
@@ -132,8 +139,8 @@ struct LoadedPlan {
   }
 };
 
-// Buffers for one profile of a plan; tensors of the host are copied to the GPU by every run, but for
-// those that TensorRT reads as numbers.
+// Buffers for one profile of a plan; tensors of the host are copied to the GPU by every run, but
+// for those that TensorRT reads as numbers.
 class TrtBound : public Bound {
  public:
   TrtBound(std::shared_ptr<LoadedPlan> plan, std::shared_ptr<CudaMemory> memory, Bindings bindings)

@@ -21,12 +21,12 @@ struct FittingPlan {
 };
 FittingPlan find_plan(const Bundle& bundle);
 
-// Loads a plan onto the GPU: its hash is compared before TensorRT sees it. Throws bundle_error where
-// it is not the one that the manifest lists, engine_error where TensorRT refuses it.
+// Loads a plan onto the GPU: its hash is compared before TensorRT sees it. Throws bundle_error
+// where it is not the one that the manifest lists, engine_error where TensorRT refuses it.
 std::shared_ptr<Backend> open_trt(const Bundle& bundle, std::size_t number);
 
-// The number of the first profile which takes these shapes and values; `by_value` are the tensors of
-// the host that are read as numbers. Throws engine_error, naming what is outside the last one.
+// The number of the first profile which takes these shapes and values; `by_value` are the tensors
+// of the host that are read as numbers. Throws engine_error, naming what is outside the last one.
 std::size_t choose_profile(const std::vector<ProfileSpec>& profiles,
                            const std::map<std::string, Shape>& shapes,
                            const std::map<std::string, Shape>& by_value);

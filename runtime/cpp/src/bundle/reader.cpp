@@ -29,7 +29,8 @@ std::string describe(int code, const fs::path& file) {
 }
 
 // What stands at a path, its links followed; nothing where nothing can stand there. Throws
-// bundle_error "cannot read {shown}: ..." where that can't be known, `brief` without the path again.
+// bundle_error "cannot read {shown}: ..." where that can't be known, `brief` without the path
+// again.
 fs::file_type type_of(const fs::path& path, const fs::path& shown, bool brief = true) {
   std::error_code error;
   const fs::file_type type = fs::status(path, error).type();

@@ -16,7 +16,9 @@ namespace {
 using Ints = std::vector<std::int64_t>;
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
-std::int64_t count(const std::vector<Tokens>& rows) { return static_cast<std::int64_t>(rows.size()); }
+std::int64_t count(const std::vector<Tokens>& rows) {
+  return static_cast<std::int64_t>(rows.size());
+}
 std::int64_t length(const Tokens& row) { return static_cast<std::int64_t>(row.size()); }
 
 std::vector<std::int64_t> lengths_of(const std::vector<Tokens>& rows) {
@@ -168,8 +170,8 @@ std::vector<float> Decoder::prefill(const std::vector<Tokens>& rows, double halt
 void Decoder::score(const std::vector<Tokens>& rows, const Scored& scored) {
   const Limits& limits = backend_->limits();
   const Padded all(rows);
-  const std::int64_t size =
-      chunk_size(least(contract::kScoreChunk, limits.max_new_tokens, limits.max_logits), all.tokens);
+  const std::int64_t size = chunk_size(
+      least(contract::kScoreChunk, limits.max_new_tokens, limits.max_logits), all.tokens);
   for (std::int64_t start = 0; start < all.tokens; start += size) {
     const Padded part(all, start, size);
     Ints index(part.ids.size());
@@ -317,9 +319,10 @@ std::unique_ptr<Bound> Decoder::bind(Call& call) {
   Bindings bindings;
   auto& host = bindings.host_inputs;
   host[contract::kInputIds] = ints({batch, call.tokens}, call.ids.data());
-  host[contract::kPositionIds] = ints({batch, call.tokens},
-                            call.own_positions ? call.own_positions : call.positions.data());
-  host[contract::kAttentionMask] = ints({batch, total}, call.own_mask ? call.own_mask : call.mask.data());
+  host[contract::kPositionIds] =
+      ints({batch, call.tokens}, call.own_positions ? call.own_positions : call.positions.data());
+  host[contract::kAttentionMask] =
+      ints({batch, total}, call.own_mask ? call.own_mask : call.mask.data());
   host[contract::kDepth] = ints({1}, &call.depth);
   host[contract::kRowDepth] = ints({batch}, cache_->row_depth().data());
   host[contract::kLogitIndex] = ints({batch, call.asked}, call.index.data());
@@ -340,8 +343,7 @@ std::unique_ptr<Bound> Decoder::bind(Call& call) {
   return backend_->bind(memory_, std::move(bindings));
 }
 
-std::vector<std::vector<std::size_t>> group_lengths(const Ints& lengths,
-                                                    std::int64_t call_tokens) {
+std::vector<std::vector<std::size_t>> group_lengths(const Ints& lengths, std::int64_t call_tokens) {
   std::vector<std::size_t> order(lengths.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&lengths](std::size_t one, std::size_t other) {

@@ -22,8 +22,7 @@ Row::Row(const Codec& codec, const Request& request, const Tokens& eos)
       scanner_(request.options.stop),
       eos_(eos.begin(), eos.end()),
       most_(static_cast<std::size_t>(request.options.max_new_tokens)) {
-  generation_.prompt_tokens =
-      static_cast<std::int64_t>(request.before.size() + request.ids.size());
+  generation_.prompt_tokens = static_cast<std::int64_t>(request.before.size() + request.ids.size());
   generation_.depth = request.depth;
 }
 
@@ -88,8 +87,7 @@ bool Serving::next(const Cancelled& cancelled, std::vector<std::optional<Piece>>
     ended_ = true;
     return true;
   }
-  const std::size_t vocabulary =
-      first_.empty() ? 0 : first_.size() / rows_.size();
+  const std::size_t vocabulary = first_.empty() ? 0 : first_.size() / rows_.size();
   for (std::size_t place = 0; place < fed_.size(); ++place) {
     pieces[fed_[place]] = rows_[fed_[place]].take(logits_ + place * vocabulary, vocabulary);
   }

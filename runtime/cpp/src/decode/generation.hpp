@@ -22,10 +22,10 @@ namespace ouro::core {
 
 // One sequence to generate, checked.
 struct Request {
-  Tokens ids;          // to feed, at least one
-  std::int64_t depth;  // recurrences
-  Options options;     // with nothing left open
-  Tokens before;       // of the conversation that it goes on with
+  Tokens ids;                   // to feed, at least one
+  std::int64_t depth;           // recurrences
+  Options options;              // with nothing left open
+  Tokens before;                // of the conversation that it goes on with
   double halt_threshold = 0.0;  // above 0 the prompt chooses its depth, at most `depth`
 };
 
@@ -81,7 +81,7 @@ class Row {
   const Codec& codec_;
   Generation generation_;
   Finish finish_ = Finish::kNone;
-  std::string full_;  // the settled text of every token
+  std::string full_;                                           // the settled text of every token
   std::vector<std::pair<std::size_t, std::string>> specials_;  // place in it, what stands there
   Sampler sampler_;
   bool has_stops_;

@@ -21,8 +21,7 @@ void check_count(const char* name, std::int64_t value, std::int64_t least, const
   }
 }
 
-void check_number(const char* name, double value, double least, double most,
-                  const char* allowed) {
+void check_number(const char* name, double value, double least, double most, const char* allowed) {
   if (!(value >= least && value <= most) || value == kInfinity) {
     throw engine_error(std::string(name) + "=" + show_number(value) + " is not allowed", allowed);
   }

@@ -73,7 +73,8 @@ Indices largest(const Weights& weights, std::size_t count) {
 std::size_t pick(const Weights& weights, double drawn) {
   double sum = 0.0;
   Weights running(weights.size());
-  for (std::size_t place = 0; place < weights.size(); ++place) running[place] = sum += weights[place];
+  for (std::size_t place = 0; place < weights.size(); ++place)
+    running[place] = sum += weights[place];
   const auto found = std::upper_bound(running.begin(), running.end(), drawn * sum);
   return std::min(static_cast<std::size_t>(found - running.begin()), weights.size() - 1);
 }

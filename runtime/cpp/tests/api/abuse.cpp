@@ -193,10 +193,9 @@ void handles(const std::string& bundle) {
   require(ouro_engine_open(bundle.c_str(), &open, &engine, nullptr) == OURO_OK, "opening");
   ouro_result* result = nullptr;
   // A handle of another kind, and one that is null.
-  auto* wrong = reinterpret_cast<ouro_engine*>(engine);
   ouro_session* session = nullptr;
   require(ouro_session_open(engine, 1, 0, &session, nullptr) == OURO_OK, "a session");
-  wrong = reinterpret_cast<ouro_engine*>(session);
+  auto* wrong = reinterpret_cast<ouro_engine*>(session);
   require(ouro_tokenize(wrong, {"a", 1}, &result, nullptr) == OURO_INVALID_ARGUMENT, "kinds");
   require(ouro_tokenize(nullptr, {"a", 1}, &result, nullptr) == OURO_INVALID_ARGUMENT, "null");
   require(ouro_tokenize(engine, {nullptr, 1}, &result, nullptr) == OURO_INVALID_ARGUMENT, "text");

@@ -148,7 +148,7 @@ TEST_CASE("special tokens are known, and ids that are nobody's left out") {
 
 TEST_CASE("words of any length are merged alike") {
   const Codec codec = make(small());
-  for (std::size_t pairs : {1, 2, 3, 24, 25, 26, 500, 20001}) {
+  for (const std::size_t pairs : {1U, 2U, 3U, 24U, 25U, 26U, 500U, 20001U}) {
     std::string text;
     for (std::size_t left = pairs; left > 0; --left) text += "ab";
     Tokens expected(pairs / 2, 4);
