@@ -20,6 +20,7 @@ CPP := build/cpp
 CPP_DEPS := $(BIN)/python -m runtime.cpp.tools.fetch_deps $(CPP)/deps
 CPP_JOBS ?= $(shell nproc)
 CPP_TESTS := tests/runtime/cpp tests/conformance
+SPREAD := -n auto --maxprocesses 4 --dist loadfile
 CMAKE := $(CURDIR)/$(CPP)/deps/bin/cmake
 CTEST := $(CURDIR)/$(CPP)/deps/bin/ctest
 # Packages with code of ours; ruff also reads the tests.
@@ -42,10 +43,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 test: $(STAMP) ## fast tests
 	@# A process a core, each with one thread: a file's tests stay together, with its fixtures.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 25
+	@# What drives the C++ library comes with it: make cpp-test.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) --durations 25 $(CPP_TESTS:%=--ignore=%)
 
 test-slow: $(STAMP) ## tests that take longer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n auto --maxprocesses 4 --dist loadfile --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" $(SPREAD) --durations 25
 
 $(GPU_STAMP): $(STAMP)
 	@# Two packages bring the module onnxruntime; only one may be installed.
@@ -64,7 +66,7 @@ cpp: $(STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asa
 
 cpp-test: cpp ## tests of the C++ library, its own and those that drive it from Python
 	@cd runtime/cpp && $(CTEST) --preset $(CPP_PRESET)
-	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(CPP_TESTS)
+	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(SPREAD) --durations 10 $(CPP_TESTS)
 
 cpp-docs: $(STAMP) ## pages of the C and C++ headers, in build/cpp/docs/html/
 	@$(CPP_DEPS) --docs

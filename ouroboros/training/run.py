@@ -154,14 +154,7 @@ def _train(
         if asked_in_vain(trainer.is_fsdp_enabled):
             _warn(console, "accelerate has no FSDP for CPUs: every process holds the whole model")
         state.clear_staging(state_dir)
-        try:
-            trainer.train(resume_from_checkpoint=str(found) if found else None)
-        except OSError as error:
-            raise TrainingError(
-                f"{out}: can't save the state ({error})", _how_to_go_on(state_dir)
-            ) from error
-        finally:
-            display.close()
+        _run(trainer, found, out, display)
         # The Trainer wraps forward() for autocast and switches the cache off.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.config.use_cache = use_cache
@@ -187,6 +180,20 @@ def _train(
         heldout={depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in scored},
         history=tuple(history),
     )
+
+
+def _run(
+    trainer: OuroborosTrainer, found: Path | None, out: Path, display: ProgressDisplay
+) -> None:
+    """Trains from where a state was found, or from the start."""
+    try:
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: can't save the state ({error})", _how_to_go_on(out / "state")
+        ) from error
+    finally:
+        display.close()
 
 
 def _fingerprint(
