@@ -18,7 +18,7 @@
 
 namespace ouro {
 
-/** @cond: not part of the interface */
+/** @cond DETAIL not part of the interface */
 namespace detail {
 
 template <class Handle, void (*kRelease)(Handle*)>
