@@ -26,7 +26,7 @@ from tests.support.paths import ROOT
 from tests.support.tiny import randomise
 from tests.support.tokenizer_kinds import sentence_piece
 
-DEMO = "OURO_DEMO_BUNDLE"  # the environment variable that names the demo's bundle
+DEMO = Path(os.environ.get("OURO_DEMO_BUNDLE", ROOT / "build" / "demo" / "bundle"))
 VOCABULARY = 384
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -141,13 +141,13 @@ KINDS = {
     "digits": Kind(like="qwen3-int4", tokenizer="digits"),
     "metaspace": Kind(like="mistral-fp16", tokenizer="metaspace"),
 }
-"""By name; `demo` is beside them where DEMO names one."""
+"""By name; `demo` is beside them where DEMO is one."""
 
 
 def bundle_of(name: str, request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Path:
     """The bundle of a kind, made once a test run; do not change it."""
     if name == "demo":
-        return Path(os.environ[DEMO])
+        return DEMO
     kind = KINDS[name]
     if kind.fixture:
         return Path(request.getfixturevalue(kind.fixture))
@@ -163,9 +163,11 @@ def bundle_of(name: str, request: pytest.FixtureRequest, factory: pytest.TempPat
     return make_once(factory, folder, lambda path: export(checkpoint, path, kind))
 
 
-def names() -> list[str]:
-    """Of every bundle to record from."""
-    return [*KINDS, *(["demo"] if os.environ.get(DEMO) else [])]
+def names() -> list[Any]:
+    """Of every bundle to record from, as a test's parameters; the demo's takes minutes."""
+    marks = (pytest.mark.slow, pytest.mark.timeout(1800))
+    demo = [pytest.param("demo", marks=marks)] if (DEMO / "manifest.json").is_file() else []
+    return [*KINDS, *demo]
 
 
 def build_checkpoint(path: Path, kind: Kind) -> None:
