@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-lowest | test-newest | check | bench | study | wheel-test | clean
+# make demo | test | cpp | cpp-test | test-slow | test-lowest | test-newest | check | bench | study | wheel-test | clean
 # Needs nothing but Python 3.11 or newer, git and make; everything else goes into .venv/.
 
 SHELL := /bin/bash
@@ -14,10 +14,18 @@ STAMP := $(VENV)/.installed
 GPU_STAMP := $(VENV)/.installed-gpu
 CONSTRAINTS := requirements/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The C++ library: one of the presets of runtime/cpp, and what fetch_deps.py fetches.
+CPP_PRESET ?= release
+CPP := build/cpp
+CPP_DEPS := $(BIN)/python -m runtime.cpp.tools.fetch_deps $(CPP)/deps
+CPP_JOBS ?= $(shell nproc)
+CPP_TESTS := tests/runtime/cpp tests/conformance
+CMAKE := $(CURDIR)/$(CPP)/deps/bin/cmake
+CTEST := $(CURDIR)/$(CPP)/deps/bin/ctest
 # Packages with code of ours; ruff also reads the tests.
 CODE := ouroboros export runtime cli demo bench study
 
-.PHONY: help venv test test-slow gpu-test gpu-bench check format demo bench study wheel-test test-lowest test-newest clean bench-large
+.PHONY: help venv test cpp cpp-test cpp-docs test-slow gpu-test gpu-bench check format demo bench study wheel-test test-lowest test-newest clean bench-large
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -49,15 +57,33 @@ $(GPU_STAMP): $(STAMP)
 gpu-test: $(GPU_STAMP) ## tests that need an NVIDIA GPU: CUDA and TensorRT, every precision
 	$(BIN)/python -m pytest -m gpu
 
-check: $(STAMP) ## ruff, mypy, and who may import whom
+cpp: $(STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asan and others
+	@$(CPP_DEPS) $(if $(filter tensorrt fuzz,$(CPP_PRESET)),--$(CPP_PRESET))
+	@cd runtime/cpp && PATH=$(CURDIR)/$(CPP)/deps/bin:$$PATH $(CMAKE) --preset $(CPP_PRESET)
+	@cd runtime/cpp && $(CMAKE) --build --preset $(CPP_PRESET) --parallel $(CPP_JOBS)
+
+cpp-test: cpp ## tests of the C++ library, its own and those that drive it from Python
+	@cd runtime/cpp && $(CTEST) --preset $(CPP_PRESET)
+	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(CPP_TESTS)
+
+cpp-docs: $(STAMP) ## pages of the C and C++ headers, in build/cpp/docs/html/
+	@$(CPP_DEPS) --docs
+	@mkdir -p $(CPP)/docs
+	@cd runtime/cpp && $(CURDIR)/$(CPP)/deps/bin/doxygen
+
+check: $(STAMP) ## ruff, mypy, who may import whom; clang-format and clang-tidy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@$(CPP_DEPS)
+	@cd runtime/cpp && $(CMAKE) --preset release >/dev/null
+	$(BIN)/python -m runtime.cpp.tools.lint
 
-format: $(STAMP) ## let ruff rewrite the code
+format: $(STAMP) ## let ruff and clang-format rewrite the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python -m runtime.cpp.tools.lint --fix
 
 demo: $(STAMP) ## the whole chain on SmolLM2-135M-Instruct; leaves build/demo/
 	@$(BIN)/python -m demo.run

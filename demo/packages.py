@@ -38,12 +38,14 @@ class Package:
         name: as the registry's client takes it.
         version: likewise.
         sha256: of the downloaded file.
+        release: Debian's, where it is not the machine's own.
     """
 
     registry: str
     name: str
     version: str
     sha256: str
+    release: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} ({self.registry})"
@@ -116,7 +118,9 @@ def fetch_package(
                 path = _download_npm(package, folder)
             case "debian":
                 what = f"{package.name}={package.version}"
-                command = ["apt-get", *apt_options(cache / "apt"), "-q", "download", what]
+                state = cache / (f"apt-{package.release}" if package.release else "apt")
+                options = apt_options(state, package.release)
+                command = ["apt-get", *options, "-q", "download", what]
                 _run(command, folder, f"download {package} with apt-get")
                 path = _only(folder, ("*.deb",), str(package))
             case _:
@@ -154,10 +158,14 @@ def read_members(path: Path, patterns: Sequence[str], skip: Sequence[str] = ()) 
     return found
 
 
-def apt_options(state: Path) -> list[str]:
+def apt_options(state: Path, release: str = "") -> list[str]:
     """Options that keep apt in a directory of its own, with the machine's own sources.
 
     Source packages are asked for where the machine lists binary ones only.
+
+    Args:
+        state: the directory.
+        release: asks the same mirrors for another release of Debian, for its binary packages.
 
     Raises:
         FetchError: this is no Debian, or its registry does not answer.
@@ -180,8 +188,11 @@ def apt_options(state: Path) -> list[str]:
             ) from error
         lines = []
         for line in sorted({x for x in found.splitlines() if x.endswith(" Debian")}):
-            address, release, component, _ = line.split()
-            lines += [f"{kind} {address} {release} {component}" for kind in ("deb", "deb-src")]
+            address, own, component, _ = line.split()
+            if not release:
+                lines += [f"{kind} {address} {own} {component}" for kind in ("deb", "deb-src")]
+            elif "-" not in own:  # not one of security fixes or updates
+                lines += [f"deb {address} {release} {component}"]
         part = listing.with_suffix(".part")
         part.write_text("\n".join(lines) + "\n")
         at_part = [o.replace(str(listing), str(part)) for o in options]

@@ -54,14 +54,18 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         BundleError: no directory, no manifest, or one that this version does not understand.
     """
     directory = Path(path)
-    if not directory.exists():
-        raise BundleError(f"no bundle at {directory}", "make one with `ouro export CHECKPOINT OUT`")
-    if not directory.is_dir():
-        raise BundleError(f"{directory} is a file", f"a bundle is a directory with {MANIFEST_NAME}")
     file = directory / MANIFEST_NAME
-    if not file.is_file():
-        raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}")
     try:
+        if not directory.exists():
+            raise BundleError(
+                f"no bundle at {directory}", "make one with `ouro export CHECKPOINT OUT`"
+            )
+        if not directory.is_dir():
+            raise BundleError(
+                f"{directory} is a file", f"a bundle is a directory with {MANIFEST_NAME}"
+            )
+        if not file.is_file():
+            raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}")
         if file.stat().st_size > MANIFEST_BYTES_LIMIT:
             raise BundleError(f"{file} is larger than {MANIFEST_BYTES_LIMIT} bytes")
         text, hashes = file.read_bytes(), directory / HASH_NAME

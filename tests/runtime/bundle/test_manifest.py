@@ -145,6 +145,8 @@ def test_bundle_not_a_bundle(tmp_path: Path) -> None:
         open_bundle(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"has no manifest\.json"):
         open_bundle(tmp_path)
+    with pytest.raises(BundleError, match=r"cannot read .*: File name too long$"):
+        open_bundle(tmp_path / ("x" * 300))
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(BundleError, match="is a file"):

@@ -1,0 +1,28 @@
+// ONNX Runtime: opens a bundle's graph and, on the CPU, runs it on buffers bound once.
+// Port of runtime/backends/ort.py.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backends/backend.hpp"
+#include "bundle/reader.hpp"
+
+namespace ouro::core {
+
+// Opens a verified bundle on the CPU, or on the first GPU through ONNX Runtime's CUDA provider;
+// arguments and errors as for open_backend.
+std::shared_ptr<Backend> open_cpu(const Bundle& bundle, std::optional<std::int64_t> threads,
+                                  std::optional<std::int64_t> accuracy_level);
+std::shared_ptr<Backend> open_cuda(const Bundle& bundle, std::optional<std::int64_t> threads,
+                                   std::optional<std::int64_t> accuracy_level);
+
+// The execution providers that the loaded ONNX Runtime was built with, its own names.
+std::vector<std::string> list_providers();
+// Its version, such as "1.32.0".
+std::string ort_version();
+
+}  // namespace ouro::core

@@ -1,0 +1,252 @@
+#include "engine.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "error.hpp"
+
+namespace ouro::core {
+namespace {
+
+std::string show(std::int64_t number) { return std::to_string(number); }
+
+std::string join(const std::vector<std::int64_t>& numbers) {
+  std::string text;
+  for (const std::int64_t number : numbers) text += (text.empty() ? "" : ", ") + show(number);
+  return text;
+}
+
+void check_id(Token token, std::int64_t vocabulary) {
+  if (token < 0 || token >= vocabulary) {
+    throw engine_error("token id " + show(token) + " is outside the vocabulary 0.." +
+                       show(vocabulary - 1));
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<Engine> Engine::open(const std::filesystem::path& path, const std::string& backend,
+                                     std::optional<std::int64_t> threads,
+                                     std::optional<std::int64_t> accuracy_level) {
+  auto engine = std::make_shared<Engine>(open_bundle(path));
+  Opened opened = open_backend_with_reason(engine->bundle_, backend, threads, accuracy_level);
+  engine->backend_ = std::move(opened.backend);
+  engine->backend_name_ = engine->backend_->name();
+  engine->reason_ = std::move(opened.reason);
+  return engine;
+}
+
+void Engine::close() {
+  std::shared_ptr<Backend> freed;  // outside the lock
+  const std::lock_guard<std::mutex> lock(mutex_);
+  freed.swap(backend_);
+}
+
+bool Engine::is_open() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return backend_ != nullptr;
+}
+
+std::string Engine::detokenize(const Tokens& ids) const {
+  for (const Token token : ids) check_id(token, manifest().model.vocab_size);
+  return codec_.decode(ids);
+}
+
+std::vector<Generation> Engine::generate(const std::vector<Asked>& asked,
+                                         const Cancelled& cancelled) {
+  if (asked.empty()) throw engine_error("empty prompt", "give at least one token");
+  std::vector<Tokens> prompts;
+  for (const Asked& one : asked) prompts.push_back(encode_prompt(one.prompt));
+  std::vector<Request> requests;
+  std::vector<std::int64_t> depths;
+  for (std::size_t row = 0; row < asked.size(); ++row) {
+    const ChosenDepth depth = choose_depth(asked[row].depth);
+    if (row > 0 && depth.threshold != requests[0].halt_threshold) {
+      throw engine_error(
+          "depth=\"auto\" is for prompts to generate from, and for all of a batch alike",
+          "allowed here: " + show(manifest().depth.min) + ".." + show(manifest().depth.max));
+    }
+    depths.push_back(depth.steps);
+    requests.push_back(new_request(std::move(prompts[row]), depth.steps, asked[row].options));
+    requests.back().halt_threshold = depth.threshold;
+  }
+  const auto decoder = new_decoder(depths);
+  std::vector<Row> rows;
+  for (const Request& request : requests) rows.push_back(new_row(request));
+  Serving serving(*decoder, requests, rows);
+  std::vector<std::optional<Piece>> pieces;
+  while (serving.next(cancelled, pieces)) {
+  }
+  std::vector<Generation> results;
+  for (const Row& row : rows) results.push_back(row.result());
+  return results;
+}
+
+std::vector<std::vector<float>> Engine::logits(const std::vector<Prompt>& prompts,
+                                               const std::vector<Depth>& depths) {
+  if (prompts.empty()) throw engine_error("empty prompt", "give at least one token");
+  std::vector<Tokens> rows;
+  for (const Prompt& prompt : prompts) {
+    rows.push_back(encode_prompt(prompt));
+    check_length(static_cast<std::int64_t>(rows.back().size()), 0);
+  }
+  std::vector<std::int64_t> steps;
+  for (const Depth& depth : depths) steps.push_back(fixed_depth(depth));
+  const auto decoder = new_decoder(steps);
+  const auto width = static_cast<std::size_t>(manifest().model.vocab_size);
+  std::vector<std::vector<float>> results;
+  std::size_t total = 0;
+  for (const Tokens& row : rows) {
+    results.emplace_back(row.size() * width);
+    total = std::max(total, row.size());
+  }
+  decoder->score(rows, [&](std::int64_t start, std::int64_t tokens, const float* found) {
+    for (std::size_t row = 0; row < rows.size(); ++row) {
+      // Rows are padded on the left.
+      const std::size_t padding = total - rows[row].size(), chunk = static_cast<std::size_t>(start);
+      const std::size_t count = static_cast<std::size_t>(tokens);
+      const std::size_t skipped = padding > chunk ? std::min(padding - chunk, count) : 0;
+      const float* from = found + (row * count + skipped) * width;
+      const std::size_t place = (chunk + skipped - std::min(padding, chunk + skipped)) * width;
+      std::copy_n(from, (count - skipped) * width,
+                  results[row].begin() + static_cast<std::ptrdiff_t>(place));
+    }
+  });
+  return results;
+}
+
+std::vector<std::string> Engine::take_warnings() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(warnings_, {});
+}
+
+Engine::ChosenDepth Engine::choose_depth(const Depth& depth) const {
+  if (!depth.automatic) {
+    if (depth.halt_threshold) {
+      throw engine_error("halt_threshold=" + show_number(*depth.halt_threshold) +
+                             " has no effect at a fixed depth",
+                         "give depth=\"auto\" with it, or leave it out");
+    }
+    return {fixed_depth(depth), 0.0};
+  }
+  const DepthSpec& spec = manifest().depth;
+  if (!spec.halting) {
+    throw engine_error(
+        "this bundle has no halter, so depth=\"auto\" can't choose",
+        "give a depth of " + show(spec.min) + ".." + show(spec.max) +
+            ", or put a halter into its checkpoint with `ouro halter` and export that");
+  }
+  const double threshold = depth.halt_threshold.value_or(spec.halting->threshold);
+  if (!(threshold > 0.0 && threshold <= 1.0)) {
+    throw engine_error("halt_threshold=" + show_number(threshold) + " is not allowed",
+                       "above 0 and at most 1: the lower, the fewer steps");
+  }
+  return {spec.halting->max, threshold};
+}
+
+std::int64_t Engine::fixed_depth(const Depth& depth) const {
+  const DepthSpec& spec = manifest().depth;
+  if (depth.automatic) {
+    throw engine_error(
+        "depth=\"auto\" is for prompts to generate from, and for all of a batch alike",
+        "allowed here: " + show(spec.min) + ".." + show(spec.max));
+  }
+  const std::int64_t steps = depth.steps.value_or(spec.default_depth);
+  if (steps < spec.min || steps > spec.max) {
+    throw engine_error("depth=" + show(steps) + " is outside this bundle's range " +
+                           show(spec.min) + ".." + show(spec.max),
+                       steps > spec.max ? "re-export with --max-depth " + show(steps) : "");
+  }
+  return steps;
+}
+
+std::unique_ptr<Decoder> Engine::new_decoder(const std::vector<std::int64_t>& row_depth) {
+  std::shared_ptr<Backend> backend = require_open();
+  const std::int64_t most = backend->limits().max_batch;
+  const auto rows = static_cast<std::int64_t>(row_depth.size());
+  if (most > 0 && rows > most) {
+    throw engine_error(
+        show(rows) + " sequences at once, this bundle's plan takes up to " + show(most),
+        "give fewer at a time, or export again with --max-batch " + show(rows));
+  }
+  warn_untrained(row_depth);
+  return std::make_unique<Decoder>(std::move(backend), manifest(), row_depth);
+}
+
+Request Engine::new_request(Tokens ids, std::int64_t depth, const Options& options,
+                            Tokens before) const {
+  Options chosen = check_options(options, manifest().sampling);
+  check_length(static_cast<std::int64_t>(before.size() + ids.size()), chosen.max_new_tokens);
+  return {std::move(ids), depth, std::move(chosen), std::move(before), 0.0};
+}
+
+Row Engine::new_row(const Request& request) const {
+  return Row(codec_, request, manifest().tokenizer.eos_token_ids);
+}
+
+Tokens Engine::encode_prompt(const Prompt& prompt, bool first) const {
+  Tokens ids;
+  if (const auto* text = std::get_if<std::string>(&prompt)) {
+    if (!text->empty()) ids = codec_.encode(*text, first);
+  } else if (const auto* given = std::get_if<Tokens>(&prompt)) {
+    ids = *given;
+  } else {
+    // A template writes the begin-of-text token itself.
+    ids = codec_.encode(render(std::get<std::vector<Message>>(prompt)), false);
+  }
+  if (ids.empty()) throw engine_error("empty prompt", "give at least one token");
+  // The tokenizer may know added tokens that the model has no row for.
+  for (const Token token : ids) check_id(token, manifest().model.vocab_size);
+  return ids;
+}
+
+std::string Engine::render(const std::vector<Message>& messages) const {
+  return ChatTemplate(bundle_).render(messages);
+}
+
+void Engine::check_length(std::int64_t prompt, std::int64_t fresh) const {
+  const std::int64_t positions = manifest().model.max_position_embeddings;
+  const std::int64_t most = std::min(positions, require_open()->limits().max_slots);
+  std::string whose = "the model's " + show(positions) + " positions", cure;
+  if (most < positions) {
+    whose = "the " + show(most) + " that this bundle's plan holds (the model has " +
+            show(positions) + " positions)";
+    cure = ", or export again with a larger --max-seq";
+  }
+  if (prompt > most) {
+    throw engine_error("a prompt of " + show(prompt) + " tokens is longer than " + whose,
+                       "shorten it" + cure);
+  }
+  if (fresh > most - prompt) {
+    throw engine_error(
+        show(prompt) + " tokens and max_new_tokens=" + show(fresh) + " pass " + whose,
+        "allowed here: max_new_tokens up to " + show(most - prompt) + cure);
+  }
+}
+
+std::shared_ptr<Backend> Engine::require_open() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!backend_) throw engine_error("the engine is closed", "open it again with Engine.open");
+  return backend_;
+}
+
+void Engine::warn_untrained(const std::vector<std::int64_t>& depths) {
+  const std::vector<std::int64_t>& trained = manifest().depth.trained;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::set<std::int64_t> fresh;
+  for (const std::int64_t depth : depths) {
+    const bool known = std::find(trained.begin(), trained.end(), depth) != trained.end();
+    if (!known && warned_.count(depth) == 0) fresh.insert(depth);
+  }
+  if (fresh.empty() || (trained.empty() && !warned_.empty())) return;
+  warned_.insert(fresh.begin(), fresh.end());
+  if (trained.empty()) {
+    warnings_.emplace_back(
+        "this model was never trained; expect poor text, or run `ouro train` first");
+  } else {
+    warnings_.push_back("depth " + join({fresh.begin(), fresh.end()}) +
+                        " was never trained (trained: " + join(trained) + "); expect poorer text");
+  }
+}
+
+}  // namespace ouro::core
