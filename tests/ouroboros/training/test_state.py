@@ -337,19 +337,22 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 PROGRAM = """
-import sys
+import json, sys
 from pathlib import Path
 from tests.support.training import options, write_teacher
 from ouroboros.training.run import train
 checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
 print("ready", flush=True)
-run = options(corpus, train_steps=80, save_every=3, grad_accum=2, depth="1-6")
+more = json.loads(sys.argv[4])
+run = options(corpus, train_steps=80, save_every=3, grad_accum=2, depth="1-6", **more)
 train(checkpoint, out, run, resume=True)
 """
 
 
-def start(checkpoint: Path, out: Path, corpus: Path) -> subprocess.Popen[bytes]:
-    arguments = [checkpoint, out, corpus, ROOT]
+def start(
+    checkpoint: Path, out: Path, corpus: Path, more: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    arguments = [checkpoint, out, corpus, json.dumps(more)]
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE
     )
@@ -372,12 +375,18 @@ def wait_for_a_save(process: subprocess.Popen[bytes], out: Path, skipped: int) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True], ids=["computed", "kept states"])
 def test_killed_at_random_moments_ends_in_the_same_bits(
-    corpus: Path,
-    checkpoint: Path,
+    corpus: Path, checkpoint: Path, kept: bool
 ) -> None:
+    """With kept states the run left alone and the killed one each fill a cache of their own."""
     whole, killed = corpus.parent / "whole", corpus.parent / "killed"
-    with start(checkpoint, whole, corpus) as process:
+    more: dict[Path, dict[str, str]] = {whole: {}, killed: {}}
+    if kept:
+        teacher = str(write_teacher(checkpoint, corpus.parent / "teacher"))
+        for out, asked in more.items():
+            asked |= {"teacher": teacher, "state_cache": str(out.with_suffix(".states"))}
+    with start(checkpoint, whole, corpus, more[whole]) as process:
         began = time.monotonic()
         process.communicate()
     whole_s = time.monotonic() - began
@@ -385,7 +394,7 @@ def test_killed_at_random_moments_ends_in_the_same_bits(
     generator = random.Random(11)
     kills = {"save": 0, "random": 0}
     for moment in ("random", "save", "random", "save", "random"):
-        with start(checkpoint, killed, corpus) as process:
+        with start(checkpoint, killed, corpus, more[killed]) as process:
             if moment == "save":
                 wait_for_a_save(process, killed, generator.randrange(4))
             else:
@@ -395,7 +404,9 @@ def test_killed_at_random_moments_ends_in_the_same_bits(
                 kills[moment] += 1
             process.communicate()
             assert process.returncode in (0, -signal.SIGKILL)
-    with start(checkpoint, killed, corpus) as process:
+        if kept and kills["save"] == 1:  # what is left of it is filled again, and killed meanwhile
+            shutil.rmtree(killed.with_suffix(".states"), ignore_errors=True)
+    with start(checkpoint, killed, corpus, more[killed]) as process:
         process.communicate()
     assert process.returncode == 0
     assert kills["save"] >= 1
