@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ouroboros.training.state import list_steps, train_step_of
 from ouroboros.training.state_store import HASHES
 from runtime.files.hashing import hash_file
 
@@ -65,9 +66,9 @@ def finish(process: BaseProcess) -> None:
 
 def fingerprint(out: Path) -> str:
     """The hash of what a training ends with: its weights, and the optimizer of its last state."""
-    steps = sorted((out / "state").glob("step-*"), key=lambda one: int(one.name.split("-")[1]))
-    files = [out / "model.safetensors", *sorted(steps[-1].glob("*.safetensors"))]
-    files += sorted(steps[-1].glob("optimizer.*"))
+    newest = list_steps(out / "state")[0]
+    files = [out / "model.safetensors", *sorted(newest.glob("*.safetensors"))]
+    files += sorted(newest.glob("optimizer.*"))
     return hashlib.sha256("".join(hash_file(file) for file in files).encode()).hexdigest()
 
 
@@ -82,7 +83,7 @@ def describe_moment(out: Path, lacking: bool) -> str:
         return "before the cache was full"
     if (out / "state" / ".staging").exists():
         return "saving a state"
-    return "training" if any((out / "state").glob("step-*")) else "before its first state"
+    return "training" if list_steps(out / "state") else "before its first state"
 
 
 def count_states(cache: Path) -> int:
@@ -131,8 +132,8 @@ def kill_again_and_again(
 
 
 def _newest(out: Path) -> str:
-    steps = [int(one.name.split("-")[1]) for one in (out / "state").glob("step-*")]
-    return f"state of train step {max(steps)}" if steps else "no state yet"
+    steps = list_steps(out / "state")
+    return f"state of train step {train_step_of(steps[0])}" if steps else "no state yet"
 
 
 def main() -> int:

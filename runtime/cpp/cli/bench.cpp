@@ -5,7 +5,6 @@
 #include <sys/utsname.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <limits>
@@ -13,17 +12,17 @@
 #include <thread>
 
 #include "backends/ort_library.hpp"
+#include "bundle/say.hpp"
 #include "commands.hpp"
 #include "decode/sampling.hpp"
 #include "engine.hpp"
 #include "error.hpp"
+#include "metrics.hpp"
 #include "output.hpp"
 #include "text/stream.hpp"
 
 namespace ouro::cli {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // Seconds of each token, of them inside ONNX Runtime, and of the prefill.
 struct Timing {
@@ -38,16 +37,6 @@ struct Row {
   std::int64_t weight_bytes = 0;
   double memory_share = 0;
 };
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
 
 std::size_t available_cores() {
   cpu_set_t set;
@@ -72,17 +61,17 @@ Timing time_decode(core::Engine& engine, std::int64_t depth, std::int64_t contex
   core::Sampler sampler(options, {});
   core::TextStream text(engine.codec(), {});
   Timing timing;
-  auto start = Clock::now();
+  const core::Stopwatch prefill;
   const std::vector<float> first = decoder->prefill({prompt});
   const float* logits = first.data();
-  timing.prefill_s = seconds_since(start);
+  timing.prefill_s = prefill.seconds();
   for (std::int64_t one = 0; one < tokens; ++one) {
     const double inside = decoder->run_s();
-    start = Clock::now();
+    const core::Stopwatch watch;
     const core::Token token = sampler.choose(logits, size);
     text.push(token);
     logits = decoder->step({token});
-    timing.token_s.push_back(seconds_since(start));
+    timing.token_s.push_back(watch.seconds());
     timing.inside_s.push_back(decoder->run_s() - inside);
   }
   if (tokens > 4) {  // the first tokens bind buffers and touch new memory
@@ -110,7 +99,7 @@ double measure_read_rate(std::size_t threads) {
   };
   double best = std::numeric_limits<double>::infinity();
   for (int repeat = -1; repeat < 5; ++repeat) {
-    const auto start = Clock::now();
+    const core::Stopwatch watch;
     std::vector<std::thread> pool;
     std::vector<std::uint64_t> found(threads);
     for (std::size_t one = 0; one < threads; ++one) {
@@ -118,7 +107,7 @@ double measure_read_rate(std::size_t threads) {
     }
     for (std::thread& one : pool) one.join();
     const bool whole = std::all_of(found.begin(), found.end(), [](auto one) { return one == 1; });
-    if (repeat >= 0 && whole) best = std::min(best, seconds_since(start));
+    if (repeat >= 0 && whole) best = std::min(best, watch.seconds());
   }
   return static_cast<double>(share * threads * sizeof(std::uint64_t)) / best;
 }
@@ -126,7 +115,7 @@ double measure_read_rate(std::size_t threads) {
 std::string processor() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
-    if (line.rfind("model name", 0) == 0) return one_line(line.substr(line.find(':') + 1));
+    if (line.rfind("model name", 0) == 0) return core::one_line(line.substr(line.find(':') + 1));
   }
   return "unknown";
 }
@@ -210,7 +199,8 @@ std::string table_of(const std::vector<Row>& rows) {
                     lines);
 }
 
-nlohmann::ordered_json json_of(const std::vector<Row>& rows, double rate) {
+nlohmann::ordered_json json_of(const std::vector<Row>& rows, double rate,
+                               const nlohmann::ordered_json& machine) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const Row& row : rows) {
     list.push_back({{"depth", row.depth},
@@ -222,7 +212,7 @@ nlohmann::ordered_json json_of(const std::vector<Row>& rows, double rate) {
                     {"weight_bytes", row.weight_bytes},
                     {"memory_share", row.memory_share}});
   }
-  return {{"rows", list}, {"read_bytes_per_s", rate}, {"machine", describe_machine()}};
+  return {{"rows", list}, {"read_bytes_per_s", rate}, {"machine", machine}};
 }
 
 }  // namespace
@@ -283,7 +273,7 @@ int bench(const Given& given) {
       format("; memory reads %.1f GB/s; ouroboros-llm %s, onnxruntime %s\n", rate / 1e9,
              OURO_VERSION, core::find_onnxruntime().GetVersionString());
   std::fwrite(text.data(), 1, text.size(), stdout);
-  if (json) write_whole(*json, json_of(rows, rate).dump(2) + "\n");
+  if (json) write_whole(*json, json_of(rows, rate, machine).dump(2) + "\n");
   return 0;
 }
 

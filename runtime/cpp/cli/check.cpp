@@ -37,13 +37,14 @@ std::string depth_table(const ParityReport& report) {
   for (const ParityRow& row : report.rows) depths.insert(row.measurement.depth);
   std::vector<std::vector<std::string>> lines;
   for (const std::int64_t depth : depths) {
-    std::set<std::string> cases, verdicts;
+    std::set<std::string> cases;
+    std::vector<std::string> verdicts;
     std::vector<double> max_abs, relative, kl, best, others, greedy;
     for (const ParityRow& row : report.rows) {
       const Measurement& one = row.measurement;
       if (one.depth != depth) continue;
       cases.insert(one.name);
-      verdicts.insert(row.verdict);
+      verdicts.push_back(row.verdict);
       if (one.output == contract::kLogits) {
         max_abs.push_back(one.difference.max_abs);
         relative.push_back(one.worst_relative_l2);
@@ -55,12 +56,9 @@ std::string depth_table(const ParityReport& report) {
         others.push_back(one.worst_relative_l2);
       }
     }
-    const auto verdict = verdicts.count(kFail) != 0        ? kFail
-                         : verdicts.count(kAmbiguous) != 0 ? kAmbiguous
-                                                           : kPass;
     lines.push_back({std::to_string(depth), std::to_string(cases.size()), largest(max_abs),
                      largest(relative), largest(kl), smallest(best), largest(others),
-                     smallest(greedy), verdict});
+                     smallest(greedy), worst_verdict(verdicts)});
   }
   return make_table("engine against PyTorch, the worst case of each depth",
                     {{"depth"},

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "bundle/contract.hpp"
+#include "bundle/say.hpp"
 
 namespace ouro::cli {
 namespace {
@@ -37,11 +38,7 @@ Measurement unmeasured(const Case& reference, const std::string& output, const s
   return one;
 }
 
-std::string shown(const core::Shape& shape) {
-  std::string text;
-  for (const std::int64_t one : shape) text += (text.empty() ? "" : ", ") + std::to_string(one);
-  return "[" + text + "]";
-}
+std::string shown(const core::Shape& shape) { return "[" + core::list_numbers(shape) + "]"; }
 
 // A mask of a tensor's shape from one that numpy would broadcast to it; none where it would not.
 std::optional<Mask> broadcast(const core::HostArray* valid, const core::Shape& shape) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "bundle/say.hpp"
 #include "commands.hpp"
 #include "error.hpp"
 #include "output.hpp"
@@ -81,6 +82,6 @@ int main(int count, char** words) {
   } catch (const std::exception& error) {
     problem = std::string("a fault of ouro-cli: ") + error.what();
   }
-  std::fprintf(stderr, "error: %s\n", cli::one_line(problem).c_str());
+  std::fprintf(stderr, "error: %s\n", ouro::core::one_line(problem).c_str());
   return status;
 }

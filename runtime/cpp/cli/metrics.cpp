@@ -17,12 +17,6 @@ double ratio(double distance, double scale) {
 
 double square(double value) { return value * value; }
 
-double median(std::vector<double> values) {
-  const std::size_t half = values.size() / 2;
-  std::sort(values.begin(), values.end());
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 // Log-probabilities of a row of logits.
 std::vector<double> log_softmax(const double* logits, std::size_t size) {
   const double most = *std::max_element(logits, logits + size);
@@ -34,6 +28,12 @@ std::vector<double> log_softmax(const double* logits, std::size_t size) {
 }
 
 }  // namespace
+
+double median(std::vector<double> values) {
+  const std::size_t half = values.size() / 2;
+  std::sort(values.begin(), values.end());
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
 
 Difference compare_arrays(const std::vector<double>& expected, const std::vector<double>& found,
                           const Mask* mask) {

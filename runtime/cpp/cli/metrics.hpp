@@ -12,6 +12,9 @@ namespace ouro::cli {
 
 inline constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
+// The median of values, of which there is one at least.
+double median(std::vector<double> values);
+
 // Errors of one tensor against its reference, over the entries that are compared. `finite` is false
 // where either side holds a NaN or an infinity; every error is then infinite.
 struct Difference {

@@ -56,13 +56,6 @@ std::string format(const char* pattern, ...) {
   return text;
 }
 
-std::string one_line(const std::string& text) {
-  std::istringstream words(text);
-  std::string line;
-  for (std::string word; words >> word;) line += (line.empty() ? "" : " ") + word;
-  return line;
-}
-
 std::string make_table(const std::string& title, const std::vector<Column>& columns,
                        const std::vector<std::vector<std::string>>& rows) {
   std::vector<std::size_t> widths;

@@ -10,9 +10,6 @@ namespace ouro::cli {
 // A text by the format of printf.
 [[gnu::format(printf, 1, 2)]] std::string format(const char* pattern, ...);
 
-// Text without line breaks: every run of white space is one space.
-std::string one_line(const std::string& text);
-
 // A column of a table; lines of its name are parted by '\n'.
 struct Column {
   std::string name;

@@ -124,13 +124,6 @@ FastReport judge_fast(const std::vector<Measurement>& measured, const core::Mani
   return fast;
 }
 
-std::string join(const std::vector<std::string>& verdicts) {
-  const auto has = [&](const char* one) {
-    return std::find(verdicts.begin(), verdicts.end(), one) != verdicts.end();
-  };
-  return has(kFail) || verdicts.empty() ? kFail : has(kAmbiguous) ? kAmbiguous : kPass;
-}
-
 template <class Value>
 double most_of_logits(const std::vector<ParityRow>& rows, double none, const Value& value_of) {
   double most = -1;
@@ -172,6 +165,13 @@ nlohmann::ordered_json row_json(const ParityRow& row) {
 
 }  // namespace
 
+std::string worst_verdict(const std::vector<std::string>& verdicts) {
+  const auto has = [&](const char* one) {
+    return std::find(verdicts.begin(), verdicts.end(), one) != verdicts.end();
+  };
+  return has(kFail) || verdicts.empty() ? kFail : has(kAmbiguous) ? kAmbiguous : kPass;
+}
+
 double ParityReport::worst_relative_l2() const {
   return most_of_logits(rows, kInfinite,
                         [](const ParityRow& row) { return row.measurement.worst_relative_l2; });
@@ -201,11 +201,8 @@ ParityReport check_bundle(const std::filesystem::path& path, const std::string& 
   for (std::int64_t depth = manifest.depth.min; depth <= manifest.depth.max; ++depth) {
     report.depths.push_back(depth);
   }
-  const bool recorded =
-      std::any_of(manifest.files.begin(), manifest.files.end(),
-                  [](const auto& file) { return file.first == core::kCasesName; });
   std::vector<Case> cases;
-  if (recorded) {
+  if (core::find(manifest.files, core::kCasesName) != nullptr) {
     cases = load_cases(bundle.file(core::kCasesName));
   } else {
     report.problems.push_back(std::string("the bundle holds no ") + core::kCasesName);
@@ -227,10 +224,10 @@ ParityReport check_bundle(const std::filesystem::path& path, const std::string& 
   }
   std::vector<std::string> verdicts;
   for (const ParityRow& row : report.rows) verdicts.push_back(row.verdict);
-  verdicts = {join(verdicts)};
+  verdicts = {worst_verdict(verdicts)};
   if (report.fast) verdicts.push_back(report.fast->verdict());
   if (!report.problems.empty()) verdicts.emplace_back(kFail);
-  report.verdict = join(verdicts);
+  report.verdict = worst_verdict(verdicts);
   return report;
 }
 

@@ -50,6 +50,9 @@ struct ParityReport {
   std::size_t ambiguous() const;
 };
 
+// FAIL where there is one or no verdict at all, else AMBIGUOUS where there is one, else PASS.
+std::string worst_verdict(const std::vector<std::string>& verdicts);
+
 // Runs a bundle's recorded cases and compares with what PyTorch gave. A quantised bundle is
 // compared in exact arithmetic; what its faster arithmetic adds is measured apart. Throws
 // bundle_error where the bundle is not whole, engine_error for an unknown backend.

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "bundle/contract.hpp"
+#include "bundle/say.hpp"
 #include "decode/decoder.hpp"
 #include "error.hpp"
 #include "output.hpp"
@@ -236,9 +237,9 @@ std::vector<Result> run_cases(const std::vector<Case>& cases,
       results.push_back(replay.run(one, wanted.count(one.name) != 0));
       continue;
     } catch (const core::Error& error) {
-      failure = one_line(error.what());
+      failure = core::one_line(error.what());
     } catch (const CaseError& error) {
-      failure = one_line(error.what());
+      failure = core::one_line(error.what());
     }
     Result failed;
     failed.failure = failure.empty() ? "failed" : failure.substr(0, 200);

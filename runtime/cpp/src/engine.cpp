@@ -3,18 +3,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "bundle/json.hpp"
+#include "bundle/say.hpp"
 #include "error.hpp"
 
 namespace ouro::core {
 namespace {
 
 std::string show(std::int64_t number) { return std::to_string(number); }
-
-std::string join(const std::vector<std::int64_t>& numbers) {
-  std::string text;
-  for (const std::int64_t number : numbers) text += (text.empty() ? "" : ", ") + show(number);
-  return text;
-}
 
 void check_id(Token token, std::int64_t vocabulary) {
   if (token < 0 || token >= vocabulary) {
@@ -40,11 +36,6 @@ void Engine::close() {
   std::shared_ptr<Backend> freed;  // outside the lock
   const std::lock_guard<std::mutex> lock(mutex_);
   freed.swap(backend_);
-}
-
-bool Engine::is_open() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return backend_ != nullptr;
 }
 
 std::string Engine::detokenize(const Tokens& ids) const {
@@ -123,9 +114,9 @@ std::vector<std::string> Engine::take_warnings() {
 Engine::ChosenDepth Engine::choose_depth(const Depth& depth) const {
   if (!depth.automatic) {
     if (depth.halt_threshold) {
-      throw engine_error("halt_threshold=" + show_number(*depth.halt_threshold) +
-                             " has no effect at a fixed depth",
-                         "give depth=\"auto\" with it, or leave it out");
+      throw engine_error(
+          "halt_threshold=" + repr(*depth.halt_threshold) + " has no effect at a fixed depth",
+          "give depth=\"auto\" with it, or leave it out");
     }
     return {fixed_depth(depth), 0.0};
   }
@@ -138,7 +129,7 @@ Engine::ChosenDepth Engine::choose_depth(const Depth& depth) const {
   }
   const double threshold = depth.halt_threshold.value_or(spec.halting->threshold);
   if (!(threshold > 0.0 && threshold <= 1.0)) {
-    throw engine_error("halt_threshold=" + show_number(threshold) + " is not allowed",
+    throw engine_error("halt_threshold=" + repr(threshold) + " is not allowed",
                        "above 0 and at most 1: the lower, the fewer steps");
   }
   return {spec.halting->max, threshold};
@@ -244,8 +235,9 @@ void Engine::warn_untrained(const std::vector<std::int64_t>& depths) {
     warnings_.emplace_back(
         "this model was never trained; expect poor text, or run `ouro train` first");
   } else {
-    warnings_.push_back("depth " + join({fresh.begin(), fresh.end()}) +
-                        " was never trained (trained: " + join(trained) + "); expect poorer text");
+    warnings_.push_back("depth " + list_numbers({fresh.begin(), fresh.end()}) +
+                        " was never trained (trained: " + list_numbers(trained) +
+                        "); expect poorer text");
   }
 }
 

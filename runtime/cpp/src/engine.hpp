@@ -1,7 +1,6 @@
 // The engine: a loaded bundle that answers requests. Port of runtime/engine.py.
 #pragma once
 
-#include <atomic>
 #include <filesystem>
 #include <memory>
 #include <mutex>
@@ -52,8 +51,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // Frees the graph once the requests in progress have ended. No request is answered after this.
   void close();
-  bool is_open() const;
-  const Bundle& bundle() const { return bundle_; }
   const Manifest& manifest() const { return bundle_.manifest(); }
   const Codec& codec() const { return codec_; }
   // "cpu", "cuda" or "trt", and why it was taken.

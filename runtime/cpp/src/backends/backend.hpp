@@ -1,6 +1,7 @@
 // What runs a graph: the protocol of runtime/backends/memory.py, and how one is chosen.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -14,6 +15,16 @@
 namespace ouro::core {
 
 class Bundle;
+
+// Seconds since it was made.
+class Stopwatch {
+ public:
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point start_ = Clock::now();
+};
 
 // A tensor of the host by value.
 struct HostArray {

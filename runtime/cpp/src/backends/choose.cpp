@@ -34,19 +34,19 @@ std::optional<Error> refuse_cuda() {
 }
 
 // The plan to run, or why none of the bundle's can run here.
-#ifdef OURO_TENSORRT
-FittingPlan choose_plan(const Bundle& bundle) {
-  FittingPlan found = find_plan(bundle);
-#else
 FittingPlan choose_plan(const Bundle& bundle) {
   FittingPlan found;
-  found.refused = engine_error("backend 'trt' is not built into this library",
-                               "build it with -DOURO_TENSORRT=ON, or take backend cuda or cpu");
-#endif
   if (bundle.manifest().plans.empty()) {
     found.refused = engine_error("backend 'trt' needs a TensorRT plan and the bundle holds none",
                                  "export it with --format trt, or take backend cuda or cpu");
+    return found;
   }
+#ifdef OURO_TENSORRT
+  found = find_plan(bundle);
+#else
+  found.refused = engine_error("backend 'trt' is not built into this library",
+                               "build it with -DOURO_TENSORRT=ON, or take backend cuda or cpu");
+#endif
   return found;
 }
 

@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "backends/backend.hpp"
@@ -17,7 +16,6 @@ namespace {
 
 constexpr int kHostToDevice = 1, kDeviceToHost = 2, kDeviceToDevice = 3;
 constexpr const char* kNames[] = {"libcudart.so.13", "libcudart.so.12", "libcudart.so"};
-constexpr std::int64_t kCallTokens = 256;  // as in runtime/backends/cuda.py
 
 template <class Function>
 void find_function(void* library, const char* name, Function& function) {
@@ -36,26 +34,17 @@ class CudaBound : public Bound {
         binding_(graph_->session),
         bindings_(std::move(bindings)) {
     const Ort::MemoryInfo info(device.c_str(), OrtDeviceAllocator, 0, OrtMemTypeDefault);
-    for (const auto& [name, one] : bindings_.inputs) {
-      binding_.BindInput(name.c_str(), wrap_tensor(info, one.data, one.shape, one.dtype));
-    }
-    for (const auto& [name, one] : bindings_.outputs) {
-      binding_.BindOutput(name.c_str(), wrap_tensor(info, one.data, one.shape, one.dtype));
-    }
+    bind_buffers(binding_, info, bindings_);
     for (const auto& [name, view] : bindings_.host_inputs) {
       fed_bytes_ += count_elements(view.shape) * item_bytes(view.dtype);
     }
   }
 
   double run() override {
-    using Clock = std::chrono::steady_clock;
-    const auto start = Clock::now();
+    const Stopwatch watch;
     try {
-      const auto info = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
       // Binding a tensor of the host copies it to where its nodes run, then and only then.
-      for (const auto& [name, view] : bindings_.host_inputs) {
-        binding_.BindInput(name.c_str(), wrap_tensor(info, view.data, view.shape, view.dtype));
-      }
+      bind_host_inputs(binding_, bindings_);
       // ONNX Runtime has a stream of its own, and waits for it before it returns.
       memory_->wait();
       graph_->session.Run(options_, binding_);
@@ -63,7 +52,7 @@ class CudaBound : public Bound {
       throw run_error(error);
     }
     memory_->count_host_bytes(fed_bytes_);
-    return std::chrono::duration<double>(Clock::now() - start).count();
+    return watch.seconds();
   }
 
  private:

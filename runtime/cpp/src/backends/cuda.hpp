@@ -13,6 +13,9 @@
 
 namespace ouro::core {
 
+// Tokens that cost a GPU as much as a call more, as in runtime/backends/cuda.py.
+inline constexpr std::int64_t kCallTokens = 256;
+
 // The functions of the CUDA runtime that are called here; cudaError_t is an int, streams are
 // opaque.
 struct CudaRuntime {

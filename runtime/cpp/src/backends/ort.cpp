@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <regex>
@@ -13,6 +12,7 @@
 #include "backends/ort_session.hpp"
 #include "bundle/contract.hpp"
 #include "bundle/external_data.hpp"
+#include "bundle/say.hpp"
 #include "error.hpp"
 
 namespace ouro::core {
@@ -20,23 +20,11 @@ namespace {
 
 constexpr std::uint32_t kLeastApi = 17;  // the oldest that has every function called here
 
-double now_s() {
-  using Clock = std::chrono::steady_clock;
-  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
-}
-
-std::string one_line(const std::exception& error) {
-  std::string text;
-  bool gap = false;
-  for (const char* one = error.what(); *one != '\0'; ++one) {
-    const bool space = std::strchr(" \t\r\n\f\v", *one) != nullptr;
-    if (!space && gap && !text.empty()) text += ' ';
-    if (!space) text += *one;
-    gap = space;
-  }
+std::string describe(const std::exception& error) {
   // Where in ONNX Runtime's own source it arose: file, line, function with its arguments.
   static constexpr char kPlace[] = R"(/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)( const)? )";
-  return std::regex_replace(text.substr(0, 4000), std::regex(kPlace), "").substr(0, 300);
+  const std::string text = one_line(error.what()).substr(0, 4000);
+  return std::regex_replace(text, std::regex(kPlace), "").substr(0, 300);
 }
 
 ONNXTensorElementDataType element_of(DType dtype) {
@@ -129,25 +117,18 @@ class CpuBound : public Bound {
   CpuBound(std::shared_ptr<OrtGraph> graph, Bindings bindings)
       : graph_(std::move(graph)), binding_(graph_->session), bindings_(std::move(bindings)) {
     const auto info = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    for (const auto& [name, view] : bindings_.host_inputs) {
-      binding_.BindInput(name.c_str(), wrap_tensor(info, view.data, view.shape, view.dtype));
-    }
-    for (const auto& [name, one] : bindings_.inputs) {
-      binding_.BindInput(name.c_str(), wrap_tensor(info, one.data, one.shape, one.dtype));
-    }
-    for (const auto& [name, one] : bindings_.outputs) {
-      binding_.BindOutput(name.c_str(), wrap_tensor(info, one.data, one.shape, one.dtype));
-    }
+    bind_host_inputs(binding_, bindings_);
+    bind_buffers(binding_, info, bindings_);
   }
 
   double run() override {
-    const double start = now_s();
+    const Stopwatch watch;
     try {
       graph_->session.Run(options_, binding_);
     } catch (const Ort::Exception& error) {
       throw run_error(error);
     }
-    return now_s() - start;
+    return watch.seconds();
   }
 
  private:
@@ -205,20 +186,34 @@ void load_ort() {
   });
 }
 
-std::string ort_version() { return find_onnxruntime().GetVersionString(); }
-
 std::vector<std::string> list_providers() {
   load_ort();
   return Ort::GetAvailableProviders();
 }
 
 Error run_error(const std::exception& error) {
-  return engine_error("ONNX Runtime failed: " + one_line(error));
+  return engine_error("ONNX Runtime failed: " + describe(error));
 }
 
 Ort::Value wrap_tensor(const OrtMemoryInfo* info, void* data, const Shape& shape, DType dtype) {
   return Ort::Value::CreateTensor(info, data, count_elements(shape) * item_bytes(dtype),
                                   shape.data(), shape.size(), element_of(dtype));
+}
+
+void bind_host_inputs(Ort::IoBinding& binding, const Bindings& bindings) {
+  const auto info = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  for (const auto& [name, view] : bindings.host_inputs) {
+    binding.BindInput(name.c_str(), wrap_tensor(info, view.data, view.shape, view.dtype));
+  }
+}
+
+void bind_buffers(Ort::IoBinding& binding, const OrtMemoryInfo* info, const Bindings& bindings) {
+  for (const auto& [name, one] : bindings.inputs) {
+    binding.BindInput(name.c_str(), wrap_tensor(info, one.data, one.shape, one.dtype));
+  }
+  for (const auto& [name, one] : bindings.outputs) {
+    binding.BindOutput(name.c_str(), wrap_tensor(info, one.data, one.shape, one.dtype));
+  }
 }
 
 std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
@@ -248,7 +243,7 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
     try {
       options.AppendExecutionProvider_CUDA_V2(*chosen);
     } catch (const Ort::Exception& error) {
-      throw engine_error("ONNX Runtime could not load its CUDA provider: " + one_line(error),
+      throw engine_error("ONNX Runtime could not load its CUDA provider: " + describe(error),
                          "put CUDA's and cuDNN's libraries on the loader's path, or take backend "
                          "cpu");
     }
@@ -262,7 +257,7 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
     check_graph(*graph, manifest.graphs.onnx);
     return graph;
   } catch (const Ort::Exception& error) {
-    throw bundle_error("ONNX Runtime cannot load " + file.string() + ": " + one_line(error));
+    throw bundle_error("ONNX Runtime cannot load " + file.string() + ": " + describe(error));
   }
 }
 

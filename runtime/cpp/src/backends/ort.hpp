@@ -22,7 +22,4 @@ std::shared_ptr<Backend> open_cuda(const Bundle& bundle, std::optional<std::int6
 
 // The execution providers that the loaded ONNX Runtime was built with, its own names.
 std::vector<std::string> list_providers();
-// Its version, such as "1.32.0".
-std::string ort_version();
-
 }  // namespace ouro::core

@@ -34,6 +34,9 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
                                      std::optional<std::int64_t> accuracy_level);
 // A tensor over memory that its owner keeps; `info` says whose memory it is.
 Ort::Value wrap_tensor(const OrtMemoryInfo* info, void* data, const Shape& shape, DType dtype);
+// Binds the tensors of the host, or the buffers, of which `info` says whose memory they are.
+void bind_host_inputs(Ort::IoBinding& binding, const Bindings& bindings);
+void bind_buffers(Ort::IoBinding& binding, const OrtMemoryInfo* info, const Bindings& bindings);
 // Runs the graph on arrays of the host, cast to its types; returns every output.
 std::map<std::string, HostArray> run_once(OrtGraph& graph,
                                           const std::map<std::string, HostArray>& inputs);

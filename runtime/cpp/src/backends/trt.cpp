@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <utility>
@@ -15,7 +14,6 @@
 namespace ouro::core {
 namespace {
 
-constexpr std::int64_t kCallTokens = 256;  // as on CUDA
 #ifdef TRT_MAJOR_RTX
 constexpr char kFlavour[] = "tensorrt_rtx";
 constexpr char kTitle[] = "TensorRT for RTX";
@@ -168,8 +166,7 @@ class TrtBound : public Bound {
   TrtBound& operator=(const TrtBound&) = delete;
 
   double run() override {
-    using Clock = std::chrono::steady_clock;
-    const auto start = Clock::now();
+    const Stopwatch watch;
     for (const auto& [name, view] : bindings_.host_inputs) {
       const auto held = bindings_.inputs.find(name);
       if (held != bindings_.inputs.end()) {
@@ -181,7 +178,7 @@ class TrtBound : public Bound {
     if (plan_->set_by[number_] != this) set_addresses(context);
     plan_->must(context.enqueueV3(static_cast<cudaStream_t>(memory_->stream())));
     memory_->wait();
-    return std::chrono::duration<double>(Clock::now() - start).count();
+    return watch.seconds();
   }
 
  private:
@@ -301,9 +298,8 @@ std::shared_ptr<Backend> open_trt(const Bundle& bundle, std::size_t number) {
   auto plan = std::make_shared<LoadedPlan>();
   plan->spec = manifest.plans[number];
   plan->graph = manifest.graphs.onnx;
-  const auto listed = std::find_if(manifest.files.begin(), manifest.files.end(),
-                                   [&](const auto& one) { return one.first == plan->spec.file; });
-  const std::string bytes = read_plan(bundle.file(plan->spec.file), listed->second.sha256);
+  const std::string bytes =
+      read_plan(bundle.file(plan->spec.file), find(manifest.files, plan->spec.file)->sha256);
   auto cuda = load_cuda();
   plan->runtime.reset(nvinfer1::createInferRuntime(plan->logger));
   if (plan->runtime) {

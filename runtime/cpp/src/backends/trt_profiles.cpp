@@ -2,15 +2,10 @@
 #include <algorithm>
 
 #include "backends/trt.hpp"
+#include "bundle/say.hpp"
 
 namespace ouro::core {
 namespace {
-
-std::string show_shape(const Shape& shape) {
-  std::string text;
-  for (const std::int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
-  return "[" + text + "]";
-}
 
 // What of the inputs a profile does not take; empty where it takes all.
 std::string find_outside(const ProfileSpec& profile, const char* kind,
@@ -25,8 +20,9 @@ std::string find_outside(const ProfileSpec& profile, const char* kind,
       fits = one.min[axis] <= given[axis] && given[axis] <= one.max[axis];
     }
     if (!fits) {
-      return one.name + " has the " + kind + " " + show_shape(given) + ", the plan's profile " +
-             profile.name + " takes " + show_shape(one.min) + " to " + show_shape(one.max);
+      return one.name + " has the " + kind + " [" + list_numbers(given) + "], the plan's profile " +
+             profile.name + " takes [" + list_numbers(one.min) + "] to [" + list_numbers(one.max) +
+             "]";
     }
   }
   return {};

@@ -8,6 +8,7 @@
 #include <unordered_set>
 
 #include "bundle/say.hpp"
+#include "utf8.hpp"
 
 namespace ouro::core {
 namespace {

@@ -46,10 +46,6 @@ void check_utf8(std::string_view bytes, bool surrogates = false);
 // Bytes of JSON in any of its encodings as UTF-8. Throws std::invalid_argument.
 std::string decode_json(std::string_view bytes);
 
-// The code point that begins at a place of UTF-8, and how many bytes it has; and the way back.
-std::pair<std::uint32_t, std::size_t> code_point_at(std::string_view text, std::size_t place);
-void append_utf8(std::string& text, std::uint32_t point);
-
 // The first `count` code points of UTF-8.
 std::string first_points(std::string_view text, std::size_t count);
 

@@ -1,10 +1,12 @@
 // Encodings of JSON, and values as Python writes them.
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <stdexcept>
 
 #include "bundle/json.hpp"
 #include "bundle/say.hpp"
+#include "utf8.hpp"
 
 namespace ouro::core {
 namespace {
@@ -97,24 +99,6 @@ void append_repr(std::string& text, const Json& value) {
 
 }  // namespace
 
-void append_utf8(std::string& text, std::uint32_t point) {
-  if (point < 0x80) {
-    text += static_cast<char>(point);
-    return;
-  }
-  const int more = point < 0x800 ? 1 : point < 0x10000 ? 2 : 3;
-  text += static_cast<char>((0xFF << (7 - more) & 0xFF) | static_cast<int>(point >> 6 * more));
-  for (int i = more; i-- > 0;) text += static_cast<char>(0x80 | (point >> 6 * i & 63));
-}
-
-std::pair<std::uint32_t, std::size_t> code_point_at(std::string_view text, std::size_t place) {
-  const std::uint32_t lead = byte_at(text, place);
-  const std::size_t size = size_of(lead);
-  std::uint32_t point = size == 1 ? lead : lead & 0x7F >> size;
-  for (std::size_t i = 1; i < size; ++i) point = point << 6 | (byte_at(text, place + i) & 63);
-  return {point, size};
-}
-
 void check_utf8(std::string_view bytes, bool surrogates) {
   for (std::size_t at = 0; at < bytes.size(); at += size_of(byte_at(bytes, at))) {
     const std::uint32_t lead = byte_at(bytes, at);
@@ -158,7 +142,7 @@ std::string decode_json(std::string_view bytes) {
 
 std::string first_points(std::string_view text, std::size_t count) {
   std::size_t at = 0;
-  for (; count > 0 && at < text.size(); --count) at += code_point_at(text, at).second;
+  for (; count > 0 && at < text.size(); --count) at += character_at(text, at).size;
   return std::string(text.substr(0, at));
 }
 
@@ -167,7 +151,7 @@ std::string repr(std::string_view text) {
   const char quote = single ? '\'' : '"';
   std::string shown(1, quote);
   for (std::size_t at = 0; at < text.size();) {
-    const auto [point, size] = code_point_at(text, at);
+    const auto [point, size] = character_at(text, at);
     const bool escaped = std::any_of(
         std::begin(kEscaped), std::end(kEscaped),
         [&, &one = point](const auto& range) { return range[0] <= one && one <= range[1]; });
@@ -186,6 +170,7 @@ std::string repr(std::string_view text) {
 }
 
 std::string repr(double value) {
+  if (std::isnan(value)) return "nan";  // of either sign
   char buffer[64];
   const auto write = [&](std::chars_format format) {
     return std::string(buffer, std::to_chars(buffer, std::end(buffer), value, format).ptr);

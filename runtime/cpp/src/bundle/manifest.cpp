@@ -8,6 +8,7 @@
 #include "bundle/rules.hpp"
 #include "bundle/say.hpp"
 #include "error.hpp"
+#include "utf8.hpp"
 
 namespace ouro::core {
 namespace {
@@ -19,7 +20,7 @@ Error wrong(const std::string& where, const Json& value, const std::string& want
 // No control characters, which steer a terminal, and no half of a surrogate pair.
 bool is_plain(std::string_view text) {
   for (std::size_t at = 0; at < text.size();) {
-    const auto [point, size] = code_point_at(text, at);
+    const auto [point, size] = character_at(text, at);
     if (point < 32 || (point > 126 && point < 160) || point >> 11 == 0xD800 >> 11) return false;
     at += size;
   }

@@ -125,9 +125,7 @@ Bundle::Bundle(fs::path folder, Manifest manifest)
     : folder_(std::move(folder)), manifest_(std::move(manifest)) {}
 
 fs::path Bundle::file(const std::string& name) const {
-  for (const auto& [listed, spec] : manifest_.files) {
-    if (listed == name) return folder_ / name;
-  }
+  if (find(manifest_.files, name) != nullptr) return folder_ / name;
   throw bundle_error(say("the bundle {} holds no {}", folder_.native(), name), "export it again");
 }
 

@@ -1,9 +1,12 @@
-// Messages from a pattern and what fills it.
+// What messages are made of.
 #pragma once
 
+#include <cstdint>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 namespace ouro::core {
 
@@ -23,6 +26,21 @@ std::string say(std::string_view pattern, const Parts&... parts) {
   };
   (add(parts), ...);
   return text.append(pattern);
+}
+
+// Whole numbers as a list: "1, 2, 3".
+inline std::string list_numbers(const std::vector<std::int64_t>& numbers) {
+  std::string text;
+  for (const std::int64_t one : numbers) text += (text.empty() ? "" : ", ") + std::to_string(one);
+  return text;
+}
+
+// A text's words with one space between them.
+inline std::string one_line(const std::string& text) {
+  std::istringstream words(text);
+  std::string line;
+  for (std::string word; words >> word;) line += (line.empty() ? "" : " ") + word;
+  return line;
 }
 
 }  // namespace ouro::core

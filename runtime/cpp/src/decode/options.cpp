@@ -1,10 +1,9 @@
 #include "decode/options.hpp"
 
-#include <charconv>
-#include <cmath>
 #include <limits>
 #include <random>
 
+#include "bundle/json.hpp"
 #include "bundle/manifest.hpp"
 #include "error.hpp"
 
@@ -23,23 +22,11 @@ void check_count(const char* name, std::int64_t value, std::int64_t least, const
 
 void check_number(const char* name, double value, double least, double most, const char* allowed) {
   if (!(value >= least && value <= most) || value == kInfinity) {
-    throw engine_error(std::string(name) + "=" + show_number(value) + " is not allowed", allowed);
+    throw engine_error(std::string(name) + "=" + repr(value) + " is not allowed", allowed);
   }
 }
 
 }  // namespace
-
-std::string show_number(double value) {
-  if (std::isnan(value)) return "nan";
-  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
-  char digits[32];
-  const double size = std::fabs(value);
-  const bool plain = size == 0.0 || (size >= 1e-4 && size < 1e16);
-  const auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
-  const auto end = std::to_chars(digits, digits + sizeof digits, value, format).ptr;
-  std::string text(digits, end);
-  return plain && text.find('.') == std::string::npos ? text + ".0" : text;
-}
 
 Options check_options(Options options, const SamplingSpec& defaults) {
   if (!options.temperature) options.temperature = defaults.temperature;

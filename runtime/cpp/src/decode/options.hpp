@@ -29,7 +29,4 @@ struct Options {
 // range.
 Options check_options(Options options, const SamplingSpec& defaults);
 
-// A number as Python's repr() writes it, as messages show it.
-std::string show_number(double value);
-
 }  // namespace ouro::core

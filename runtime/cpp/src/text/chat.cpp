@@ -34,14 +34,8 @@ std::string strip(std::string_view text, const std::string& sides) {
   return std::string(text);
 }
 
-const RoleSpec* find_role(const ChatSpec& spec, const std::string& name) {
-  const auto found = std::find_if(spec.roles.begin(), spec.roles.end(),
-                                  [&](const auto& role) { return role.first == name; });
-  return found == spec.roles.end() ? nullptr : &found->second;
-}
-
 bool takes(const ChatSpec& spec, const std::string& name) {
-  return find_role(spec, name) || (name == "system" && spec.fold);
+  return find(spec.roles, name) || (name == "system" && spec.fold);
 }
 
 Error refuse(std::size_t number, const std::string& problem, const std::string& allowed) {
@@ -84,7 +78,7 @@ std::string render_compiled(const ChatSpec& spec, const std::vector<Message>& me
   const std::optional<FoldSpec>& fold = spec.fold;
   std::vector<Message> talk;
   for (const Message& message : messages) {
-    const RoleSpec* role = find_role(spec, message.role);
+    const RoleSpec* role = find(spec.roles, message.role);
     const bool skips = role && role->skip_empty;
     const bool folds = message.role == "system" && fold && fold->skip_empty;
     if (!message.content.empty() || !(skips || folds)) {
@@ -103,7 +97,7 @@ std::string render_compiled(const ChatSpec& spec, const std::vector<Message>& me
   const std::optional<std::string>* end = nullptr;
   for (std::size_t place = 0; place < talk.size(); ++place) {
     const auto& [name, content] = talk[place];
-    const RoleSpec& role = *find_role(spec, name);
+    const RoleSpec& role = *find(spec.roles, name);
     const std::string put = place == target && name == "user" ? prefix : "";
     const bool whole = fold && fold->joined;
     end = add_generation_prompt ? &role.answer : &role.last;

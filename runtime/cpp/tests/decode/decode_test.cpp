@@ -6,6 +6,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "bundle/json.hpp"
 #include "bundle/manifest.hpp"
 #include "decode/decoder.hpp"
 #include "decode/kv_cache.hpp"
@@ -98,13 +99,13 @@ TEST_CASE("log-probabilities are of the softmax, the best first") {
 }
 
 TEST_CASE("numbers are shown as Python shows them") {
-  CHECK(show_number(1.0) == "1.0");
-  CHECK(show_number(-0.5) == "-0.5");
-  CHECK(show_number(1e-5) == "1e-05");
-  CHECK(show_number(1e16) == "1e+16");
-  CHECK(show_number(123456789.0) == "123456789.0");
-  CHECK(show_number(0.0001) == "0.0001");
-  CHECK(show_number(std::nan("")) == "nan");
+  CHECK(repr(1.0) == "1.0");
+  CHECK(repr(-0.5) == "-0.5");
+  CHECK(repr(1e-5) == "1e-05");
+  CHECK(repr(1e16) == "1e+16");
+  CHECK(repr(123456789.0) == "123456789.0");
+  CHECK(repr(0.0001) == "0.0001");
+  CHECK(repr(std::nan("")) == "nan");
 }
 
 TEST_CASE("the cache grows by the buckets of the vectors") {
