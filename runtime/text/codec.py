@@ -99,17 +99,21 @@ class Codec:
         )
 
     def special(self, token: int) -> str | None:
-        """How a special token is written; None for any other token."""
-        return self._specials.get(token)
+        """How a special token that `decode` leaves out is written; None for any other token."""
+        written = self._tokenizer.id_to_token(token)
+        return written if written in self._specials else None
 
     def skips(self, token: int) -> bool:
         """Whether `decode` leaves a token out: a special one, or one the tokenizer lacks."""
-        return token in self._specials or self._tokenizer.id_to_token(token) is None
+        written = self._tokenizer.id_to_token(token)
+        return written is None or written in self._specials
 
     @cached_property
-    def _specials(self) -> dict[int, str]:
-        added = self._tokenizer.get_added_tokens_decoder()
-        return {number: token.content for number, token in added.items() if token.special}
+    def _specials(self) -> frozenset[str]:
+        # tokenizers too decides by the written form: a `normalized` special token that the
+        # vocabulary holds as its normalizer writes it, "▁<mask>", is none and is shown.
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""

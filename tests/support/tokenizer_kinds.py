@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from runtime.text.codec import Codec
 
@@ -85,6 +85,13 @@ def sentence_piece(scheme: str, fallback: bool = True) -> Callable[[], Any]:
     return make
 
 
+def marked_special() -> Any:
+    """A special token that the vocabulary holds as the normalizer writes it, so that it is shown."""
+    core = sentence_piece("llama")()
+    core.add_special_tokens([AddedToken("<mask>", normalized=True)])
+    return core
+
+
 LLAMA = decoders.Sequence(
     [
         decoders.Replace("▁", " "),
@@ -101,6 +108,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
     ),
     "llama": with_decoder(LLAMA, MIXED),
+    "llama, marked special": marked_special,
     "llama, words": with_decoder(LLAMA, WORDS),
     "bytes": with_decoder(decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]), BYTES),
     "strip both": with_decoder(

@@ -207,6 +207,15 @@ def test_a_continuation_with_a_prefix_space() -> None:
     assert codec.decode([*first, *codec.encode_after(first, "n")]) == " then"
 
 
+def test_special_token_is_what_decoding_leaves_out() -> None:
+    codec = make_codec(KINDS["llama, marked special"]())
+    plain, shown = codec.encode("</s> cat <mask>", first=False)[0], codec._tokenizer.get_vocab_size()
+    assert (codec.special(plain), codec.skips(plain)) == ("</s>", True)
+    assert codec._tokenizer.get_added_tokens_decoder()[shown - 1].content == "<mask>"
+    assert (codec.special(shown - 1), codec.skips(shown - 1)) == (None, False)
+    assert codec.decode([plain, shown - 1]) == "<mask>"
+
+
 def test_stops_see_special_tokens() -> None:
     def run(stops: list[str], said: list[str]) -> tuple[str, bool]:
         scanner, shown = StopScanner(stops), ""

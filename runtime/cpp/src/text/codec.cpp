@@ -76,14 +76,10 @@ std::string Codec::decode(const Tokens& ids, bool skip_special) const {
   return tokenizer_->decode(ids, skip_special);
 }
 
-std::optional<std::string> Codec::special(Token token) const {
-  const AddedToken* added = tokenizer_->added(token);
-  return added && added->special ? std::optional(added->content) : std::nullopt;
-}
+std::optional<std::string> Codec::special(Token token) const { return tokenizer_->special(token); }
 
 bool Codec::skips(Token token) const {
-  const AddedToken* added = tokenizer_->added(token);
-  return added ? added->special : !tokenizer_->knows(token);
+  return !tokenizer_->knows(token) || tokenizer_->special(token);
 }
 
 bool Codec::readable() const noexcept { return tokenizer_->encodes() && tokenizer_->decodes(); }

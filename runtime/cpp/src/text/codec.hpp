@@ -43,7 +43,7 @@ class Codec {
   // where the decoder is of a kind that is not read here.
   std::string decode(const Tokens& ids, bool skip_special = true) const;
 
-  // How a special token is written; none for any other token.
+  // How a special token that `decode` leaves out is written; none for any other token.
   std::optional<std::string> special(Token token) const;
 
   // Whether `decode` leaves a token out: a special one, or one that the tokenizer lacks.

@@ -187,14 +187,18 @@ std::string Tokenizer::decode(const Tokens& ids, bool skip_special) const {
   return decoder_->decode(std::move(tokens));
 }
 
-const AddedToken* Tokenizer::added(Token token) const {
-  return token >= 0 && token < Token{kNoId} ? added_.find(static_cast<Id>(token)) : nullptr;
+std::optional<std::string> Tokenizer::special(Token token) const {
+  const std::optional<std::string_view> text = token_text(token);
+  std::string written(text.value_or(std::string_view()));
+  if (!text || !added_.is_special(written)) return std::nullopt;
+  return written;
 }
 
 std::optional<std::string_view> Tokenizer::token_text(Token token) const {
   if (token < 0 || token >= Token{kNoId}) return std::nullopt;
-  if (const AddedToken* found = added(token)) return found->written;
-  return vocabulary_.token(static_cast<Id>(token));
+  const Id id = static_cast<Id>(token);
+  if (const AddedToken* found = added_.find(id)) return found->written;
+  return vocabulary_.token(id);
 }
 
 Id Tokenizer::find(const std::string& token) const {

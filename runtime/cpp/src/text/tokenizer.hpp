@@ -34,8 +34,9 @@ class Tokenizer {
   // The text of token ids; those that are nobody's are left out. Throws engine_error likewise.
   std::string decode(const Tokens& ids, bool skip_special) const;
 
-  // An added token, or null.
-  const AddedToken* added(Token token) const;
+  // How a special token is written. Which one is special goes by that, as in `tokenizers`: a
+  // `normalized` token that its normalizer writes otherwise, "▁<mask>", is none.
+  std::optional<std::string> special(Token token) const;
 
   // Whether an id is a token's.
   bool knows(Token token) const { return token_text(token).has_value(); }

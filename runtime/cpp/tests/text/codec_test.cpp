@@ -146,6 +146,16 @@ TEST_CASE("special tokens are known, and ids that are nobody's left out") {
   CHECK(codec.decode({2, 5}, false) == "ab<s>");
 }
 
+TEST_CASE("a special token that its normalizer writes otherwise is shown") {
+  json tokenizer = small();
+  tokenizer["normalizer"] = {{"type", "Prepend"}, {"prepend", "a"}};
+  tokenizer["added_tokens"][0]["normalized"] = true;
+  const Codec codec = make(tokenizer);
+  CHECK_FALSE(codec.special(5));
+  CHECK_FALSE(codec.skips(5));
+  CHECK(codec.decode({2, 5}) == "aba<s>");
+}
+
 TEST_CASE("words of any length are merged alike") {
   const Codec codec = make(small());
   for (const std::size_t pairs : {1U, 2U, 3U, 24U, 25U, 26U, 500U, 20001U}) {
