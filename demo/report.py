@@ -92,13 +92,20 @@ def summarise_report(report: dict[str, Any], folder: str) -> str:
     allowed = f"{own}, allowed {parity['allowed']:.1e}"
     compared = f"{tokens['prompts']} prompts at depths {', '.join(map(str, tokens['depths']))}"
     ties = tokens["ties"]
+    first, last = settings.PRELUDE, settings.CODA
+    between = settings.LAYERS - first - last
     minutes = report["seconds"]["train"] / 60
+    happened = textwrap.fill(
+        f"What happened: SmolLM2-135M-Instruct has {settings.LAYERS} layers. Its first {first} and "
+        f"last {last} were kept, the {between} between became ONE layer that is looped `depth` "
+        f"times and steered by a small Controller. It was trained for {minutes:.1f} minutes, "
+        "compiled to one ONNX graph, and run without PyTorch.",
+        100,
+    )
     machine = report["machine"]
     own_share = f"{bench['engine_overhead']:.1%} of a token's time is our own code"
     return f"""\
-What happened: SmolLM2-135M-Instruct has 30 layers. Its first 8 and last 8 were kept, the 14 between
-became ONE layer that is looped `depth` times and steered by a small Controller. It was trained for
-{minutes:.1f} minutes, compiled to one ONNX graph, and run without PyTorch.
+{happened}
 
 How well it reads unseen text (next-token loss in nats, mean of {len(KINDS)} texts; lower is better)
 {_heldout_lines(heldout)}
@@ -131,8 +138,8 @@ Next: .venv/bin/ouro run {folder}/bundle "your prompt" --depth {settings.DEPTH}"
 
 def _heldout_lines(heldout: dict[str, dict[str, float]]) -> str:
     titles = {
-        "full": "the original, all 30 layers",
-        "dropped": "8 + 1 + 8 layers, the rest left out",
+        "full": f"the original, all {settings.LAYERS} layers",
+        "dropped": f"{settings.PRELUDE} + 1 + {settings.CODA} layers, the rest left out",
         "converted": "converted, not trained yet",
         "trained": "converted and trained",
     }

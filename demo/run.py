@@ -13,6 +13,7 @@ from pathlib import Path
 
 from demo import settings
 from demo.fetch import FetchError, Material, fetch
+from demo.mixture import Mixture, mix_texts
 from demo.report import collect_report, summarise_report
 from demo.stages import ROOT, DemoError, Stages, call, flags, say_heading, source_hash
 
@@ -33,8 +34,11 @@ def run_demo(folder: Path = FOLDER) -> None:
     say_heading("1/8 fetch: the model and the texts")
     began = time.perf_counter()
     material = fetch()
+    mixture = mix_texts(
+        folder / "texts", material, settings.SOURCES, settings.CHARACTERS, settings.LIKE_CHARACTERS
+    )
     stages.done.setdefault("fetch", {"seconds": round(time.perf_counter() - began, 2)})
-    _build_model(stages, material)
+    _build_model(stages, material, mixture)
     _judge_model(stages, material)
     report = collect_report(folder, stages.seconds)
     content = json.dumps(report, indent=2) + "\n"
@@ -44,30 +48,31 @@ def run_demo(folder: Path = FOLDER) -> None:
     print(summarise_report(report, str(shown)))
 
 
-def _build_model(stages: Stages, material: Material) -> None:
+def _build_model(stages: Stages, material: Material, mixture: Mixture) -> None:
     """Fetched model to bundle."""
     folder = stages.folder
     converted, trained, bundle = (folder / name for name in ("converted", "trained", "bundle"))
     core = source_hash("ouroboros")
     stages.run(
         "convert",
-        "2/8 convert: 30 layers become 8, one looped layer, and 8",
+        f"2/8 convert: {settings.LAYERS} layers become {settings.PRELUDE}, one looped, and "
+        f"{settings.CODA}",
         lambda _: call("ouro", "convert", material.model, converted, *flags(settings.CONVERT)),
         inputs=[material.sha256, settings.CONVERT, core],
         outputs=["converted"],
     )
 
     def train(interrupted: bool) -> None:
-        files: list[str | Path] = ["--data", material.train, "--eval", material.eval]
+        files: list[str | Path] = ["--data", mixture.train, "--eval", mixture.like]
         files += ["--teacher", material.model]
         resume = ["--resume"] if interrupted and any((trained / "state").glob("*")) else []
         call("ouro", "train", converted, trained, *files, *flags(settings.TRAIN), *resume)
 
     stages.run(
         "train",
-        "3/8 train: a few minutes on Wikipedia passages, a depth drawn for every batch",
+        "3/8 train: a few minutes on prose, papers and code, a depth drawn for every batch",
         train,
-        inputs=[stages.done["convert"], settings.TRAIN, core],
+        inputs=[stages.done["convert"], mixture.sha256, settings.TRAIN, core],
         outputs=["trained"],
     )
     stages.run(

@@ -285,8 +285,8 @@ def evaluate_original(
 ) -> list[Row]:
     """Scores the model a checkpoint came from, whole and plainly shortened.
 
-    The shortened one keeps the checkpoint's prelude and coda and runs the middle layer once,
-    untrained: the start the paper compares with.
+    The shortened one keeps the checkpoint's prelude and coda and runs the layers that are looped
+    once, untrained: the start the paper compares with.
 
     Args:
         source: hub id, local directory or .gguf file.
@@ -311,5 +311,6 @@ def evaluate_original(
             "give that one to --original",
         )
     rows = evaluate_model("full", original.model, windows, [None], prefix, report, advance)
-    dropped = drop_middle(original.model, config.prelude, config.coda)
+    looped = range(config.recurrent, config.recurrent + config.recurrent_layers)
+    dropped = drop_middle(original.model, config.prelude, config.coda, looped)
     return rows + evaluate_model("dropped", dropped, windows, [None], prefix, report, advance)

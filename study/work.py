@@ -278,7 +278,7 @@ class Study:
         source = load_source(self.texts.model)
         paths = list(self.paths().values())
         cut = load_eval_windows(paths, source.tokenizer, seq_len, windows)
-        short = drop_middle(source.model, plan.prelude, plan.coda, plan.layer)
+        short = drop_middle(source.model, plan.prelude, plan.coda, [plan.layer])
         full, plain = (
             self.by_text(evaluate_model(name, model, cut, [None], prefix)[0].texts)
             for name, model in (("full", source.model), ("plain", short))

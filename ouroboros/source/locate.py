@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,14 +309,14 @@ def hash_weights(weights: WeightFiles, files: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def drop_middle(model: Any, prelude: int, coda: int, middle: int | None = None) -> Any:
-    """Returns the plain shortened model: prelude, the middle layer once, coda.
+def drop_middle(model: Any, prelude: int, coda: int, looped: Iterable[int]) -> Any:
+    """Returns the plain shortened model: prelude, each layer of `looped` once, coda.
 
-    The layers are shared with `model`, not copied. The paper's middle is layer `num_layers // 2`.
+    The layers are shared with `model`, not copied. The paper loops layer `num_layers // 2`.
     """
     layers = list(model.model.layers)
-    middle = len(layers) // 2 if middle is None else middle
-    kept = [*layers[:prelude], layers[middle], *layers[len(layers) - coda :]]
+    between = [layers[index] for index in looped]
+    kept = [*layers[:prelude], *between, *layers[len(layers) - coda :]]
     short = _shallow(model)
     short.model = _shallow(model.model)
     short.model.layers = nn.ModuleList(kept)

@@ -86,7 +86,7 @@ def sentence_piece(scheme: str, fallback: bool = True) -> Callable[[], Any]:
 
 
 def marked_special() -> Any:
-    """A special token that the vocabulary holds as the normalizer writes it, so that it is shown."""
+    """A special token that the normalizer writes otherwise, so that decoding shows it."""
     core = sentence_piece("llama")()
     core.add_special_tokens([AddedToken("<mask>", normalized=True)])
     return core

