@@ -23,6 +23,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/** Marks what the library shows of itself; a program that links it statically defines OURO_STATIC.
+ */
 #if defined(__GNUC__) && !defined(OURO_STATIC)
 #define OURO_API __attribute__((visibility("default")))
 #else
@@ -65,22 +67,27 @@ typedef enum ouro_finish {
 /** Depths that are no numbers of steps. */
 enum { OURO_DEPTH_DEFAULT = 0, OURO_DEPTH_AUTO = -1 };
 
+/** What went wrong; released with ouro_error_release. */
 typedef struct ouro_error ouro_error;
+/** A loaded bundle; released with ouro_engine_release. Used from any number of threads. */
 typedef struct ouro_engine ouro_engine;
+/** A conversation; released with ouro_session_release. */
 typedef struct ouro_session ouro_session;
+/** An answer in the making; released with ouro_stream_release. */
 typedef struct ouro_stream ouro_stream;
+/** What a call gives back; released with ouro_result_release. */
 typedef struct ouro_result ouro_result;
 
 /** Text that need not end with a zero byte; UTF-8. */
 typedef struct ouro_text {
-  const char* data;
-  size_t bytes;
+  const char* data; /**< may be null where `bytes` is 0 */
+  size_t bytes;     /**< of `data` */
 } ouro_text;
 
 /** One message of a chat. */
 typedef struct ouro_message {
-  ouro_text role; /**< such as "system", "user" or "assistant" */
-  ouro_text content;
+  ouro_text role;    /**< such as "system", "user" or "assistant" */
+  ouro_text content; /**< what was said */
 } ouro_message;
 
 /** What a prompt is. */
@@ -92,13 +99,13 @@ typedef enum ouro_prompt_kind {
 
 /** What to generate from: text, ids or messages, by `kind`. */
 typedef struct ouro_prompt {
-  size_t size;  /**< of this structure */
-  int32_t kind; /**< an ouro_prompt_kind */
-  ouro_text text;
-  const int64_t* ids;
-  size_t id_count;
-  const ouro_message* messages;
-  size_t message_count;
+  size_t size;                  /**< of this structure */
+  int32_t kind;                 /**< an ouro_prompt_kind */
+  ouro_text text;               /**< of OURO_PROMPT_TEXT */
+  const int64_t* ids;           /**< of OURO_PROMPT_IDS: tokens, taken as they are */
+  size_t id_count;              /**< of `ids` */
+  const ouro_message* messages; /**< of OURO_PROMPT_MESSAGES, the oldest first */
+  size_t message_count;         /**< of `messages` */
 } ouro_prompt;
 
 /** Which fields of ouro_options were given; the others take the bundle's defaults. */
@@ -114,18 +121,19 @@ enum {
 
 /** How a sequence is generated; docs/sampling.md says exactly how a token is chosen. */
 typedef struct ouro_options {
-  size_t size;    /**< of this structure */
-  uint32_t given; /**< OURO_GIVEN_* of the fields below that count */
-  int64_t max_new_tokens;
-  double temperature; /**< 0 takes the most likely token */
-  int64_t top_k;      /**< 0 keeps all */
-  double top_p;
-  double min_p;
-  double repetition_penalty;
-  uint64_t seed;         /**< not given: the system draws one */
-  int64_t logprobs;      /**< how many of the best tokens to keep beside the chosen one */
-  const ouro_text* stop; /**< texts to stop before */
-  size_t stop_count;
+  size_t size;            /**< of this structure */
+  uint32_t given;         /**< OURO_GIVEN_* of the fields below that count */
+  int64_t max_new_tokens; /**< the sequence ends after so many; always counts */
+  double temperature;     /**< 0 takes the most likely token */
+  int64_t top_k;          /**< keeps so many of the most likely tokens; 0 keeps all */
+  double top_p;           /**< keeps the most likely tokens that make up this probability */
+  double min_p;           /**< keeps tokens of this share of the best one's probability */
+  double
+      repetition_penalty; /**< divides or multiplies logits of tokens that stand before; 1: none */
+  uint64_t seed;          /**< not given: the system draws one */
+  int64_t logprobs;       /**< how many of the best tokens to keep beside the chosen one */
+  const ouro_text* stop;  /**< texts to stop before */
+  size_t stop_count;      /**< of `stop` */
 } ouro_options;
 
 /** One sequence to generate. */
@@ -147,48 +155,52 @@ typedef struct ouro_open_options {
 
 /** The numbers of a model. Text lives as long as the engine's handle. */
 typedef struct ouro_info {
-  size_t size; /**< of this structure, set by the caller */
-  int64_t min_depth, max_depth, default_depth;
-  int64_t vocab_size, hidden_size, max_positions;
+  size_t size;              /**< of this structure, set by the caller */
+  int64_t min_depth;        /**< the least depth, in recurrences */
+  int64_t max_depth;        /**< the greatest */
+  int64_t default_depth;    /**< of OURO_DEPTH_DEFAULT */
+  int64_t vocab_size;       /**< logits a token */
+  int64_t hidden_size;      /**< numbers of a hidden state */
+  int64_t max_positions;    /**< tokens of a sequence, prompt included */
   int32_t can_choose_depth; /**< whether OURO_DEPTH_AUTO works */
   int32_t can_chat;         /**< whether the chat template is there and compiled */
   ouro_text backend;        /**< "cpu", "cuda" or "trt" */
   ouro_text reason;         /**< why it was taken */
-  ouro_text precision;
+  ouro_text precision;      /**< of the weights: "fp32", "fp16", "bf16", "int8" or "int4" */
 } ouro_info;
 
 /** A token among the most likely. */
 typedef struct ouro_candidate {
-  int64_t token;
+  int64_t token;  /**< its id */
   double logprob; /**< natural logarithm of its probability */
 } ouro_candidate;
 
 /** What the model gave a chosen token. */
 typedef struct ouro_logprob {
-  int64_t token;
-  double logprob;
+  int64_t token;              /**< the chosen one's id */
+  double logprob;             /**< natural logarithm of its probability */
   const ouro_candidate* best; /**< the most likely first */
-  size_t best_count;
+  size_t best_count;          /**< of `best` */
 } ouro_logprob;
 
 /** One finished sequence; its pointers live as long as the result. */
 typedef struct ouro_generation {
-  size_t size;        /**< of this structure, set by the caller */
-  ouro_text text;     /**< of the new tokens, up to a stop string */
-  const int64_t* ids; /**< the new tokens, an end-of-text token included */
-  size_t id_count;
-  int64_t prompt_tokens;
-  int64_t depth;
-  ouro_finish finish;
+  size_t size;                  /**< of this structure, set by the caller */
+  ouro_text text;               /**< of the new tokens, up to a stop string */
+  const int64_t* ids;           /**< the new tokens, an end-of-text token included */
+  size_t id_count;              /**< of `ids` */
+  int64_t prompt_tokens;        /**< tokens of the prompt */
+  int64_t depth;                /**< recurrences that it was made with */
+  ouro_finish finish;           /**< why it ended */
   const ouro_logprob* logprobs; /**< one a token where asked for, else null */
 } ouro_generation;
 
 /** One token of a stream; its pointers live until the next call with the stream. */
 typedef struct ouro_piece {
-  size_t size;    /**< of this structure, set by the caller */
-  ouro_text text; /**< complete with this token; often a word, sometimes empty */
-  int64_t token;  /**< -1 in the piece that reports a cancellation */
-  ouro_finish finish;
+  size_t size;                 /**< of this structure, set by the caller */
+  ouro_text text;              /**< complete with this token; often a word, sometimes empty */
+  int64_t token;               /**< -1 in the piece that reports a cancellation */
+  ouro_finish finish;          /**< OURO_FINISH_NONE until the last piece */
   const ouro_logprob* logprob; /**< null where not asked for */
 } ouro_piece;
 

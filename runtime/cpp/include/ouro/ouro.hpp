@@ -31,26 +31,30 @@ class Stream {
   /** Walks over the pieces, once. */
   class Iterator {
    public:
-    using iterator_category = std::input_iterator_tag;
-    using value_type = Piece;
-    using difference_type = std::ptrdiff_t;
-    using pointer = const Piece*;
-    using reference = const Piece&;
+    using iterator_category = std::input_iterator_tag; /**< of the standard library */
+    using value_type = Piece;                          /**< likewise */
+    using difference_type = std::ptrdiff_t;            /**< likewise */
+    using pointer = const Piece*;                      /**< likewise */
+    using reference = const Piece&;                    /**< likewise */
 
     /** The end. */
     Iterator() = default;
     /** The next piece of a stream, which must outlive this. */
     explicit Iterator(Stream& stream) : stream_(&stream) { ++*this; }
+    /** The piece; not of the end. */
     reference operator*() const { return *piece_; }
+    /** The piece; not of the end. */
     pointer operator->() const { return &*piece_; }
     /** Generates the next token. */
     Iterator& operator++() {
       piece_ = stream_->next();
       return *this;
     }
+    /** Whether both are at the end, or neither. */
     friend bool operator==(const Iterator& one, const Iterator& other) {
       return one.piece_.has_value() == other.piece_.has_value();
     }
+    /** Whether one is at the end and the other not. */
     friend bool operator!=(const Iterator& one, const Iterator& other) { return !(one == other); }
 
    private:
@@ -90,7 +94,9 @@ class Stream {
     detail::call(ouro_stream_depth, static_cast<const ouro_stream*>(handle_.get()), &depth);
     return depth;
   }
+  /** The next piece, which is generated here. */
   Iterator begin() { return Iterator(*this); }
+  /** The end. */
   Iterator end() { return Iterator(); }
 
  private:

@@ -70,21 +70,21 @@ using Prompt = std::variant<std::string, Ids, std::vector<Message>>;
 
 /** How a sequence is generated; what is not set takes the bundle's defaults. See ouro_options. */
 struct Options {
-  std::int64_t max_new_tokens = 64;
-  std::optional<double> temperature;
-  std::optional<std::int64_t> top_k;
-  std::optional<double> top_p;
-  std::optional<double> min_p;
-  std::optional<double> repetition_penalty;
-  std::optional<std::uint64_t> seed;
-  std::optional<std::int64_t> logprobs;
-  std::vector<std::string> stop;
+  std::int64_t max_new_tokens = 64;  /**< the sequence ends after so many */
+  std::optional<double> temperature; /**< 0 takes the most likely token */
+  std::optional<std::int64_t> top_k; /**< keeps so many of the most likely; 0 keeps all */
+  std::optional<double> top_p;       /**< keeps the likeliest that make up this probability */
+  std::optional<double> min_p;       /**< keeps tokens of this share of the best one's */
+  std::optional<double> repetition_penalty; /**< of tokens that stand before; 1: none */
+  std::optional<std::uint64_t> seed;        /**< not set: the system draws one */
+  std::optional<std::int64_t> logprobs;     /**< of so many of the best beside the chosen token */
+  std::vector<std::string> stop;            /**< texts to stop before */
 };
 
 /** Recurrences: a number, the bundle's default, or chosen on the prompt. */
 struct Depth {
-  std::int64_t steps = OURO_DEPTH_DEFAULT;
-  double halt_threshold = 0; /**< of `automatic`; 0 takes the bundle's */
+  std::int64_t steps = OURO_DEPTH_DEFAULT; /**< 1 and more, or an OURO_DEPTH_* */
+  double halt_threshold = 0;               /**< of `automatic`; 0 takes the bundle's */
 
   Depth() = default;
   /** A fixed depth. */
@@ -99,51 +99,56 @@ struct Depth {
 
 /** One sequence to generate. */
 struct Request {
-  Prompt prompt;
-  Depth depth;
-  Options options;
+  Prompt prompt;   /**< what to go on from */
+  Depth depth;     /**< recurrences */
+  Options options; /**< how tokens are chosen, and when it ends */
 };
 
 /** What the model gave a chosen token, and the most likely ones with their logarithms. */
 struct Logprob {
-  std::int64_t token = 0;
-  double logprob = 0;
-  std::vector<std::pair<std::int64_t, double>> best;
+  std::int64_t token = 0;                            /**< the chosen one's id */
+  double logprob = 0;                                /**< natural logarithm of its probability */
+  std::vector<std::pair<std::int64_t, double>> best; /**< ids and logarithms, the likeliest first */
 };
 
 /** One finished sequence. */
 struct Generation {
-  std::string text; /**< of the new tokens, up to a stop string */
-  Ids ids;          /**< the new tokens, an end-of-text token included */
-  std::int64_t prompt_tokens = 0;
-  std::int64_t depth = 0;
-  Finish finish = Finish::kNone;
-  std::vector<Logprob> logprobs; /**< of every new token, where asked for */
+  std::string text;               /**< of the new tokens, up to a stop string */
+  Ids ids;                        /**< the new tokens, an end-of-text token included */
+  std::int64_t prompt_tokens = 0; /**< tokens of the prompt */
+  std::int64_t depth = 0;         /**< recurrences that it was made with */
+  Finish finish = Finish::kNone;  /**< why it ended */
+  std::vector<Logprob> logprobs;  /**< of every new token, where asked for */
 };
 
 /** One token of a stream, and the text that is complete with it. */
 struct Piece {
-  std::string text;
+  std::string text;                  /**< often a word, sometimes empty */
   std::optional<std::int64_t> token; /**< none in the piece that reports a cancellation */
-  Finish finish = Finish::kNone;
-  std::optional<Logprob> logprob;
+  Finish finish = Finish::kNone;     /**< kNone until the last piece */
+  std::optional<Logprob> logprob;    /**< where asked for */
 };
 
 /** Logits of a prompt, row by row. */
 struct Logits {
-  std::size_t rows = 0;    /**< tokens of the prompt */
-  std::size_t columns = 0; /**< tokens of the vocabulary */
-  std::vector<float> values;
+  std::size_t rows = 0;      /**< tokens of the prompt */
+  std::size_t columns = 0;   /**< tokens of the vocabulary */
+  std::vector<float> values; /**< rows * columns of them */
 };
 
 /** What a bundle is and what runs it. */
 struct Info {
-  std::int64_t min_depth = 0, max_depth = 0, default_depth = 0;
-  std::int64_t vocab_size = 0, hidden_size = 0, max_positions = 0;
-  bool can_choose_depth = false, can_chat = false;
-  std::string backend; /**< "cpu", "cuda" or "trt" */
-  std::string reason;  /**< why it was taken */
-  std::string precision;
+  std::int64_t min_depth = 0;     /**< the least depth, in recurrences */
+  std::int64_t max_depth = 0;     /**< the greatest */
+  std::int64_t default_depth = 0; /**< where a request names none */
+  std::int64_t vocab_size = 0;    /**< logits a token */
+  std::int64_t hidden_size = 0;   /**< numbers of a hidden state */
+  std::int64_t max_positions = 0; /**< tokens of a sequence, prompt included */
+  bool can_choose_depth = false;  /**< whether Depth::automatic works */
+  bool can_chat = false;          /**< whether the chat template is there and compiled */
+  std::string backend;            /**< "cpu", "cuda" or "trt" */
+  std::string reason;             /**< why it was taken */
+  std::string precision;          /**< of the weights: "fp32", "fp16", "bf16", "int8" or "int4" */
 };
 
 /** How a bundle is opened. */
