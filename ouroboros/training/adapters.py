@@ -99,7 +99,7 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
     """Marks what a run trains, and puts adapters into the model where it trains some.
 
     Raises:
-        ConfigError: as `Adapters`, or nothing trains.
+        ConfigError: as `Adapters`, nothing trains, or a rate is of what the model lacks.
     """
     adapters = None
     if options.adapted:
@@ -109,6 +109,12 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
     model.mark_trainable(options.train_coda, options.train_recurrent)
     if not model.trainable_names():
         raise ConfigError("nothing of this model trains", "give --train-coda, say lora")
+    if options.bridge_learning_rate and model.bridge is None:
+        raise ConfigError(
+            f"--bridge-learning-rate={options.bridge_learning_rate} is of a bridge, and this model "
+            "has none",
+            "leave it out",
+        )
     return adapters
 
 

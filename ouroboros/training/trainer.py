@@ -206,24 +206,31 @@ class OuroborosTrainer(Trainer):
         return mean
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Makes AdamW: whole layers may learn at a rate of their own, matrices alone decay."""
+        """Makes AdamW: layers and bridge may have rates of their own, matrices alone decay."""
         made = self.optimizer
         if made is None:
-            own = self.options.layer_learning_rate or self.options.learning_rate
-            rates = {True: own, False: self.options.learning_rate}
             decays = {True: self.options.weight_decay, False: 0.0}
             matrices = set(self.get_decay_parameter_names(self.model))
-            groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+            groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
             for name, parameter in self._trainable().items():
-                layer = name.startswith(LAYERS) and not name.endswith(FREE_FACTORS)
-                groups.setdefault((layer, name in matrices), []).append(parameter)
+                groups.setdefault((self._rate(name), name in matrices), []).append(parameter)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
             parts = [
-                {"params": params, "lr": rates[layer], "weight_decay": decays[matrix]}
-                for (layer, matrix), params in groups.items()
+                {"params": params, "lr": rate, "weight_decay": decays[matrix]}
+                for (rate, matrix), params in groups.items()
             ]
             made = self.optimizer = kind(parts, **settings)
         return made
+
+    def _rate(self, name: str) -> float:
+        """The highest learning rate of a parameter."""
+        options = self.options
+        own = 0.0
+        if name.startswith(LAYERS) and not name.endswith(FREE_FACTORS):
+            own = options.layer_learning_rate
+        elif name.startswith("bridge."):
+            own = options.bridge_learning_rate
+        return own or options.learning_rate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores the held-out text at every scored depth, and the gates on it.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,56 +93,41 @@ def losses(out: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads(text)["log_history"] if "loss" in entry]
 
 
-@pytest.fixture(scope="module")
-def launched(
-    corpus: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Path, dict[str, Any], dict[str, float]]]:
-    """Trains an arm in two processes, once: where, with what options, and what `launch` returns."""
-    folder = tmp_path_factory.mktemp("sharded")
-
-    @functools.cache
-    def run(arm: str) -> tuple[Path, dict[str, Any], dict[str, float]]:
-        given = {**COMMON, **ARMS[arm]}
-        if arm == "adapters":
-            given["teacher"] = str(write_teacher(checkpoint, folder / "teacher"))
-        held = launch(checkpoint, folder / arm, corpus, {**given, "batch_size": 2})
-        return folder / arm, given, held
-
-    return run
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("arm", ARMS)
 def test_pieces_give_the_curve_and_the_weights_of_the_whole(
-    corpus: Path, checkpoint: Path, tmp_path: Path, launched: Any, arm: str
+    corpus: Path, checkpoint: Path, tmp_path: Path, arm: str
 ) -> None:
     """In float32 to rounding; in bfloat16 to what DDP differs by too, a sum over two halves."""
-    pieces, given, held = launched(arm)
+    given = {**COMMON, **ARMS[arm]}
+    if arm == "adapters":
+        given["teacher"] = str(write_teacher(checkpoint, tmp_path / "teacher"))
+    held = launch(checkpoint, tmp_path / "two", corpus, {**given, "batch_size": 2})
     assert {name: share for name, share in held.items() if share != 0.5} == {}
     train(checkpoint, tmp_path / "one", options(corpus, **given, batch_size=4))
-    two, one = losses(pieces), losses(tmp_path / "one")
+    two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert len(one) == len(two) == 8
     exact = arm != "bf16"
     assert two == pytest.approx(one, abs=1e-4) if exact else two == pytest.approx(one, rel=5e-3)
     assert max(one) - min(one) > 0.1  # a curve, and not a line that any run gives
-    load_checkpoint(pieces)
-    found, expected = (load_file(p / "model.safetensors") for p in (pieces, tmp_path / "one"))
+    load_checkpoint(tmp_path / "two")
+    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("two", "one"))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         atol = 1e-5 if exact else 0.02
         torch.testing.assert_close(found[name], value, rtol=0, atol=atol)
     start = load_file(checkpoint / "model.safetensors")
     assert any(not torch.equal(value, found[name]) for name, value in start.items())
+    if arm == "full":
+        goes_on_to_the_same_bits(checkpoint, tmp_path / "two", corpus, given)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_pieces_go_on_to_the_same_bits(
-    corpus: Path, checkpoint: Path, tmp_path: Path, launched: Any
+def goes_on_to_the_same_bits(
+    checkpoint: Path, whole: Path, corpus: Path, given: dict[str, Any]
 ) -> None:
-    whole, given, _ = launched("full")
-    parts = tmp_path / "parts"
+    """Takes the last state and the end from a copy of a run, and lets it go on."""
+    parts = whole.with_name("parts")
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "state" / "step-8")
     (parts / "model.safetensors").unlink()
