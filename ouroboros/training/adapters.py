@@ -109,10 +109,10 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
     model.mark_trainable(options.train_coda, options.train_recurrent)
     if not model.trainable_names():
         raise ConfigError("nothing of this model trains", "give --train-coda, say lora")
-    if options.bridge_learning_rate and model.bridge is None:
+    if options.gate_learning_rate and model.recurrent.gate is None:
         raise ConfigError(
-            f"--bridge-learning-rate={options.bridge_learning_rate} is of a bridge, and this model "
-            "has none",
+            f"--gate-learning-rate={options.gate_learning_rate} is of a gate, and this model has "
+            "none",
             "leave it out",
         )
     return adapters

@@ -85,7 +85,7 @@ class TrainOptions:
     layer_learning_rate: float = option(
         0.0, "the highest one of what trains of these layers; 0: --learning-rate"
     )
-    bridge_learning_rate: float = option(0.0, "the highest one of the bridge; 0: --learning-rate")
+    gate_learning_rate: float = option(0.0, "the highest one of the gate; 0: --learning-rate")
     teacher: str = option("", "the original model, to distil from: hub id, directory or .gguf")
     distill: float = option(
         0.5, "share of the teacher's KL in the loss; the cross-entropy has the rest"
@@ -132,7 +132,7 @@ class TrainOptions:
                 f"give more than 0 and at most {MAX_LEARNING_RATE:g} (0.001 is usual)",
             )
         for name in (
-            "weight_decay", "max_grad_norm", "layer_learning_rate", "bridge_learning_rate",
+            "weight_decay", "max_grad_norm", "layer_learning_rate", "gate_learning_rate",
             "depth_term",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):

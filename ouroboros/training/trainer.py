@@ -206,7 +206,7 @@ class OuroborosTrainer(Trainer):
         return mean
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Makes AdamW: layers and bridge may have rates of their own, matrices alone decay."""
+        """Makes AdamW: layers and gate may have rates of their own, matrices alone decay."""
         made = self.optimizer
         if made is None:
             decays = {True: self.options.weight_decay, False: 0.0}
@@ -228,8 +228,8 @@ class OuroborosTrainer(Trainer):
         own = 0.0
         if name.startswith(LAYERS) and not name.endswith(FREE_FACTORS):
             own = options.layer_learning_rate
-        elif name.startswith("bridge."):
-            own = options.bridge_learning_rate
+        elif name.startswith("recurrent.gate."):
+            own = options.gate_learning_rate
         return own or options.learning_rate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

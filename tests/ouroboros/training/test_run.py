@@ -106,17 +106,18 @@ def test_trainable_parameters_change_and_frozen_do_not(
         assert changed == (name in trained), name
 
 
-def test_layers_and_bridge_have_rates_of_their_own(corpus: Path, tmp_path: Path) -> None:
+def test_layers_and_gate_have_rates_of_their_own(corpus: Path, tmp_path: Path) -> None:
     """With AdamW's first step every number of a part moves by its rate, whatever its gradient."""
-    path, out = tmp_path / "bridged", tmp_path / "trained"
-    save_checkpoint(tiny_model(bridge="entry"), tiny_tokenizer(), path)
+    path, out = tmp_path / "gated", tmp_path / "trained"
+    save_checkpoint(tiny_model(), tiny_tokenizer(), path)
     rates = {
-        "learning_rate": 1e-3, "layer_learning_rate": 1e-4, "bridge_learning_rate": 1e-5,
+        "learning_rate": 1e-3, "layer_learning_rate": 1e-4, "gate_learning_rate": 1e-5,
     }  # fmt: skip
     train(path, out, options(corpus, train_steps=1, warmup=0, train_coda="full", **rates))
     before, after = (load_checkpoint(one)[0].state_dict() for one in (path, out))
     expected = {
-        "recurrent.norm.weight": 1e-3, "coda.0.mlp.up_proj.weight": 1e-4, "bridge.weight": 1e-5,
+        "recurrent.norm.weight": 1e-3, "coda.0.mlp.up_proj.weight": 1e-4,
+        "recurrent.gate.proj.weight": 1e-5,
     }  # fmt: skip
     for name, rate in expected.items():
         moved = float((after[name] - before[name]).abs().max())
@@ -328,8 +329,10 @@ def test_bad_runs_are_refused_before_anything_is_written(corpus: Path, checkpoin
         advice = f"max_depth 6; give --{flag} 1-6 or convert with a larger --max-depth"
         with pytest.raises(ConfigError, match=advice):
             train(checkpoint, out, options(corpus, **changes))
-    with pytest.raises(ConfigError, match=r"--bridge-learning-rate=0\.1 is of a bridge, and"):
-        train(checkpoint, out, options(corpus, bridge_learning_rate=0.1))
+    ungated = corpus.parent / "ungated"
+    save_checkpoint(tiny_model(gate=False), tiny_tokenizer(), ungated)
+    with pytest.raises(ConfigError, match=r"--gate-learning-rate=0\.1 is of a gate, and this"):
+        train(ungated, out, options(corpus, gate_learning_rate=0.1))
     with pytest.raises(TrainingError, match="is what it is made from"):
         train(checkpoint, checkpoint, options(corpus))
     assert not out.exists()
@@ -490,7 +493,7 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
         ({"temperature": 0.0, "teacher": "x"}, "--temperature=0.0 is not allowed"),
         ({"temperature": math.inf, "teacher": "x"}, "--temperature=inf is not allowed"),
         ({"layer_learning_rate": -1e-3, "train_coda": "full"}, "--layer-learning-rate=-0.001 is"),
-        ({"bridge_learning_rate": math.inf}, "--bridge-learning-rate=inf is not allowed; give 0"),
+        ({"gate_learning_rate": math.inf}, "--gate-learning-rate=inf is not allowed; give 0"),
         ({"distill": 0.9}, "--distill=0.9 is of distillation, and there is no teacher; give --te"),
         ({"temperature": 2.0}, "--temperature=2.0 is of distillation, .* leave --temperature out"),
         ({"distill": 0.0, "teacher": "x"}, "--distill=0.0 makes no use of --teacher"),
