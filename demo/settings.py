@@ -33,7 +33,7 @@ TRAIN = {
     "--batch-size": "4",
     "--seq-len": "256",
     "--precision": "bf16",
-    "--learning-rate": "5e-4",
+    "--learning-rate": "1e-3",
     "--layer-learning-rate": "2e-4",
     "--train-coda": "full",
     "--train-recurrent": "full",

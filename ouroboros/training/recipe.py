@@ -85,7 +85,9 @@ class TrainOptions:
     layer_learning_rate: float = option(
         0.0, "the highest one of what trains of these layers; 0: --learning-rate"
     )
-    gate_learning_rate: float = option(0.0, "the highest one of the gate; 0: --learning-rate")
+    gate_learning_rate: float = option(
+        0.0, "the highest one of the gate; 0: a tenth of --learning-rate"
+    )
     teacher: str = option("", "the original model, to distil from: hub id, directory or .gguf")
     distill: float = option(
         0.5, "share of the teacher's KL in the loss; the cross-entropy has the rest"

@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from ouroboros.training.recipe import TrainOptions
 
 WEIGHTS = "trainable.safetensors"
+# Of the learning rate, where none is given for the gate: a large matrix that reads states of up to
+# thousands. At the rate of the others it makes deep read-outs worse (study/LOG.md).
+GATE_RATE = 0.1
 LAYERS = ("coda.", "recurrent.layers.", "norm.")  # what is trained of the original's own layers
 SAMPLE_WINDOWS = 2
 
@@ -229,7 +232,7 @@ class OuroborosTrainer(Trainer):
         if name.startswith(LAYERS) and not name.endswith(FREE_FACTORS):
             own = options.layer_learning_rate
         elif name.startswith("recurrent.gate."):
-            own = options.gate_learning_rate
+            own = options.gate_learning_rate or GATE_RATE * options.learning_rate
         return own or options.learning_rate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

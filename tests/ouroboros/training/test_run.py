@@ -106,18 +106,19 @@ def test_trainable_parameters_change_and_frozen_do_not(
         assert changed == (name in trained), name
 
 
-def test_layers_and_gate_have_rates_of_their_own(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "gate_rate"), [({"gate_learning_rate": 1e-5}, 1e-5), ({}, 1e-4)])
+def test_layers_and_gate_have_rates_of_their_own(
+    corpus: Path, tmp_path: Path, given: dict[str, float], gate_rate: float
+) -> None:
     """With AdamW's first step every number of a part moves by its rate, whatever its gradient."""
     path, out = tmp_path / "gated", tmp_path / "trained"
     save_checkpoint(tiny_model(), tiny_tokenizer(), path)
-    rates = {
-        "learning_rate": 1e-3, "layer_learning_rate": 1e-4, "gate_learning_rate": 1e-5,
-    }  # fmt: skip
+    rates = {"learning_rate": 1e-3, "layer_learning_rate": 3e-5, **given}
     train(path, out, options(corpus, train_steps=1, warmup=0, train_coda="full", **rates))
     before, after = (load_checkpoint(one)[0].state_dict() for one in (path, out))
     expected = {
-        "recurrent.norm.weight": 1e-3, "coda.0.mlp.up_proj.weight": 1e-4,
-        "recurrent.gate.proj.weight": 1e-5,
+        "recurrent.norm.weight": 1e-3, "coda.0.mlp.up_proj.weight": 3e-5,
+        "recurrent.gate.proj.weight": gate_rate,
     }  # fmt: skip
     for name, rate in expected.items():
         moved = float((after[name] - before[name]).abs().max())
