@@ -56,9 +56,7 @@ checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
 given = json.loads(sys.argv[4])
 run.train(checkpoint, out, options(corpus, **given), resume=True)
 """
-COMMON: dict[str, Any] = {
-    "train_steps": 8, "depth": "1-6", "seed": 3, "learning_rate": 2e-3, "save_every": 4,
-}  # fmt: skip
+COMMON: dict[str, Any] = {"train_steps": 8, "depth": "1-6", "seed": 3, "learning_rate": 2e-3}
 ARMS: dict[str, dict[str, Any]] = {
     "full": {
         "train_coda": "full", "train_recurrent": "full", "recompute": True, "learning_rate": 2e-4,
@@ -100,12 +98,12 @@ def test_pieces_give_the_curve_and_the_weights_of_the_whole(
     corpus: Path, checkpoint: Path, tmp_path: Path, arm: str
 ) -> None:
     """In float32 to rounding; in bfloat16 to what DDP differs by too, a sum over two halves."""
-    given = {**COMMON, **ARMS[arm]}
+    common = {**COMMON, **ARMS[arm]}
     if arm == "adapters":
-        given["teacher"] = str(write_teacher(checkpoint, tmp_path / "teacher"))
-    held = launch(checkpoint, tmp_path / "two", corpus, {**given, "batch_size": 2})
+        common["teacher"] = str(write_teacher(checkpoint, tmp_path / "teacher"))
+    held = launch(checkpoint, tmp_path / "two", corpus, {**common, "batch_size": 2})
     assert {name: share for name, share in held.items() if share != 0.5} == {}
-    train(checkpoint, tmp_path / "one", options(corpus, **given, batch_size=4))
+    train(checkpoint, tmp_path / "one", options(corpus, **common, batch_size=4))
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert len(one) == len(two) == 8
     exact = arm != "bf16"
@@ -119,20 +117,18 @@ def test_pieces_give_the_curve_and_the_weights_of_the_whole(
         torch.testing.assert_close(found[name], value, rtol=0, atol=atol)
     start = load_file(checkpoint / "model.safetensors")
     assert any(not torch.equal(value, found[name]) for name, value in start.items())
-    if arm == "full":
-        goes_on_to_the_same_bits(checkpoint, tmp_path / "two", corpus, given)
 
 
-def goes_on_to_the_same_bits(
-    checkpoint: Path, whole: Path, corpus: Path, given: dict[str, Any]
-) -> None:
-    """Takes the last state and the end from a copy of a run, and lets it go on."""
-    parts = whole.with_name("parts")
-    shutil.copytree(whole, parts)
-    shutil.rmtree(parts / "state" / "step-8")
-    (parts / "model.safetensors").unlink()
-    launch(checkpoint, parts, corpus, {**given, "batch_size": 2})
-    found, expected = (load_file(path / "model.safetensors") for path in (parts, whole))
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_pieces_go_on_to_the_same_bits(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    given = {**COMMON, **ARMS["full"], "batch_size": 2, "save_every": 4}
+    launch(checkpoint, tmp_path / "whole", corpus, given)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "state" / "step-8")
+    (tmp_path / "parts" / "model.safetensors").unlink()
+    launch(checkpoint, tmp_path / "parts", corpus, given)
+    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("parts", "whole"))
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
