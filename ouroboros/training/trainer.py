@@ -29,7 +29,6 @@ from transformers import (
 
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows, scoring_prefix
-from ouroboros.model.modulation import FREE_FACTORS
 from ouroboros.model.names import current_name
 from ouroboros.model.step import gate_means
 from ouroboros.text.windows import PackedWindows, collate
@@ -42,6 +41,7 @@ from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE
 from ouroboros.training.qat import rounded_once
+from ouroboros.training.rates import highest_rate
 from ouroboros.training.sharded import (
     casting,
     check_sharded,
@@ -59,10 +59,6 @@ if TYPE_CHECKING:
     from ouroboros.training.recipe import TrainOptions
 
 WEIGHTS = "trainable.safetensors"
-# Of the learning rate, where none is given for the gate: a large matrix that reads states of up to
-# thousands. At the rate of the others it makes deep read-outs worse (study/LOG.md).
-GATE_RATE = 0.1
-LAYERS = ("coda.", "recurrent.layers.", "norm.")  # what is trained of the original's own layers
 SAMPLE_WINDOWS = 2
 
 
@@ -216,7 +212,8 @@ class OuroborosTrainer(Trainer):
             matrices = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
             for name, parameter in self._trainable().items():
-                groups.setdefault((self._rate(name), name in matrices), []).append(parameter)
+                rate = highest_rate(name, self.options)
+                groups.setdefault((rate, name in matrices), []).append(parameter)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
             parts = [
                 {"params": params, "lr": rate, "weight_decay": decays[matrix]}
@@ -224,16 +221,6 @@ class OuroborosTrainer(Trainer):
             ]
             made = self.optimizer = kind(parts, **settings)
         return made
-
-    def _rate(self, name: str) -> float:
-        """The highest learning rate of a parameter."""
-        options = self.options
-        own = 0.0
-        if name.startswith(LAYERS) and not name.endswith(FREE_FACTORS):
-            own = options.layer_learning_rate
-        elif name.startswith("recurrent.gate."):
-            own = options.gate_learning_rate or GATE_RATE * options.learning_rate
-        return own or options.learning_rate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores the held-out text at every scored depth, and the gates on it.

@@ -108,7 +108,6 @@ KINDS: dict[str, Callable[[], Any]] = {
         decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
     ),
     "llama": with_decoder(LLAMA, MIXED),
-    "llama, marked special": marked_special,
     "llama, words": with_decoder(LLAMA, WORDS),
     "bytes": with_decoder(decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]), BYTES),
     "strip both": with_decoder(
@@ -133,6 +132,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "regex over tokens": with_decoder(
         decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex("a.*c"), "x")]), WORDS
     ),
+    "llama, marked special": marked_special,
 }
 
 
