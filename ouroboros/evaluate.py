@@ -311,6 +311,6 @@ def evaluate_original(
             "give that one to --original",
         )
     rows = evaluate_model("full", original.model, windows, [None], prefix, report, advance)
-    looped = range(config.recurrent, config.recurrent + config.recurrent_layers)
+    looped = config.looped_layers()
     dropped = drop_middle(original.model, config.prelude, config.coda, looped)
     return rows + evaluate_model("dropped", dropped, windows, [None], prefix, report, advance)

@@ -237,7 +237,7 @@ def _join(names: Sequence[str]) -> str:
 
 
 def _dropped(config: OuroborosConfig) -> list[int]:
-    looped = range(config.recurrent, config.recurrent + config.recurrent_layers)
+    looped = config.looped_layers()
     replaced = range(config.prelude, config.original_layers - config.coda)
     return [layer for layer in replaced if layer not in looped]
 

@@ -325,6 +325,10 @@ class OuroborosConfig(PreTrainedConfig):
             )
         return depth
 
+    def looped_layers(self) -> range:
+        """Original indices of the layers that are looped."""
+        return range(self.recurrent, self.recurrent + self.recurrent_layers)
+
     def removed_layers(self) -> list[list[int]]:
         """Original indices of the removed layers that each looped layer stands in for.
 

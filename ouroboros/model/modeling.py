@@ -80,7 +80,7 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             attention.layer_idx = slot
         self.prelude = nn.ModuleList(layers[: config.prelude])
         self.bridge = Bridge(config) if config.bridge != "none" else None
-        looped = range(config.recurrent, config.recurrent + config.recurrent_layers)
+        looped = config.looped_layers()
         self.recurrent = RecurrentStep(config, [layer_class(base, layer) for layer in looped])
         self.halter = Halter(config) if config.halting else None
         self.coda = nn.ModuleList(layers[config.prelude :])

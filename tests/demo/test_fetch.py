@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from demo import fetch
+from demo.documents import write_documents
 from tests.support.paths import ROOT
 
 RUN = "one two three four five six seven eight nine ten eleven twelve thirteen"
@@ -48,7 +49,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     )
     made = {}
     for name, texts in ((fetch.TRAIN, train), (fetch.EVAL, apart)):
-        fetch._write_passages(tmp_path / "made", texts)
+        write_documents(tmp_path / "made", texts)
         made[name] = hashlib.sha256((tmp_path / "made").read_bytes()).hexdigest()
     monkeypatch.setattr(fetch, "MADE", made)
 

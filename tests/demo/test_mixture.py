@@ -54,12 +54,14 @@ def material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Material:
     )
     monkeypatch.setattr(mixture, "fetch_package", lambda *_: tmp_path)
     monkeypatch.setattr(mixture, "read_texts", lambda source, _: TEXTS[source.name])
-    monkeypatch.setattr(mixture, "read_heldout", lambda *_: {"wiki": document("heldout")})
     passages = [document(f"w{i}") for i in range(9)]
     passages[1] += " " + document("heldout")
     passages[2] += " " + document("judged")
     train = write_passages(tmp_path / "train", passages)
-    return Material(tmp_path, train, write_passages(tmp_path / "eval", [document("e0")]), {}, "it")
+    apart = write_passages(tmp_path / "eval", [document("e0")])
+    heldout = tmp_path / "heldout"
+    heldout.write_text(document("heldout"))
+    return Material(tmp_path, train, apart, {"wiki": heldout}, "it")
 
 
 def mix(folder: Path, material: Material, characters: int = 4 * SIZE) -> mixture.Mixture:

@@ -38,8 +38,6 @@ Measurement unmeasured(const Case& reference, const std::string& output, const s
   return one;
 }
 
-std::string shown(const core::Shape& shape) { return "[" + core::list_numbers(shape) + "]"; }
-
 // A mask of a tensor's shape from one that numpy would broadcast to it; none where it would not.
 std::optional<Mask> broadcast(const core::HostArray* valid, const core::Shape& shape) {
   Mask mask(core::count_elements(shape), 1);
@@ -116,8 +114,8 @@ Measurement measure_output(const Result& result, const Case& reference, const st
   }
   if (actual == nullptr) return unmeasured(reference, output, "the result holds no such output");
   if (expected->shape != actual->shape) {
-    const std::string shapes =
-        "shape " + shown(actual->shape) + ", the reference's " + shown(expected->shape);
+    const std::string shapes = "shape " + core::show_shape(actual->shape) + ", the reference's " +
+                               core::show_shape(expected->shape);
     return unmeasured(reference, output, shapes);
   }
   std::optional<Mask> mask = broadcast(find(reference.valid, output), expected->shape);

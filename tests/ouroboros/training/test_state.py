@@ -36,7 +36,6 @@ from ouroboros.training.state import (
     write_options,
 )
 from ouroboros.training.trainer import OuroborosTrainer
-from tests.support.paths import ROOT
 from tests.support.training import options, write_teacher
 
 
@@ -423,7 +422,7 @@ class Watched(training.OuroborosTrainer):
         digest = hashlib.sha256()
         for value in self._trainable().values():
             digest.update(value.detach().numpy().tobytes())
-        Path(sys.argv[5], os.environ["RANK"]).write_text(digest.hexdigest())
+        Path(sys.argv[4], os.environ["RANK"]).write_text(digest.hexdigest())
         return result
 
 training.OuroborosTrainer = Watched
@@ -448,7 +447,7 @@ def test_two_processes_train_one_model(
         ranks = tmp_path / "ranks"
         ranks.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        arguments = [checkpoint, out, corpus, ROOT, ranks]
+        arguments = [checkpoint, out, corpus, ranks]
         subprocess.run(
             [*command, "--nproc_per_node=2", str(program), *map(str, arguments)],
             check=True, timeout=240, capture_output=True,

@@ -20,9 +20,8 @@ std::string find_outside(const ProfileSpec& profile, const char* kind,
       fits = one.min[axis] <= given[axis] && given[axis] <= one.max[axis];
     }
     if (!fits) {
-      return one.name + " has the " + kind + " [" + list_numbers(given) + "], the plan's profile " +
-             profile.name + " takes [" + list_numbers(one.min) + "] to [" + list_numbers(one.max) +
-             "]";
+      return one.name + " has the " + kind + " " + show_shape(given) + ", the plan's profile " +
+             profile.name + " takes " + show_shape(one.min) + " to " + show_shape(one.max);
     }
   }
   return {};

@@ -35,6 +35,11 @@ inline std::string list_numbers(const std::vector<std::int64_t>& numbers) {
   return text;
 }
 
+// A tensor's shape: "[1, 2, 3]".
+inline std::string show_shape(const std::vector<std::int64_t>& shape) {
+  return "[" + list_numbers(shape) + "]";
+}
+
 // A text's words with one space between them.
 inline std::string one_line(const std::string& text) {
   std::istringstream words(text);

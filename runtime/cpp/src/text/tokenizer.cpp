@@ -189,9 +189,8 @@ std::string Tokenizer::decode(const Tokens& ids, bool skip_special) const {
 
 std::optional<std::string> Tokenizer::special(Token token) const {
   const std::optional<std::string_view> text = token_text(token);
-  std::string written(text.value_or(std::string_view()));
-  if (!text || !added_.is_special(written)) return std::nullopt;
-  return written;
+  if (!text || !added_.is_special(std::string(*text))) return std::nullopt;
+  return std::string(*text);
 }
 
 std::optional<std::string_view> Tokenizer::token_text(Token token) const {
