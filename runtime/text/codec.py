@@ -111,7 +111,8 @@ class Codec:
     @cached_property
     def _specials(self) -> frozenset[str]:
         # tokenizers too decides by the written form: a `normalized` special token that the
-        # vocabulary holds as its normalizer writes it, "▁<mask>", is none and is shown.
+        # vocabulary holds as its normalizer writes it (from 0.23 on), "▁<mask>", is none and is
+        # shown.
         added = self._tokenizer.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special)
 

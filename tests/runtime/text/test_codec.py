@@ -213,8 +213,10 @@ def test_special_token_is_what_decoding_leaves_out() -> None:
     shown = codec._tokenizer.get_vocab_size() - 1
     assert codec._tokenizer.get_added_tokens_decoder()[shown].content == "<mask>"
     assert (codec.special(plain), codec.skips(plain)) == ("</s>", True)
-    assert (codec.special(shown), codec.skips(shown)) == (None, False)
-    assert codec.decode([plain, shown]) == "<mask>"
+    # From tokenizers 0.23 on it is shown; before, the vocabulary had it as it was given.
+    left_out = codec._tokenizer.id_to_token(shown) == "<mask>"
+    assert (codec.special(shown), codec.skips(shown)) == ("<mask>" if left_out else None, left_out)
+    assert codec.decode([plain, shown]) == ("" if left_out else "<mask>")
 
 
 def test_stops_see_special_tokens() -> None:
