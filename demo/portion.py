@@ -2,8 +2,9 @@
 
     python -m demo.portion CORPORA OUT
 
-CORPORA is what `python -m demo.corpora CORPORA` wrote. Written are OUT/train.jsonl, and OUT/like.jsonl
-with documents of every source that are not trained on. The same texts give the same files.
+CORPORA is what `python -m demo.corpora CORPORA` wrote. Written are OUT/train.jsonl, and
+OUT/like.jsonl with documents of every source that are not trained on. The same texts give the same
+files.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ def take_portion(
         files = sorted((corpora / kind).glob("*.jsonl"))
         if not files:
             raise FileNotFoundError(f"{corpora / kind} holds no .jsonl file")
-        # By a hash: documents from all of a source, and whichever others there are, the same ones.
-        sources = {path.stem: sorted(read_documents(path), key=_draw) for path in files}
-        kept = {name: [one for one in found if not _is_apart(one)] for name, found in sources.items()}
-        apart += [one for found in sources.values() for one in found if _is_apart(one)]
+        kept: dict[str, list[str]] = {}
+        for path in files:
+            # By a hash: from all of a source, and whichever others there are, the same ones.
+            found = sorted(read_documents(path), key=_draw)
+            kept[path.stem] = [one for one in found if not _is_apart(one)]
+            apart += [one for one in found if _is_apart(one)]
         shares = equal_shares({name: sum(map(len, found)) for name, found in kept.items()}, total)
         for name, found in kept.items():
             taken[f"{kind}/{name}"] = 0
