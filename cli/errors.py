@@ -24,11 +24,11 @@ EXTRAS = {
     "google": "train",
     "tensorboard": "train",
     "msgspec": "train",
+    "peft": "train",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",
     "matplotlib": "plot",
-    "peft": "peft",
 }
 # safetensors, torch and numpy report a full disk in exceptions of their own.
 FULL_DISK = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")

@@ -132,7 +132,7 @@ def check_newest(folder: Path) -> None:
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    own = [*project["dependencies"], *extras["train"], *extras["export"], *extras["peft"]]
+    own = [*project["dependencies"], *extras["train"], *extras["export"]]
     wanted = [one for one in own if not one.startswith(("ouroboros-llm", "torch>"))]
     python = make_overlay(folder / "newest", [*wanted, *TOOLS])
     newer = {name: versions[0] for name in NEWEST if (versions := own_versions(python, name))}
