@@ -208,7 +208,8 @@ def test_frozen_prelude_is_not_back_propagated_through(tiny_checkpoint: Path) ->
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's own
 def test_peft_wraps_and_trains(tiny_checkpoint: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = load_checkpoint(tiny_checkpoint)[0]
     config = peft.LoraConfig(r=2, target_modules=r"coda\..*\.(q_proj|v_proj)")
     wrapped = peft.get_peft_model(model, config)

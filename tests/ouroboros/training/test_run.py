@@ -400,7 +400,8 @@ def test_progress_on_a_terminal_is_a_live_bar(
 # PEFT 0.21 still reads transformers' old name.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_peft_wraps_the_model_and_trains_a_step(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     lora = peft.LoraConfig(r=2, target_modules=["down_proj"], task_type="CAUSAL_LM")
     model = peft.get_peft_model(tiny_model(), lora)
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
