@@ -20,7 +20,7 @@ CPP := build/cpp
 CPP_DEPS := $(BIN)/python -m runtime.cpp.tools.fetch_deps $(CPP)/deps
 CPP_JOBS ?= $(shell nproc)
 CPP_TESTS := tests/runtime/cpp tests/conformance
-SPREAD := -n auto --maxprocesses 4 --dist loadfile
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CMAKE := $(CURDIR)/$(CPP)/deps/bin/cmake
 CTEST := $(CURDIR)/$(CPP)/deps/bin/ctest
 # Packages with code of ours; ruff also reads the tests.

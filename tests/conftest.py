@@ -24,6 +24,19 @@ HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ouroboros", 
 # Whose sessions the packages above would be needed for, however light the module that asks.
 MAKING = {"tiny_original", "tiny_checkpoint", "block_checkpoint", "massive_checkpoint"}
 
+# Files whose slow tests take minutes, the longest first: a process that got one last would work
+# while the others wait. pytest-xdist by itself begins with the files of the most tests.
+LONGEST = (
+    "tests/export/test_smollm2.py",
+    "tests/ouroboros/training/test_state.py",
+    "tests/cli/test_interrupt.py",
+    "tests/export/test_precision.py",
+    "tests/docs/test_snippets.py",
+    "tests/ouroboros/conversion/test_convert.py",
+    "tests/runtime/parity/test_bundle.py",
+    "tests/export/graph/test_storage.py",
+)
+
 
 @pytest.fixture(scope="session")
 def engine(tiny_bundle: Path) -> Iterator[Engine]:
@@ -43,7 +56,9 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out tests whose fixtures make a model, and those that say they need torch."""
+    """Puts the longest files first; leaves out tests that make a model where torch is not there."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONGEST)))
     if not HAS_TORCH:
         made = [one for one in items if not MAKING & set(getattr(one, "fixturenames", ()))]
         items[:] = [one for one in made if one.get_closest_marker("needs_torch") is None]
