@@ -108,7 +108,7 @@ wheel-test: $(STAMP) ## build the wheel, install it into a fresh environment, us
 test-lowest: $(STAMP) ## torch-free tests against the lowest versions of the base install
 	$(BIN)/python tests/versions_check.py lowest
 
-test-newest: $(STAMP) ## tests against the newest ONNX Runtime and transformers
+test-newest: $(STAMP) ## tests against the newest ONNX Runtime, tokenizers and transformers
 	$(BIN)/python tests/versions_check.py newest
 
 clean: ## remove build outputs (keeps .venv and the download cache)

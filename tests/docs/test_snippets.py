@@ -23,6 +23,7 @@ from tests.support.processes import call_ouro
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     ROOT / "examples/README.md",
+    ROOT / "plugins/optimum/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
@@ -35,6 +36,9 @@ EXCEPTIONS = {
     "D=": "the demo's folder; the tests make one of their own",
     "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
     "python examples/": "tests/examples runs them",
+    "cmake ": "builds the C++ library: tests/runtime/cpp does",
+    "pip install . ./plugins": "into the environment these tests run in",
+    "optimum-cli ": "tests/export/test_optimum.py runs it",
 }
 # Run with the slow tests: they train and export, each precision traced anew.
 SLOW = (ROOT / "README.md", ROOT / "docs/precision.md")
@@ -46,7 +50,9 @@ REPLACED = {
     "--context 64,1024": "--context 16,64",
     "build/demo/": "",
     "Qwen/Qwen2.5-3B converted --recurrent 18": "original converted --recurrent 3",
+    "Qwen/Qwen2.5-7B converted --recurrent 18": "original converted --recurrent 3",
     "Qwen/Qwen2.5-3B": "original",
+    "Qwen/Qwen2.5-7B": "original",
     "recipes/": f"{ROOT}/recipes/",
     "trained bundle --triton": "trained other --triton",
 }
@@ -58,6 +64,8 @@ ADDED = {
     "ouro export": "--max-depth 1",
     "ouro bench": "--threads 1",
 }
+PROGRAMS = "ouro|python|pip|make|git|source|accelerate|cmake|optimum-cli"
+LAUNCHED = re.compile(r"accelerate launch .*-m cli\.main train ")
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,12 @@ def read_snippets(page: Path) -> Iterator[Snippet]:
 
 def looks_like_command(code: str) -> bool:
     """Whether a line of an indented block, which may be output too, is a command."""
-    return bool(re.match(r"((ouro|python|pip|make|git|source)\b[^:]|D=|\.ci/|\.venv/)", code))
+    return bool(re.match(rf"(({PROGRAMS})\b[^:]|D=|\.ci/|\.venv/)", code))
+
+
+def is_run(code: str) -> bool:
+    """Whether a line is a command of ours, trainings under `accelerate launch` among them."""
+    return (code.startswith("ouro ") or bool(LAUNCHED.match(code))) and not is_excepted(code)
 
 
 def is_excepted(code: str) -> bool:
@@ -131,7 +144,9 @@ def workshop(
 
 
 def adapt(code: str) -> str:
-    """The command or block on the tiny model."""
+    """The command or block on the tiny model; of a training in several processes the plan."""
+    if LAUNCHED.match(code):
+        code = LAUNCHED.sub("ouro train ", code) + " --plan"
     for old, new in REPLACED.items():
         code = code.replace(old, new)
     return code + next((f" {more}" for start, more in ADDED.items() if code.startswith(start)), "")
@@ -153,7 +168,7 @@ def test_snippets_run(page: Path, workshop: Path, capsys: pytest.CaptureFixture[
                         "ignore", message=".*never trained", category=UserWarning
                     )
                     exec(compile(adapt(snippet.code), where, "exec"), {"__name__": where})
-            elif snippet.code.startswith("ouro ") and not is_excepted(snippet.code):
+            elif is_run(snippet.code):
                 line = shlex.split(adapt(snippet.code.split("  #")[0]))
                 with warnings.catch_warnings():
                     warnings.filterwarnings(
