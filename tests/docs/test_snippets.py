@@ -36,6 +36,7 @@ EXCEPTIONS = {
     "D=": "the demo's folder; the tests make one of their own",
     "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
     "python examples/": "tests/examples runs them",
+    "build/cpp/release/ouro-cli ": "tests/runtime/cpp runs it",
     "cmake ": "builds the C++ library: tests/runtime/cpp does",
     "pip install . ./plugins": "into the environment these tests run in",
     "optimum-cli ": "tests/export/test_optimum.py runs it",
@@ -64,7 +65,7 @@ ADDED = {
     "ouro export": "--max-depth 1",
     "ouro bench": "--threads 1",
 }
-PROGRAMS = "ouro|python|pip|make|git|source|accelerate|cmake|optimum-cli"
+PROGRAMS = "build/cpp/release/ouro-cli|ouro|python|pip|make|git|source|accelerate|cmake|optimum-cli"
 LAUNCHED = re.compile(r"accelerate launch .*-m cli\.main train ")
 
 
