@@ -28,12 +28,13 @@ from ouroboros.model.pooling import describe_sequences
 from ouroboros.source.locate import load_source
 from ouroboros.text.windows import IGNORED, collate, load_windows
 from ouroboros.training.adapters import mark_trained
+from ouroboros.training.arguments import training_arguments
 from ouroboros.training.depth import draw_train_step
 from ouroboros.training.frozen_states import open_states
 from ouroboros.training.order import run_order
 from ouroboros.training.recipe import TrainOptions, make_options
 from ouroboros.training.teacher import teacher_dtype
-from ouroboros.training.trainer import OuroborosTrainer, training_arguments
+from ouroboros.training.trainer import OuroborosTrainer
 
 OURS, RECOMPUTED, PLAIN, FILL = "ours", "ours_recomputed", "plain", "fill"
 FORMS = (PLAIN, OURS, RECOMPUTED)
@@ -71,7 +72,7 @@ class Form:
         size = options.batch_size
         self.batches = [order[first : first + size] for first in range(0, len(order), size)]
         self.data: Any = states or windows
-        self.loss = self._plain() if form == PLAIN else self._ours(trainer)
+        self.loss = self._plain(trainer) if form == PLAIN else self._ours(trainer)
         self.model.train()
 
     def _ours(self, trainer: OuroborosTrainer) -> Loss:
@@ -84,9 +85,10 @@ class Form:
 
         return loss
 
-    def _plain(self) -> Loss:
+    def _plain(self, trainer: OuroborosTrainer) -> Loss:
         """Everything in the graph, all logits at once, the original beside it at every step."""
         options = self.options
+        trainer.halved.restore()
         half = options.precision == "bf16"
         self.model.requires_grad_(True)
         original = None

@@ -31,6 +31,8 @@ EXTRAS = {
     "matplotlib": "plot",
 }
 # safetensors, torch and numpy report a full disk in exceptions of their own.
+# torch has a full memory in exceptions of its own, on a GPU and on the CPU.
+NO_MEMORY = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
 FULL_DISK = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
 
 
@@ -58,6 +60,12 @@ def describe(error: BaseException) -> str | None:
             return f"{name}: {reason}"
         case MemoryError():
             return "out of memory; close other programs or use a smaller model"
+        case RuntimeError() if any(sign in str(error) for sign in NO_MEMORY):
+            return (
+                "out of memory; close other programs, or give less at a time: for `ouro train` a "
+                "smaller --batch-size with more --grad-accum, or --recompute (--plan tells what a "
+                "run needs)"
+            )
         case _:
             return None
 

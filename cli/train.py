@@ -56,13 +56,15 @@ def train(
     from rich.console import Console
 
     from ouroboros.training.run import train as train_model
+    from ouroboros.training.state import list_steps
 
     try:
         report = train_model(checkpoint, out, chosen, resume=resume, console=Console())
     except KeyboardInterrupt:
+        kept = f"the newest state is kept in {out / 'state'}: give the same command with --resume"
+        saved = list_steps(out / "state")
         typer.echo(
-            f"interrupted; the newest state is kept in {out / 'state'}: give the same command "
-            "with --resume to go on",
+            f"interrupted; {kept} to go on" if saved else "interrupted before a state was saved",
             err=True,
         )
         raise typer.Exit(130) from None

@@ -101,10 +101,13 @@ def read_plan(path: Path = PLAN) -> tuple[Source, ...]:
     """Reads the list of sources.
 
     Raises:
-        FetchError: a source lacks a key, has an unknown one, or names what there is not.
+        FetchError: it is no list of sources, or one lacks a key, has an unknown one, or names what
+            there is not.
     """
-    with path.open("rb") as file:
-        entries = tomllib.load(file)["source"]
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))["source"]
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
+        raise FetchError(f"{path} is no list of [[source]] in TOML ({error})") from error
     sources = tuple(_read_source(entry, path) for entry in entries)
     names = [source.name for source in sources]
     for name in names:

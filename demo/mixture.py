@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from demo.corpora import Sieve, Source, read_plan, read_texts
 from demo.documents import read_documents, write_documents
 from demo.fetch import Material
 from demo.packages import default_cache, fetch_package
+from demo.stages import source_hash
 from runtime.files.atomic import publish
 from runtime.files.hashing import hash_file
 
+# LIKE is scored only, on its first windows: passages, which are one of the kinds trained on.
 TRAIN, LIKE = "train.jsonl", "like.jsonl"
 MADE_FROM = "made_from.json"
 KINDS = ("prose", "technical", "code")
@@ -26,8 +29,8 @@ class Mixture:
 
     Attributes:
         train: what is trained on, one JSON object with `text` a line.
-        like: text like it that is not trained on.
-        sha256: of what both were made from, and of both.
+        like: passages of other articles, which are not trained on.
+        sha256: of the demo's material and of both.
     """
 
     train: Path
@@ -40,7 +43,6 @@ def mix_texts(
     material: Material,
     sources: Sequence[str],
     characters: int,
-    like_characters: int,
     say: Callable[[str], None] = print,
 ) -> Mixture:
     """Writes a mixture of the demo's passages and of sources of `recipes/corpora.toml`.
@@ -52,9 +54,7 @@ def mix_texts(
         folder: where the texts are written, unless they are there.
         material: of the demo.
         sources: names.
-        characters: of the passages, and of all sources of a kind together, to train on.
-        like_characters: of all sources of a kind together, to keep apart; beside them are the
-            passages of other articles.
+        characters: of the passages, and of all sources of a kind together.
         say: called with a line of progress now and then.
 
     Raises:
@@ -64,13 +64,11 @@ def mix_texts(
     named = {source.name: source for source in read_plan()}
     forbidden = [source for source in named.values() if source.kind == "forbidden"]
     taken = [named[name] for name in sources]
-    pinned = [
-        material.sha256,
-        *(source.package.sha256 for source in (*forbidden, *taken)),
-        f"{characters}+{like_characters}",
-    ]
+    whole = {one.name: asdict(one) for one in (*forbidden, *taken)}
+    pinned = [material.sha256, whole, characters, source_hash("demo")]
     made = folder / MADE_FROM
-    if not made.is_file() or json.loads(made.read_text(encoding="utf-8")) != pinned:
+    asked = hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
+    if not made.is_file() or made.read_text(encoding="utf-8") != asked:
         cache = default_cache() / "packages"
 
         def read(source: Source) -> list[str]:
@@ -78,30 +76,28 @@ def mix_texts(
             return read_texts(source, path)
 
         heldout = {kind: path.read_text("utf-8") for kind, path in material.heldout.items()}
-        sieve = Sieve(heldout, itertools.chain(*map(read, forbidden)))
+        like = read_documents(material.eval)
+        sieve = Sieve(heldout, itertools.chain(like, *map(read, forbidden)))
         say("taking out of the training text what is judged on")
         prose = sieve.sift(read_documents(material.train))[0]
-        like = read_documents(material.eval)
-        kept = _cut(prose, characters)[0]
+        kept = _cut(prose, characters)
         for kind in KINDS:
             alike = [source for source in taken if source.kind == kind]
             for source in alike:
                 found = sieve.sift(read(source))[0]
-                train, rest = _cut(found, characters // len(alike))
+                train = _cut(found, characters // len(alike))
                 kept += train
-                like += _cut(rest, like_characters // len(alike))[0]
                 say(f"{source.name}: {len(train):,} of {len(found):,} documents are trained on")
         with publish(folder, known=[TRAIN, LIKE, MADE_FROM]) as staging:
             write_documents(staging / TRAIN, kept)
             write_documents(staging / LIKE, like)
-            (staging / MADE_FROM).write_text(json.dumps(pinned) + "\n", encoding="utf-8")
+            (staging / MADE_FROM).write_text(asked, encoding="utf-8")
         say(f"{len(kept):,} documents are trained on, {len(like):,} are kept apart")
-    hashes = ":".join([*pinned, hash_file(folder / TRAIN), hash_file(folder / LIKE)])
-    return Mixture(folder / TRAIN, folder / LIKE, hashes)
+    hashes = [material.sha256, *(hash_file(folder / name) for name in (TRAIN, LIKE))]
+    return Mixture(folder / TRAIN, folder / LIKE, ":".join(hashes))
 
 
-def _cut(documents: Sequence[str], characters: int) -> tuple[list[str], list[str]]:
-    """Splits documents behind the one that brings them to so many characters."""
+def _cut(documents: Sequence[str], characters: int) -> list[str]:
+    """Returns documents up to the one that brings them to so many characters."""
     ends = itertools.accumulate(len(one) for one in documents)
-    number = sum(end < characters for end in ends) + 1
-    return list(documents[:number]), list(documents[number:])
+    return list(documents[: sum(end < characters for end in ends) + 1])

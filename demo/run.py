@@ -34,9 +34,7 @@ def run_demo(folder: Path = FOLDER) -> None:
     say_heading("1/8 fetch: the model and the texts")
     began = time.perf_counter()
     material = fetch()
-    mixture = mix_texts(
-        folder / "texts", material, settings.SOURCES, settings.CHARACTERS, settings.LIKE_CHARACTERS
-    )
+    mixture = mix_texts(folder / "texts", material, settings.SOURCES, settings.CHARACTERS)
     stages.done.setdefault("fetch", {"seconds": round(time.perf_counter() - began, 2)})
     _build_model(stages, material, mixture)
     _judge_model(stages, material)

@@ -22,7 +22,6 @@ CONVERT = {
 # and technical writing little.
 SOURCES = ("narrativeqa", "quac", "pubmedqa", "py-flask", "py-rich", "py-pytest")
 CHARACTERS = 300_000  # of the passages, and of each kind
-LIKE_CHARACTERS = 20_000  # of each kind, for the curve while training
 
 # Four minutes of two cores; half of the loss is the distance to the original's own distribution. A
 # fixed number of steps, not of seconds: a run that ends by the clock could not be repeated or
@@ -38,6 +37,7 @@ TRAIN = {
     "--train-coda": "full",
     "--train-recurrent": "full",
     "--eval-every": "18",
+    "--save-every": "12",
 }
 
 # Held-out text: this many windows of this many tokens of each kind.

@@ -85,10 +85,15 @@ class Stages:
         if not interrupted:
             for output in outputs:
                 _remove(self.folder / output)
-        self._record(name, {"started": key})
+        # What an interrupted run did is gone on with, so its time counts.
+        spent = float(entry.get("spent", 0.0)) if interrupted else 0.0
         began = time.perf_counter()
-        work(interrupted)
-        seconds = round(time.perf_counter() - began, 2)
+        self._record(name, {"started": key, "spent": spent})
+        try:
+            work(interrupted)
+        finally:
+            seconds = round(spent + time.perf_counter() - began, 2)
+            self._record(name, {"started": key, "spent": seconds})
         made = self.fingerprint(outputs)
         self._record(name, {"key": key, "outputs": made, "seconds": seconds})
 

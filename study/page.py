@@ -60,12 +60,17 @@ def _head(report: Report) -> str:
         "# What each part of a folded model is worth\n\n<!-- Written by `make study` from "
         "study.json. Do not edit: it is written anew. -->\n\nSmolLM2-135M-Instruct, 30 layers, "
         f"folded to {prelude} + a loop + {coda}. Every arm is trained on the same number of "
-        f"tokens, {report['tokens']:,}, in the same number of updates. The share of the gap is "
+        f"tokens, {_tokens(report):,}, in the same number of updates. The share of the gap is "
         f"(plain − arm) / (plain − full): 0 is the plain model of {prelude} + layer {layer} + "
         f"{coda} with nothing trained, 1 the original with all its layers, all on the same windows "
         "of text that nothing was trained on. ± is the 95 % interval over seeds by Student's t; "
         "where there is none, there was one seed."
     )
+
+
+def _tokens(report: Report) -> int:
+    """What every arm was trained on: whole train steps of about as many as were asked for."""
+    return int(report["runs"][0]["tokens"] if report["runs"] else report["tokens"])
 
 
 def _answers(report: Report) -> str:
@@ -129,8 +134,8 @@ def _kinds(report: Report) -> str:
     heading = f"## Loss by kind of text, at depth {depth}"
     note = (
         "Nats a token, in brackets the share of that text's gap. The last column is of text "
-        "like what was trained on, of other articles and documents; the mean is of the four "
-        "kinds before."
+        "like a third of what was trained on, passages of other articles; the mean is of the "
+        "four kinds before."
     )
     marked = [name for name, arm in report["arms"].items() if arm["prefix"]]
     if marked:

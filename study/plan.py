@@ -223,7 +223,7 @@ def _check_keys(values: Iterable[str], known: Iterable[str], path: Path, where: 
 
 
 def _check_plan(plan: Plan) -> None:
-    """Refuses two arms of a name, what names no arm, and arms of unequal updates."""
+    """Refuses two arms of a name, what names nothing, and arms that are not to be compared."""
     names = [arm.name for stage in plan.stages for arm in stage.arms]
     for name in names:
         if names.count(name) > 1:
@@ -232,20 +232,47 @@ def _check_plan(plan: Plan) -> None:
         for name in (one.arm, one.minus):
             if name not in names:
                 raise StudyError(f"{plan.path}: {one.name} compares {name!r}, which is no arm")
-    known = {stage.name for stage in plan.stages}
-    windows: dict[tuple[int, int], str] = {}
+        for depth in (one.depth, one.minus_depth):
+            if depth and depth not in plan.depths:
+                raise StudyError(
+                    f"{plan.path}: {one.name} compares at depth {depth}, and depths are "
+                    f"{', '.join(map(str, plan.depths))}"
+                )
+    if not plan.depths:
+        raise StudyError(f"{plan.path}: depths of the study is missing")
+    known = {stage.name: stage for stage in plan.stages}
+    for stage in plan.stages:
+        if not stage.seeds:
+            raise StudyError(f"{plan.path}: seeds of stage {stage.name!r} is missing")
+    windows: dict[tuple[int, int, int], str] = {}
     for arm in plan.arms.values():
         if arm.best:
             if arm.best_of not in known:
                 raise StudyError(f"{plan.path}: best_of of {arm.name!r} is no stage")
+            others = known[arm.best_of].arms
+            if arm.best_of == arm.stage or any(one.best for one in others):
+                raise StudyError(
+                    f"{plan.path}: {arm.name!r} takes up the best of {arm.best_of!r}, which "
+                    "takes up arms itself; name a stage whose arms all stand for themselves"
+                )
+            if arm.best > len(others):
+                raise StudyError(
+                    f"{plan.path}: best={arm.best} of {arm.name!r}, and {arm.best_of!r} has "
+                    f"{len(others)} arms"
+                )
             continue
         options = plan.train_options(arm.recipe, data=(Path(),), teacher=teacher_of(plan, arm))
-        windows.setdefault((options.batch_size * options.grad_accum, options.seq_len), arm.name)
+        a_step = options.batch_size * options.grad_accum
+        windows.setdefault((a_step, options.seq_len, options.eval_windows), arm.name)
     if len(windows) > 1:
-        said = [f"{name!r} on {count} of {size}" for (count, size), name in windows.items()]
+        said = [
+            f"{name!r} on {count} of {size}, scored on {scored}"
+            for (count, size, scored), name in windows.items()
+        ]
         raise StudyError(
-            f"{plan.path}: arms train on unequal windows (number, tokens) an update, "
-            f"{' and '.join(said[:2])}; make their recipes the same in this"
+            f"{plan.path}: arms train on unequal windows (number, tokens) an update or are scored "
+            f"on unequal ones meanwhile, {' and '.join(said[:2])}; make their recipes the same in "
+            "this"
         )
 
 

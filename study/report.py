@@ -92,15 +92,18 @@ def write_report(study: Study, out: Path, failed: Mapping[str, str]) -> None:
 
 
 def read_ratios(folder: Path) -> dict[str, float | None]:
-    """Reads what `python -m bench.train` measured: the first train*.json that has `RATIOS`.
+    """Reads what `python -m bench.train` measured of our form, at the study's own precision.
 
     Args:
-        folder: of results of benchmarks.
+        folder: of results of benchmarks, train*.json among them, of which the first counts.
     """
+    from bench.train_form import OURS
+
     for path in sorted(folder.glob("train*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(found.get(name), int | float) for name in RATIOS):
-            return {name: float(found[name]) for name in RATIOS}
+        precisions = json.loads(path.read_text(encoding="utf-8"))["precisions"]
+        if "bf16" in precisions:
+            ours = precisions["bf16"]["forms"][OURS]
+            return {name: float(ours[name]) for name in RATIOS}
     return dict.fromkeys(RATIOS)
 
 

@@ -16,7 +16,6 @@ SOURCES = (
     "py-django", "py-sympy", "js-eslint", "c-redis", "c-curl", "java-guava-libraries",
 )  # fmt: skip
 CHARACTERS = 1_600_000  # of each kind trained on
-LIKE_CHARACTERS = 60_000  # of each kind kept apart
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Texts:
     Attributes:
         model: the original model, as `ouro convert` takes it.
         train: the training text.
-        like: text like it that is not trained on; its own name tells it from the held-out ones.
+        like: passages that are not trained on; the name tells it from the held-out ones.
         heldout: the held-out texts by kind.
         sha256: of the model and all texts together, to tell whether anything changed.
     """
@@ -42,8 +41,7 @@ def get_texts(folder: Path, say: Callable[[str], None] = print) -> Texts:
     """Fetches model and texts, and takes out of the training text what is judged on.
 
     The training text is as much prose (the demo's passages of Wikipedia) as technical writing and
-    code (`SOURCES`). Text like it is kept apart: other articles, and other documents of the same
-    sources.
+    code (`SOURCES`). Passages of other articles are kept apart.
 
     Args:
         folder: where the texts are written.
@@ -54,6 +52,6 @@ def get_texts(folder: Path, say: Callable[[str], None] = print) -> Texts:
         OSError: `folder` or the cache can't be written.
     """
     material = fetch(default_cache(), say)
-    mixed = mix_texts(folder, material, SOURCES, CHARACTERS, LIKE_CHARACTERS, say)
+    mixed = mix_texts(folder, material, SOURCES, CHARACTERS, say)
     heldout = dict(material.heldout)
     return Texts(str(material.model), mixed.train, mixed.like, heldout, mixed.sha256)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from demo.packages import FetchError
 from demo.stages import source_hash
 from study.plan import Arm, Plan, StudyError
 from study.records import (
@@ -138,7 +139,9 @@ class Study:
         """Returns the digest of all that a resolved arm's run depends on, but the code."""
         plan = self.plan
         scoring = [plan.seq_len, plan.windows, plan.depths, plan.curve_depths, plan.curve_points]
-        exact = self.train_options(arm, seed).exactness()
+        options = self.train_options(arm, seed)
+        scoring += [options.eval_windows, options.state_dtype]
+        exact = options.exactness()
         exact["teacher"] = bool(exact["teacher"])  # where it lies is no matter
         return digest(self.conversion(arm, seed), exact, self.texts.sha256, scoring)
 
@@ -195,11 +198,7 @@ class Study:
             code=source_hash("ouroboros")[:12],
         )
         if self.plan.stage(arm.stage).downstream and seed == self.plan.stage(arm.stage).seeds[0]:
-            from study.downstream import score_downstream
-
-            examples = self.plan.downstream_examples
-            scored = score_downstream(out, self.folder / "tasks", examples, self.say)
-            run = dataclasses.replace(run, downstream=scored)
+            run = dataclasses.replace(run, downstream=self._score_downstream(out))
         self.baseline(run.prefix, self.plan.seq_len, self.plan.windows)
         self.baseline(run.curve_prefix, options.seq_len, options.eval_windows)
         write_run(self.folder, run)
@@ -208,6 +207,17 @@ class Study:
             out.with_suffix(".key").unlink(missing_ok=True)
         gc.collect()
         return run
+
+    def _score_downstream(self, checkpoint: Path) -> dict[str, dict[str, float]]:
+        """Returns the accuracies by task; none where the questions can't be had."""
+        from study.downstream import score_downstream
+
+        examples = self.plan.downstream_examples
+        try:
+            return score_downstream(checkpoint, self.folder / "tasks", examples, self.say)
+        except FetchError as error:
+            self.say(f"no downstream tasks: {error}")
+            return {}
 
     def convert(self, arm: Arm, seed: int) -> Path:
         """Converts for a resolved arm, unless another arm or run did; returns the checkpoint.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from ouroboros.errors import DataError
+from ouroboros.errors import ConfigError, DataError
 from ouroboros.model.halting import Halter, Reading
 from ouroboros.model.pooling import describe_sequences, widen
 
@@ -90,8 +90,15 @@ def observe(
         Those of window 0, an entry an end, then of window 1, and so on.
 
     Raises:
+        ConfigError: the model pools the mean of the whole text.
         DataError: an end leaves no prompt or nothing after it.
     """
+    if model.config.pooling == "mean":
+        raise ConfigError(
+            "with pooling=mean every step reads the tokens that are to be predicted, so that no "
+            "depth of a prompt can be judged on a whole window",
+            "convert with --pooling causal or token",
+        )
     if not ends or not 1 <= min(ends) <= max(ends) < windows.shape[1]:
         raise DataError(
             f"prompts of {list(ends)} of {windows.shape[1]} tokens",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from ouroboros.errors import DataError
 from ouroboros.source.locate import load_source, quiet_transformers
@@ -51,6 +52,9 @@ def sample_text(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = original.model.eval().to(device, kind)
+    # What comes with a model, a penalty of repetition or a length of its own, is not its
+    # distribution.
+    model.generation_config = GenerationConfig()
     starts = _openings(tokenizer, options, report)
     ends = sorted({end_of_text_id(tokenizer), *_ids(tokenizer.eos_token_id)})
     lines: list[str] = []

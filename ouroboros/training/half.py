@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +24,25 @@ class HalvedWeights:
 
     floats: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
+    @property
+    def float_bytes(self) -> int:
+        """What the values take in the memory of the CPU."""
+        return sum(floats.nbytes for _, floats in self.floats)
+
     def restore(self) -> None:
         """Gives every weight its own values back."""
         for weight, floats in self.floats:
             weight.data = floats.to(weight.device)
+
+
+def parts_run(model: Any, stated: bool) -> list[nn.Module]:
+    """Returns the parts of an Ouroboros model that a training runs.
+
+    Args:
+        model: an `OuroborosForCausalLM`.
+        stated: what the prelude makes of the text is read from disk.
+    """
+    return [model.recurrent, model.coda, *([] if stated else [model.prelude])]
 
 
 def halve_frozen(parts: Iterable[nn.Module]) -> HalvedWeights:

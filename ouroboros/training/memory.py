@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ouroboros.training.half import halve_frozen, parts_run
 from ouroboros.training.loss import CHUNK_ELEMENTS, head_loss
 from ouroboros.training.qat import round_as_asked, rounded_once
 from ouroboros.training.teacher import teacher_dtype
@@ -80,14 +81,18 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
         rounded = round_as_asked(model, options)
         training = [p for p in model.parameters() if p.requires_grad]
         trained = FLOAT32_BYTES * sum(p.numel() for p in training)
+        stated = bool(options.state_cache)
+        bf16 = options.precision == "bf16"
+        halved = halve_frozen(parts_run(model, stated) if bf16 else ())
         activations = count_activations(model, options)
         # With its states on disk it is gone before the training begins.
-        runs = bool(options.teacher and not options.state_cache)
+        runs = bool(options.teacher) and not stated
         teacher = _count_teacher(config, teacher_dtype(options.precision).itemsize) if runs else 0
     elements = min(CHUNK_ELEMENTS[device], config.vocab_size * options.batch_size * options.seq_len)
     return MemoryPlan(
         weights=sum(t.nbytes for t in _own_tensors(model).values())
-        + sum(floats.nbytes for _, floats in (rounded.frozen if rounded else ())),
+        + sum(floats.nbytes for _, floats in (rounded.frozen if rounded else ()))
+        + (halved.float_bytes if device == "cpu" else 0),
         teacher=teacher,
         gradients=trained,
         optimizer=ADAM_STATES * trained,

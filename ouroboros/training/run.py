@@ -25,6 +25,7 @@ from ouroboros.text.overlap import SHARED_WORDS, Overlap
 from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
 from ouroboros.training import state
 from ouroboros.training.adapters import Adapters, gather_updates, mark_trained
+from ouroboros.training.arguments import training_arguments
 from ouroboros.training.frozen_states import StatedWindows, open_states
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
@@ -32,7 +33,7 @@ from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.qat import round_as_asked
 from ouroboros.training.sharded import asked_in_vain, put
 from ouroboros.training.teacher import load_teacher
-from ouroboros.training.trainer import OuroborosTrainer, training_arguments
+from ouroboros.training.trainer import OuroborosTrainer
 from runtime.files.atomic import check_place
 from runtime.files.destinations import ADAPTERS, CHECKPOINT, RUN
 
@@ -155,6 +156,10 @@ def _train(
             _warn(console, "accelerate has no FSDP for CPUs: every process holds the whole model")
         state.clear_staging(state_dir)
         _run(trainer, found, out, display)
+        last = EVAL_LOSS.format(depth=options.scored_depths[-1])
+        # A run that is resumed at its end may be asked for scores that it never took.
+        if heldout and math.isnan(_last(trainer.state.log_history, last)):
+            trainer.evaluate()
         # The Trainer wraps forward() for autocast and switches the cache off.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.config.use_cache = use_cache
@@ -325,15 +330,18 @@ def _how_to_go_on(state_dir: Path) -> str:
 
 
 def _find_state(state_dir: Path, fingerprint: Mapping[str, Any], console: Console) -> Path | None:
+    def say(line: str, style: str = "") -> None:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
     def warn(line: str) -> None:
-        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+        say(line, "yellow")
 
     found = state.find_newest_valid(state_dir, warn)
     if found is None:
-        console.print(f"no state in {state_dir} yet: starting from the beginning", soft_wrap=True)
+        say(f"no state in {state_dir} yet: starting from the beginning")
         return None
     state.check_options(found, fingerprint, warn)
-    console.print(f"going on after train step {state.train_step_of(found)}", soft_wrap=True)
+    say(f"going on after train step {state.train_step_of(found)}")
     return found
 
 

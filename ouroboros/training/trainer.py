@@ -33,10 +33,11 @@ from ouroboros.model.names import current_name
 from ouroboros.model.step import gate_means
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
+from ouroboros.training.arguments import OwnPace
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
 from ouroboros.training.divergence import divergence, find_origin
 from ouroboros.training.frozen_states import PRELUDE, TEACHER, StatedWindows
-from ouroboros.training.half import halve_frozen
+from ouroboros.training.half import halve_frozen, parts_run
 from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE
@@ -107,15 +108,15 @@ class OuroborosTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        self.add_callback(OwnPace())
         if self.is_fsdp_enabled:
             check_sharding(self.accelerator.state.fsdp_plugin, options)
         if teacher is not None:
             teacher.to(arguments.device, teacher_dtype(options.precision))
         model.recompute = options.recompute
-        used = [model.recurrent, model.coda, *([] if states else [model.prelude])]
         # FSDP joins weights of one type.
         halved = arguments.bf16 and not self.is_fsdp_enabled
-        self.halved = halve_frozen(used if halved else ())
+        self.halved = halve_frozen(parts_run(model, states is not None) if halved else ())
         self.teacher_head = None if teacher_head is None else teacher_head.to(arguments.device)
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:
@@ -213,7 +214,8 @@ class OuroborosTrainer(Trainer):
             groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
             for name, parameter in self._trainable().items():
                 rate = highest_rate(name, self.options)
-                groups.setdefault((rate, name in matrices), []).append(parameter)
+                matrix = name in matrices and parameter.ndim > 1
+                groups.setdefault((rate, matrix), []).append(parameter)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
             parts = [
                 {"params": params, "lr": rate, "weight_decay": decays[matrix]}
@@ -356,37 +358,3 @@ class OuroborosTrainer(Trainer):
 def _predicting(state: torch.Tensor) -> torch.Tensor:
     """Returns the states `[positions, hidden]` that predict a token: of each window all but one."""
     return state[:, :-1].flatten(0, 1)
-
-
-def training_arguments(options: TrainOptions, state_dir: Path) -> TrainingArguments:
-    """Returns the arguments of a run, and joins its other processes where there are some."""
-    every = options.eval_every or options.train_steps
-    return TrainingArguments(
-        output_dir=str(state_dir),
-        max_steps=options.train_steps,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.grad_accum,
-        learning_rate=options.learning_rate,
-        warmup_steps=options.warmup,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(
-            options.scheduler, options.scheduler
-        ),
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        optim="adamw_torch",
-        seed=options.seed,
-        bf16=options.precision == "bf16",
-        use_cpu=not torch.accelerator.is_available(),
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=options.save_every,
-        logging_steps=max(1, options.train_steps // 2000),
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        remove_unused_columns=False,
-    )

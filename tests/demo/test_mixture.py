@@ -66,7 +66,7 @@ def material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Material:
 
 def mix(folder: Path, material: Material, characters: int = 4 * SIZE) -> mixture.Mixture:
     sources = ("manual", "python", "java")
-    return mixture.mix_texts(folder, material, sources, characters, 2 * SIZE, lambda _: None)
+    return mixture.mix_texts(folder, material, sources, characters, lambda _: None)
 
 
 def test_every_kind_has_its_share(material: Material, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_every_kind_has_its_share(material: Material, tmp_path: Path) -> None:
     train, like = read(mixed.train), read(mixed.like)
     kinds = [text[0] for text in train]
     assert {kind: kinds.count(kind) for kind in kinds} == {"w": 4, "m": 4, "p": 2, "j": 2}
-    assert [text[:2] for text in like] == ["e0", "m4", "m5", "p2", "j2"]
+    assert [text[:2] for text in like] == ["e0"]
     assert not set(train) & set(like)
 
 
@@ -95,3 +95,28 @@ def test_mixture_is_made_once_until_something_changes(
     assert more.sha256 != mixed.sha256
     other = mix(tmp_path / "out", dataclasses.replace(material, sha256="another"), 5 * SIZE)
     assert other.sha256 != more.sha256
+
+
+def test_mixture_is_made_anew_from_other_members_of_the_same_package(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = mix(tmp_path / "out", material)
+    plan = mixture.read_plan()
+    other = [
+        dataclasses.replace(one, members=("more",)) if one.name == "judge" else one for one in plan
+    ]
+    monkeypatch.setattr(mixture, "read_plan", lambda: tuple(other))
+    forbidden = TEXTS | {"judge": [document("judged"), document("m0")]}
+    monkeypatch.setattr(mixture, "read_texts", lambda source, _: forbidden[source.name])
+    again = mix(tmp_path / "out", material)
+    assert next(text[:2] for text in read(again.train) if text.startswith("m")) == "m1"
+    assert again.sha256 != mixed.sha256
+
+
+def test_what_is_scored_like_it_is_not_trained_on(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeated = TEXTS | {"manual": [document("e0"), *TEXTS["manual"]]}
+    monkeypatch.setattr(mixture, "read_texts", lambda source, _: repeated[source.name])
+    mixed = mix(tmp_path / "out", material)
+    assert not set(read(mixed.like)) & set(read(mixed.train))

@@ -156,7 +156,19 @@ recipe = "b.toml"
         ("depth = 2\n", "", "depth of study '' is missing"),
         ("convert = { recurrent", "convert = { recurent", "of arm 'one'; did you mean recurrent?"),
         ('name = "two"', 'name = "one"', "two arms are called 'one'"),
-        ('recipe = "b.toml"', 'recipe = "c.toml"', "'one' on 2 of 16 and 'two' on 4 of 16"),
+        (
+            'recipe = "b.toml"',
+            'recipe = "c.toml"',
+            "'one' on 2 of 16, scored on 4 and 'two' on 4",
+        ),
+        ('recipe = "b.toml"', 'recipe = "e.toml"', "'two' on 2 of 16, scored on 9"),
+        ("depths = [1, 2]\n", "", "depths of the study is missing"),
+        ("seeds = [0]\n", "", "seeds of stage 'core' is missing"),
+        (
+            'recipe = "b.toml"',
+            'recipe = "-full"\nbest = 1\nbest_of = "core"',
+            "'two' takes up the best of 'core', which takes up arms itself",
+        ),
         ('recipe = "b.toml"', 'recipe = "d.toml"', "gives seed, which the study gives"),
         ("tokens = 100\n", "tokens = [", "can't read the plan"),
         (
@@ -173,6 +185,7 @@ def test_bad_plans_are_refused(tmp_path: Path, old: str, new: str, words: str) -
         "b": base.format(2),
         "c": base.format(4),
         "d": base.format(2) + "seed = 3\n",
+        "e": base.format(2) + "eval_windows = 9\n",
     }.items():
         (tmp_path / f"{name}.toml").write_text(text)
     path = tmp_path / "study.toml"

@@ -156,5 +156,9 @@ def test_misspelt_option_of_a_recipe_is_refused(study: Study, tmp_path: Path) ->
 
 def test_ratios_are_read_from_a_benchmark(tmp_path: Path) -> None:
     assert report_module.read_ratios(tmp_path) == {"speed_ratio": None, "memory_ratio": None}
-    (tmp_path / "train-cpu.json").write_text(json.dumps({"speed_ratio": 2.5, "memory_ratio": 0.5}))
+    ours = {"tokens_per_s": 300, "speed_ratio": 2.5, "memory_ratio": 0.5}
+    forms = {"plain": {"speed_ratio": 1.0, "memory_ratio": 1.0}, "ours": ours}
+    other = {"forms": {"ours": ours | {"speed_ratio": 9.0}}}
+    figures = {"precisions": {"fp32": other, "bf16": {"forms": forms}}}
+    (tmp_path / "train-cpu.json").write_text(json.dumps(figures))
     assert report_module.read_ratios(tmp_path) == {"speed_ratio": 2.5, "memory_ratio": 0.5}

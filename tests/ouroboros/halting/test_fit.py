@@ -154,6 +154,12 @@ def test_observed_scores_choose_what_the_model_chooses(kind: str) -> None:
             assert used.tolist() == chosen[place :: len(ends)]
 
 
+def test_a_mean_of_the_whole_text_is_refused() -> None:
+    windows = np.zeros((1, 16), dtype=np.int64)
+    with pytest.raises(ConfigError, match=r"pooling=mean every step reads .* --pooling causal"):
+        observe(tiny_model(pooling="mean"), windows, [5], 2)
+
+
 @pytest.mark.parametrize("ends", [[], [0, 4], [16]])
 def test_prompts_that_leave_nothing_are_refused(ends: list[int]) -> None:
     with pytest.raises(DataError, match="must leave"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def test_no_text_is_longer_than_asked_for(tiny_original: Path, tmp_path: Path) -
         # Bytes that are no text of their own may come back as more than one token.
         if "\N{REPLACEMENT CHARACTER}" not in text:
             assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= FEW["length"]
+
+
+def test_what_comes_with_a_model_does_not_change_its_distribution(
+    tiny_original: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_original, other)
+    own = {"max_new_tokens": 2, "repetition_penalty": 3.0, "do_sample": False, "min_p": 0.9}
+    (other / "generation_config.json").write_text(json.dumps(own))
+    texts = [draw(one, tmp_path / f"{one.name}.jsonl") for one in (tiny_original, other)]
+    assert texts[0] == texts[1]
 
 
 def test_openings_begin_the_texts(tiny_original: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ouroboros import load_checkpoint
 from ouroboros.errors import ConfigError
 from ouroboros.model.rounding import Rounding
 from ouroboros.training.adapters import mark_trained
+from ouroboros.training.half import halve_frozen, parts_run
 from ouroboros.training.memory import count_activations, plan_memory
 from ouroboros.training.qat import round_model
 from ouroboros.training.recipe import TrainOptions
@@ -29,13 +30,19 @@ def test_plan_is_what_a_real_model_holds(tiny_checkpoint: Path, precision: str) 
     model, _ = load_checkpoint(tiny_checkpoint)
     model.train().mark_trainable("full")
     plan = plan_memory(model.config, options)
+    whole_floats = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    # As the trainer runs it: frozen matrices cast once, beside the floats that it puts back.
+    halved = halve_frozen(parts_run(model, stated=False) if precision == "bf16" else ())
+    assert bool(halved.floats) == (precision == "bf16")
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert plan.gradients == trained
     assert plan.optimizer == 2 * trained
     held = {
         t.untyped_storage().data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]
     }
-    assert plan.weights == sum(held.values())
+    assert plan.weights == sum(held.values()) + halved.float_bytes
+    assert plan_memory(model.config, options, "cuda").weights == sum(held.values())
+    assert sum(held.values()) <= whole_floats
     assert plan.activations == count_activations(model, options) > 0
     parts = (plan.weights, plan.teacher, plan.gradients, plan.optimizer, plan.activations)
     assert plan.total == sum(parts) + plan.logits
