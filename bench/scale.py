@@ -192,7 +192,7 @@ def render(sheets: list[Sheet]) -> str:
     row("GPUs of 80 GB", [str(sheet.size.gpus) for sheet in sheets])
     row("parameters that train", [f"{sheet.trained / 1e6:,.0f} M" for sheet in sheets])
     for name, label in (
-        ("weights", "weights, float32"), ("teacher", "the original, bfloat16"),
+        ("weights", "weights, frozen ones in bfloat16"), ("teacher", "the original, bfloat16"),
         ("gradients", "gradients"), ("optimizer", "AdamW"),
         ("activations", "activations of a micro-batch at depth 16"), ("logits", "logits"),
         ("total", "**memory of a GPU**"),

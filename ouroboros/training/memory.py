@@ -114,7 +114,7 @@ def describe_plan(checkpoint: Path, options: TrainOptions) -> str:
     device = "cuda" if here is not None and here.type == "cuda" else "cpu"
     plan = plan_memory(read_config(checkpoint), options, device)
     words = {
-        "weights": "weights, float32",
+        "weights": "weights" if options.precision == "fp32" else "weights, frozen ones in bfloat16",
         "teacher": f"the original, {str(teacher_dtype(options.precision)).removeprefix('torch.')}",
         "gradients": "gradients of what trains",
         "optimizer": "AdamW's two states of it",
