@@ -28,7 +28,7 @@ from runtime.decode.generation import Generation, Piece, Row, serve
 from runtime.decode.options import Changes, Options, check_options
 from runtime.decode.request import Cancel, Depth, Request
 from runtime.errors import EngineError
-from runtime.text.chat import ChatTemplate, check_messages, load_chat_template
+from runtime.text.chat import ChatSource, ChatTemplate, check_messages
 from runtime.text.codec import Codec
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Engine:
         self.codec = Codec(bundle)
         self._backend: Backend | None = open_backend(bundle, backend, threads, accuracy_level)
         self.backend = self._backend.name
+        self._chat_source = ChatSource(bundle)
         self._chat_template: ChatTemplate | None = None
         self._lock = threading.Lock()
         self._warned: set[int] = set()
@@ -305,7 +306,7 @@ class Engine:
         """
         with self._lock:
             if self._chat_template is None:
-                self._chat_template = load_chat_template(self.bundle)
+                self._chat_template = self._chat_source.make()
             return self._chat_template
 
     def new_decoder(self, row_depth: Sequence[int]) -> Decoder:

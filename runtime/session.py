@@ -32,14 +32,14 @@ class _Turn:
         messages: the chat with this turn; empty where it is none.
         text: that chat, rendered.
         restart: the ids are the whole conversation, not what is new.
-        after: tokens of the conversation when it was read.
+        version: of the conversation when it was read.
     """
 
     request: request.Request
     messages: list[dict[str, Any]]
     text: str
     restart: bool
-    after: int
+    version: int
 
 
 class Session:
@@ -57,16 +57,30 @@ class Session:
         self._engine = engine
         self._most, self._halt_threshold = depth, halt_threshold
         self._busy = threading.Lock()
-        self.reset()
+        self._version = 0  # changes with every turn and reset
+        self._start_over()
 
     def reset(self) -> None:
-        """Forgets the conversation, and a depth that it has chosen."""
+        """Forgets the conversation, and a depth that it has chosen.
+
+        Raises:
+            EngineError: it is answering.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise EngineError("a session can't be reset while it answers", "end its stream first")
+        try:
+            self._start_over()
+        finally:
+            self._busy.release()
+
+    def _start_over(self) -> None:
         self.depth = self._most
         self._chosen = not self._halt_threshold
         self._forget()
 
     def _forget(self) -> None:
         """Forgets the conversation; its depth stays."""
+        self._version += 1
         self.tokens: list[int] = []
         self._decoder: Decoder | None = None
         self._messages: list[dict[str, Any]] = []
@@ -133,7 +147,7 @@ class Session:
         if not self._busy.acquire(blocking=False):
             raise EngineError("a session serves one request at a time", "open another session")
         try:
-            if turn.after != len(self.tokens):
+            if turn.version != self._version:
                 turn = read()
             if turn.restart:
                 self._forget()
@@ -154,6 +168,7 @@ class Session:
             asked, ids=asked.prompt[held:], before=asked.prompt[:held], halt_threshold=threshold
         )
         row = self._engine.new_row(fed)
+        self._version += 1
         try:
             self._messages, self._text = turn.messages, turn.text
             self.tokens.extend(asked.ids)
@@ -165,10 +180,13 @@ class Session:
                 if piece.token is not None:
                     self.tokens.append(piece.token)
                 yield piece
-        except EngineError:
-            self.reset()  # tokens and cache may differ now
+        except GeneratorExit:  # dropped between two tokens
+            raise
+        except BaseException:
+            self._start_over()  # tokens and cache may differ now
             raise
         finally:
+            self._version += 1
             if self._messages:
                 self._messages.append({"role": "assistant", "content": row.text})
                 self._text += row.spoken
@@ -189,7 +207,7 @@ class Session:
             ids = self._continue(prompt)
         before = [] if restart else self.tokens
         asked = engine.new_request(ids, self.depth, options, before)
-        return _Turn(asked, messages, text, restart, len(self.tokens))
+        return _Turn(asked, messages, text, restart, self._version)
 
     def _continue(self, prompt: object) -> list[int]:
         """Tokens to feed for a prompt that is no chat."""

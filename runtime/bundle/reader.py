@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -45,6 +46,21 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"the bundle {self.path} holds no {name}", "export it again")
         return self.path / name
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file that the manifest lists, verified once more.
+
+        Raises:
+            BundleError: the manifest does not list it, or it has changed since it was verified.
+        """
+        file = self.file(name)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot read {file}: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
+            raise BundleError(f"{file} has changed since it was verified", "open the bundle again")
+        return content
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:

@@ -243,7 +243,17 @@ class KVCache:
             self._replace(fitting, self._rows, self._steps)
 
     def settle(self, row_depth: Sequence[int]) -> None:
-        """Sets the depth of each row to that which its prompt has chosen, no more than it had."""
+        """Sets the depth of each row to that which its prompt has chosen, no more than it had.
+
+        Raises:
+            EngineError: the graph says another.
+        """
+        for took, most in zip(row_depth, self.row_depth.tolist(), strict=True):
+            if not 1 <= took <= most:
+                raise EngineError(
+                    f"the graph says that a row took {took} steps, allowed are 1 to {most}",
+                    "export the bundle again",
+                )
         self.row_depth[:] = row_depth
 
     def truncate(self, row: int, length: int) -> None:

@@ -116,11 +116,9 @@ def _check_count(
 
 
 def _check_number(name: str, value: object, least: float, most: float, allowed: str) -> None:
-    number = isinstance(value, Real)
-    if (
-        not number
-        or isinstance(value, bool)
-        or not least <= value <= most  # type: ignore[operator]
-        or value == math.inf
-    ):
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # a whole number beyond what computing takes
+        number = math.inf
+    if isinstance(value, bool) or not least <= number <= most or number == math.inf:
         raise EngineError(f"{name}={value!r:.60} is not allowed", allowed)

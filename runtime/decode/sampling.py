@@ -50,7 +50,7 @@ class Sampler:
             logits: float32 [V].
 
         Raises:
-            EngineError: the best logit is not finite.
+            EngineError: the best logit is not finite, or not once it was penalised.
         """
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):
@@ -58,6 +58,11 @@ class Sampler:
         if self._penalty != 1.0:
             logits = penalise(logits, sorted(self._seen), self._penalty)
             best = int(logits.argmax())
+            if not math.isfinite(logits[best]):
+                raise EngineError(
+                    f"repetition_penalty={self._penalty} makes logits infinite",
+                    "give one nearer to 1",
+                )
         token = best
         if self._options.temperature and self._options.top_k != 1:
             token = draw(logits, best, self._options, self._draw)
@@ -95,7 +100,8 @@ def penalise(logits: Array, seen: Sequence[int], penalty: float) -> Array:
     """
     wide = logits.astype(np.float64)
     chosen = wide[list(seen)]
-    wide[list(seen)] = np.where(chosen > 0, chosen / penalty, chosen * penalty)
+    with np.errstate(over="ignore"):  # told of by who chooses
+        wide[list(seen)] = np.where(chosen > 0, chosen / penalty, chosen * penalty)
     return wide
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -161,7 +162,7 @@ def _exchange_contents(staging: Path, out: Path, keep: Collection[str]) -> None:
 
 def _undo_exchange(out: Path) -> None:
     """Puts back what a killed run has moved away."""
-    for old in out.glob(f".{out.name}{OLD}*"):
+    for old in out.glob(f".{glob.escape(out.name)}{OLD}*"):
         if not (old / _COMING).is_file():
             shutil.rmtree(old, ignore_errors=True)
             continue

@@ -115,6 +115,10 @@ def _measure_halting(result: Result, reference: Result) -> list[Measurement]:
     expected, actual = (one.outputs.get(DEPTH_USED) for one in (reference, result))
     if expected is None or actual is None or expected.shape != actual.shape:
         return [unmeasured(reference, DEPTH_USED, "the result has not a depth for each row")]
+    held = reference.outputs.get(HALT_SCORES)
+    if held is not None and (held.ndim != 2 or len(held) != len(expected) or not held.shape[1]):
+        note = "its recorded halting scores do not fit its depths"
+        return [unmeasured(reference, DEPTH_USED, note)]
     differ = np.flatnonzero(expected != actual)
     # PyTorch's own runs are held against each other by their scores, an engine gives none.
     scores, own = (one.outputs.get(HALT_SCORES) for one in (reference, result))

@@ -107,20 +107,37 @@ class ChatTemplate:
             raise EngineError(f"the chat template refused: {_line(error)}") from error
 
 
-def load_chat_template(bundle: Bundle) -> ChatTemplate:
-    """The chat template of a bundle.
+class ChatSource:
+    """The chat template of a bundle, read and verified at once, and made when it is asked for.
 
-    Raises:
-        EngineError: the bundle has none.
-        BundleError: it is not a valid template.
+    A bundle may be moved or replaced while an engine has it open.
     """
-    spec = bundle.manifest.tokenizer
-    if spec.chat_template is None:
-        raise EngineError("this bundle has no chat template", "leave out chat / --chat")
-    config = bundle.file(TOKENIZER_CONFIG) if TOKENIZER_CONFIG in bundle.manifest.files else None
-    return read_chat_template(
-        bundle.file(spec.chat_template), config, spec.bos_token, spec.eos_token
-    )
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Reads what there is.
+
+        Raises:
+            BundleError: a file has changed since the bundle was opened.
+        """
+        name = bundle.manifest.tokenizer.chat_template
+        known = TOKENIZER_CONFIG in bundle.manifest.files
+        self._bundle = bundle
+        self._source = bundle.read(name) if name else None
+        self._config = bundle.read(TOKENIZER_CONFIG) if name and known else None
+
+    def make(self) -> ChatTemplate:
+        """The chat template.
+
+        Raises:
+            EngineError: the bundle has none.
+            BundleError: it is not a valid template.
+        """
+        spec, path = self._bundle.manifest.tokenizer, self._bundle.path
+        if self._source is None:
+            raise EngineError("this bundle has no chat template", "leave out chat / --chat")
+        source = _decode(self._source, path / str(spec.chat_template))
+        tokens = {"bos_token": spec.bos_token, "eos_token": spec.eos_token}
+        return _make_template(source, self._config, path / TOKENIZER_CONFIG, tokens)
 
 
 def read_chat_template(
@@ -137,19 +154,33 @@ def read_chat_template(
     Raises:
         BundleError: it is not a valid template, or `config` not an object in JSON.
     """
+    source = _decode(file.read_bytes(), file)
+    held = None if config is None else config.read_bytes()
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    return _make_template(source, held, config or file, tokens)
+
+
+def _make_template(
+    source: str, config: bytes | None, file: Path, tokens: Mapping[str, str | None]
+) -> ChatTemplate:
+    """A template; `config` is the content of `file`, and `tokens` go before what it says."""
+    named = {name: token for name, token in tokens.items() if token}
+    own = {} if config is None else _read_special_tokens(config, file)
+    return ChatTemplate(source, {**own, **named})
+
+
+def _decode(content: bytes, file: Path) -> str:
     try:
-        source = file.read_text(encoding="utf-8")
+        # As a text file is read: each way to end a line is one.
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise BundleError(f"{file} is not UTF-8 text") from error
-    tokens = {"bos_token": bos_token, "eos_token": eos_token}
-    named = {name: token for name, token in tokens.items() if token}
-    return ChatTemplate(source, {**(_read_special_tokens(config) if config else {}), **named})
 
 
-def _read_special_tokens(file: Path) -> dict[str, str]:
+def _read_special_tokens(content: bytes, file: Path) -> dict[str, str]:
     """Every special token that the tokenizer has a name for, as templates may use them."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} is not JSON: {_line(error)}") from error
     if not isinstance(config, dict):

@@ -9,14 +9,23 @@ Source: transformers 5.23, utils/chat_template_utils.py (names, extensions and t
 from __future__ import annotations
 
 import datetime
+import functools
+import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError, nodes, pass_context, pass_eval_context
+from jinja2 import (
+    Environment,
+    TemplateError,
+    nodes,
+    pass_context,
+    pass_environment,
+    pass_eval_context,
+)
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import do_format, do_replace
+from jinja2.filters import do_format, do_join, do_replace, do_sum
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -26,6 +35,18 @@ MOST_CHARACTERS = 2**24  # of a rendered chat, and of any text or list made on t
 MOST_TURNS = 2_000_000  # of all loops and macros of one rendering
 TURNS = "turns left"  # no name that a template could write
 PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
+TEXTS = (str, bytes)
+ITEM = 16  # characters that an item of a list counts for beside its own: it takes more memory
+# Filters by the parameters that say how much they make of each line, word or item.
+GROWING = {
+    "batch": ("linecount",),
+    "center": ("width",),
+    "indent": ("width",),
+    "round": ("precision",),
+    "slice": ("slices",),
+    "urlize": ("target", "rel"),
+    "wordwrap": ("wrapstring",),
+}
 
 
 class TooMuchError(TemplateError):
@@ -61,11 +82,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
         )
+        self.finalize = _bound  # before it is written as text
         self.filters["tojson"] = to_json
-        for name in ("center", "indent"):
-            self.filters[name] = _bounded(self.filters[name])
         self.filters["format"] = _format
         self.filters["replace"] = _replace
+        self.filters["join"] = _join
+        self.filters["sum"] = _sum
+        for name, parameters in GROWING.items():
+            self.filters[name] = _growing(self.filters[name], parameters)
+        self.filters = {name: _weighed(made) for name, made in self.filters.items()}
         self.filters[TURNS] = _count_turn
         self.filters["bounded text"] = _bound
         self.globals["raise_exception"] = _refuse
@@ -91,7 +116,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
                 yes = nodes.Filter(nodes.Const(True), TURNS, [], [], None, None)
                 loop.test = nodes.And(yes, loop.test)
         for joined in [*tree.find_all(nodes.Concat)]:
-            inner = nodes.Concat(joined.nodes)
+            parts: list[nodes.Expr] = [
+                nodes.Filter(one, "bounded text", [], [], None, None) for one in joined.nodes
+            ]
+            inner = nodes.Concat(parts)
             joined.nodes = [nodes.Filter(inner, "bounded text", [], [], None, None)]
         tree.set_environment(self)
         return self.from_string(tree)
@@ -109,12 +137,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if operator == "*":
             sizes = [_size(left), _size(right)]
             numbers = [value for value in (left, right) if isinstance(value, int)]
-            size = sum(sizes) if len(numbers) == 2 else max(sizes) * max([0, *numbers])
+            if len(numbers) == 2:
+                size = sum(sizes)
+            elif numbers:
+                size = max(0, numbers[0]) * _size(right if numbers[0] is left else left)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             size = left.bit_length() * right if abs(left) > 1 else 0
         elif operator == "+":
             size = _size(left) + _size(right)
-        elif operator == "%" and isinstance(left, str):
+        elif operator == "%" and isinstance(left, TEXTS):
             _check_format(left, right)
         _check_size(size)
         return super().call_binop(context, operator, left, right)
@@ -132,16 +163,21 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         owner, name = getattr(inner, "__self__", None), getattr(inner, "__name__", "")
         if name == "generate_lorem_ipsum":  # Jinja's `lipsum`
             _check_size(1000 * max([0, *(v for v in (*args, *options.values()) if _is_int(v))]))
-        if isinstance(owner, str):
+        if isinstance(owner, int) and name == "to_bytes":
+            _check_size(_greatest((*args, *options.values())))
+        if isinstance(owner, TEXTS):
             if name in PADDING:
-                _check_size(max([0, *(value for value in args if isinstance(value, int))]))
+                times = 1 + len(owner) if name == "expandtabs" else 1
+                _check_size(times * _greatest((*args, *options.values())))
             if name == "replace" and len(args) >= 2:
-                _check_size((owner.count(args[0]) + 1) * len(args[1]))
+                _check_size((owner.count(args[0]) + 1) * _weigh(args[1]))
+            if name == "translate":
+                _check_size(len(owner) * max(1, _weigh(args)))
             if name == "join" and args:
                 args = (list(args[0]), *args[1:])
                 _check_size(sum(len(owner) + _size(item) for item in args[0]))
-            if name == "format":
-                _check_format(owner, args)
+            if name in ("format", "format_map"):
+                _check_format(owner, (*args, *options.values()))
         return super().call(context, target, *args, **options)
 
     @staticmethod
@@ -186,7 +222,7 @@ class _Namespace(Namespace):
 def to_json(
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
@@ -199,8 +235,10 @@ def to_json(
         separators: between items, and after keys.
         sort_keys: in the order of the alphabet.
     """
-    if isinstance(indent, int):
-        _check_size(indent * 1024)
+    unit = indent if isinstance(indent, int) else len(indent or "")
+    between = sum(map(len, separators or ()))
+    _check_size(unit * 1024)
+    _check_size((1 + unit + between) * _weigh(value))
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -215,14 +253,53 @@ def _count_turn(context: Context, value: int) -> int:
     return value
 
 
-def _bounded(made: Callable[..., Any]) -> Callable[..., Any]:
-    def checked(value: Any, *args: Any, **options: Any) -> Any:
-        numbers = [one for one in (*args, *options.values()) if isinstance(one, int)]
-        lines = str(value).count("\n") + 1
-        _check_size(max([0, *numbers]) * lines)
-        return made(value, *args, **options)
+def _weighed(made: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is refused values whose text would be out of proportion."""
+    first = 1 if hasattr(made, "jinja_pass_arg") else 0  # before it Jinja's own, as a context
+
+    @functools.wraps(made)
+    def checked(*args: Any, **options: Any) -> Any:
+        _check_size(_weigh([*args[first:], *options.values()]))
+        return made(*args, **options)
 
     return checked
+
+
+def _growing(made: Callable[..., Any], parameters: Sequence[str]) -> Callable[..., Any]:
+    """A filter that gives for each line, word or item as much as these parameters say."""
+    names = list(inspect.signature(made).parameters)
+    # What Jinja gives before the value: some filters take it, others have it taken off.
+    names = names[1:] if hasattr(inspect.unwrap(made), "jinja_pass_arg") else names
+    first = 1 if hasattr(made, "jinja_pass_arg") else 0
+
+    @functools.wraps(made)
+    def checked(*args: Any, **options: Any) -> Any:
+        given = {**dict(zip(names, args[first:], strict=False)), **options}
+        value = args[first]
+        most = _greatest(given.get(name) for name in parameters)
+        items = len(str(value).split()) + str(value).count("\n") if isinstance(value, str) else 0
+        _check_size((items + 1) * most)
+        return made(*args, **options)
+
+    return checked
+
+
+@pass_eval_context
+def _join(
+    context: nodes.EvalContext, value: Iterable[Any], d: Any = "", attribute: Any = None
+) -> str:
+    items = list(value)
+    _check_size(_weigh(items) + len(items) * _weigh(d))
+    return str(do_join(context, items, str(d), attribute))
+
+
+@pass_environment
+def _sum(
+    environment: Environment, value: Iterable[Any], attribute: Any = None, start: Any = 0
+) -> Any:
+    items = list(value)
+    _check_size(_weigh([*items, start]))
+    return do_sum(environment, items, attribute, start)
 
 
 def _is_int(value: object) -> bool:
@@ -242,23 +319,47 @@ def _replace(
     return str(do_replace(context, text, old, new, count))
 
 
-def _bound(text: Any) -> Any:
-    _check_size(_size(text))
-    return text
+def _bound(value: Any) -> Any:
+    _check_size(_weigh(value))
+    return value
 
 
-def _check_format(pattern: str, values: Any) -> None:
-    width = "".join(letter if letter.isdigit() else " " for letter in pattern).split()
+def _check_format(pattern: str | bytes, values: Any) -> None:
+    text = pattern.decode("latin-1") if isinstance(pattern, bytes) else pattern
+    width = "".join(letter if letter.isdigit() else " " for letter in text).split()
     _check_size(max([0, *(int(number[:20]) for number in width)]))
-    if "*" in pattern or "{" in pattern:
-        given = values if isinstance(values, tuple) else (values,)
+    given = values if isinstance(values, tuple) else (values,)
+    if "*" in text or "{" in text:
         _check_size(max([0, *(value for value in given if isinstance(value, int))]))
+    _check_size((text.count("%") + text.count("{")) * _weigh(given))
+
+
+def _greatest(values: Iterable[Any]) -> int:
+    """The most characters that a parameter asks for: a number of them, or a text."""
+    found = [len(one) if isinstance(one, TEXTS) else one for one in values]
+    return max([0, *(abs(one) for one in found if isinstance(one, int))])
+
+
+def _weigh(value: Any) -> int:
+    """The characters of a value's text, about; counted no further than the bound."""
+    size, left = 0, [value]
+    while left and size <= MOST_CHARACTERS:
+        one = left.pop()
+        size += _size(one)
+        if isinstance(one, Mapping):
+            size += len(one)
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple | set | frozenset):
+            left += one
+    return size
 
 
 def _size(value: Any) -> int:
     if isinstance(value, int):
         return value.bit_length()
-    return len(value) if isinstance(value, str | list | tuple) else 0
+    if isinstance(value, list | tuple):
+        return ITEM * len(value)
+    return len(value) if isinstance(value, TEXTS) else 0
 
 
 def _check_size(size: int) -> None:

@@ -44,8 +44,11 @@ bool Stream::next(Piece& piece) {
       return false;
     }
   } catch (...) {
-    end();
-    session_->reset();  // tokens and cache may differ now
+    ended_ = true;
+    speaking_ = false;
+    const std::lock_guard<std::mutex> guard(session_->mutex_);
+    session_->busy_ = false;
+    session_->start_over();  // tokens and cache may differ now
     throw;
   }
   piece = std::move(*pieces[0]);
@@ -66,23 +69,31 @@ void Stream::begin() {
   if (session.busy_) {
     throw engine_error("a session serves one request at a time", "open another session");
   }
-  if (turn_->after != session.tokens_.size()) turn_ = session.read(prompt_, options_);
-  if (turn_->restart) session.forget();
-  if (!session.decoder_) session.decoder_ = session.engine_->new_decoder({session.depth_});
+  if (turn_->version != session.version_) turn_ = session.read(prompt_, options_);
+  // All that may fail first: the conversation is then unchanged.
+  const bool anew = turn_->restart || !session.decoder_;
+  std::unique_ptr<Decoder> made;
+  if (anew) made = session.engine_->new_decoder({session.depth_});
+  Decoder& decoder = anew ? *made : *session.decoder_;
   // The last token of an answer has not been fed: it comes first now.
-  const auto held = static_cast<std::ptrdiff_t>(session.decoder_->cache().lengths()[0]);
+  const auto held = static_cast<std::ptrdiff_t>(decoder.cache().lengths()[0]);
   Request fed = turn_->request;
   const Tokens whole = join(fed.before, fed.ids);
   fed.ids.assign(whole.begin() + held, whole.end());
   fed.before.assign(whole.begin(), whole.begin() + held);
   fed.halt_threshold = session.chosen_ ? 0.0 : session.halt_threshold_;
-  session.messages_ = turn_->messages;
-  session.text_ = turn_->text;
-  session.tokens_.insert(session.tokens_.end(), turn_->request.ids.begin(),
-                         turn_->request.ids.end());
+  std::vector<Message> messages = turn_->messages;
+  std::string text = turn_->text;
+  Tokens tokens = join(turn_->restart ? Tokens{} : session.tokens_, turn_->request.ids);
+  rows_.clear();
   rows_.push_back(session.engine_->new_row(fed));
-  requests_.push_back(std::move(fed));
-  serving_ = std::make_unique<Serving>(*session.decoder_, requests_, rows_);
+  requests_.assign(1, std::move(fed));
+  serving_ = std::make_unique<Serving>(decoder, requests_, rows_);
+  if (anew) session.decoder_ = std::move(made);
+  session.messages_.swap(messages);
+  session.text_.swap(text);
+  session.tokens_.swap(tokens);
+  ++session.version_;
   session.busy_ = speaking_ = true;
 }
 
@@ -92,6 +103,7 @@ void Stream::end() noexcept {
   try {
     const std::lock_guard<std::mutex> guard(session_->mutex_);
     session_->busy_ = false;
+    ++session_->version_;
     if (!session_->messages_.empty()) {
       session_->messages_.push_back({"assistant", rows_[0].text()});
       session_->text_ += rows_[0].spoken();
@@ -138,9 +150,7 @@ void Session::reset() {
   if (busy_) {
     throw engine_error("a session can't be reset while it answers", "end its stream first");
   }
-  depth_ = most_;
-  chosen_ = halt_threshold_ == 0.0;
-  forget();
+  start_over();
 }
 
 std::int64_t Session::depth() const {
@@ -153,8 +163,11 @@ Tokens Session::tokens() const {
   return tokens_;
 }
 
-// Forgets the conversation; its depth stays.
-void Session::forget() {
+// Forgets the conversation, and a depth that it has chosen.
+void Session::start_over() noexcept {
+  depth_ = most_;
+  chosen_ = halt_threshold_ == 0.0;
+  ++version_;
   tokens_.clear();
   decoder_.reset();
   messages_.clear();
@@ -173,7 +186,7 @@ Stream::Turn Session::read(const Prompt& prompt, const Options& options) const {
   } else {
     ids = continue_plain(prompt);
   }
-  turn.after = tokens_.size();
+  turn.version = version_;
   turn.request =
       engine_->new_request(std::move(ids), depth_, options, turn.restart ? Tokens{} : tokens_);
   return turn;

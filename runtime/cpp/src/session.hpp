@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -41,7 +42,7 @@ class Stream {
     std::vector<Message> messages;  // the chat with this turn; empty where it is none
     std::string text;               // that chat, rendered
     bool restart = false;           // the ids are the whole conversation, not what is new
-    std::size_t after = 0;          // tokens of the conversation when it was read
+    std::uint64_t version = 0;      // of the conversation when it was read
   };
   friend class Session;
 
@@ -85,7 +86,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Stream::Turn read(const Prompt& prompt, const Options& options) const;
   Tokens continue_plain(const Prompt& prompt) const;
   Tokens continue_chat(const std::string& text, bool& restart) const;
-  void forget();
+  void start_over() noexcept;
 
   std::shared_ptr<Engine> engine_;
   std::int64_t most_, depth_;
@@ -93,6 +94,7 @@ class Session : public std::enable_shared_from_this<Session> {
   bool chosen_ = false;
   mutable std::mutex mutex_;  // of all below and of depth_, chosen_
   bool busy_ = false;
+  std::uint64_t version_ = 0;  // changes with every turn and reset
   Tokens tokens_;
   std::unique_ptr<Decoder> decoder_;
   std::vector<Message> messages_;

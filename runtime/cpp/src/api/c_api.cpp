@@ -20,6 +20,7 @@ std::unique_ptr<ouro_result> pack_texts(std::vector<std::string> texts) {
 }  // namespace ouro::core::api
 
 using ouro::core::Tokens;
+using ouro::core::api::check_struct;
 using ouro::core::api::give;
 using ouro::core::api::guard;
 using ouro::core::api::list_candidates;
@@ -84,7 +85,9 @@ ouro_status ouro_engine_info(const ouro_engine* engine, ouro_info* info, ouro_er
 
 ouro_status ouro_engine_warnings(ouro_engine* engine, ouro_result** warnings, ouro_error** error) {
   return guard(error, [&] {
-    output(warnings) = pack_texts(use(engine, "engine").engine->take_warnings()).release();
+    auto& loaded = *use(engine, "engine").engine;
+    output(warnings);
+    *warnings = pack_texts(loaded.take_warnings()).release();
   });
 }
 
@@ -92,7 +95,8 @@ ouro_status ouro_tokenize(const ouro_engine* engine, ouro_text text, ouro_result
                           ouro_error** error) {
   return guard(error, [&] {
     const auto& loaded = *use(engine, "engine").engine;
-    output(ids) = pack_ids(loaded.tokenize(read_text(text))).release();
+    output(ids);
+    *ids = pack_ids(loaded.tokenize(read_text(text))).release();
   });
 }
 
@@ -101,7 +105,8 @@ ouro_status ouro_detokenize(const ouro_engine* engine, const int64_t* ids, size_
   return guard(error, [&] {
     const auto& loaded = *use(engine, "engine").engine;
     if (ids == nullptr && count > 0) refuse("the ids are null");
-    output(text) = pack_texts({loaded.detokenize(Tokens(ids, ids + count))}).release();
+    output(text);
+    *text = pack_texts({loaded.detokenize(Tokens(ids, ids + count))}).release();
   });
 }
 
@@ -110,6 +115,7 @@ ouro_status ouro_generate(ouro_engine* engine, const ouro_request* requests, siz
                           ouro_error** error) {
   return guard(error, [&] {
     auto& loaded = *use(engine, "engine").engine;
+    output(generations);
     if (requests == nullptr && count > 0) refuse("the requests are null");
     std::vector<ouro::core::Asked> asked;
     const auto* place = reinterpret_cast<const std::byte*>(requests);
@@ -118,7 +124,7 @@ ouro_status ouro_generate(ouro_engine* engine, const ouro_request* requests, siz
       asked.push_back(read_request(one));
       place += one->size;  // as the program that made the array knows it
     }
-    output(generations) = pack(loaded.generate(asked, read_cancelled(cancelled, user))).release();
+    *generations = pack(loaded.generate(asked, read_cancelled(cancelled, user))).release();
   });
 }
 
@@ -126,12 +132,13 @@ ouro_status ouro_logits(ouro_engine* engine, const ouro_prompt* prompt, int64_t 
                         ouro_result** logits, ouro_error** error) {
   return guard(error, [&] {
     auto& loaded = *use(engine, "engine").engine;
+    output(logits);
     auto found = loaded.logits({read_prompt(prompt)}, {read_depth(depth, 0.0)});
     auto result = std::make_unique<ouro_result>();
     result->floats = std::move(found.front());
     result->columns = static_cast<std::size_t>(loaded.manifest().model.vocab_size);
     result->rows = result->floats.size() / result->columns;
-    output(logits) = result.release();
+    *logits = result.release();
   });
 }
 
@@ -151,7 +158,11 @@ ouro_status ouro_stream_next(ouro_stream* stream, ouro_piece* piece, int* more,
   return guard(error, [&] {
     ouro_stream& own = use(stream, "stream");
     output(more);
-    output(piece);
+    check_struct(piece, "piece");
+    const std::unique_lock<std::mutex> lock(own.busy, std::try_to_lock);
+    if (!lock.owns_lock()) {
+      throw ouro::core::engine_error("a stream serves one thread at a time", "open another stream");
+    }
     const bool found = own.stream->next(own.piece);
     if (found) {
       ouro_piece value{};
@@ -192,9 +203,10 @@ ouro_status ouro_session_generate(ouro_session* session, const ouro_prompt* prom
                                   ouro_result** generation, ouro_error** error) {
   return guard(error, [&] {
     auto& own = *use(session, "session").session;
-    output(generation) = pack({own.generate(read_prompt(prompt), read_options(options),
-                                            read_cancelled(cancelled, user))})
-                             .release();
+    output(generation);
+    *generation = pack({own.generate(read_prompt(prompt), read_options(options),
+                                     read_cancelled(cancelled, user))})
+                      .release();
   });
 }
 
@@ -209,8 +221,10 @@ ouro_status ouro_session_stream(ouro_session* session, const ouro_prompt* prompt
 }
 
 ouro_status ouro_session_ids(const ouro_session* session, ouro_result** ids, ouro_error** error) {
-  return guard(
-      error, [&] { output(ids) = pack_ids(use(session, "session").session->tokens()).release(); });
+  return guard(error, [&] {
+    output(ids);
+    *ids = pack_ids(use(session, "session").session->tokens()).release();
+  });
 }
 ouro_status ouro_session_depth(const ouro_session* session, int64_t* depth, ouro_error** error) {
   return guard(error, [&] { output(depth) = use(session, "session").session->depth(); });

@@ -55,6 +55,9 @@ Options read_options(const ouro_options* given) {
   if (from.stop == nullptr && from.stop_count > 0) refuse("the stop strings are null");
   for (std::size_t index = 0; index < from.stop_count; ++index) {
     options.stop.push_back(read_text(from.stop[index]));
+    if (!is_utf8(options.stop.back())) {
+      throw engine_error("a stop string is not UTF-8", "give text that is UTF-8");
+    }
   }
   return options;
 }

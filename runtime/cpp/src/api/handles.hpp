@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -59,6 +61,7 @@ struct ouro_stream {
   static constexpr ouro::core::api::Kind kKind = ouro::core::api::Kind::kStream;
   ouro::core::api::Kind kind = kKind;
   std::unique_ptr<ouro::core::Stream> stream;
+  std::mutex busy;  // of all below
   ouro::core::Piece piece;
   std::vector<ouro_candidate> candidates;
   ouro_logprob logprob{};
@@ -78,13 +81,16 @@ struct ouro_result {
 
 namespace ouro::core::api {
 
-inline void set_error(ouro_error** error, ouro_code code, std::string problem,
-                      std::string cure) noexcept {
+// Nothing is copied before the `try`: memory may be what has run out.
+inline void set_error(ouro_error** error, ouro_code code, std::string_view problem,
+                      std::string_view cure = {}, std::string_view before = {}) noexcept {
   if (error == nullptr) return;
   *error = nullptr;
   try {
-    std::string message = cure.empty() ? problem : problem + "; " + cure;
-    *error = new ouro_error{code, std::move(problem), std::move(cure), std::move(message)};
+    std::string said(before), next(cure);
+    said += problem;
+    std::string message = next.empty() ? said : said + "; " + next;
+    *error = new ouro_error{code, std::move(said), std::move(next), std::move(message)};
   } catch (...) {
     // Out of memory: the status says it all.
   }
@@ -99,16 +105,16 @@ ouro_status guard(ouro_error** error, const Body& body) noexcept {
     set_error(error, static_cast<ouro_code>(failed.code()), failed.problem(), failed.cure());
     return OURO_FAILED;
   } catch (const BadArgument& bad) {
-    set_error(error, OURO_CODE_OTHER, bad.problem, "");
+    set_error(error, OURO_CODE_OTHER, bad.problem);
     return OURO_INVALID_ARGUMENT;
   } catch (const std::bad_alloc&) {
-    set_error(error, OURO_CODE_OTHER, "out of memory", "");
+    set_error(error, OURO_CODE_OTHER, "out of memory");
     return OURO_OUT_OF_MEMORY;
   } catch (const std::exception& other) {
-    set_error(error, OURO_CODE_OTHER, std::string("internal fault: ") + other.what(), "");
+    set_error(error, OURO_CODE_OTHER, other.what(), {}, "internal fault: ");
     return OURO_INTERNAL;
   } catch (...) {
-    set_error(error, OURO_CODE_OTHER, "internal fault", "");
+    set_error(error, OURO_CODE_OTHER, "internal fault");
     return OURO_INTERNAL;
   }
 }
@@ -148,11 +154,16 @@ Struct read_struct(const Struct* given, Struct defaults, const char* what) {
 }
 
 template <class Struct>
-void write_struct(Struct* target, Struct value, const char* what) {
+void check_struct(const Struct* target, const char* what) {
   if (target == nullptr) refuse(std::string("the ") + what + " is null");
   if (target->size < sizeof(std::size_t) || target->size > 4096) {
     refuse(std::string("the size of the ") + what + " is not set");
   }
+}
+
+template <class Struct>
+void write_struct(Struct* target, Struct value, const char* what) {
+  check_struct(target, what);
   value.size = target->size;
   std::memcpy(target, &value, std::min(target->size, sizeof(Struct)));
 }

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <new>
-#include <numeric>
 #include <utility>
 
 #include "bundle/contract.hpp"
@@ -58,8 +56,17 @@ DType parse_dtype(std::string_view name) {
 }
 
 std::size_t count_elements(const Shape& shape) {
-  return static_cast<std::size_t>(
-      std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
+  std::int64_t count = 1;
+  for (const std::int64_t size : shape) {
+    if (size < 0 || __builtin_mul_overflow(count, size, &count)) throw std::bad_alloc();
+  }
+  return static_cast<std::size_t>(count);
+}
+
+std::size_t Buffer::bytes() const {
+  std::size_t count = count_elements(shape);
+  if (__builtin_mul_overflow(count, item_bytes(dtype), &count)) throw std::bad_alloc();
+  return count;
 }
 
 Buffer Buffer::part(std::size_t index) const {

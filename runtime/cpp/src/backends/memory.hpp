@@ -22,7 +22,7 @@ std::string_view dtype_name(DType dtype);
 // Throws bundle_error for a name that is none.
 DType parse_dtype(std::string_view name);
 
-// How many elements a shape has.
+// How many elements a shape has. Throws std::bad_alloc where they are more than can be counted.
 std::size_t count_elements(const Shape& shape);
 
 // A tensor without gaps in some memory, which it shares with its parts and other shapes.
@@ -32,7 +32,8 @@ struct Buffer {
   Shape shape;
   DType dtype = DType::kFloat32;
 
-  std::size_t bytes() const { return count_elements(shape) * item_bytes(dtype); }
+  // Throws std::bad_alloc where the shape is larger than any memory.
+  std::size_t bytes() const;
   // One part on axis 0, that axis gone.
   Buffer part(std::size_t index) const;
   // The first `count` of axis 0.

@@ -1,10 +1,12 @@
 #include "decode/kv_cache.hpp"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "bundle/contract.hpp"
 #include "bundle/manifest.hpp"
+#include "error.hpp"
 
 namespace ouro::core {
 namespace {
@@ -142,6 +144,13 @@ void KVCache::evict(std::int64_t row) {
 }
 
 void KVCache::settle(const std::int64_t* row_depth) {
+  for (std::size_t row = 0; row < row_depth_.size(); ++row) {
+    if (row_depth[row] < 1 || row_depth[row] > row_depth_[row]) {
+      throw engine_error("the graph says that a row took " + std::to_string(row_depth[row]) +
+                             " steps, allowed are 1 to " + std::to_string(row_depth_[row]),
+                         "export the bundle again");
+    }
+  }
   std::copy_n(row_depth, row_depth_.size(), row_depth_.begin());
 }
 

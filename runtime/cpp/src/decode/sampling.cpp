@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <numeric>
 
+#include "bundle/json.hpp"
 #include "error.hpp"
 
 namespace ouro::core {
@@ -170,6 +171,10 @@ Token Sampler::choose(const float* logits, std::size_t size) {
     logit = logit > 0 ? logit / penalty_ : logit * penalty_;
   }
   best = find_largest(wide.data(), size);
+  if (!std::isfinite(wide[best])) {
+    throw engine_error("repetition_penalty=" + repr(penalty_) + " makes logits infinite",
+                       "give one nearer to 1");
+  }
   const auto token =
       static_cast<Token>(greedy ? best : draw(wide.data(), size, best, options_, next()));
   seen_.insert(token);

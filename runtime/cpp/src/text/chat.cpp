@@ -82,7 +82,7 @@ std::string render_compiled(const ChatSpec& spec, const std::vector<Message>& me
     const bool skips = role && role->skip_empty;
     const bool folds = message.role == "system" && fold && fold->skip_empty;
     if (!message.content.empty() || !(skips || folds)) {
-      talk.push_back({message.role, to_utf8(message.content)});
+      talk.push_back({to_utf8(message.role), to_utf8(message.content)});
     }
   }
   const bool opened = !talk.empty() && talk[0].role == "system";

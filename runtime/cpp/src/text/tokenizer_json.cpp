@@ -9,6 +9,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr std::size_t kDeepest = 127;  // as far as the library reads on which Python stands
+
 // Takes the parser's events: most become values, those of the two large parts do not.
 class Reader final : public nlohmann::json_sax<json> {
  public:
@@ -131,6 +133,7 @@ class Reader final : public nlohmann::json_sax<json> {
   void open(json value) {
     if (place_ == Place::kVocabulary) read_id(value);
     if (place_ == Place::kMerges || place_ == Place::kMerge) fail();
+    if (stack_.size() >= kDeepest) throw bundle_error("it is nested too deep");
     stack_.push_back(place(std::move(value)));
   }
 
