@@ -99,6 +99,51 @@ def test_session_bad_request_changes_nothing(engine: Engine) -> None:
     assert session.generate([5, 6], max_new_tokens=3) == first
 
 
+def test_session_is_not_reset_while_it_answers(engine: Engine) -> None:
+    session = engine.session()
+    stream = session.stream([5, 6, 7], max_new_tokens=4)
+    first = next(stream)
+    with pytest.raises(EngineError, match="can't be reset while it answers; end its stream first"):
+        session.reset()
+    rest = list(stream)
+    assert session.tokens == [5, 6, 7, *(one.token for one in (first, *rest))]
+    session.reset()
+    assert session.tokens == []
+
+
+def test_session_reads_a_prompt_again_after_another_turn_of_the_same_length(engine: Engine) -> None:
+    session = engine.session()
+    session.generate([5, 6, 7], max_new_tokens=2)
+    waiting = session.stream([8], max_new_tokens=2)
+    session.reset()
+    other = session.generate([9, 6, 7], max_new_tokens=2)
+    list(waiting)
+    assert session.tokens[:6] == [9, 6, 7, *other.tokens, 8]
+
+
+def test_session_starts_over_after_any_failure(engine: Engine) -> None:
+    session = engine.session()
+    first = session.generate([5, 6], max_new_tokens=3)
+
+    def fail() -> bool:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        session.generate([7], cancel=fail)
+    assert session.tokens == []
+    assert session.generate([5, 6], max_new_tokens=3) == first
+
+
+def test_session_goes_on_after_a_dropped_stream(engine: Engine) -> None:
+    session = engine.session()
+    stream = session.stream([5, 6], max_new_tokens=9)
+    token = next(stream).token
+    stream.close()  # type: ignore[attr-defined]
+    assert session.tokens == [5, 6, token]
+    whole = engine.generate([5, 6, token, 7], max_new_tokens=3)
+    assert session.generate([7], max_new_tokens=3).tokens == whole.tokens
+
+
 def test_session_depth_is_checked(engine: Engine) -> None:
     with pytest.raises(EngineError, match="depth=0"):
         engine.session(0)

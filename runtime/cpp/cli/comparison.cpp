@@ -163,8 +163,8 @@ std::vector<Measurement> measure_halting(const Result& result, const Case& refer
   const std::vector<double> expected = doubles_of(wanted), actual = doubles_of(*given);
   const auto *stored = find(reference.outputs, kHaltScores),
              *limit = find(reference.inputs, contract::kHaltThreshold);
-  if (stored != nullptr && (stored->shape.size() != 2 || stored->shape[0] != wanted.shape[0] ||
-                            stored->shape[1] < 1)) {
+  if (stored != nullptr &&
+      (stored->shape.size() != 2 || stored->shape[0] != wanted.shape[0] || stored->shape[1] < 1)) {
     return {unmeasured(reference, contract::kDepthUsed,
                        "its recorded halting scores do not fit its depths")};
   }

@@ -29,6 +29,13 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& path, const st
   engine->backend_ = std::move(opened.backend);
   engine->backend_name_ = engine->backend_->name();
   engine->reason_ = std::move(opened.reason);
+  if (!engine->codec_.decodes()) {
+    try {
+      engine->codec_.decode({});
+    } catch (const Error& error) {
+      engine->warnings_.push_back(error.what() + std::string("; answers have ids and no text"));
+    }
+  }
   return engine;
 }
 
@@ -168,6 +175,8 @@ Request Engine::new_request(Tokens ids, std::int64_t depth, const Options& optio
                             Tokens before) const {
   Options chosen = check_options(options, manifest().sampling);
   check_length(static_cast<std::int64_t>(before.size() + ids.size()), chosen.max_new_tokens);
+  // Of a decoder that is not read there is no text to look for them in: the error names its part.
+  if (!chosen.stop.empty() && !codec_.decodes()) codec_.decode({});
   return {std::move(ids), depth, std::move(chosen), std::move(before), 0.0};
 }
 

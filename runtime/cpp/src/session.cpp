@@ -87,7 +87,8 @@ void Stream::begin() {
   Tokens tokens = join(turn_->restart ? Tokens{} : session.tokens_, turn_->request.ids);
   rows_.clear();
   rows_.push_back(session.engine_->new_row(fed));
-  requests_.assign(1, std::move(fed));
+  requests_.clear();
+  requests_.push_back(std::move(fed));
   serving_ = std::make_unique<Serving>(decoder, requests_, rows_);
   if (anew) session.decoder_ = std::move(made);
   session.messages_.swap(messages);

@@ -129,6 +129,8 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "depth": ("llama", replaced("decode", depth=4)),
     "chosen depth": ("llama-halting", changed("depth_used", lambda a: a % 4 + 1, "halting")),
     "scores": ("llama-halting", changed("halt_scores", scaled(2.0), "halting")),
+    "scores of fewer rows": ("llama-halting", changed("halt_scores", lambda a: a[:1], "halting")),
+    "scores of no rows": ("llama-halting", changed("halt_scores", lambda a: a.sum(), "halting")),
     "half": ("mistral-fp16", changed("logits", scaled(1.01), "mixed")),
 }
 

@@ -127,6 +127,14 @@ def test_repetition_penalty_is_hugging_faces() -> None:
     assert len(set(ids[4:])) > 1
 
 
+def test_a_penalty_that_makes_logits_infinite_is_refused() -> None:
+    logits = np.array([1.0, 2.0, 3.0], np.float32)
+    for options in ({}, {"temperature": 1.0, "min_p": 0.1}, {"temperature": 1.0}):
+        one = sampler((2,), repetition_penalty=1e-308, **options)
+        with pytest.raises(EngineError, match="=1e-308 makes logits infinite; give one nearer"):
+            one.choose(logits)
+
+
 def test_seed_repeats_and_each_row_draws_as_if_alone() -> None:
     logits = np.random.default_rng(1).normal(size=1000).astype(np.float32)
     one, two = (sampler(temperature=1.0, seed=7) for _ in range(2))
@@ -177,6 +185,8 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": float("inf")},
+        {"repetition_penalty": 10**400},
+        {"temperature": 10**400},
         {"seed": -1},
         {"seed": 2**64},
         {"seed": "x"},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime import Engine
 from runtime.errors import BundleError, EngineError
 from runtime.text.chat import ChatSource, ChatTemplate, check_messages
 from tests.support.jinja_templates import RUNAWAY, TEMPLATES, TOKENS
@@ -91,6 +93,26 @@ def test_template_too_deep_or_large_is_refused(source: str) -> None:
 def test_special_tokens_come_from_the_bundle(engine: Any) -> None:
     config = json.loads(engine.bundle.file("tokenizer_config.json").read_text())
     assert ChatSource(engine.bundle).make()._special_tokens["pad_token"] == config["pad_token"]
+
+
+def test_the_template_is_the_one_that_was_verified(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    with Engine.open("bundle", backend="cpu", threads=1) as opened:
+        expected = opened.chat_template().render([{"role": "user", "content": "Hi"}])
+    with Engine.open("bundle", backend="cpu", threads=1) as opened:
+        monkeypatch.chdir("/")
+        name = opened.manifest.tokenizer.chat_template
+        assert name is not None
+        (tmp_path / "bundle" / name).write_text("another")
+        assert opened.chat_template().render([{"role": "user", "content": "Hi"}]) == expected
+        with pytest.raises(BundleError, match="cannot read"):
+            opened.bundle.read(name)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(BundleError, match="has changed since it was verified"):
+            opened.bundle.read(name)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])

@@ -1,5 +1,6 @@
 // The values of the C interface: errors, structures and results.
 #include "api/handles.hpp"
+#include "text/unicode.hpp"
 
 namespace ouro::core::api {
 

@@ -216,6 +216,41 @@ void handles(const std::string& bundle) {
           "a prompt of no kind");
   require(result == nullptr, "an output of a call that failed was touched");
   require(ouro_engine_info(engine, nullptr, nullptr) == OURO_INVALID_ARGUMENT, "no info");
+  // A call that has nowhere to put its answer does not answer.
+  const int64_t ids[] = {5, 6};
+  prompt.kind = OURO_PROMPT_IDS;
+  prompt.ids = ids;
+  prompt.id_count = 2;
+  require(ouro_session_generate(session, &prompt, nullptr, nullptr, nullptr, nullptr, nullptr) ==
+              OURO_INVALID_ARGUMENT,
+          "no output of a session");
+  require(ouro_session_ids(session, &result, nullptr) == OURO_OK, "the ids of a session");
+  const int64_t* kept = nullptr;
+  size_t held = 7;
+  require(ouro_result_ids(result, &kept, &held, nullptr) == OURO_OK && held == 0,
+          "a session that answered nobody");
+  ouro_result_release(result);
+  ouro_stream* stream = nullptr;
+  require(ouro_session_stream(session, &prompt, nullptr, &stream, nullptr) == OURO_OK, "a stream");
+  ouro_piece unsized{};
+  int more = 7;
+  require(ouro_stream_next(stream, &unsized, &more, nullptr) == OURO_INVALID_ARGUMENT, "a piece");
+  require(more == 7, "an output of a call that failed was touched");
+  ouro_stream_release(stream);
+  // Text that is not UTF-8: a stop string is refused, a role only looked at.
+  ouro_options given;
+  ouro_options_init(&given);
+  const ouro_text stops[] = {{"\xA9", 1}};
+  given.stop = stops;
+  given.stop_count = 1;
+  require(ouro_session_stream(session, &prompt, &given, &stream, nullptr) == OURO_FAILED, "a stop");
+  const std::string role = std::string(39, 'r') + "\xF0";
+  const ouro_message message = {{role.data(), role.size()}, {"Hi", 2}};
+  prompt.kind = OURO_PROMPT_MESSAGES;
+  prompt.messages = &message;
+  prompt.message_count = 1;
+  require(ouro_session_stream(session, &prompt, nullptr, &stream, nullptr) == OURO_FAILED,
+          "a role");
   ouro_stream_release(nullptr);
   ouro_result_release(nullptr);
   ouro_error_release(nullptr);

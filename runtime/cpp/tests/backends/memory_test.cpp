@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <random>
 
 #include "backends/cuda.hpp"
@@ -200,4 +201,13 @@ TEST_CASE("the first profile that takes a call is chosen") {
 
 TEST_CASE("a machine without CUDA says so") {
   CHECK_THROWS_AS(load_cuda("/nowhere/libcudart.so"), Error);
+}
+
+TEST_CASE("a shape beyond any memory is refused, not wrapped round") {
+  HostMemory memory;
+  const std::int64_t large = std::int64_t{1} << 58;
+  for (const Shape& shape : {Shape{large, 64}, Shape{large, 8}, Shape{-1, 4}}) {
+    CHECK_THROWS_AS(memory.zeros(shape, DType::kFloat32), std::bad_alloc);
+  }
+  CHECK(memory.zeros({0, large}, DType::kFloat32).bytes() == 0);
 }

@@ -60,6 +60,18 @@ TEST_CASE("choices are those of the vectors") {
   }
 }
 
+TEST_CASE("a penalty that makes logits infinite is refused") {
+  for (const double temperature : {0.0, 1.0}) {
+    Options options;
+    options.temperature = temperature;
+    options.min_p = 0.1;
+    options.repetition_penalty = 1e-308;
+    options.seed = 1;
+    const float logits[] = {1, 2, 3};
+    CHECK_THROWS_AS(Sampler(check_options(options, kNeutral), {2}).choose(logits, 3), Error);
+  }
+}
+
 TEST_CASE("the largest logit is found in any place, the first of equal ones") {
   for (const std::size_t size : {1U, 16U, 255U, 256U, 257U, 1000U, 49152U}) {
     for (const std::size_t place : {std::size_t{0}, size / 3, size / 2, size - 1}) {

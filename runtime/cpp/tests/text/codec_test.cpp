@@ -228,6 +228,20 @@ TEST_CASE("a file that is no tokenizer is refused") {
   for (int left = 0; left < 5000; ++left) {
     decoders = R"({"type": "Sequence", "decoders": [)" + decoders + "]}";
   }
+  for (const std::size_t depth : {70U, 100000U}) {
+    std::string splitter = R"({"type":"Digits","individual_digits":true})";
+    std::string before, after;
+    for (std::size_t level = 0; level < depth; ++level) {
+      before += R"({"type":"Sequence","pretokenizers":[)";
+      after += "]}";
+    }
+    json tokenizer = small();
+    tokenizer["pre_tokenizer"] = "here";
+    std::string text = tokenizer.dump();
+    text.replace(text.find("\"here\""), 6, before + splitter + after);
+    CHECK_THAT(refusal([&] { Codec::from_json(text, {}); }, Code::kBundle),
+               Catch::Contains("too deep"));
+  }
   std::string nested = small().dump();
   nested.replace(nested.find("{\"decoders\""), 0, decoders + ", \"other\": ");
   CHECK_THAT(refusal([&] { Codec::from_json(nested, {}); }, Code::kBundle),
