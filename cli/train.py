@@ -61,12 +61,13 @@ def train(
     try:
         report = train_model(checkpoint, out, chosen, resume=resume, console=Console())
     except KeyboardInterrupt:
-        kept = f"the newest state is kept in {out / 'state'}: give the same command with --resume"
-        saved = list_steps(out / "state")
-        typer.echo(
-            f"interrupted; {kept} to go on" if saved else "interrupted before a state was saved",
-            err=True,
+        kept = (
+            f"; the newest state is kept in {out / 'state'}: give the same command with --resume "
+            "to go on"
+            if list_steps(out / "state")
+            else " before a state was saved (--save-every); give the same command to start again"
         )
+        typer.echo(f"interrupted{kept}", err=True)
         raise typer.Exit(130) from None
     speed = f", {report.tokens_per_s:,.0f} tokens/s" if report.tokens_per_s else ""
     heldout = "".join(f", {loss:.3f} at depth {d}" for d, loss in report.heldout.items())

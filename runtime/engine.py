@@ -61,8 +61,7 @@ class Engine:
         self.codec = Codec(bundle)
         self._backend: Backend | None = open_backend(bundle, backend, threads, accuracy_level)
         self.backend = self._backend.name
-        self._chat_source = ChatSource(bundle)
-        self._chat_template: ChatTemplate | None = None
+        self._chat = ChatSource(bundle)
         self._lock = threading.Lock()
         self._warned: set[int] = set()
 
@@ -305,9 +304,7 @@ class Engine:
             EngineError: the bundle has none.
         """
         with self._lock:
-            if self._chat_template is None:
-                self._chat_template = self._chat_source.make()
-            return self._chat_template
+            return self._chat.make()
 
     def new_decoder(self, row_depth: Sequence[int]) -> Decoder:
         """An empty cache for a batch; the lower-level way in, which `generate` is built on.

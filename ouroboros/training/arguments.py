@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
+
+from ouroboros.training.state import train_step_of
 
 if TYPE_CHECKING:
     from ouroboros.training.recipe import TrainOptions
@@ -55,6 +58,23 @@ def one_device(arguments: TrainingArguments) -> TrainingArguments:
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
+
+
+def tensorboard(logs: Path, found: Path | None) -> list[TrainerCallback]:
+    """Returns what writes events for TensorBoard, where that is installed.
+
+    Args:
+        logs: the folder of the events.
+        found: the state that the run goes on from.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    # Events after the state that is resumed from belong to steps that will be taken again.
+    purge = train_step_of(found) + 1 if found is not None else None
+    return [TensorBoardCallback(SummaryWriter(str(logs), purge_step=purge))]
 
 
 class OwnPace(TrainerCallback):

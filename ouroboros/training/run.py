@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
 
 from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, papers_of, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
@@ -25,7 +23,7 @@ from ouroboros.text.overlap import SHARED_WORDS, Overlap
 from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
 from ouroboros.training import state
 from ouroboros.training.adapters import Adapters, gather_updates, mark_trained
-from ouroboros.training.arguments import training_arguments
+from ouroboros.training.arguments import tensorboard, training_arguments
 from ouroboros.training.frozen_states import StatedWindows, open_states
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
@@ -145,7 +143,7 @@ def _train(
             heldout,
             state_dir,
             fingerprint,
-            [display, *(_tensorboard(out / "logs", found) if main else [])],
+            [display, *(tensorboard(out / "logs", found) if main else [])],
             arguments,
             display.scoring,
             teacher,
@@ -156,10 +154,6 @@ def _train(
             _warn(console, "accelerate has no FSDP for CPUs: every process holds the whole model")
         state.clear_staging(state_dir)
         _run(trainer, found, out, display)
-        last = EVAL_LOSS.format(depth=options.scored_depths[-1])
-        # A run that is resumed at its end may be asked for scores that it never took.
-        if heldout and math.isnan(_last(trainer.state.log_history, last)):
-            trainer.evaluate()
         # The Trainer wraps forward() for autocast and switches the cache off.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.config.use_cache = use_cache
@@ -193,6 +187,10 @@ def _run(
     """Trains from where a state was found, or from the start."""
     try:
         trainer.train(resume_from_checkpoint=str(found) if found else None)
+        last = EVAL_LOSS.format(depth=trainer.options.scored_depths[-1])
+        # A run that is resumed at its end may be asked for scores that it never took.
+        if trainer.heldout and math.isnan(_last(trainer.state.log_history, last)):
+            trainer.evaluate()
     except OSError as error:
         raise TrainingError(
             f"{out}: can't save the state ({error})", _how_to_go_on(out / "state")
@@ -362,17 +360,6 @@ def _describe(
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
-
-
-def _tensorboard(logs: Path, found: Path | None) -> list[TrainerCallback]:
-    if importlib.util.find_spec("tensorboard") is None:
-        return []
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    # Events after the state that is resumed from belong to steps that will be taken again.
-    purge = state.train_step_of(found) + 1 if found is not None else None
-    return [TensorBoardCallback(SummaryWriter(str(logs), purge_step=purge))]
 
 
 def _publish(

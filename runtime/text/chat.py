@@ -122,22 +122,26 @@ class ChatSource:
         name = bundle.manifest.tokenizer.chat_template
         known = TOKENIZER_CONFIG in bundle.manifest.files
         self._bundle = bundle
+        self._made: ChatTemplate | None = None
         self._source = bundle.read(name) if name else None
         self._config = bundle.read(TOKENIZER_CONFIG) if name and known else None
 
     def make(self) -> ChatTemplate:
-        """The chat template.
+        """The chat template, made once. Called from one thread at a time.
 
         Raises:
             EngineError: the bundle has none.
             BundleError: it is not a valid template.
         """
+        if self._made is not None:
+            return self._made
         spec, path = self._bundle.manifest.tokenizer, self._bundle.path
         if self._source is None:
             raise EngineError("this bundle has no chat template", "leave out chat / --chat")
         source = _decode(self._source, path / str(spec.chat_template))
         tokens = {"bos_token": spec.bos_token, "eos_token": spec.eos_token}
-        return _make_template(source, self._config, path / TOKENIZER_CONFIG, tokens)
+        self._made = _make_template(source, self._config, path / TOKENIZER_CONFIG, tokens)
+        return self._made
 
 
 def read_chat_template(

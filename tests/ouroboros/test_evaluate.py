@@ -22,6 +22,7 @@ from cli.train import train
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ouroboros.evaluate import Row, evaluate_model, score_auto, score_windows, scoring_prefix
+from ouroboros.training.trainer import OuroborosTrainer
 from tests.support.processes import answered_signals
 from tests.support.training import tiny_model, tiny_tokenizer
 
@@ -264,19 +265,34 @@ def test_train_command_trains(
     assert ouro("train", checkpoint, out, *arguments, "--resume").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (0, "interrupted before a state was saved"),
+        (2, "state: give the same command with --resume"),
+    ],
+)
 def test_train_command_says_how_to_go_on_after_ctrl_c(
     checkpoint: Path,
     corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    after: int,
+    words: str,
 ) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+    calls: list[int] = []
+    compute = OuroborosTrainer.compute_loss
 
-    monkeypatch.setattr("ouroboros.training.trainer.OuroborosTrainer.compute_loss", interrupt)
-    arguments = ["--data", corpus, "--seq-len", 16, "--depth", "2"]
+    def interrupt(self: OuroborosTrainer, *given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) > after:
+            signal.raise_signal(signal.SIGINT)
+        return compute(self, *given, **named)
+
+    monkeypatch.setattr(OuroborosTrainer, "compute_loss", interrupt)
+    arguments = ["--data", corpus, "--seq-len", 16, "--depth", "2", "--save-every", 1]
     with answered_signals():
         result = ouro("train", checkpoint, tmp_path / "out", *arguments)
     assert result.exit_code == 130
-    assert "--resume" in result.output
+    assert words in " ".join(result.output.split())
     assert not (tmp_path / "out" / "config.json").exists()
