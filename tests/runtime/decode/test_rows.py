@@ -223,6 +223,16 @@ def test_row_is_cut_only_where_its_sum_is_known(engine: Engine) -> None:
     check_rows(decoder, [[5, 6, 11], [9, 12]], engine)
 
 
+@pytest.mark.parametrize("took", [[4, 2], [3, 0], [3, -1], [2**58, 1]])
+def test_a_graph_that_says_what_no_row_took_is_refused(engine: Engine, took: list[int]) -> None:
+    cache = engine.new_decoder([3, 2]).cache
+    with pytest.raises(EngineError, match=r"a row took -?\d+ steps, allowed are 1 to [23]; export"):
+        cache.settle(took)
+    assert cache.row_depth.tolist() == [3, 2]
+    cache.settle([1, 2])
+    assert cache.row_depth.tolist() == [1, 2]
+
+
 def test_padding_before_a_short_row_gives_no_sum(engine: Engine) -> None:
     """Its running sum is that of the row's last token, but it is asked for in another call."""
     decoder = engine.new_decoder([2, 2])

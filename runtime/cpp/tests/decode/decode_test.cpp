@@ -132,3 +132,21 @@ TEST_CASE("prompts are grouped so that padding never costs more than a call") {
   CHECK(group_lengths({5, 6, 7}, 32) == Groups{{0, 1, 2}});
   CHECK(group_lengths({5, 100, 6}, 32) == Groups{{1}, {0, 2}});
 }
+
+TEST_CASE("a graph that says what no row took is refused") {
+  Manifest manifest{};
+  manifest.precision = "fp32";
+  manifest.model.hidden_size = 8;
+  manifest.model.num_attention_heads = manifest.model.num_key_value_heads = 1;
+  manifest.model.head_dim = 8;
+  manifest.model.recurrent_layers = 1;
+  KVCache cache(manifest, std::make_shared<HostMemory>(), {3, 2}, 16);
+  for (const std::vector<std::int64_t>& took :
+       {std::vector<std::int64_t>{4, 2}, {3, 0}, {3, -1}, {std::int64_t{1} << 58, 1}}) {
+    CHECK_THROWS_AS(cache.settle(took.data()), Error);
+    CHECK(cache.row_depth() == std::vector<std::int64_t>{3, 2});
+  }
+  const std::int64_t fine[] = {1, 2};
+  cache.settle(fine);
+  CHECK(cache.row_depth() == std::vector<std::int64_t>{1, 2});
+}
