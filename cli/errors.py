@@ -30,9 +30,9 @@ EXTRAS = {
     "onnxscript": "export",
     "matplotlib": "plot",
 }
-# safetensors, torch and numpy report a full disk in exceptions of their own.
 # torch has a full memory in exceptions of its own, on a GPU and on the CPU.
 NO_MEMORY = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
+# safetensors, torch and numpy report a full disk in exceptions of their own.
 FULL_DISK = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from demo.corpora import Sieve, Source, read_plan, read_texts
-from demo.documents import read_documents, write_documents
+from demo.documents import read_documents, up_to, write_documents
 from demo.fetch import Material
 from demo.packages import default_cache, fetch_package
 from demo.stages import source_hash
@@ -80,12 +80,12 @@ def mix_texts(
         sieve = Sieve(heldout, itertools.chain(like, *map(read, forbidden)))
         say("taking out of the training text what is judged on")
         prose = sieve.sift(read_documents(material.train))[0]
-        kept = _cut(prose, characters)
+        kept = up_to(prose, characters)
         for kind in KINDS:
             alike = [source for source in taken if source.kind == kind]
             for source in alike:
                 found = sieve.sift(read(source))[0]
-                train = _cut(found, characters // len(alike))
+                train = up_to(found, characters // len(alike))
                 kept += train
                 say(f"{source.name}: {len(train):,} of {len(found):,} documents are trained on")
         with publish(folder, known=[TRAIN, LIKE, MADE_FROM]) as staging:
@@ -95,9 +95,3 @@ def mix_texts(
         say(f"{len(kept):,} documents are trained on, {len(like):,} are kept apart")
     hashes = [material.sha256, *(hash_file(folder / name) for name in (TRAIN, LIKE))]
     return Mixture(folder / TRAIN, folder / LIKE, ":".join(hashes))
-
-
-def _cut(documents: Sequence[str], characters: int) -> list[str]:
-    """Returns documents up to the one that brings them to so many characters."""
-    ends = itertools.accumulate(len(one) for one in documents)
-    return list(documents[: sum(end < characters for end in ends) + 1])

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from demo.corpora import TEXT_KINDS
-from demo.documents import read_documents, write_documents
+from demo.documents import read_documents, up_to, write_documents
 from runtime.files.atomic import publish
 
 # Characters of each kind: 5 M tokens of SmolLM2's. Half of what models are judged on here is prose.
@@ -68,12 +68,9 @@ def take_portion(
             apart += [one for one in found if _is_apart(one)]
         shares = equal_shares({name: sum(map(len, found)) for name, found in kept.items()}, total)
         for name, found in kept.items():
-            taken[f"{kind}/{name}"] = 0
-            for one in found:
-                if taken[f"{kind}/{name}"] >= shares[name]:
-                    break
-                train.append(one)
-                taken[f"{kind}/{name}"] += len(one)
+            chosen = up_to(found, shares[name])
+            train += chosen
+            taken[f"{kind}/{name}"] = sum(map(len, chosen))
     return train, sorted(apart, key=_draw), taken
 
 

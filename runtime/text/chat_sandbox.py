@@ -83,14 +83,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
         )
         self.finalize = _bound  # before it is written as text
-        self.filters["tojson"] = to_json
         self.filters["format"] = _format
         self.filters["replace"] = _replace
-        self.filters["join"] = _join
-        self.filters["sum"] = _sum
         for name, parameters in GROWING.items():
             self.filters[name] = _growing(self.filters[name], parameters)
         self.filters = {name: _weighed(made) for name, made in self.filters.items()}
+        # These weigh what they are given themselves, once they have it as a list or know how often.
+        self.filters["join"] = _join
+        self.filters["sum"] = _sum
+        self.filters["tojson"] = to_json
         self.filters[TURNS] = _count_turn
         self.filters["bounded text"] = _bound
         self.globals["raise_exception"] = _refuse
@@ -277,7 +278,7 @@ def _growing(made: Callable[..., Any], parameters: Sequence[str]) -> Callable[..
         given = {**dict(zip(names, args[first:], strict=False)), **options}
         value = args[first]
         most = _greatest(given.get(name) for name in parameters)
-        items = len(str(value).split()) + str(value).count("\n") if isinstance(value, str) else 0
+        items = len(value.split()) + value.count("\n") if isinstance(value, str) else 0
         _check_size((items + 1) * most)
         return made(*args, **options)
 
