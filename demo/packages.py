@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import io
-import re
 import subprocess
 import sys
 import tarfile
@@ -21,7 +20,6 @@ from pathlib import Path
 from runtime.files.cache import default_cache as default_cache
 from runtime.files.hashing import hash_file
 
-_UPSTREAM = re.compile(r"^[^_]+_[^_]*?(\.orig)?(?<!\.debian)\.tar\.[a-z0-9]+$")
 REGISTRIES = ("pypi", "npm", "debian", "debian-source")
 
 
@@ -208,14 +206,22 @@ def _download_npm(package: Package, folder: Path) -> Path:
 
 
 def _download_source(package: Package, state: Path, folder: Path) -> Path:
-    what = f"{package.name}={package.version}"
-    command = ["apt-get", *apt_options(state), "-q", "source", "--download-only", what]
-    _run(command, folder, f"download the source of {package} with apt-get")
-    # Upstream's archive, or the only one, where the package is Debian's own.
-    for path in folder.iterdir():
-        if not _UPSTREAM.search(path.name):
-            path.unlink()
-    return _only(folder, ("*",), str(package))
+    options = [*apt_options(state), "-q", "source", "--download-only"]
+    failed: FetchError | None = None
+    # Debian replaces a version by one with other patches and the same archive of upstream's.
+    for wanted in (f"{package.name}={package.version}", package.name):
+        try:
+            _run(["apt-get", *options, wanted], folder, f"download the source of {package}")
+        except FetchError as error:
+            failed = failed or error
+        # Beside it lie patches, a description, perhaps further archives.
+        for path in folder.iterdir():
+            if sha256_of(path) == package.sha256:
+                return path
+    raise failed or FetchError(
+        f"{package} came without a file of sha256 {package.sha256}, which is pinned; "
+        "nothing is used of it"
+    )
 
 
 def _run(command: Sequence[str], folder: Path, what: str) -> None:

