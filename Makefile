@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GPU_STAMP := $(VENV)/.installed-gpu
+STUDY_STAMP := $(VENV)/.installed-study
 CONSTRAINTS := requirements/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The C++ library: one of the presets of runtime/cpp, and what fetch_deps.py fetches.
@@ -90,7 +91,11 @@ format: $(STAMP) ## let ruff and clang-format rewrite the code
 demo: $(STAMP) ## the whole chain on SmolLM2-135M-Instruct; leaves build/demo/
 	@$(BIN)/python -m demo.run
 
-study: $(STAMP) ## which part of a folded model is worth what; hours, goes on where it stopped
+$(STUDY_STAMP): $(STAMP)
+	$(PIP) install --quiet -c $(CONSTRAINTS) -e ".[study]"
+	@touch $@
+
+study: $(STUDY_STAMP) ## which part of a folded model is worth what; hours, goes on where it stopped
 	@$(BIN)/python -m study.run
 
 bench: $(STAMP) ## speeds, as ratios within one run; needs the demo's bundle

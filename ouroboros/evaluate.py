@@ -102,7 +102,20 @@ def score_windows(
     batch: int = BATCH,
     advance: Callable[[int], None] | None = None,
 ) -> float:
-    """Returns the mean next-token loss, nats a predicted token, computed in float32.
+    """Returns the mean next-token loss, nats a predicted token: the mean of `score_each`."""
+    losses = score_each(model, windows, depth, prefix, batch, advance)
+    return sum(losses) / len(losses)
+
+
+def score_each(
+    model: Any,
+    windows: np.ndarray,
+    depth: int | None = None,
+    prefix: int = 0,
+    batch: int = BATCH,
+    advance: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Returns each window's mean next-token loss, nats a predicted token, computed in float32.
 
     Args:
         model: an Ouroboros model or any Hugging Face causal language model.
@@ -137,7 +150,7 @@ def score_windows(
     options = {"depth": depth} if looped else {}
     was_training = model.training
     model.eval()
-    total = 0.0
+    losses: list[float] = []
     with torch.no_grad():
         for first in range(0, len(windows), batch):
             ids = torch.from_numpy(windows[first : first + batch]).to(device)
@@ -148,11 +161,12 @@ def score_windows(
             else:
                 logits = model(input_ids=ids, use_cache=False, **options).logits[:, prefix:-1]
             for row, target in zip(logits, ids[:, prefix + 1 :], strict=True):
-                total += float(cross_entropy(row.float(), target, reduction="sum"))
+                total = float(cross_entropy(row.float(), target, reduction="sum"))
+                losses.append(total / len(target))
             if advance is not None:
                 advance(len(ids))
     model.train(was_training)
-    return total / (len(windows) * int(windows.shape[1] - 1 - prefix))
+    return losses
 
 
 def evaluate_model(

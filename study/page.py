@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from study.records import LIKE
-from study.sentences import answer, count_missing, say_best, say_curve
+from study.sentences import answer, count_missing, say_best, say_best_model, say_curve
 
 Report = Mapping[str, Any]
 NONE = "–"
@@ -81,7 +81,8 @@ def _answers(report: Report) -> str:
         if name not in ("controller_minus_matched_static", "depth_minus_bridge") and one:
             lines.append(f"- {answer(name, one)}")
     lines.append(f"- {say_best('frozen', report['share_frozen_coda'])}")
-    lines.append(f"- {say_best('adapted', report['share_adapted'])}")
+    lines.append(f"- {say_best('adapted', report['share_adapted_arm'])}")
+    lines.append(f"- {say_best_model(report['share_adapted'])}")
     lines.append(f"- {say_curve(report['curve'])}")
     speed, memory = report["speed_ratio"], report["memory_ratio"]
     if speed is None or memory is None:
@@ -100,16 +101,19 @@ def _arms(report: Report) -> str:
     if not report["arms"]:
         return ""
     depths = report["depths"]
-    header = ["arm", "seeds", "coda", "trainable", *(f"depth {one}" for one in depths)]
+    header = ["arm", "seeds", "coda", "trainable", *(f"depth {one}" for one in depths), "tokens/s"]
     rows = []
     for name, arm in report["arms"].items():
         cells = [_name(name, arm), str(len(arm["seeds"])), arm["coda"], f"{arm['trainable']:,}"]
         for depth in depths:
             found = arm["depths"].get(str(depth))
             cells.append(with_interval(found["share"]) if found else NONE)
-        rows.append(cells)
+        rows.append([*cells, f"{arm['tokens_per_s']:.0f}"])
     questions = [f"- {_name(name, arm)}: {arm['question']}" for name, arm in report["arms"].items()]
-    note = "An arm that loops nothing has one depth; it stands under 1."
+    note = (
+        "An arm that loops nothing has one depth; it stands under 1. Tokens and updates are equal, "
+        "computing is not: the last column is what training took, on a machine with other work."
+    )
     return "\n\n".join(
         ["## Share of the gap, held out", table(header, rows), note, "\n".join(questions)]
     )
@@ -135,7 +139,7 @@ def _kinds(report: Report) -> str:
     note = (
         "Nats a token, in brackets the share of that text's gap. The last column is of text "
         "like a third of what was trained on, passages of other articles; the mean is of the "
-        "four kinds before."
+        "four kinds before. Arms trained at another depth stand at this one all the same."
     )
     marked = [name for name, arm in report["arms"].items() if arm["prefix"]]
     if marked:
@@ -158,15 +162,20 @@ def _comparisons(report: Report) -> str:
             at += f" − {one['minus_depth']}"
         by_text = one["by_text"]
         cells = [name, f"{one['arm']} − {one['minus']}", at, with_interval(one["loss"], sign=True)]
+        windows = one["loss"]["interval_text"]
+        cells.append("{:+.3f} to {:+.3f}".format(*windows) if windows else NONE)
         cells.append(str(one["loss"]["seeds"]))
         cells.append(with_interval(by_text.get(LIKE), sign=True))
         cells.append(one["verdict"])
         rows.append(cells)
-    header = ["", "loss of", "depth", "held out", "seeds", LIKE, "verdict"]
+    header = ["", "loss of", "depth", "held out", "over windows", "seeds", LIKE, "verdict"]
     note = (
-        "Nats a token, paired by seed; below 0 the first is better. `better` and `worse` are "
-        "where the interval leaves 0 out, `open` where it holds 0. The intervals are of each "
-        "difference by itself: of twenty, one leaves 0 out by chance."
+        "Nats a token, paired by seed; below 0 the first is better. ± is over the seeds, by "
+        "Student's t; `over windows` is the 95 % interval of a bootstrap over the windows of text, "
+        "drawn within each kind, and rather too narrow, since windows of one document are alike "
+        "(the eight of c4 come out of about four documents). `better` and `worse` are where both "
+        "leave 0 out, `open` where one holds it. The intervals are of each difference by itself: "
+        "of twenty, one leaves 0 out by chance."
     )
     parts = ["## Differences", note, table(header, rows)]
     depths = [str(depth) for depth in report["depths"]]
@@ -221,17 +230,18 @@ def _downstream(report: Report) -> str:
     if not scored:
         return "## Downstream\n\nNot scored: lm-eval was not installed, or no such run is finished."
     tasks = list(next(iter(scored.values()))["downstream"])
+    every = {
+        **report["downstream"],
+        **{_name(n, arm): arm["downstream"] for n, arm in scored.items()},
+    }
     rows = [
-        [
-            _name(name, arm),
-            *(
-                f"{arm['downstream'][task]['value']:.3f} ± {arm['downstream'][task]['error']:.3f}"
-                for task in tasks
-            ),
-        ]
-        for name, arm in scored.items()
+        [name, *(f"{one[task]['value']:.3f} ± {one[task]['error']:.3f}" for task in tasks)]
+        for name, one in every.items()
     ]
+    examples = next(iter(every.values()))[tasks[0]]["examples"]
     note = (
+        f"The first {examples:.0f} examples of each: too few to rank arms by. full and plain are "
+        "the original, whole and plainly shortened. "
         "lm-eval, no examples shown, at the default depth, one seed; accuracy by "
         "length-normalised likelihood, of boolq by likelihood; ± is the standard error. Guessing "
         "gets 0.5, 0.25, 0.2 and about 0.62 (boolq, always yes)."
@@ -282,6 +292,11 @@ def _method(report: Report) -> str:
         ),
         "- A seed draws the order of the text, the depths and what starts at random.",
         (
+            "- The gate's learning rate, a tenth of all other rates, was chosen on windows of the "
+            "same held-out texts before the study (`study/LOG.md`); the arms whose names end in "
+            "rate-low and rate-high say what another rate does to arms with a loop and without."
+        ),
+        (
             "- The best of several arms is chosen by the same held-out loss that it is then told "
             "by: a little of its lead is chance."
         ),
@@ -291,7 +306,7 @@ def _method(report: Report) -> str:
     if len(report["codes"]) > 1:
         lines.append(
             f"- Runs were made by {len(report['codes'])} states of the code of `ouroboros`; see "
-            "build/study/runs."
+            "study/results/runs."
         )
     return "\n".join(lines)
 

@@ -38,7 +38,7 @@ WHY_NOT_ALIKE = (
     ),
     (
         "Its static arm has fewer trainable numbers than the Controller; ours of the same "
-        "question has as many."
+        "question has 5 % more."
     ),
     ("Its model is Qwen2.5-3B, 36 layers to 17; ours is SmolLM2-135M-Instruct, 30 layers to 17."),
 )

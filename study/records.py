@@ -15,6 +15,9 @@ LIKE = "like the training text"
 Losses = dict[int, dict[str, float]]
 """Loss in nats a token by depth and text."""
 
+WindowLosses = dict[int, dict[str, list[float]]]
+"""Likewise, of each window by itself."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -23,7 +26,8 @@ class Run:
     Attributes:
         arm: its name.
         seed: of the training, and of what starts at random.
-        key: digest of all that the result depends on but the code.
+        made_of: all that the result depends on but the code: `conversion`, `training`, `texts` and
+            `scoring`.
         stands_for: the arm taken up, where the plan names none.
         convert: options of the conversion.
         recipe: name of the recipe.
@@ -34,7 +38,7 @@ class Run:
         parameters: of the model.
         prefix: predictions left out of each window, of the loss and of the baseline it is held
             against; above 0 with `mean` pooling only.
-        losses: by depth and text, `LIKE` among them.
+        by_window: losses by depth and text, `LIKE` among them, of each window.
         curve_prefix: as `prefix`, while training.
         curve: mean held-out loss while training by depth: (tokens, loss).
         tokens_per_s: of the training.
@@ -47,7 +51,7 @@ class Run:
 
     arm: str
     seed: int
-    key: str
+    made_of: dict[str, Any]
     stands_for: str
     convert: dict[str, Any]
     recipe: str
@@ -57,7 +61,7 @@ class Run:
     trainable: int
     parameters: int
     prefix: int
-    losses: Losses
+    by_window: WindowLosses
     curve_prefix: int
     curve: dict[int, list[tuple[int, float]]]
     tokens_per_s: float
@@ -66,6 +70,14 @@ class Run:
     machine: str
     code: str
     downstream: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> Losses:
+        """Losses by depth and text, every window counted once."""
+        return {
+            depth: {text: sum(ones) / len(ones) for text, ones in texts.items()}
+            for depth, texts in self.by_window.items()
+        }
 
     def heldout(self, depth: int) -> float:
         """Returns the mean over the held-out texts, each counted once."""
@@ -108,6 +120,29 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def as_json(values: Any) -> Any:
+    """Returns values as they are after they were written as JSON and read again."""
+    return json.loads(json.dumps(values, default=str))
+
+
+def still_holds(
+    recorded: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> bool:
+    """Says whether a run that was made of one thing is what would be made of another.
+
+    An option of the training that one of both does not name yet counts as its default, so that an
+    option which comes later leaves what was recorded as it is.
+
+    Args:
+        recorded: a run's `made_of`.
+        now: likewise, of the plan as it is.
+        defaults: of the training's options.
+    """
+    before, after = ({**defaults, **one.get("training", {})} for one in (recorded, now))
+    parts = (recorded.keys() | now.keys()) - {"training"}
+    return before == after and all(recorded.get(part) == now.get(part) for part in parts)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,15 +151,15 @@ def write_json(path: Path, value: Any) -> None:
     staged.replace(path)
 
 
-def write_run(folder: Path, run: Run) -> None:
+def write_run(results: Path, run: Run) -> None:
     """Writes a run's record."""
-    write_json(run_path(folder, run.arm, run.seed), asdict(run))
+    write_json(run_path(results, run.arm, run.seed), asdict(run))
 
 
-def read_run(folder: Path, arm: str, seed: int) -> Run | None:
+def read_run(results: Path, arm: str, seed: int) -> Run | None:
     """Reads a run's record; None where there is none that can be read."""
     try:
-        values = json.loads(run_path(folder, arm, seed).read_text(encoding="utf-8"))
+        values = json.loads(run_path(results, arm, seed).read_text(encoding="utf-8"))
         return run_from_json(values)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -132,14 +167,14 @@ def read_run(folder: Path, arm: str, seed: int) -> Run | None:
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
     """Makes a run of its JSON values, in which depths are texts."""
-    losses = {int(depth): dict(texts) for depth, texts in values["losses"].items()}
+    by_window = {int(depth): dict(texts) for depth, texts in values["by_window"].items()}
     curve = {
         int(depth): [(int(tokens), float(loss)) for tokens, loss in points]
         for depth, points in values["curve"].items()
     }
-    return Run(**{**values, "losses": losses, "curve": curve})
+    return Run(**{**values, "by_window": by_window, "curve": curve})
 
 
-def run_path(folder: Path, arm: str, seed: int) -> Path:
+def run_path(results: Path, arm: str, seed: int) -> Path:
     """Returns where a run's record lies."""
-    return folder / "runs" / f"{arm}-{seed}.json"
+    return results / "runs" / f"{arm}-{seed}.json"

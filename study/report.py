@@ -4,58 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from demo import settings
 from demo.stages import ROOT
+from study.differences import compare, headline
+from study.material import Material
 from study.page import render_page
 from study.paper import paper_numbers
-from study.plan import Comparison, Plan
-from study.records import LIKE, Baseline, Run, mean_heldout, write_json
-from study.statistics import Curve, Estimate, estimate, extrapolate, paired
+from study.records import LIKE, Run, mean_heldout, write_json
+from study.statistics import Curve, Estimate, estimate, extrapolate
 
 if TYPE_CHECKING:
     from study.work import Study
 
-FORMAT = 1
-TIMES = (10, 100)  # of the tokens trained on: where the curve is carried to
+FORMAT = 2
+TIMES = (10,)  # of the tokens trained on: where the curve is carried to
 RATIOS = ("speed_ratio", "memory_ratio")
 BENCH = ROOT / "bench" / "results"
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a report is made of.
-
-    Attributes:
-        plan: of the study.
-        tokens: that an arm is trained on, as asked for.
-        runs: finished ones, in the plan's order.
-        baselines: by the predictions left out of each window.
-        curve_baselines: likewise, on the windows that are scored while training.
-        missing: arms and seeds that are not finished.
-        failed: why a run failed, by its name.
-        ratios: of `RATIOS`, None where not measured.
-    """
-
-    plan: Plan
-    tokens: int
-    runs: tuple[Run, ...]
-    baselines: Mapping[int, Baseline]
-    curve_baselines: Mapping[int, Baseline]
-    missing: tuple[tuple[str, int], ...]
-    failed: Mapping[str, str]
-    ratios: Mapping[str, float | None]
-
-    def of(self, arm: str) -> list[Run]:
-        """Returns an arm's runs."""
-        return [run for run in self.runs if run.arm == arm]
-
-    def share(self, run: Run, depth: int, text: str | None = None) -> float:
-        """Returns a run's share of the gap at a depth, of the mean or of one text."""
-        loss = run.heldout(depth) if text is None else run.losses[depth][text]
-        return self.baselines[run.prefix].share(loss, text)
 
 
 def write_report(study: Study, out: Path, failed: Mapping[str, str]) -> None:
@@ -73,18 +40,23 @@ def write_report(study: Study, out: Path, failed: Mapping[str, str]) -> None:
             missing.append((arm.name, seed))
         else:
             runs.append(run)
-    plan = study.plan
+    plan, scoring = study.plan, study.scoring
     options = study.train_options(next(iter(plan.arms.values())), 0)
     seq_len, windows = options.seq_len, options.eval_windows
     material = Material(
         plan,
         study.tokens,
         tuple(runs),
-        {n: study.baseline(n, plan.seq_len, plan.windows) for n in {0, *(r.prefix for r in runs)}},
-        {n: study.baseline(n, seq_len, windows) for n in {0, *(r.curve_prefix for r in runs)}},
+        {
+            n: scoring.baseline(n, plan.seq_len, plan.windows)
+            for n in {0, *(r.prefix for r in runs)}
+        },
+        {n: scoring.baseline(n, seq_len, windows) for n in {0, *(r.curve_prefix for r in runs)}},
         tuple(missing),
         failed,
         read_ratios(BENCH),
+        read_best_model(ROOT / settings.READY),
+        scoring.downstream_baseline() if any(run.downstream for run in runs) else {},
     )
     report = make_report(material)
     write_json(out / "study.json", report)
@@ -107,13 +79,31 @@ def read_ratios(folder: Path) -> dict[str, float | None]:
     return dict.fromkeys(RATIOS)
 
 
+def read_best_model(folder: Path) -> dict[str, Any] | None:
+    """Reads what was measured of the model that lies ready in the repository.
+
+    Args:
+        folder: of it, with results.json: `tokens` that it was trained on, and `eval`, what
+            `ouro eval --json` wrote of it on the windows of the study.
+
+    Returns:
+        None where there is none.
+    """
+    try:
+        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    losses = {str(row["depth"]): float(row["mean"]) for row in found["eval"]["rows"]}
+    return {"model": folder.name, "tokens": int(found["tokens"]), "losses": losses}
+
+
 def make_report(material: Material) -> dict[str, Any]:
     """Returns the content of study.json: JSON values."""
     plan = material.plan
     comparisons = {one.name: compare(material, one) for one in plan.comparisons}
     frozen = best_share(material, adapted=False)
-    adapted = best_share(material, adapted=True)
-    chosen = adapted or frozen
+    adapted_arm = best_share(material, adapted=True)
+    chosen = adapted_arm or frozen
     curves = {name: curve for name in plan.arms if (curve := read_points(material, name))}
     answers = ("controller_minus_matched_static", "depth_minus_bridge")
     baseline = material.baselines[0]
@@ -131,11 +121,13 @@ def make_report(material: Material) -> dict[str, Any]:
             name: {**losses, "mean": mean_heldout(losses)}
             for name, losses in (("full", baseline.full), ("plain", baseline.plain))
         },
+        "downstream": dict(material.downstream),
         "arms": {name: found for name in plan.arms if (found := describe_arm(material, name))},
         "comparisons": comparisons,
-        **{name: _headline(comparisons.get(name)) for name in answers},
+        **{name: headline(comparisons.get(name)) for name in answers},
         "share_frozen_coda": frozen,
-        "share_adapted": adapted,
+        "share_adapted_arm": adapted_arm,
+        "share_adapted": share_of_best_model(material),
         "curve": carry_on(chosen["arm"], curves) if chosen else None,
         "curves": curves,
         **material.ratios,
@@ -144,6 +136,16 @@ def make_report(material: Material) -> dict[str, Any]:
         "failed": dict(material.failed),
         "runs": [describe_run(material, run) for run in material.runs],
     }
+
+
+def share_of_best_model(material: Material) -> dict[str, Any] | None:
+    """Returns the ready model's shares of the gap by depth, and the greatest."""
+    best = material.best_model
+    if best is None:
+        return None
+    shares = {depth: material.baselines[0].share(loss) for depth, loss in best["losses"].items()}
+    depth = max(shares, key=lambda one: shares[one])
+    return {**best, "shares": shares, "depth": int(depth), "mean": shares[depth]}
 
 
 def describe_run(material: Material, run: Run) -> dict[str, Any]:
@@ -167,6 +169,9 @@ def describe_run(material: Material, run: Run) -> dict[str, Any]:
         "like": {str(depth): texts[LIKE] for depth, texts in run.losses.items()},
         "prefix": run.prefix,
         "tokens_per_s": run.tokens_per_s,
+        "train_s": run.train_s,
+        "machine": run.machine,
+        "code": run.code,
         "downstream": dict(run.downstream),
     }
 
@@ -199,65 +204,16 @@ def describe_arm(material: Material, name: str) -> dict[str, Any] | None:
         "trainable": runs[0].trainable,
         "coda": runs[0].coda,
         "tokens": runs[0].tokens,
-        "loops": str(runs[0].convert.get("recurrent")) != "none",
+        "loops": _loops(runs[0]),
+        "tokens_per_s": _mean([run.tokens_per_s for run in runs]),
         "prefix": runs[0].prefix,
         "depths": depths,
         "downstream": next((dict(run.downstream) for run in runs if run.downstream), {}),
     }
 
 
-def compare(material: Material, one: Comparison) -> dict[str, Any] | None:
-    """Returns a difference, paired by seed; None where the two share no finished seed.
-
-    An arm that loops nothing has its one depth in place of any. A difference in loss is of runs
-    scored on the same tokens only.
-    """
-    depth = one.depth or material.plan.depth
-    other = one.minus_depth or depth
-    first, second = material.of(one.arm), material.of(one.minus)
-    loss = _difference(first, depth, second, other, None)
-    if loss is None:
-        return None
-    texts = first[0].losses[_at(first[0], depth)]
-    by_text = {
-        text: found.to_json()
-        for text in texts
-        if (found := _difference(first, depth, second, other, text))
-    }
-    by_depth = {}
-    if not one.minus_depth:
-        by_depth = {
-            str(d): found.to_json()
-            for d in material.plan.depths
-            if (found := _difference(first, d, second, d, None))
-        }
-    gap = material.baselines[0]
-    scale = mean_heldout(gap.plain) - mean_heldout(gap.full)
-    return {
-        "arm": one.arm,
-        "minus": one.minus,
-        "claim": one.claim,
-        "depth": depth,
-        "minus_depth": other,
-        "loss": loss.to_json(),
-        "share": -loss.mean / scale,
-        "by_text": by_text,
-        "by_depth": by_depth,
-        "verdict": judge(loss),
-    }
-
-
-def judge(loss: Estimate) -> str:
-    """Says what a difference in loss shows: `better`, `worse`, `open`, or `one seed`."""
-    if loss.low is None or loss.high is None:
-        return "one seed"
-    if loss.high < 0:
-        return "better"
-    return "worse" if loss.low > 0 else "open"
-
-
 def best_share(material: Material, adapted: bool) -> dict[str, Any] | None:
-    """Returns the greatest mean share of the gap, and of which arm and depth it is.
+    """Returns the greatest mean share of the gap of an arm with a loop, and which it is.
 
     Args:
         material: of the report.
@@ -267,6 +223,8 @@ def best_share(material: Material, adapted: bool) -> dict[str, Any] | None:
     for name in material.plan.arms:
         runs = material.of(name)
         if not runs or runs[0].prefix or (runs[0].coda != "frozen") != adapted:
+            continue
+        if not _loops(runs[0]):
             continue
         for depth in runs[0].losses:
             share = estimate([material.share(run, depth) for run in runs])
@@ -316,32 +274,8 @@ def _carry(best: Curve, near: Sequence[Curve], tokens: float) -> dict[str, Any]:
     return {"tokens": int(tokens), "share": best.at(tokens), "range": [min(ends), max(ends)]}
 
 
-def _headline(comparison: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    kept = {name: comparison[name] for name in ("depth", "verdict", "share")}
-    return {**comparison["loss"], **kept, "unit": "nats a token, held out; below 0 is better"}
-
-
-def _at(run: Run, depth: int) -> int:
-    """The depth that a run has for one asked: its only one where it loops nothing."""
-    return depth if len(run.losses) > 1 else next(iter(run.losses))
-
-
-def _difference(
-    first: Sequence[Run], depth: int, second: Sequence[Run], other: int, text: str | None
-) -> Estimate | None:
-    sides = []
-    for runs, wanted in ((first, depth), (second, other)):
-        side = {}
-        for run in runs:
-            at = _at(run, wanted)
-            if at in run.losses:
-                side[run.seed] = run.heldout(at) if text is None else run.losses[at][text]
-        sides.append(side)
-    if {run.prefix for run in (*first, *second)} - {first[0].prefix if first else 0}:
-        return None
-    return paired(*sides)
+def _loops(run: Run) -> bool:
+    return str(run.convert.get("recurrent")) != "none"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,8 +1,9 @@
 """Runs the study: `python -m study.run`, for hours; what is finished is skipped.
 
-A killed run goes on where it was saved.
-Everything is left in build/study/, the report in docs/study.md and docs/study.json, written anew
-after every run.
+A killed run goes on where it was saved. What was measured is left in study/results/, to be kept
+under version control, so that a study of many sittings may change machines; what is large and can
+be made anew in build/study/; the report, written after every run, in docs/study.md and
+docs/study.json.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from pathlib import Path
 from demo.packages import FetchError
 from demo.stages import ROOT, say_heading
 from runtime.errors import OuroError
+from study.downstream import require_lm_eval
 from study.plan import PLAN, Arm, Plan, StudyError, read_plan
 from study.records import Run
 from study.report import write_report
-from study.texts import get_texts
+from study.texts import get_texts, keep_texts, known_texts
 from study.work import Study
 
 FOLDER = ROOT / "build" / "study"
+RESULTS = ROOT / "study" / "results"
 
 
 def run_study(study: Study, out: Path, only: Sequence[str] = ()) -> dict[str, str]:
@@ -49,9 +52,9 @@ def run_study(study: Study, out: Path, only: Sequence[str] = ()) -> dict[str, st
             continue
         try:
             run = study.run(arm, seed)
-        except (OuroError, StudyError) as error:
-            failed[f"{arm.name}-{seed}"] = str(error)
-            study.say(f"failed: {error}")
+        except Exception as error:  # whatever it is, hours of other runs do not hang on it
+            failed[f"{arm.name}-{seed}"] = str(error) or type(error).__name__
+            study.say(f"failed: {failed[f'{arm.name}-{seed}']}")
             continue
         shown = ", ".join(f"{run.heldout(depth):.3f} at depth {depth}" for depth in run.losses)
         study.say(f"held-out loss {shown}; {run.tokens_per_s:.0f} tokens/s")
@@ -121,8 +124,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="ARM", help="repeatable")
     parser.add_argument("--tokens", type=int, default=0, help="of each arm; default: the plan's")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where all is left")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="what was measured")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where the report goes")
     parser.add_argument("--keep", action="store_true", help="keep trained checkpoints")
+    parser.add_argument(
+        "--no-downstream", action="store_true", help="no downstream tasks, which need lm-eval"
+    )
     parser.add_argument("--list", action="store_true", help="only show the runs and their times")
     parser.add_argument("--report", action="store_true", help="only write the report anew")
     return parser.parse_args(arguments)
@@ -137,15 +144,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = read_plan(given.plan)
         if given.tokens < 0:
             raise StudyError(f"--tokens={given.tokens} is negative; give how many an arm trains on")
-        texts = get_texts(given.folder / "texts")
-        tokens, console = given.tokens or plan.tokens, Console()
-        study = Study(plan, texts, given.folder, tokens, print, console, given.keep)
+        reads_only = given.list or given.report
+        texts = known_texts(given.results) if reads_only else None
+        texts = texts or get_texts(given.folder / "texts")
+        study = Study(
+            plan,
+            texts,
+            given.folder,
+            given.results,
+            given.tokens or plan.tokens,
+            console=Console(),
+            keep=given.keep,
+            downstream=not given.no_downstream,
+        )
         if given.list:
             print(list_runs(study, given.only))
             return 0
         if given.report:
             write_report(study, given.out, {})
             return 0
+        if study.downstream and any(
+            plan.stage(arm.stage).downstream for arm, _ in chosen_runs(plan, given.only)
+        ):
+            require_lm_eval()
+        keep_texts(given.results, texts)
         failed = run_study(study, given.out, given.only)
     except (StudyError, OuroError, FetchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,23 +19,26 @@ def answer(name: str, comparison: Mapping[str, Any] | None) -> str:
     mean, seeds = loss["mean"], loss["seeds"]
     depth, other = comparison["depth"], comparison["minus_depth"]
     at = f"at depth {depth}" if depth == other else f"depth {depth} against {other}"
+    text = ""
+    if loss["interval_text"] is not None:
+        text = "; over the windows {:+.3f} to {:+.3f}".format(*loss["interval_text"])
     if loss["interval"] is None:
-        size = f"{abs(mean):.3f} nats {'less' if mean < 0 else 'more'} loss {at}, one seed"
+        size = f"{abs(mean):.3f} nats {'less' if mean < 0 else 'more'} loss {at}, one seed{text}"
         verdict = "One seed points to it" if mean < 0 else "One seed points against it"
         return f"{verdict}, no more: {claim} ({size}; `{name}`)."
     low, high = loss["interval"]
-    figures = f"{mean:+.3f} nats {at}, {low:+.3f} to {high:+.3f} over {seeds} seeds; `{name}`"
+    figures = f"{mean:+.3f} nats {at}, {low:+.3f} to {high:+.3f} over {seeds} seeds{text}; `{name}`"
     match comparison["verdict"]:
         case "better":
             return f"**Yes**: {claim} ({figures})."
         case "worse":
             return f"**No**, it is not so that {claim}: the loss is higher ({figures})."
         case _:
-            return f"**Not shown** that {claim}: the interval holds 0 ({figures})."
+            return f"**Not shown** that {claim}: an interval holds 0 ({figures})."
 
 
 def say_best(coda: str, best: Mapping[str, Any] | None) -> str:
-    """States the greatest share of the gap.
+    """States the greatest share of the gap, of all arms with a loop and all depths.
 
     Args:
         coda: `frozen` or `adapted`.
@@ -51,6 +54,20 @@ def say_best(coda: str, best: Mapping[str, Any] | None) -> str:
     return (
         f"{words} at most {best['mean']:.3f} of the gap is closed, by {best['arm']} at depth "
         f"{best['depth']} ({over})."
+    )
+
+
+def say_best_model(best: Mapping[str, Any] | None) -> str:
+    """States what the model that lies ready closes of the gap.
+
+    Args:
+        best: as study.json has it; None where there is none.
+    """
+    if best is None:
+        return "A model trained for longer: not there yet."
+    return (
+        f"The model that lies ready (`models/{best['model']}`), trained on {best['tokens']:,} "
+        f"tokens, closes {best['mean']:.3f} of the gap at depth {best['depth']}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Means with their confidence intervals, differences paired by seed, and a curve's end."""
+"""Means with their confidence intervals, differences paired by seed and window, a curve's end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ CONFIDENCE = 0.95
 EXPONENTS = tuple(round(0.05 * number, 2) for number in range(1, 41))
 """Exponents that `extrapolate` tries: 0.05 to 2."""
 FEWEST_POINTS = 4
+DRAWS = 4000
+"""Resampled sets of windows that `over_windows` takes its interval from."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,30 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate 
     """
     seeds = sorted(first.keys() & second.keys())
     return estimate([first[seed] - second[seed] for seed in seeds]) if seeds else None
+
+
+def over_windows(differences: Mapping[str, Sequence[float]]) -> tuple[float, float] | None:
+    """Returns the `CONFIDENCE` interval of a mean difference over the windows it was measured on.
+
+    By bootstrap: of each text as many windows are drawn as it has, with replacement, and the mean
+    of the texts' means is taken. Windows of one document are alike, so it is rather too narrow.
+
+    Args:
+        differences: of two runs on the same windows, by text.
+
+    Returns:
+        Both ends; None where no text has two windows.
+    """
+    if all(len(one) < 2 for one in differences.values()):
+        return None
+    rng = np.random.default_rng(0)
+    total = np.zeros(DRAWS)
+    for one in differences.values():
+        values = np.asarray(one, dtype=np.float64)
+        total += values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(total / len(differences), [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def extrapolate(points: Sequence[tuple[float, float]]) -> tuple[Curve, tuple[Curve, ...]] | None:

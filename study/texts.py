@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 from demo.fetch import fetch
 from demo.mixture import mix_texts
 from demo.packages import default_cache
+from study.plan import StudyError
+from study.records import write_json
 
 # Of recipes/corpora.toml, beside the demo's passages: prose alone teaches code and manuals little.
 SOURCES = (
-    "python-doc", "linux-doc", "postgresql-doc", "git-doc",
+    "pubmedqa", "cmake-doc", "rust-book", "octave-doc",
     "py-django", "py-sympy", "js-eslint", "c-redis", "c-curl", "java-guava-libraries",
 )  # fmt: skip
 CHARACTERS = 1_600_000  # of each kind trained on
@@ -35,6 +38,35 @@ class Texts:
     like: Path
     heldout: dict[str, Path]
     sha256: str
+
+
+def keep_texts(results: Path, texts: Texts) -> None:
+    """Writes down on which texts the results stand, or refuses others than they stand on.
+
+    Args:
+        results: the folder of what was measured.
+        texts: that are to be trained and scored on.
+
+    Raises:
+        StudyError: what was measured stands on others.
+    """
+    before = known_texts(results)
+    if before is None:
+        write_json(results / "texts.json", {"sha256": texts.sha256})
+    elif before.sha256 != texts.sha256:
+        raise StudyError(
+            f"the texts have sha256 {texts.sha256}, but {results} was measured on those of "
+            f"{before.sha256}; give another folder to --results, or remove this one to begin anew"
+        )
+
+
+def known_texts(results: Path) -> Texts | None:
+    """Returns the texts that results stand on, by their hash alone; None where there are none."""
+    try:
+        kept = json.loads((results / "texts.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Texts("", Path(), Path(), {}, str(kept["sha256"]))
 
 
 def get_texts(folder: Path, say: Callable[[str], None] = print) -> Texts:

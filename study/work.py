@@ -12,20 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo.packages import FetchError
 from demo.stages import source_hash
 from study.plan import Arm, Plan, StudyError
 from study.records import (
-    LIKE,
-    Baseline,
-    Losses,
     Run,
+    as_json,
     digest,
     mean_heldout,
     read_run,
+    still_holds,
     write_json,
     write_run,
 )
+from study.scoring import Scoring
 from study.texts import Texts
 
 if TYPE_CHECKING:
@@ -44,20 +43,29 @@ class Study:
     Attributes:
         plan: what is studied.
         texts: on what.
-        folder: where everything is left.
+        folder: where what is large and can be made anew is left.
+        results: where what was measured is left, to be kept: runs, baselines, and on what texts.
         tokens: each arm is trained on, about.
         say: called with a line of progress now and then.
         console: shows a training's progress; None shows nothing.
         keep: whether trained checkpoints stay.
+        downstream: whether the stages that ask for it are scored on downstream tasks.
     """
 
     plan: Plan
     texts: Texts
     folder: Path
+    results: Path
     tokens: int
     say: Callable[[str], None] = print
     console: Console | None = None
     keep: bool = False
+    downstream: bool = True
+
+    @property
+    def scoring(self) -> Scoring:
+        """What scores its models."""
+        return Scoring(self.plan, self.texts, self.results, self.folder / "tasks", self.say)
 
     def resolve(self, arm: Arm) -> Arm:
         """Returns what an arm is trained as: one that takes up the best of a stage is that arm.
@@ -93,8 +101,8 @@ class Study:
                 f"{len(lacking)} runs are not finished, {lacking[0][0]} at seed {lacking[0][1]} "
                 "among them; run these first"
             )
-        found = {name: run.key for name, run in runs.items() if run is not None}
-        basis = digest(sorted([*name, key] for name, key in found.items()))
+        found = {name: run.made_of for name, run in runs.items() if run is not None}
+        basis = digest(sorted([*name, digest(made_of)] for name, made_of in found.items()))
         ranked = _read_ranking(place, basis)
         if ranked is None:
             means = {
@@ -135,26 +143,36 @@ class Study:
         starts = arm.convert.get("modulation", "controller") in RANDOM_STARTS and loops(arm)
         return {**arm.convert, "seed": seed if starts else 0}
 
-    def key(self, arm: Arm, seed: int) -> str:
-        """Returns the digest of all that a resolved arm's run depends on, but the code."""
-        plan = self.plan
-        scoring = [plan.seq_len, plan.windows, plan.depths, plan.curve_depths, plan.curve_points]
-        options = self.train_options(arm, seed)
-        scoring += [options.eval_windows, options.state_dtype]
-        exact = options.exactness()
-        exact["teacher"] = bool(exact["teacher"])  # where it lies is no matter
-        return digest(self.conversion(arm, seed), exact, self.texts.sha256, scoring)
+    def made_of(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """Returns all that a resolved arm's run depends on but the code, as JSON values."""
+        plan, options = self.plan, self.train_options(arm, seed)
+        scoring = {
+            name: getattr(plan, name)
+            for name in ("seq_len", "windows", "depths", "curve_depths", "curve_points")
+        }
+        scoring["curve_windows"] = options.eval_windows
+        made_of = {
+            "conversion": self.conversion(arm, seed),
+            "training": _exactness(options),
+            "states": options.state_dtype,
+            "texts": self.texts.sha256,
+            "scoring": scoring,
+        }
+        return dict(as_json(made_of))
 
     def finished(self, arm: Arm, seed: int) -> Run | None:
         """Returns the record of a run of an arm as it is now in the plan, if there is one."""
-        run = read_run(self.folder, arm.name, seed)
+        from ouroboros.training.recipe import TrainOptions
+
+        run = read_run(self.results, arm.name, seed)
         if run is None:
             return None
         try:
             resolved = self.resolve(arm)
         except StudyError:
             return None
-        return run if run.key == self.key(resolved, seed) else None
+        defaults = as_json(_exactness(TrainOptions(data=(Path(),))))
+        return run if still_holds(run.made_of, self.made_of(resolved, seed), defaults) else None
 
     def run(self, arm: Arm, seed: int) -> Run:
         """Converts, trains and scores an arm at a seed, going on where a killed run stopped.
@@ -166,19 +184,19 @@ class Study:
         from ouroboros.training.run import train
 
         resolved = self.resolve(arm)
-        key, options = self.key(resolved, seed), self.train_options(resolved, seed)
+        made_of, options = self.made_of(resolved, seed), self.train_options(resolved, seed)
         converted = self.convert(resolved, seed)
         out = self.folder / "training" / f"{arm.name}-{seed}"
-        _clear_other(out, key)
+        _clear_other(out, digest(made_of))
         report = train(converted, out, options, resume=True, console=self.console)
         began = time.perf_counter()
-        losses, facts = self.score(out)
+        by_window, facts = self.scoring.score(out)
         a_step = options.batch_size * options.grad_accum * options.seq_len
         trainable = _trainable(out, options)
         run = Run(
             arm=arm.name,
             seed=seed,
-            key=key,
+            made_of=made_of,
             stands_for=self.chosen(arm).name,
             convert=self.conversion(resolved, seed),
             recipe=resolved.recipe,
@@ -188,7 +206,7 @@ class Study:
             trainable=trainable,
             parameters=facts["parameters"],
             prefix=facts["prefix"],
-            losses=losses,
+            by_window=by_window,
             curve_prefix=_prefix(resolved, options.seq_len),
             curve=read_curve(report.history, options, a_step),
             tokens_per_s=report.tokens_per_s,
@@ -197,27 +215,18 @@ class Study:
             machine=describe_machine(),
             code=source_hash("ouroboros")[:12],
         )
-        if self.plan.stage(arm.stage).downstream and seed == self.plan.stage(arm.stage).seeds[0]:
-            run = dataclasses.replace(run, downstream=self._score_downstream(out))
-        self.baseline(run.prefix, self.plan.seq_len, self.plan.windows)
-        self.baseline(run.curve_prefix, options.seq_len, options.eval_windows)
-        write_run(self.folder, run)
+        self.scoring.baseline(run.prefix, self.plan.seq_len, self.plan.windows)
+        self.scoring.baseline(run.curve_prefix, options.seq_len, options.eval_windows)
+        write_run(self.results, run)
+        stage = self.plan.stage(arm.stage)
+        if self.downstream and stage.downstream and seed == stage.seeds[0]:
+            run = dataclasses.replace(run, downstream=self.scoring.try_downstream(out))
+            write_run(self.results, run)
         if not self.keep:
             shutil.rmtree(out)
             out.with_suffix(".key").unlink(missing_ok=True)
         gc.collect()
         return run
-
-    def _score_downstream(self, checkpoint: Path) -> dict[str, dict[str, float]]:
-        """Returns the accuracies by task; none where the questions can't be had."""
-        from study.downstream import score_downstream
-
-        examples = self.plan.downstream_examples
-        try:
-            return score_downstream(checkpoint, self.folder / "tasks", examples, self.say)
-        except FetchError as error:
-            self.say(f"no downstream tasks: {error}")
-            return {}
 
     def convert(self, arm: Arm, seed: int) -> Path:
         """Converts for a resolved arm, unless another arm or run did; returns the checkpoint.
@@ -238,68 +247,16 @@ class Study:
             convert(self.texts.model, out, report=self.say, **options)
         return out
 
-    def score(self, checkpoint: Path) -> tuple[Losses, dict[str, int]]:
-        """Scores a checkpoint on every text at every depth of the plan that it has.
-
-        Returns:
-            Losses by depth and text, and `prefix` and `parameters`.
-        """
-        from ouroboros.held_out import ScoredCheckpoint, evaluate_texts
-
-        plan = self.plan
-        scored = ScoredCheckpoint.open(checkpoint)
-        depths = [depth for depth in plan.depths if depth <= scored.max_depth]
-        found = evaluate_texts(
-            scored, list(self.paths().values()), depths, seq_len=plan.seq_len, windows=plan.windows
-        )
-        losses = {int(row.depth or 1): self.by_text(row.texts) for row in found.rows}
-        parameters = sum(one.numel() for one in scored.model.parameters())
-        return losses, {"prefix": found.prefix, "parameters": parameters}
-
-    def paths(self) -> dict[str, Path]:
-        """The scored texts by name."""
-        return {**self.texts.heldout, LIKE: self.texts.like}
-
-    def by_text(self, losses: Mapping[str, float]) -> dict[str, float]:
-        """Names losses, which are by the stem of a file, as `paths` does."""
-        from ouroboros.text.corpus import text_name
-
-        return {name: losses[text_name(path)] for name, path in self.paths().items()}
-
-    def baseline(self, prefix: int, seq_len: int, windows: int) -> Baseline:
-        """Scores the original, whole and plainly shortened, unless that was done before.
-
-        Args:
-            prefix: predictions left out of each window.
-            seq_len: tokens a window.
-            windows: of each text.
-        """
-        plan = self.plan
-        split = [plan.prelude, plan.layer, plan.coda]
-        place = digest(self.texts.sha256, split, prefix, seq_len, windows)[:16]
-        path = self.folder / "baseline" / f"{place}.json"
-        if path.is_file():
-            return Baseline(**json.loads(path.read_text(encoding="utf-8")))
-        from ouroboros.evaluate import evaluate_model
-        from ouroboros.source.locate import drop_middle, load_source
-        from ouroboros.text.windows import load_eval_windows
-
-        self.say(f"scoring the original on windows of {seq_len} tokens")
-        source = load_source(self.texts.model)
-        paths = list(self.paths().values())
-        cut = load_eval_windows(paths, source.tokenizer, seq_len, windows)
-        short = drop_middle(source.model, plan.prelude, plan.coda, [plan.layer])
-        full, plain = (
-            self.by_text(evaluate_model(name, model, cut, [None], prefix)[0].texts)
-            for name, model in (("full", source.model), ("plain", short))
-        )
-        write_json(path, {"full": full, "plain": plain})
-        return Baseline(full, plain)
-
 
 def loops(arm: Arm) -> bool:
     """Says whether a resolved arm loops anything."""
     return str(arm.convert.get("recurrent")) != "none"
+
+
+def _exactness(options: TrainOptions) -> dict[str, Any]:
+    """What a training depends on; where its teacher lies is no matter."""
+    exact = options.exactness()
+    return {**exact, "teacher": bool(exact["teacher"])}
 
 
 def _prefix(arm: Arm, seq_len: int) -> int:

@@ -120,4 +120,6 @@ def write_texts(folder: Path, model: Path) -> Texts:
 def study(tmp_path: Path, tiny_original: Path) -> Study:
     plan = write_plan(tmp_path / "recipes")
     texts = write_texts(tmp_path / "texts", tiny_original)
-    return Study(plan, texts, tmp_path / "build", plan.tokens, lambda line: None)
+    return Study(
+        plan, texts, tmp_path / "build", tmp_path / "results", plan.tokens, lambda line: None
+    )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from study.downstream import MEMBERS, read_examples, score_downstream, split_options, write_tasks
+from study.downstream import MEMBERS, read_examples, require_lm_eval, split_options, write_tasks
+from study.plan import StudyError
 
 RECORDS: dict[str, list[dict[str, Any]]] = {
     "piqa": [
@@ -62,8 +63,7 @@ def test_tasks_name_their_local_file(tmp_path: Path) -> None:
             assert (f"{{{{{field}}}}}" in written["doc_to_text"]) == (field in fields)
 
 
-def test_without_lm_eval_nothing_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_lm_eval_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    lines: list[str] = []
-    assert score_downstream(tmp_path, tmp_path, 8, lines.append) == {}
-    assert lines == ["no downstream tasks: lm-eval is not installed (pip install lm-eval)"]
+    with pytest.raises(StudyError, match=r"not installed; run `pip install .* or give --no-downst"):
+        require_lm_eval()

@@ -45,6 +45,7 @@ TRAINABLE = {
     "controller": MAP + GATE_AND_NORMS + INNER + 32 * HEAD,
     "plain-full": 9 * LAYER + 576,
     "bridge-full": MAP + 8 * LAYER + 576,
+    "bridge-17-full": MAP + 9 * LAYER + 576,
     "paper-controller": GATE_AND_NORMS + INNER + 32 * HEAD,
     "paper-static": GATE_AND_NORMS + 16 * 7 * 32,
     "paper-no-gate": 16 * 576 + INNER + 32 * HEAD,
@@ -81,6 +82,12 @@ def test_trainable_numbers_of_an_arm(plan: Plan, name: str) -> None:
     assert count_trainable(plan, arm, arm.recipe) == TRAINABLE[name]
 
 
+def test_as_many_layers_train_with_the_loop_as_without(plan: Plan) -> None:
+    for arm in plan.stage("core").arms:
+        own = count_trainable(plan, arm, arm.recipe)
+        assert count_trainable(plan, arm, "study/loop-all.toml") == own + 9 * LAYER + 576
+
+
 def test_free_updates_are_as_large_as_the_controller() -> None:
     controller, static = INNER + 32 * HEAD, 16 * 2 * SIDES
     assert (controller, static) == (309_888, 325_632)
@@ -88,8 +95,10 @@ def test_free_updates_are_as_large_as_the_controller() -> None:
     assert controller <= static <= 1.06 * controller
 
 
-@pytest.mark.parametrize("suffix", ["-lora", "-full"])
+@pytest.mark.parametrize("suffix", ["-lora", "-full", "-all"])
 def test_best_arms_have_a_recipe_for_whatever_arm_they_take_up(plan: Plan, suffix: str) -> None:
+    changes = {"train_coda", "layer_learning_rate"}
+    changes |= {"train_recurrent"} if suffix == "-all" else set()
     for arm in plan.stage("core").arms:
         path = Path(arm.recipe)
         recipe = path.with_name(f"{path.stem}{suffix}.toml").as_posix()
@@ -99,16 +108,17 @@ def test_best_arms_have_a_recipe_for_whatever_arm_they_take_up(plan: Plan, suffi
             name for name, value in trained.exactness().items() if value != frozen.exactness()[name]
         }
         # Adapters of the default rank: nothing but the coda is another.
-        assert changed == {"train_coda", "layer_learning_rate"}
+        assert changed == changes
         assert count_trainable(plan, arm, recipe) > count_trainable(plan, arm, arm.recipe)
 
 
 def test_order_says_the_most_first(plan: Plan) -> None:
     order = [(arm.name, seed) for arm, seed in plan.runs()]
     assert len(order) == len(set(order))
-    first = [name for name, seed in order[:5]]
-    assert first == ["bridge", "gate-norms", "static", "controller", "bridge-17"]
-    assert [seed for _, seed in order[:15]] == [0] * 5 + [1] * 5 + [2] * 5
+    assert [name for name, _ in order[:2]] == ["bridge", "bridge-17"]
+    assert [name for name, _ in order[6:9]] == ["gate-norms", "static", "controller"]
+    assert [seed for _, seed in order[:6]] == [0] * 2 + [1] * 2 + [2] * 2
+    assert [seed for _, seed in order[6:15]] == [0] * 3 + [1] * 3 + [2] * 3
     assert {one.name for one in plan.comparisons} >= {
         "controller_minus_matched_static",
         "depth_minus_bridge",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from study.statistics import estimate, extrapolate, paired, student_quantile
+from study.statistics import estimate, extrapolate, over_windows, paired, student_quantile
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,16 @@ def test_power_law_is_found_again() -> None:
 
 def test_too_few_points_are_not_carried_on() -> None:
     assert extrapolate([(1e4, 0.1), (2e4, 0.2), (3e4, 0.3)]) is None
+
+
+def test_interval_over_windows_is_that_of_their_mean() -> None:
+    rng = np.random.default_rng(3)
+    texts = {name: list(rng.normal(mean, 1, 400)) for name, mean in (("wiki", 0.2), ("c4", 0.4))}
+    found = over_windows(texts)
+    assert found is not None
+    # Each text's mean errs by 1 / 20, the mean of both by 1 / 28; 95 % lie within 1.96 of that.
+    centre = sum(float(np.mean(one)) for one in texts.values()) / 2
+    assert found[0] == pytest.approx(centre - 1.96 / 28.28, abs=0.01)
+    assert found[1] == pytest.approx(centre + 1.96 / 28.28, abs=0.01)
+    assert over_windows(texts) == found
+    assert over_windows({"wiki": [0.1]}) is None

@@ -12,8 +12,10 @@ import pytest
 from ouroboros.errors import TrainingError
 from study import report as report_module
 from study.plan import StudyError
-from study.records import LIKE, read_run
+from study.records import LIKE, read_run, still_holds
 from study.run import list_runs, run_study
+from study.scoring import Scoring
+from study.texts import keep_texts, known_texts
 from study.work import Study
 from tests.study.conftest import PLAN, write_plan
 
@@ -83,22 +85,22 @@ def test_killed_training_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) 
     """What is interrupted between training and scoring, and in the training, ends the same."""
     arm = study.plan.arms["controller"]
     whole = study.run(arm, 0)
-    shutil.rmtree(study.folder / "runs")
+    shutil.rmtree(study.results / "runs")
 
-    def interrupt(self: Study, checkpoint: Path) -> None:
+    def interrupt(self: Scoring, checkpoint: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Study, "score", interrupt)
+        patch.setattr(Scoring, "score", interrupt)
         with pytest.raises(KeyboardInterrupt):
             study.run(arm, 0)
     out = study.folder / "training" / "controller-0"
     states = sorted((out / "state").iterdir())
     assert states[-1].name == "step-3"
     shutil.rmtree(states[-1])  # as if killed after the second train step
-    assert read_run(study.folder, "controller", 0) is None
+    assert read_run(study.results, "controller", 0) is None
     again = study.run(arm, 0)
-    assert again.losses == whole.losses
+    assert again.by_window == whole.by_window
     assert again.curve == whole.curve
     assert not out.exists()
 
@@ -118,6 +120,14 @@ def test_other_tokens_and_other_recipes_are_other_runs(study: Study, tmp_path: P
     assert study.finished(arm, 0) is None
     recipe.write_text(before.replace("warmup = 1", "warmup = 1\nsave_every = 2"))
     assert study.finished(arm, 0) == first  # of no matter to the result
+    # By the hash of their texts alone, on a machine that has nothing else.
+    keep_texts(study.results, study.texts)
+    known = known_texts(study.results)
+    assert known is not None
+    elsewhere = dataclasses.replace(study, texts=known, folder=tmp_path / "none")
+    assert elsewhere.finished(arm, 0) == first
+    with pytest.raises(StudyError, match="was measured on those of sha; give another folder"):
+        keep_texts(study.results, dataclasses.replace(study.texts, sha256="other"))
 
 
 def test_best_of_an_unfinished_stage_is_refused(study: Study) -> None:
@@ -151,7 +161,66 @@ def test_misspelt_option_of_a_recipe_is_refused(study: Study, tmp_path: Path) ->
     recipe = tmp_path / "recipes" / "loop.toml"
     recipe.write_text(recipe.read_text() + "distil = 0.5\n")
     with pytest.raises(TrainingError, match="did you mean distill"):
-        study.key(study.plan.arms["controller"], 0)
+        study.made_of(study.plan.arms["controller"], 0)
+
+
+def test_what_a_run_is_made_of_outlives_new_options(study: Study) -> None:
+    made_of = study.made_of(study.plan.arms["controller"], 0)
+    training = made_of["training"]
+    defaults = {"qat": "", "seed": 0, "loss_scale": 1.0}
+    assert still_holds(made_of, made_of, defaults)
+    newer = {**made_of, "training": {**training, "loss_scale": 1.0}}
+    assert still_holds(made_of, newer, defaults)
+    assert not still_holds(
+        made_of, {**made_of, "training": {**training, "loss_scale": 2}}, defaults
+    )
+    assert not still_holds(made_of, {**made_of, "training": {**training, "seed": 1}}, defaults)
+    for part in ("conversion", "scoring", "texts", "states"):
+        assert not still_holds(made_of, {**made_of, part: "other"}, defaults)
+
+
+@pytest.mark.slow
+def test_downstream_that_fails_costs_no_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = tuple(dataclasses.replace(one, downstream=True) for one in study.plan.stages)
+    study = dataclasses.replace(study, plan=dataclasses.replace(study.plan, stages=stages))
+    study, lines = said(study)
+    arm = study.plan.arms["bridge"]
+
+    def fail(*given: object) -> None:
+        raise RuntimeError("a task is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("study.scoring.score_downstream", fail)
+        run = study.run(arm, 0)
+    assert "no downstream tasks: a task is broken" in lines
+    assert run == study.finished(arm, 0)
+    assert run.downstream == {}
+
+    scores = {"piqa": {"value": 0.5, "error": 0.1, "examples": 1.0}}
+    names: list[str] = []
+
+    def score(model: object, tokenizer: object, name: str, *given: object) -> object:
+        names.append(name)
+        return scores
+
+    monkeypatch.setattr("study.scoring.score_downstream", score)
+    shutil.rmtree(study.results / "runs")
+    assert study.run(arm, 0).downstream == scores
+    assert names == ["full", "plain", "bridge-0"]
+    assert read_run(study.results, "bridge", 0) == study.finished(arm, 0)
+    assert study.scoring.downstream_baseline() == {"full": scores, "plain": scores}
+
+
+def test_figures_of_the_ready_model_are_read(tmp_path: Path) -> None:
+    assert report_module.read_best_model(tmp_path) is None
+    rows: list[dict[str, object]] = [
+        {"depth": depth, "mean": 3.0 + depth, "texts": {}} for depth in (1, 8)
+    ]
+    results = {"tokens": 5000, "eval": {"rows": rows}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert report_module.read_best_model(tmp_path) == {
+        "model": tmp_path.name, "tokens": 5000, "losses": {"1": 4.0, "8": 11.0},
+    }  # fmt: skip
 
 
 def test_ratios_are_read_from_a_benchmark(tmp_path: Path) -> None:
