@@ -40,9 +40,12 @@ class Scoring:
 
         Returns:
             Losses of each window by depth and text, and `prefix` and `parameters`.
+
+        Raises:
+            CheckpointError: a loss is not finite.
         """
         from ouroboros.checkpoint import load_with_tokenizer
-        from ouroboros.evaluate import score_each, scoring_prefix
+        from ouroboros.evaluate import Row, require_finite, score_each, scoring_prefix
 
         model, tokenizer = load_with_tokenizer(checkpoint)
         windows = self._cut(tokenizer, self.plan.seq_len, self.plan.windows)
@@ -52,6 +55,8 @@ class Scoring:
             depth: {text: score_each(model, one, depth, prefix) for text, one in windows.items()}
             for depth in depths
         }
+        for depth, texts in losses.items():
+            require_finite(Row("trained", depth, {text: sum(one) for text, one in texts.items()}))
         parameters = sum(one.numel() for one in model.parameters())
         return losses, {"prefix": prefix, "parameters": parameters}
 
