@@ -20,7 +20,8 @@ def sample(
 ) -> None:
     """Draw training text from an original model: its own continuations, as wide as it is.
 
-    Each line of OUT is {"text": ...}, as `ouro train --data` reads it.
+    Each line of OUT is {"text": ...}, as `ouro train --data` reads it. Until all is drawn, the
+    lines stand in OUT.part, which stays where the drawing is stopped.
 
     Examples:
       ouro sample HuggingFaceTB/SmolLM2-135M drawn.jsonl --tokens 1000000

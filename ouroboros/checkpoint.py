@@ -20,6 +20,7 @@ from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.source.locate import FLOATS, one_line, quiet_transformers, require_finite
+from ouroboros.source.templates import check_templates
 from ouroboros.storage.weights import INDEX as INDEX
 from ouroboros.storage.weights import SINGLE, write_weights
 from runtime.files.atomic import check_place, publish
@@ -139,6 +140,12 @@ def weight_files(path: Path) -> list[Path]:
     for file in files:
         if file.parent != path or not file.is_file():
             raise CheckpointError(f"{file}: named by {INDEX} but not in the checkpoint")
+    if (path / SINGLE).is_file() and path / SINGLE not in files:
+        raise CheckpointError(
+            f"{path}: holds {SINGLE} beside {INDEX}, which does not name it, so it is not clear "
+            "which weights are meant",
+            "take one of the two away",
+        )
     return files
 
 
@@ -195,9 +202,13 @@ def _load_tokenizer(path: Path) -> Any:
     if not (path / "tokenizer.json").is_file():
         return None
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         raise CheckpointError(f"{path}: can't load the tokenizer: {one_line(error)}") from error
+    check_templates(tokenizer, str(path))
+    return tokenizer
 
 
 def save_checkpoint(

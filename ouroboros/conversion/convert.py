@@ -25,6 +25,7 @@ from ouroboros.errors import CheckpointError, DataError
 from ouroboros.model.base_config import require_exportable
 from ouroboros.model.block import name_block
 from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.limits import check_ids
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.source.locate import locate
 from ouroboros.source.weights import Original, open_original
@@ -120,13 +121,14 @@ def convert(
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
     require_exportable(place.config)
+    text = _calibration_text(chosen.calibration) if _measures(chosen, layer) else ""
     original = open_original(place)
     for note in original.notes:
         say(note)
     config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
     say(f"taking over {config.num_layers} of {config.original_layers} layers")
     model = _transplant(original, config, chosen.seed)
-    candidates = _measure(model, original, chosen, layer, say)
+    candidates = _measure(model, original, chosen, layer, text, say)
     if config.prelude != chosen.prelude:
         # Built again, since what starts at random depends on the layers built before it: the split
         # by its name gives the same.
@@ -150,19 +152,25 @@ def convert(
     return _describe(original, model, candidates)
 
 
+def _measures(chosen: ConvertOptions, layer: int | None) -> bool:
+    """Says whether anything is chosen or fitted on text."""
+    named = layer is not None and chosen.split != AUTO
+    return not named or chosen.bridge != "none" or chosen.norm_init == "matched"
+
+
 def _measure(
     model: OuroborosForCausalLM,
     original: Original,
     chosen: ConvertOptions,
     layer: int | None,
+    text: str,
     say: Callable[[str], None],
 ) -> list[Candidate]:
     """Makes the choices that need text: split, looped layers, bridge and step norms."""
-    config = model.config
-    named = layer is not None and chosen.split != AUTO
-    if named and config.bridge == "none" and config.norm_init != "matched":
+    if not _measures(chosen, layer):
         return []
-    windows = _calibration_windows(original, chosen.calibration, fit_windows(config.hidden_size))
+    count = fit_windows(model.config.hidden_size)
+    windows = _calibration_windows(original, text, chosen.calibration, count)
     few, split = _few_windows(windows), chosen.split == AUTO
     return choose_parts(model, original.layer, windows, few, layer, split, chosen.depth, say)
 
@@ -282,16 +290,26 @@ def _transplant(original: Original, config: OuroborosConfig, seed: int) -> Ourob
     return model
 
 
-def _calibration_windows(original: Original, path: Path | None, count: int) -> torch.Tensor:
+def _calibration_text(path: Path | None) -> str:
+    """Returns the text of a file, or the one that comes with this package.
+
+    Raises:
+        DataError: the file can't be read.
+    """
+    if path is None:
+        return resources.files("ouroboros").joinpath("calibration.txt").read_text("utf-8")
+    return read_whole(path)
+
+
+def _calibration_windows(
+    original: Original, text: str, path: Path | None, count: int
+) -> torch.Tensor:
     """Returns int64 `[windows, seq]` of the calibration text, at most `count` of them.
 
     Raises:
-        DataError: the text is shorter than one window.
+        DataError: the text is shorter than one window, or holds a token the model lacks.
+        CheckpointError: the model has no tokenizer.
     """
-    if path is None:
-        text = resources.files("ouroboros").joinpath("calibration.txt").read_text("utf-8")
-    else:
-        text = read_whole(path)
     if original.tokenizer is None:
         raise CheckpointError(
             f"{original.name} has no tokenizer, so nothing can be measured on text",
@@ -307,6 +325,7 @@ def _calibration_windows(original: Original, path: Path | None, count: int) -> t
         raise DataError(
             f"{path or 'the calibration text'}: {reason}", "give a longer text"
         ) from error
+    check_ids(str(path or "the calibration text"), windows, original.config.vocab_size)
     return torch.from_numpy(windows)
 
 

@@ -24,7 +24,7 @@ SHARD = "delta-{number:05}-of-{count:05}.safetensors"
 TEMPLATES = "additional_chat_templates"  # the one folder that a checkpoint holds
 _READ_AT_MOST = 16 << 20
 _HASH = re.compile(r"[0-9a-f]{64}")
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _DIMENSIONS, _LARGEST = 8, 1 << 48
 
@@ -226,7 +226,12 @@ def _table(
 
 
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or len(value) > 1000:
+    # A lone half of a surrogate pair is JSON, and no text that could be written.
+    if (
+        not isinstance(value, str)
+        or len(value) > 1000
+        or any("\ud800" <= c <= "\udfff" for c in value)
+    ):
         raise _BadRecordError(f"{where} is {value!r:.80}, no short text")
     return value
 
@@ -243,17 +248,22 @@ def _count(value: Any, where: str) -> int:
     return value
 
 
+def is_plain(name: str) -> bool:
+    """Says whether a file of this name may be in a delta, beside others or among templates."""
+    parts = name.split("/")
+    plain = all(_PLAIN.fullmatch(part) for part in parts)
+    return plain and (len(parts) == 1 or (len(parts) == 2 and parts[0] == TEMPLATES))
+
+
 def file_name(value: Any, where: str) -> str:
     """Returns a file's name, which lies in the folder itself or in that of chat templates."""
-    parts = value.split("/") if isinstance(value, str) else []
-    plain = all(_PLAIN.fullmatch(part) for part in parts)
-    if not plain or not (len(parts) == 1 or (len(parts) == 2 and parts[0] == TEMPLATES)):
+    if not isinstance(value, str) or not is_plain(value):
         raise _BadRecordError(f"{where} is {value!r:.80}, no plain file name")
     return str(value)
 
 
 def _weights_name(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not _WEIGHTS.fullmatch(value):
+    if not isinstance(value, str) or not WEIGHTS.fullmatch(value):
         raise _BadRecordError(f"{where} is {value!r:.80}, not the name of a weight file")
     return value
 

@@ -23,7 +23,7 @@ from ouroboros.delta.assemble import (
     stored_factors,
     stored_tensors,
 )
-from ouroboros.delta.record import DeltaRecord, WeightsRecord, read_record
+from ouroboros.delta.record import WEIGHTS, DeltaRecord, WeightsRecord, read_record
 from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE, write_module
@@ -158,7 +158,8 @@ def _read_config(folder: Path, record: DeltaRecord) -> OuroborosConfig:
     if record.files.get("config.json") != ("config.json",):
         raise CheckpointError(f"{folder / DELTA_NAME}: names no config.json", ANEW)
     twice = sorted(record.files.keys() & (record.copied.keys() | record.weights.keys()))
-    made = sorted({_MODULE_FILE, ADAPTERS} & (record.files.keys() | record.copied.keys()))
+    beside = record.files.keys() | record.copied.keys()
+    made = sorted(n for n in beside if n in (_MODULE_FILE, ADAPTERS) or WEIGHTS.fullmatch(n))
     if twice or made:
         name = (twice or made)[0]
         raise CheckpointError(f"{folder / DELTA_NAME}: {name} is not one of a delta's files", ANEW)

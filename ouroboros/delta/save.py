@@ -27,6 +27,8 @@ from ouroboros.delta.record import (
     SourceRecord,
     TensorRecord,
     WeightsRecord,
+    is_plain,
+    read_record,
     write_record,
 )
 from ouroboros.delta.shards import write_shards
@@ -38,7 +40,7 @@ from ouroboros.source.locate import Location, get_weights, locate, one_line
 from ouroboros.source.weights import Original
 from ouroboros.storage.tensors import write_tensors
 from runtime.files.atomic import check_place, publish
-from runtime.files.destinations import ADAPTERS, DELTA, RUN, find_strangers
+from runtime.files.destinations import ADAPTERS, DELTA, DELTA_NAME, RUN, find_strangers, list_files
 
 # The large files of a tokenizer. Others are held even where the source has them: a licence must
 # travel along, and a small change beside the source's weights is no reason to restore nothing.
@@ -141,6 +143,7 @@ def save_delta(
                 sizes,
             )
             write_record(staging, record)
+            _require_readable(staging, record, folder)
             size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -205,10 +208,15 @@ def _take_files(
     files: dict[str, tuple[str, ...]] = {}
     left_out = {*_strangers(folder), *weights, f"{MODULE}.py", ADAPTERS}
     inner = folder / TEMPLATES
-    for file in sorted([*folder.iterdir(), *(inner.iterdir() if inner.is_dir() else [])]):
+    for file in [*list_files(folder), *(list_files(inner) if inner.is_dir() else [])]:
         name = file.relative_to(folder).as_posix()
-        if not file.is_file() or name in left_out:
+        if name in left_out:
             continue
+        if not is_plain(name):
+            raise CheckpointError(
+                f"{file}: a delta holds files of plain names only, of letters, digits, _, . and -",
+                "rename it, or the chat template of that name",
+            )
         if name in _VOCABULARIES and original.files.get(name) == (digest := hash_file(file)):
             copied[name] = digest
         else:
@@ -256,6 +264,18 @@ def _rehearse(
         tensors = stored_tensors(file, pieces, original)
         made[name] = replace(file, sha256=write_tensors(_Nothing(), tensors, file.metadata))
     return made
+
+
+def _require_readable(staging: Path, record: DeltaRecord, folder: Path) -> None:
+    try:
+        same, reason = read_record(staging) == record, "it comes back as another"
+    except CheckpointError as error:
+        same, reason = False, error.problem.removeprefix(f"{staging / DELTA_NAME}: ")
+    if not same:
+        raise CheckpointError(
+            f"{folder}: what it holds can't stand in a delta: {reason}",
+            "write it anew: save_checkpoint(*load_checkpoint(PATH), OUT)",
+        )
 
 
 def _require_identical(

@@ -25,7 +25,7 @@ from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.text.windows import load_windows
 from runtime.files.atomic import check_place
-from runtime.files.destinations import CHECKPOINT
+from runtime.files.destinations import ADAPTERS, CHECKPOINT
 
 ASIDE = 4  # every so manyth window is held aside, to stop the fit and to choose the threshold
 
@@ -86,7 +86,10 @@ def make_halter(
         seen = observe(model, windows, prompt_ends(options), depth, advance)
     made, choice, aside = choose_halter(model, seen, options)
     whole = with_halter(model, made, options.kind, depth, choice.threshold)
-    save_checkpoint(whole, tokenizer, out, papers_of(checkpoint))
+    beside = papers_of(checkpoint)
+    if (checkpoint / ADAPTERS).is_file():  # the factors of weights that stay as they are
+        beside[ADAPTERS] = checkpoint / ADAPTERS
+    save_checkpoint(whole, tokenizer, out, beside)
     return HalterReport(choice, tuple(aside.losses.mean(0).tolist()), len(aside))
 
 

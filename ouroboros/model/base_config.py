@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ _CLASS_PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies are one table, which is what a graph can hold."""
 
+MOST_LAYERS = 4096
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -114,6 +116,20 @@ def refuse_quantized(source: str, values: dict[str, Any]) -> None:
     )
 
 
+def check_layers(values: Mapping[str, Any], source: str) -> None:
+    """Refuses a number of layers that no model has, before anything of that length is built.
+
+    Raises:
+        ConfigError: it is above `MOST_LAYERS`.
+    """
+    layers = values.get("num_hidden_layers")
+    if is_whole(layers) and layers > MOST_LAYERS:
+        raise ConfigError(
+            f"{source}: num_hidden_layers={layers!r:.80} is above {MOST_LAYERS:,}",
+            "get an intact copy of config.json",
+        )
+
+
 def check_base_config(values: dict[str, Any]) -> None:
     """Checks what transformers lets pass in the config of an original model.
 
@@ -133,6 +149,7 @@ def check_base_config(values: dict[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (is_whole(value) and value >= 1):
             raise ConfigError(f"base_config: {name}={value!r:.80} must be a whole number above 0")
+    check_layers(values, "base_config")
     heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
     if heads and groups and heads % groups:
         raise ConfigError(

@@ -10,19 +10,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def check_seq_len(seq_len: int, max_positions: int) -> None:
+def check_seq_len(seq_len: int, max_positions: int, option: str = "--seq-len") -> None:
     """Refuses sequences longer than the positions a model was made for.
 
     Args:
         seq_len: tokens a window.
         max_positions: the model's `max_position_embeddings`.
+        option: what the message calls it.
 
     Raises:
         DataError: `seq_len` is above it.
     """
     if seq_len > max_positions:
         raise DataError(
-            f"--seq-len={seq_len} is more than the model's {max_positions} positions",
+            f"{option}={seq_len} is more than the model's {max_positions} positions",
             f"give {max_positions} or less",
         )
 

@@ -12,8 +12,10 @@ from ouroboros.errors import CheckpointError, ConfigError
 from ouroboros.model.base_config import is_whole
 from ouroboros.source.gguf_header import GgufHeader
 from ouroboros.source.gguf_pre import RULES, Rule
+from ouroboros.source.templates import is_template
 
 _PREFIX = "tokenizer.ggml."
+_LONGEST = 4096  # characters of a token; each way to cut one is looked at
 _CURE = "convert the model's Hugging Face directory or hub id"
 _UNKNOWN, _CONTROL, _USER, _BYTE = 2, 3, 4, 6  # llama.cpp's kinds of tokens
 _SPACE = "\u2581"
@@ -182,7 +184,7 @@ class _Reader:
         for key, value in self.metadata.items():
             if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template."):
                 name = key.removeprefix("tokenizer.chat_template").removeprefix(".") or "default"
-                if not isinstance(value, str) or not name.replace("_", "").isalnum():
+                if not is_template(name, value):
                     raise self.bad(f"{key:.80} is no string, or its name no plain one")
                 found[name] = value
         return found
@@ -241,6 +243,8 @@ class _Reader:
 
     def _scored_merges(self) -> list[tuple[str, str]]:
         """Every way to join two tokens to a third, the best score first."""
+        if longest := next((t for t in self.tokens if len(t) > _LONGEST), None):
+            raise self.bad(f"a token is {len(longest):,} characters long, {_LONGEST:,} are allowed")
         plain = {
             token: number
             for token, number in self.vocab.items()

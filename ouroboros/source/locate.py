@@ -17,13 +17,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, Pr
 from transformers.utils import logging as transformers_logging
 
 from ouroboros.errors import CheckpointError, ConfigError
-from ouroboros.model.base_config import check_architecture, refuse_quantized
+from ouroboros.model.base_config import check_architecture, check_layers, refuse_quantized
 from ouroboros.source.agreement import check_names, lines_of, require_one_head
 from ouroboros.source.gguf_config import check_model
 from ouroboros.source.gguf_header import GgufHeader, read_header
 from ouroboros.source.gguf_tokenizer import build_tokenizer, check_tokenizer, special_ids
 from ouroboros.source.papers import LICENSE_NAMES, NOTICE_NAMES, Papers, papers_of_folder
 from ouroboros.source.places import Place, fetch_weights, find_place
+from ouroboros.source.templates import check_templates
 from ouroboros.source.weight_files import WeightFiles, find_weights, hash_files
 
 _PIECE = 1 << 24
@@ -130,6 +131,13 @@ def locate(source: str | Path) -> Location:
             ) from error
         _require_architecture(place.source, model_type)
         refuse_quantized(place.source, values)
+        check_layers(values, place.source)
+        if "transformers_weights" in values:
+            raise ConfigError(
+                f"{place.source}: transformers_weights in config.json names other weights than "
+                "those that are read and hashed",
+                "take it out",
+            )
         if header:
             values |= check_model(header, header.metadata["general.architecture"])
             values |= special_ids(header)
@@ -254,11 +262,13 @@ def load_tokenizer(place: Location) -> Any:
         return None
     where, extra = _arguments(place.path)
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
     except Exception as error:
         raise CheckpointError(
             f"{place.source}: can't load its tokenizer: {one_line(error)}"
         ) from error
+    check_templates(tokenizer, place.source)
+    return tokenizer
 
 
 def _tokenizer_files(place: Location) -> list[str]:

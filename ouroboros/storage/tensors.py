@@ -102,7 +102,8 @@ def write_tensors(
 
 
 def _header(ordered: Sequence[StoredTensor], metadata: Mapping[str, str]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    # In order: safetensors hands metadata out in another one each time.
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for tensor in ordered:
         start, end = end, end + tensor.nbytes

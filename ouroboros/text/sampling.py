@@ -9,14 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
 from ouroboros.errors import DataError
-from ouroboros.source.locate import load_source, quiet_transformers
+from ouroboros.model.limits import check_ids, check_seq_len
+from ouroboros.source.locate import (
+    Location,
+    load_source,
+    load_tokenizer,
+    locate,
+    quiet_transformers,
+)
 from ouroboros.text.boundaries import end_of_text_id, prefix_ids
 from ouroboros.text.corpus import Report, find_files, read_documents
 from ouroboros.text.sample_options import SampleOptions
@@ -32,6 +39,9 @@ def sample_text(
 ) -> int:
     """Draws texts from an original model and writes them, one `{"text": ...}` a line.
 
+    Until it is done they stand in a file beside `out`, its name with `.part` behind, which stays
+    where the drawing is stopped.
+
     Args:
         source: hub id, local directory or .gguf file.
         out: the .jsonl file to write.
@@ -43,26 +53,52 @@ def sample_text(
 
     Raises:
         CheckpointError: the model can't be loaded.
-        DataError: `out` is there, an opening can't be read, or none is long enough.
+        DataError: `out` is there or can't be written, an opening can't be read, none is long
+            enough, or the model can't read it or nothing so long.
     """
     if out.exists():
         raise DataError(f"{out} is there already", "name another file, or delete it")
-    original = load_source(source)
-    tokenizer = original.tokenizer
+    place = locate(source)
+    check_seq_len(options.length, place.config.max_position_embeddings, "--length")
+    with quiet_transformers():
+        tokenizer = load_tokenizer(place)
+    if tokenizer is None:
+        raise DataError(f"{source} comes without a tokenizer", "put its own beside its weights")
+    starts = _openings(tokenizer, options, report)
+    check_ids("the openings", np.asarray(starts), place.config.vocab_size)
+    part = out.with_name(f"{out.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            drawn = _draw(place, tokenizer, starts, options, file, report)
+        part.replace(out)
+    except OSError as error:
+        raise DataError(f"{out}: can't be written: {error.strerror or error}") from error
+    return drawn
+
+
+def _draw(
+    place: Location,
+    tokenizer: Any,
+    starts: Sequence[list[int]],
+    options: SampleOptions,
+    file: IO[str],
+    report: Report | None,
+) -> int:
+    """Draws and writes texts, a line each; returns how many tokens."""
+    original = load_source(place)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = original.model.eval().to(device, kind)
     # What comes with a model, a penalty of repetition or a length of its own, is not its
     # distribution.
     model.generation_config = GenerationConfig()
-    starts = _openings(tokenizer, options, report)
+    order = _repeat(len(starts), options.seed)
     ends = sorted({end_of_text_id(tokenizer), *_ids(tokenizer.eos_token_id)})
-    lines: list[str] = []
     drawn = number = 0
     while drawn < options.tokens:
         draw = np.random.default_rng([_STREAM, options.seed, number])
         torch.manual_seed(int(draw.integers(2**62)))
-        ids = torch.tensor([next(starts) for _ in range(options.batch)], device=device)
+        ids = torch.tensor([starts[next(order)] for _ in range(options.batch)], device=device)
         with torch.no_grad(), quiet_transformers():
             texts = model.generate(
                 ids,
@@ -80,13 +116,10 @@ def sample_text(
             drawn += len(body)
             text = tokenizer.decode(body, skip_special_tokens=True)
             if text.strip():  # a model may end a document before it began
-                lines.append(json.dumps({"text": text}, ensure_ascii=False))
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
         number += 1
         if report is not None:
             report(f"{drawn:,} of {options.tokens:,} tokens")
-    staged = out.with_name(f".{out.name}.new")
-    staged.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    staged.replace(out)
     return drawn
 
 
@@ -100,12 +133,10 @@ def _cut(row: list[int], given: int, ends: Sequence[int]) -> list[int]:
     return row[:stop]
 
 
-def _openings(tokenizer: Any, options: SampleOptions, report: Report | None) -> Iterator[list[int]]:
-    """Yields what texts begin with, for ever, all of one length."""
+def _openings(tokenizer: Any, options: SampleOptions, report: Report | None) -> list[list[int]]:
+    """Returns what texts begin with, all of one length."""
     if not options.openings:
-        start = prefix_ids(tokenizer) or [end_of_text_id(tokenizer)]
-        while True:
-            yield start
+        return [prefix_ids(tokenizer) or [end_of_text_id(tokenizer)]]
     pieces: list[list[int]] = []
     for file in find_files(options.openings, report):
         for document in read_documents(file, report):
@@ -118,7 +149,11 @@ def _openings(tokenizer: Any, options: SampleOptions, report: Report | None) -> 
             f"the openings hold no document of {options.opening} tokens",
             "give longer texts or a shorter opening",
         )
-    generator = np.random.default_rng([_STREAM, options.seed])
+    return pieces
+
+
+def _repeat(count: int, seed: int) -> Iterator[int]:
+    """Yields so many numbers in a random order, and in another, for ever."""
+    generator = np.random.default_rng([_STREAM, seed])
     while True:
-        for index in generator.permutation(len(pieces)):
-            yield pieces[index]
+        yield from map(int, generator.permutation(count))

@@ -106,6 +106,15 @@ def kind_of(path: Path) -> str:
     return MODEL if "model_type" in config else FOREIGN
 
 
+def list_files(path: Path) -> list[Path]:
+    """Returns the files of a directory by name, less what desktops and Python leave behind.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    return [path / name for name in sorted(_list(path)) if (path / name).is_file()]
+
+
 def find_strangers(path: Path, kind: str) -> list[str]:
     """Lists what a directory of a kind holds that no such directory is written with.
 

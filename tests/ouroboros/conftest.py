@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from ouroboros.checkpoint import save_checkpoint
-from tests.support.training import tiny_model, tiny_tokenizer
+from tests.support.training import write_checkpoint, write_corpus
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(3)
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for number in range(12):
-        words = rng.choice(["the cat ", "sat on ", "a mat ", "and ran "], size=rng.integers(3, 30))
-        (folder / f"{number:02}.txt").write_text("".join(words))
-    return folder
+    return write_corpus(tmp_path / "corpus")
 
 
 @pytest.fixture
@@ -31,6 +23,4 @@ def heldout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "converted"
-    save_checkpoint(tiny_model(trained_depths=[2]), tiny_tokenizer(), path, {"LICENSE": b"free"})
-    return path
+    return write_checkpoint(tmp_path / "converted")

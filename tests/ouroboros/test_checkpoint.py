@@ -170,6 +170,32 @@ def test_index_may_not_leave_the_checkpoint(copy: Path) -> None:
         load_checkpoint(copy)
 
 
+def test_an_index_beside_weights_that_it_does_not_name_is_refused(copy: Path) -> None:
+    """transformers loads the one, and hashes would be of the other."""
+    whole = copy / "model.safetensors"
+    part = copy / "model-00001-of-00001.safetensors"
+    shutil.copyfile(whole, part)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(part), part.name)}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="not clear which weights are meant; take one of the"):
+        load_checkpoint(copy)
+    whole.unlink()
+    load_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    "template", [[{"name": "../../../x", "template": "x"}], [{"name": "a/b", "template": "x"}]]
+)
+def test_a_chat_template_can_not_be_named_as_a_path(copy: Path, template: object) -> None:
+    for file in copy.glob("chat_template.jinja"):
+        file.unlink()
+    config = copy / "tokenizer_config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({**fields, "chat_template": template}))
+    with pytest.raises(CheckpointError, match=r"its chat template '.*' is no text, or its name"):
+        load_checkpoint(copy)
+
+
 def test_missing_and_broken_config(tmp_path: Path, copy: Path) -> None:
     with pytest.raises(CheckpointError, match="ouro convert"):
         load_checkpoint(tmp_path / "nowhere")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ouroboros.checkpoint import load_checkpoint
+from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.training.recipe import TrainOptions
@@ -49,6 +50,22 @@ def tiny_model(vocabulary: int = VOCABULARY, **changes: Any) -> OuroborosForCaus
 def options(corpus: Path, **changes: Any) -> TrainOptions:
     fields = {"train_steps": 4, "batch_size": 2, "seq_len": 16, "depth": "1-3", "warmup": 1}
     return TrainOptions(data=(corpus,), **{**fields, "learning_rate": 1e-2, **changes})
+
+
+def write_corpus(folder: Path) -> Path:
+    """Writes twelve short files to train on."""
+    rng = np.random.default_rng(3)
+    folder.mkdir()
+    for number in range(12):
+        words = rng.choice(["the cat ", "sat on ", "a mat ", "and ran "], size=rng.integers(3, 30))
+        (folder / f"{number:02}.txt").write_text("".join(words))
+    return folder
+
+
+def write_checkpoint(path: Path) -> Path:
+    """Writes `tiny_model`, as if it had been trained at depth 2."""
+    save_checkpoint(tiny_model(trained_depths=[2]), tiny_tokenizer(), path, {"LICENSE": b"free"})
+    return path
 
 
 def write_teacher(checkpoint: Path, path: Path, head: float = 1.0) -> Path:

@@ -378,6 +378,39 @@ def test_short_calibration_text_is_refused(tiny_original: Path, tmp_path: Path) 
         convert(str(tiny_original), tmp_path / "out", calibration=tmp_path / "short.txt", **SMALL)
 
 
+def test_calibration_text_is_looked_for_before_the_weights(
+    tiny_original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(place: object) -> None:
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr("ouroboros.conversion.convert.open_original", fail)
+    with pytest.raises(DataError, match=r"none\.txt"):
+        convert(str(tiny_original), tmp_path / "out", calibration=tmp_path / "none.txt", **SMALL)
+    # Nothing is measured, so it is not needed.
+    with pytest.raises(AssertionError, match="weights are read"):
+        convert(
+            str(tiny_original), tmp_path / "out", calibration=tmp_path / "none.txt", recurrent=3,
+            **{**SMALL, "bridge": "none", "norm_init": "ones"},
+        )  # fmt: skip
+
+
+def test_calibration_text_with_a_token_the_model_lacks_is_refused(
+    tiny_original: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_original, copy)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    most = max(one["id"] for one in tokenizer["added_tokens"])
+    most = max(most, *tokenizer["model"]["vocab"].values())
+    extra = {**tokenizer["added_tokens"][0], "id": most + 1, "content": "<|foreign|>"}
+    tokenizer["added_tokens"].append(extra)
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "text.txt").write_text("Some words and <|foreign|> ones. " * 40)
+    with pytest.raises(DataError, match=rf"text\.txt: the tokenizer gives token id {most + 1}"):
+        convert(str(copy), tmp_path / "out", calibration=tmp_path / "text.txt", **SMALL)
+
+
 def test_config_of_the_source_is_whole(tiny_original: Path, tmp_path: Path) -> None:
     convert(str(tiny_original), tmp_path / "out", recurrent=3, **SMALL)
     config = AutoConfig.from_pretrained(tmp_path / "out")

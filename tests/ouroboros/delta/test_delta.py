@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -287,6 +288,59 @@ def test_two_deltas_of_one_checkpoint_are_the_same(
     require_same_files(tmp_path / "one", tmp_path / "two")
     save_delta(tiny_checkpoint, tmp_path / "one", str(tiny_original), dtype="bfloat16")  # replaced
     assert read_record(tmp_path / "one").dtype == "bfloat16"
+
+
+def test_what_a_desktop_leaves_is_no_part_of_a_checkpoint(
+    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    inner = checkpoint / "additional_chat_templates"
+    inner.mkdir()
+    for folder in (checkpoint, inner):
+        (folder / ".DS_Store").write_bytes(b"x")
+    (inner / "tool_use.jinja").write_text("{{ messages }}")
+    save_delta(checkpoint, tmp_path / "delta", str(tiny_original))
+    assert not list((tmp_path / "delta").rglob(".DS_Store"))
+    restore_delta(tmp_path / "delta", tmp_path / "back", str(tiny_original))
+    (inner / ".DS_Store").unlink()
+    (checkpoint / ".DS_Store").unlink()
+    require_same_files(checkpoint, tmp_path / "back")
+
+
+def test_a_name_that_no_delta_may_hold_is_refused_before_it_is_written(
+    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    inner = checkpoint / "additional_chat_templates"
+    inner.mkdir()
+    (inner / "tool use.jinja").write_text("{{ messages }}")
+    with pytest.raises(
+        CheckpointError, match=r"tool use\.jinja: a delta holds files of plain name"
+    ):
+        save_delta(checkpoint, tmp_path / "delta", str(tiny_original))
+    assert not (tmp_path / "delta").exists()
+
+
+def test_metadata_of_several_keys_come_back_in_order(
+    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    file = checkpoint / "model.safetensors"
+    metadata = dict.fromkeys(("format", "a", "zebra", "m", "b"), "x")
+    save_file(load_file(file), file, metadata={**metadata, "format": "pt"})
+    options = {"dtype": "bfloat16"}
+    save_delta(checkpoint, tmp_path / "delta", str(tiny_original), **options)
+    report = restore_delta(tmp_path / "delta", tmp_path / "back", str(tiny_original))
+    with safe_open(tmp_path / "back" / "model.safetensors", "pt") as restored:
+        assert restored.metadata() == {**metadata, "format": "pt"}
+    assert not report.identical
+    save_file(load_file(file), file, metadata={"format": "pt", "long": "x" * 2000})
+    with pytest.raises(CheckpointError, match=r"can't stand in a delta: .*, no short text; write"):
+        save_delta(checkpoint, tmp_path / "other", str(tiny_original), **options)
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_source_is_refused(

@@ -201,6 +201,13 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "stranger": (add_file("evil.sh"), "names the file 'evil.sh', which no checkpoint has"),
     "code": (add_file("modeling_ouroboros.py"), "modeling_ouroboros.py is not one of a delta's"),
     "weights as a file": (add_file(WEIGHTS, "x" * 99), f"{WEIGHTS} is not one of a delta's|no"),
+    "weights beside an index": (
+        add_file("model-00001-of-00002.safetensors", "x"),
+        "model-00001-of-00002.safetensors is not one of a delta's files",
+    ),
+    "half a surrogate pair": (
+        edit_json("weights", WEIGHTS, "metadata", value={"x": "\ud800"}), "no short text",
+    ),
     "pickle": (add_file("pytorch_model.bin"), "names the file 'pytorch_model.bin', which no"),
     "source's file": (
         edit_json("copied", "tokenizer.json", value="0" * 64),
@@ -244,16 +251,20 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config of more layers": (edit_config(prelude=3, coda=1), "config.json asks for|layers"),
     "config of many layers": (
         edit_config(
-            prelude=100_000,
+            prelude=3_000,
             base_config={
-                "model_type": "llama", "num_hidden_layers": 100_009, "vocab_size": 259,
+                "model_type": "llama", "num_hidden_layers": 3_009, "vocab_size": 259,
                 "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
                 "intermediate_size": 96, "max_position_embeddings": 512, "bos_token_id": 1,
                 "eos_token_id": 2, "tie_word_embeddings": True,
             },
-            recurrent=100_003,
+            recurrent=3_003,
         ),
-        r"100,003 layers by config\.json, \d+ tensors",
+        r"3,003 layers by config\.json, \d+ tensors",
+    ),
+    "config of a great many layers": (
+        edit_config(base_config={"model_type": "qwen2", "num_hidden_layers": 2 * 10**9}),
+        "num_hidden_layers=2000000000 is above 4,096",
     ),
     "config of another kind": (edit_config(model_type="llama"), "not an Ouroboros checkpoint"),
     "config with code": (edit_config(nonsense=1), "unknown keys nonsense"),

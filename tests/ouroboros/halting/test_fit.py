@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -187,10 +188,13 @@ def test_the_stage_changes_nothing_but_the_halter(
     checkpoint: Path, corpus: Path, tmp_path: Path, kind: str
 ) -> None:
     out = tmp_path / "adaptive"
+    checkpoint = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    (checkpoint / "adapters.safetensors").write_bytes(b"factors")
     options = HalterOptions(data=(corpus,), kind=kind, windows=12, seq_len=32, prompts=3)
     report = make_halter(checkpoint, out, options)
     before, after = (load_file(one / "model.safetensors") for one in (checkpoint, out))
     assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert (out / "adapters.safetensors").read_bytes() == b"factors"
     own = {"halter.weight", "halter.bias"} if kind == "trained" else set()
     assert set(after) - set(before) == own
     config = json.loads((out / "config.json").read_text())

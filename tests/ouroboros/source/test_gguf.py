@@ -200,6 +200,16 @@ def test_tokenizers_that_would_be_wrong_are_refused(
         byte_level(tmp_path, **more)
 
 
+def test_a_token_as_long_as_a_book_is_refused(tmp_path: Path) -> None:
+    """Every way to cut it would be looked at."""
+    tokens = ["<unk>", "<s>", "</s>", "x" * 1_000_000]
+    file = write_vocabulary(
+        tmp_path, "llama", tokens, types=[2, 3, 3, 1], scores=[0.0, 0.0, 0.0, -1.0]
+    )
+    with pytest.raises(CheckpointError, match="a token is 1,000,000 characters long, 4,096 are"):
+        build_tokenizer(read_header(file))
+
+
 def test_kinds_of_tokens_templates_and_the_space_before_a_text(tmp_path: Path) -> None:
     more = {"chat_template": "A", "chat_template__tool_use": "B", "ggml__add_space_prefix": True}
     tokenizer = byte_level(tmp_path, ggml__pre="gpt-2", **more)

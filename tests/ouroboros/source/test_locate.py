@@ -209,6 +209,16 @@ def test_recurrent_is_checked_on_the_command_line(copy: Path, tmp_path: Path) ->
         ({"hidden_size": 64}, ConfigError, r"None can't be converted; allowed are llama"),
         ({"model_type": ["llama"]}, ConfigError, r"\['llama'\] can't be converted"),
         ({"model_type": "llama", "hidden_size": "x"}, ConfigError, r"expected int, got str"),
+        (
+            {"model_type": "qwen2", "num_hidden_layers": 10**9},
+            ConfigError,
+            "num_hidden_layers=1000000000 is above 4,096; get an intact copy",
+        ),
+        (
+            {"model_type": "llama", "transformers_weights": "other.safetensors"},
+            ConfigError,
+            "transformers_weights in config.json names other weights .*; take it out",
+        ),
         ([1], CheckpointError, "can't read the model's config"),
         (3, CheckpointError, "can't read the model's config"),
     ],
@@ -246,6 +256,19 @@ def test_source_without_a_tokenizer_has_none_and_a_broken_one_is_named(
         file.unlink()
     assert load_source(str(copy)).tokenizer is None
     convert(str(copy), tmp_path / "out", recurrent=3, norm_init="ones", **SMALL)
+
+
+def test_a_chat_template_named_as_a_path_is_refused_and_nothing_is_written(
+    copy: Path, tmp_path: Path
+) -> None:
+    (copy / "chat_template.jinja").unlink()
+    fields = json.loads((copy / "tokenizer_config.json").read_text())
+    fields["chat_template"] = [{"name": "../../evil", "template": "x"}]
+    (copy / "tokenizer_config.json").write_text(json.dumps(fields))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"'\.\./\.\./evil' is no text, or its name is not"):
+        convert(str(copy), tmp_path / "out", recurrent=3, norm_init="ones", **SMALL)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_converting_over_a_checkpoint_leaves_nothing_of_it(

@@ -83,6 +83,44 @@ def test_a_file_that_is_there_is_left_alone(tiny_original: Path, tmp_path: Path)
     assert out.read_text() == "mine"
 
 
+def test_what_can_not_be_drawn_is_refused_before_the_weights_are_read(
+    tiny_original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(place: object) -> None:
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr("ouroboros.text.sampling.load_source", fail)
+    with pytest.raises(DataError, match="can't be written: No such file or directory"):
+        draw(tiny_original, tmp_path / "nowhere" / "out.jsonl")
+    with pytest.raises(DataError, match=r"--length=9999 is more than the model's \d+ positions"):
+        draw(tiny_original, tmp_path / "out.jsonl", length=9999)
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_original, bare)
+    for file in bare.glob("*token*"):
+        file.unlink()
+    with pytest.raises(DataError, match="comes without a tokenizer; put its own beside"):
+        draw(bare, tmp_path / "out.jsonl")
+
+
+def test_what_was_drawn_stays_where_the_drawing_is_stopped(
+    tiny_original: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    whole = draw(tiny_original, tmp_path / "whole.jsonl")
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_text(str(tiny_original), out, SampleOptions(**FEW), stop)
+    assert not out.exists()
+    lines = (tmp_path / "out.jsonl.part").read_text("utf-8").splitlines()
+    assert lines
+    assert [json.loads(line)["text"] for line in lines] == whole[: len(lines)]
+    assert draw(tiny_original, out) == whole
+    assert not (tmp_path / "out.jsonl.part").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -23,7 +23,7 @@ from ouroboros.training.run import train
 from ouroboros.training.sharded import ASKED, check_sharded, check_sharding
 from ouroboros.training.state import list_steps
 from tests.support.paths import ROOT
-from tests.support.training import options, write_teacher
+from tests.support.training import options, write_checkpoint, write_corpus, write_teacher
 
 CONFIG = ROOT / "recipes" / "fsdp.yaml"
 # accelerate 1.15 shards on accelerators only, and quietly trains unsharded on CPUs. FSDP itself
@@ -91,26 +91,40 @@ def losses(out: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads(text)["log_history"] if "loss" in entry]
 
 
+@pytest.fixture(scope="module")
+def in_full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """What two processes trained of all weights, with a state half way, and what the first held."""
+    folder = tmp_path_factory.mktemp("full")
+    corpus, checkpoint = write_corpus(folder / "corpus"), write_checkpoint(folder / "converted")
+    out = folder / "two"
+    given = {**COMMON, **ARMS["full"], "batch_size": 2, "save_every": 4}
+    return out, launch(checkpoint, out, corpus, given)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("arm", ARMS)
 def test_pieces_give_the_curve_and_the_weights_of_the_whole(
-    corpus: Path, checkpoint: Path, tmp_path: Path, arm: str
+    corpus: Path, checkpoint: Path, tmp_path: Path, arm: str, request: pytest.FixtureRequest
 ) -> None:
     """In float32 to rounding; in bfloat16 to what DDP differs by too, a sum over two halves."""
     common = {**COMMON, **ARMS[arm]}
     if arm == "adapters":
         common["teacher"] = str(write_teacher(checkpoint, tmp_path / "teacher"))
-    held = launch(checkpoint, tmp_path / "two", corpus, {**common, "batch_size": 2})
+    if arm == "full":
+        out, held = request.getfixturevalue("in_full")
+    else:
+        out = tmp_path / "two"
+        held = launch(checkpoint, out, corpus, {**common, "batch_size": 2})
     assert {name: share for name, share in held.items() if share != 0.5} == {}
     train(checkpoint, tmp_path / "one", options(corpus, **common, batch_size=4))
-    two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
+    two, one = losses(out), losses(tmp_path / "one")
     assert len(one) == len(two) == 8
     exact = arm != "bf16"
     assert two == pytest.approx(one, abs=1e-4) if exact else two == pytest.approx(one, rel=5e-3)
     assert max(one) - min(one) > 0.1  # a curve, and not a line that any run gives
-    load_checkpoint(tmp_path / "two")
-    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("two", "one"))
+    load_checkpoint(out)
+    found, expected = (load_file(n / "model.safetensors") for n in (out, tmp_path / "one"))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         atol = 1e-5 if exact else 0.02
@@ -121,14 +135,16 @@ def test_pieces_give_the_curve_and_the_weights_of_the_whole(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_pieces_go_on_to_the_same_bits(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
-    given = {**COMMON, **ARMS["full"], "batch_size": 2, "save_every": 4}
-    launch(checkpoint, tmp_path / "whole", corpus, given)
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+def test_pieces_go_on_to_the_same_bits(
+    corpus: Path, checkpoint: Path, tmp_path: Path, in_full: tuple[Path, dict[str, float]]
+) -> None:
+    whole, _ = in_full
+    shutil.copytree(whole, tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "state" / "step-8")
     (tmp_path / "parts" / "model.safetensors").unlink()
+    given = {**COMMON, **ARMS["full"], "batch_size": 2, "save_every": 4}
     launch(checkpoint, tmp_path / "parts", corpus, given)
-    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("parts", "whole"))
+    found, expected = (load_file(n / "model.safetensors") for n in (tmp_path / "parts", whole))
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
