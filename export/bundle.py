@@ -136,11 +136,12 @@ def export_bundle(
         with publish(out, replaces=(BUNDLE,)) as staging:
             say("writing the graph")
             nodes, hashes = _write_graph(graph, staging / GRAPH_NAME)
+            # Before PyTorch's outputs, which take minutes: TensorRT may refuse the graph.
+            plans = build(staging) if build else []
             say(f"recording PyTorch's outputs at depths 1..{max_depth}")
             cases = record_cases(model, tokenizer, range(1, max_depth + 1), half=chosen.half)
             save_cases(cases, staging / CASES_NAME)
             _copy_papers(checkpoint, staging)
-            plans = build(staging) if build else []
             fields = describe_bundle(
                 model,
                 tokens,
@@ -229,7 +230,7 @@ def plan_builder(
         ExportError: an option is not allowed, or nothing here can build such plans.
     """
     source = options.refit_from
-    check_options(options, config.max_position_embeddings)
+    check_options(options, config.max_position_embeddings, config.pooling == "mean")
     facts = GraphFacts(
         max_depth=max_depth,
         default_depth=min(config.depth, max_depth),

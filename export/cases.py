@@ -37,6 +37,7 @@ from runtime.parity.comparison import NOT_FINITE, measure
 
 PREFILL, DECODE, PADDED, GREEDY = 12, 3, 8, 16
 PICKED = 3
+TOGETHER = 16  # depths whose padded batches are run at once: each row has the deepest one's cache
 GREEDY_DEPTHS = (1, 4, 8, 16)
 LONG_DEPTH = 2  # more than one step, and cheap: it runs over hundreds of tokens
 # Lengths of prompts and where the tokens after them end: a short one for small plans, one where the
@@ -99,7 +100,7 @@ def record_cases(
     for case in _record(exact_twin(model), inputs, depths):
         _require_finite(case)
         cases.append(case)
-    narrow = model if half is None else _narrowed(model, half)
+    narrow = model if half is None else narrow_copy(model, half)
     # PyTorch's libraries sum in another order for three tokens than for fifteen, which with large
     # attention scores is a few times as exact: how it errs on the same text in one call counts too.
     joined = {} if model.config.pooling == "mean" else _run_joined(narrow, inputs.prompt, depths)
@@ -169,11 +170,12 @@ def _continue_greedily(
 
 def _record(model: OuroborosForCausalLM, inputs: _Inputs, depths: Sequence[int]) -> Iterator[Case]:
     yield from _record_decode(model, inputs.prompt, depths)
-    for depth, parts in _run_batch(model, inputs.batch, [[depth] * 3 for depth in depths]):
-        yield _make_case(f"padded-d{depth:02}", "padded", depth, parts, [PADDED - 1])
+    for first in range(0, len(depths), TOGETHER):
+        rows = [[depth] * 3 for depth in depths[first : first + TOGETHER]]
+        for depth, parts in _run_batch(model, inputs.batch, rows):
+            yield _make_case(f"padded-d{depth:02}", "padded", depth, parts, [PADDED - 1])
     top, some = max(depths), min(depths, key=lambda depth: abs(depth - LONG_DEPTH))
-    for _, parts in _run_batch(model, inputs.batch, [[top, max(1, top // 2), 1]]):
-        yield _make_case(f"mixed-d{top:02}", "mixed", top, parts, [PADDED - 1])
+    yield from _record_mixed(model, inputs, top)
     for number, threshold in enumerate(inputs.thresholds, start=1):
         for _, parts in _run_batch(model, inputs.batch, [[top, top, max(1, top - 1)]], threshold):
             name = f"halting-d{top:02}-{number}"
@@ -183,13 +185,17 @@ def _record(model: OuroborosForCausalLM, inputs: _Inputs, depths: Sequence[int])
     yield _record_long(model, inputs.long, some)
 
 
-def _narrowed(model: OuroborosForCausalLM, half: torch.dtype) -> OuroborosForCausalLM:
-    """Returns a copy of the model in 16 bits, without a float32 copy on the way."""
+def narrow_copy(model: OuroborosForCausalLM, half: torch.dtype) -> OuroborosForCausalLM:
+    """Returns a copy of the model in 16 bits, without a float32 copy on the way.
+
+    Rotary frequencies stay float32, as in a model that is loaded in 16 bits, and in the graph.
+    """
     copies: dict[int, Any] = {}
     for value in model.parameters():
         copies[id(value)] = torch.nn.Parameter(value.to(half), requires_grad=False)
-    for buffer in model.buffers():
-        copies[id(buffer)] = buffer.to(half) if buffer.is_floating_point() else buffer
+    for name, buffer in model.named_buffers():
+        narrow = buffer.is_floating_point() and "rotary_emb." not in name
+        copies[id(buffer)] = buffer.to(half) if narrow else buffer
     return copy.deepcopy(model, copies)
 
 
@@ -255,27 +261,54 @@ def _record_decode(
         yield _make_case(f"decode-d{depth:02}", "decode", depth, part, positions, after)
 
 
-def _run_batch(
-    model: OuroborosForCausalLM, ids: Array, rows: list[list[int]], threshold: float = 0.0
-) -> Iterator[tuple[int, Parts]]:
-    """Runs three rows, whole, padded on the left, padded on the right, once for each of `rows`."""
-    mask = np.ones_like(ids)
+def _record_mixed(model: OuroborosForCausalLM, inputs: _Inputs, top: int) -> Iterator[Case]:
+    """Records three rows at depths of their own, then three tokens each on their caches."""
+    rows, cache = [[top, max(1, top // 2), 1]], OuroborosCache(model.config.num_layers)
+    name = f"mixed-d{top:02}"
+    for _, parts in _run_batch(model, inputs.batch, rows, cache=cache):
+        yield _make_case(name, "mixed", top, parts, [PADDED - 1])
+    more = inputs.prompt[0, : 3 * DECODE].reshape(3, DECODE)
+    mask = np.concatenate([_batch_mask(), np.ones_like(more)], axis=1)
+    ran = run_case(model, more, mask, rows, cache, _last(DECODE, 3))
+    for _, parts in take_apart(model, ran, rows):
+        parts["valid"] = _valid(model, np.array(rows[0]), top, np.ones_like(more))
+        positions = range(PADDED, PADDED + DECODE)
+        yield _make_case(f"{name}-more", "mixed", top, parts, positions, name)
+
+
+def _batch_mask() -> Array:
+    """Of three rows: whole, padded on the left, padded on the right; int64 `[3, PADDED]`."""
+    mask = np.ones((3, PADDED), np.int64)
     mask[1, :3], mask[2, -2:] = 0, 0
+    return mask
+
+
+def _valid(model: OuroborosForCausalLM, used: Array, depth: int, mask: Array) -> dict[str, Array]:
+    """What counts of the caches: padding and steps that a row has not had are never read."""
+    steps = np.arange(depth)[None] < used[:, None]
+    entries = steps.repeat(model.config.recurrent_layers, axis=1)
+    valid = entries[:, :, None, None, None] & (mask != 0)[:, None, None, :, None]
+    return {**dict.fromkeys(RECURRENT_OUTPUTS, valid), POOL_SUM: steps[:, :, None, None]}
+
+
+def _run_batch(
+    model: OuroborosForCausalLM,
+    ids: Array,
+    rows: list[list[int]],
+    threshold: float = 0.0,
+    cache: OuroborosCache | None = None,
+) -> Iterator[tuple[int, Parts]]:
+    """Runs three rows, padded as `_batch_mask` says, once for each of `rows`."""
+    mask = _batch_mask()
     index = np.array([[PADDED - 1], [PADDED - 1], [PADDED - 3]])
-    cache = OuroborosCache(model.config.num_layers)
+    if cache is None:  # an empty one counts as false
+        cache = OuroborosCache(model.config.num_layers)
     many = [np.tile(one, (len(rows), 1)) for one in (ids, mask, index)]
     parts = run_case(model, many[0], many[1], rows, cache, many[2], threshold=threshold)
     for (depth, part), depths in zip(take_apart(model, parts, rows), rows, strict=True):
         part["in"].update(empty_past(model, len(depths), depth))
-        # What padding and steps that a row has not had leave in the caches is never read.
         used = part["out"].get(DEPTH_USED, np.array(depths))
-        steps = np.arange(depth)[None] < used[:, None]
-        entries = steps.repeat(model.config.recurrent_layers, axis=1)
-        valid = entries[:, :, None, None, None] & (mask != 0)[:, None, None, :, None]
-        part["valid"] = {
-            **dict.fromkeys(RECURRENT_OUTPUTS, valid),
-            POOL_SUM: steps[:, :, None, None],
-        }
+        part["valid"] = _valid(model, used, depth, mask)
         yield depth, part
 
 

@@ -205,7 +205,14 @@ def _gptq(
     zeros: torch.Tensor,
 ) -> torch.Tensor:
     """Rounds input by input; the inputs still to come make up for the error of those before."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
+    undetermined = ExportError(
+        "the calibration text leaves a matrix undetermined",
+        "give a longer text; if it is long, a weight is broken: convert or train again",
+    )
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
+    except torch.linalg.LinAlgError as error:
+        raise undetermined from error
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     # Transposed, so that an input's weights lie side by side in memory.
     left, values = weight.T.contiguous(), torch.empty_like(weight.T)
@@ -221,7 +228,7 @@ def _gptq(
             left[row + 1 : stop].addr_(upper[row, row + 1 : stop], error, alpha=-1)
         left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     if not bool(torch.isfinite(left).all()):
-        raise ExportError("the calibration text leaves a matrix undetermined", "give a longer text")
+        raise undetermined
     return values.T
 
 

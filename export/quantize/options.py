@@ -89,7 +89,11 @@ def as_trained(asked: ExportOptions, qat: dict[str, Any]) -> ExportOptions:
     Args:
         asked: the options of the export.
         qat: the config's. Nothing is changed where it is empty, or where the export chooses other
-            integers than the training did: at another precision, or on a calibration text.
+            integers than the training did: at another precision, on a calibration text, or in
+            other blocks or another form than it, if these are named.
+
+    Raises:
+        ExportError: TensorRT can't round as the training did, and no form is named.
     """
     bits = find_precision(asked.precision).bits
     if not qat or bits is None or asked.calibration is not None:
@@ -97,13 +101,19 @@ def as_trained(asked: ExportOptions, qat: dict[str, Any]) -> ExportOptions:
     trained = Rounding(**qat)
     if trained.bits != bits:
         return asked
-    symmetric = asked.symmetric
-    if symmetric is None and (trained.symmetric or asked.format != "trt"):
-        symmetric = trained.symmetric
+    for named, own in ((asked.block_size, trained.block), (asked.symmetric, trained.symmetric)):
+        if named is not None and named != own:
+            return asked
+    if asked.format == "trt" and not trained.symmetric:
+        raise ExportError(
+            f"the model was trained for asymmetric int{bits}, and TensorRT takes symmetric "
+            "integers only",
+            "train with --qat-symmetric, or give --symmetric to round otherwise than it learned",
+        )
     return replace(
         asked,
-        block_size=trained.block if asked.block_size is None else asked.block_size,
-        symmetric=symmetric,
+        block_size=trained.block,
+        symmetric=trained.symmetric,
         sensitive_bits=bits if asked.sensitive_bits is None else asked.sensitive_bits,
     )
 

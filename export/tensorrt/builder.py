@@ -69,7 +69,7 @@ def build_plans(
         OSError: a file can't be written.
     """
     say = report or (lambda line: None)
-    max_seq = check_options(options, facts.max_positions)
+    max_seq = check_options(options, facts.max_positions, facts.whole_prompt)
     target = choose_target(options)
     flavour = target.installed.flavour
     graph, files = read_graph(onnx_file)

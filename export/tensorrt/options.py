@@ -67,12 +67,13 @@ class TrtOptions:
     timing_cache: Path | None = None
 
 
-def check_options(options: TrtOptions, max_positions: int) -> int:
+def check_options(options: TrtOptions, max_positions: int, whole_prompt: bool = False) -> int:
     """Checks what can be checked without TensorRT.
 
     Args:
         options: the user's.
         max_positions: the model's.
+        whole_prompt: a prompt comes in one call, as `mean` pooling needs.
 
     Returns:
         The most tokens of a sequence.
@@ -93,7 +94,7 @@ def check_options(options: TrtOptions, max_positions: int) -> int:
     max_seq = options.max_seq
     if max_seq is None:
         max_seq = min(DEFAULT_MAX_SEQ, max_positions)
-    least = min(_recorded_tokens(), max_positions)
+    least = min(_recorded_tokens(whole_prompt), max_positions)
     if not least <= max_seq <= max_positions:
         raise ExportError(
             f"--max-seq {max_seq} is outside {least}..{max_positions}: the recorded cases that "
@@ -120,11 +121,15 @@ def _check_writable(file: Path) -> None:
         raise ExportError(f"--timing-cache {file} may not be written", "give another file")
 
 
-def _recorded_tokens() -> int:
-    """Tokens of the longest recorded case."""
-    from export.cases import DECODE, GREEDY, PREFILL  # imports torch
+def _recorded_tokens(whole_prompt: bool) -> int:
+    """Tokens of the longest recorded case that can't be left out.
 
-    return PREFILL + max(DECODE, GREEDY)
+    Of long texts the prompts are replayed that fit, but for a pooling over the whole prompt, with
+    which only one is recorded.
+    """
+    from export.cases import DECODE, GREEDY, LONG_SPANS, PREFILL  # imports torch
+
+    return max(PREFILL + max(DECODE, GREEDY), LONG_SPANS[1][1] if whole_prompt else 0)
 
 
 def choose_capabilities(options: TrtOptions, flavour: Flavour, gpu: Gpu | None) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def find_refittable(
             what is asked for, or it does not fit this machine.
         BundleError: `source` is no bundle.
     """
-    max_seq = check_options(options, facts.max_positions)
+    max_seq = check_options(options, facts.max_positions, facts.whole_prompt)
     manifest = read_manifest(source)
     if not manifest.plans:
         raise ExportError(f"--refit-from {source} holds no plan", "export it with --format trt")

@@ -50,7 +50,8 @@ def refit_plan(
         )
     missing = refitter.get_missing_weights()
     if missing or not refitter.refit_cuda_engine():
-        raise EngineError(
-            f"{name} still lacks {len(missing)} of the new weights", "build a new plan"
+        reason = (
+            f"still lacks {len(missing)} of the new weights" if missing else "can't be refitted"
         )
+        raise EngineError(f"{name} {reason}", "build a new plan")
     return bytes(engine.serialize())

@@ -49,7 +49,7 @@ class FastReport:
 
     Attributes:
         accuracy_level: ONNX Runtime's, for MatMulNBits.
-        mean_kl: in nats, of PyTorch's distribution to the engine's, over all recorded logits.
+        mean_kl: in nats, of PyTorch's distribution to the engine's, each case counted once.
         worst_kl: of the worst position.
         bound: on mean_kl.
         argmax_agreement: share of positions whose best token is PyTorch's.
@@ -151,6 +151,7 @@ def check_bundle(
     fast = None
     level = EXACT_LEVEL if manifest.quantization is None else manifest.quantization.accuracy_level
     if opened.name == "cpu" and level != EXACT_LEVEL:  # a GPU has no levels
+        del opened  # its weights would be there twice
         opened = open_backend(bundle, backend, threads)
         fast = _judge_fast(measure_all(run(cases, opened, manifest), references), manifest)
     verdicts = [compared.verdict, *([fast.verdict] if fast else []), *([FAIL] if problems else [])]

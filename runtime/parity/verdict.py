@@ -175,13 +175,13 @@ def judge(
 
     Returns:
         A row a measurement, and the margin below which the reference's two best logits tie: twice
-        the largest absolute error of any logit that is within its bound.
+        the largest absolute error of any logit that is within its bound, if it has one.
     """
     bounds = _bounds(measurements, bound, half)
     errors = [
         one.difference.max_abs
         for one, most in zip(measurements, bounds, strict=True)
-        if one.output in (LOGITS, "tokens") and one.worst_relative_l2 <= most
+        if one.output in (LOGITS, "tokens") and one.worst_relative_l2 <= most < float("inf")
     ]
     tie_margin = 2 * max(errors, default=0.0)
     rows = (

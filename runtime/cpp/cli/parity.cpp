@@ -80,7 +80,7 @@ ParityRow judge_one(const Measurement& one, double bound, double tie_margin) {
 }
 
 // Turns measurements into rows, and gives the margin below which two best logits tie: twice the
-// largest absolute error of any logit that is within its bound.
+// largest absolute error of any logit that is within its bound, if it has one.
 std::vector<ParityRow> judge(const std::vector<Measurement>& measured, double bound, bool half,
                              double& tie_margin) {
   const std::vector<double> bounds = bounds_of(measured, bound, half);
@@ -88,7 +88,8 @@ std::vector<ParityRow> judge(const std::vector<Measurement>& measured, double bo
   for (std::size_t place = 0; place < measured.size(); ++place) {
     const Measurement& one = measured[place];
     const bool of_logits = one.output == contract::kLogits || one.output == "tokens";
-    if (of_logits && one.worst_relative_l2 <= bounds[place]) {
+    const bool bounded = bounds[place] < kInfinite;
+    if (of_logits && bounded && one.worst_relative_l2 <= bounds[place]) {
       tie_margin = std::max(tie_margin, 2 * one.difference.max_abs);
     }
   }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.errors import ExportError
 from export.graph.parts import Step
 from export.graph.weight_names import joined_weights, stored_half
 from export.precision import PRECISIONS
@@ -56,6 +57,13 @@ def test_gptq_errs_less_on_what_comes_in(how: Quantization) -> None:
         difference = torch.from_numpy(choose_integers(weight, how, moments).dequantized().T)
         errors.append(float((inputs @ (difference - weight).T).norm()))
     assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("moment", [0.0, float("nan")])
+def test_inputs_that_say_nothing_are_refused(moment: float) -> None:
+    weight, moments = torch.ones(8, 64), torch.full((64, 64), moment)
+    with pytest.raises(ExportError, match="leaves a matrix undetermined; give a longer text"):
+        choose_integers(weight, WAYS[0], moments)
 
 
 def test_quantised_model_holds_the_dequantised_weights(tiny_checkpoint: Path) -> None:

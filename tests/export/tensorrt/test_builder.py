@@ -383,6 +383,13 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -
         check_options(TrtOptions(**options), 512)
 
 
+def test_a_prompt_that_comes_whole_needs_the_room_of_the_one_that_is_replayed() -> None:
+    assert check_options(TrtOptions(max_seq=64), 512) == 64
+    with pytest.raises(ExportError, match=r"--max-seq 64 is outside 69\.\.512"):
+        check_options(TrtOptions(max_seq=64), 512, whole_prompt=True)
+    assert check_options(TrtOptions(max_seq=69), 512, whole_prompt=True) == 69
+
+
 def test_max_seq_defaults_to_what_the_model_has() -> None:
     assert check_options(TrtOptions(), 20) == 20
     assert check_options(TrtOptions(), 512) == 512

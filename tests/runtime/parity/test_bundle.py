@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.live import record_live
-from runtime.backends.ort import run_error
+from runtime.backends.ort import CpuBackend, run_error
 from runtime.bundle.manifest import render_hash, render_manifest
 from runtime.bundle.reader import hash_file, read_manifest, write_manifest
 from runtime.decode.kv_cache import BUCKET, KVCache
@@ -361,6 +361,22 @@ def test_a_cache_that_grows_wrongly_is_caught(
     report = verdict_of(bundle)
     failed = [row.measurement.kind for row in report.rows if row.verdict == FAIL]
     assert failed == ["long"]
+
+
+def test_rows_that_read_the_past_of_another_are_caught(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no past, or with one row, nothing tells."""
+    ran = CpuBackend.run
+
+    def first_for_all(backend: CpuBackend, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        past = {name for name in inputs if name.startswith("past_") and inputs[name].shape[0] > 1}
+        wrong = {name: np.repeat(inputs[name][:1], len(inputs[name]), axis=0) for name in past}
+        return ran(backend, {**inputs, **wrong})
+
+    monkeypatch.setattr(CpuBackend, "run", first_for_all)
+    failed = {row.measurement.case for row in verdict_of(bundle).rows if row.verdict == FAIL}
+    assert failed == {"mixed-d05-more"}
 
 
 def test_a_prompt_cut_wrongly_into_chunks_is_caught(

@@ -196,6 +196,16 @@ def test_judge_errors_beyond_the_bound_make_no_ties(reference: np.ndarray) -> No
     assert margin == 0
 
 
+def test_judge_an_overflow_of_pytorch_makes_no_ties(reference: np.ndarray) -> None:
+    """Where it overflows the subject may give anything that is finite, and errs as much."""
+    overflown = logits_case(reference, reference + 20, reference_error=np.inf)
+    same = compare_arrays(reference, reference)
+    diverged = Measurement("g", "greedy", 1, "tokens", same, 0.0, divergences=((0, 3.0),))
+    rows, margin = judge([overflown, diverged], 1e-5, half=True)
+    assert [row.verdict for row in rows] == [AMBIGUOUS, FAIL]
+    assert margin == 0
+
+
 def test_measure_refuses_to_compare_nothing(reference: np.ndarray) -> None:
     nothing = np.zeros((2, 3, 1), bool)
     assert "no entry" in logits_case(reference, reference, nothing).note
