@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from demo import settings
 from demo.fetch import KINDS
 
-MODELS = ("full", "dropped", "converted", "trained")
-
 
 def collect_report(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
     """Reads what the stages wrote in `folder` and returns the report.
 
     Args:
-        folder: build/demo, with eval.json, depths.json, parity.json, tokens.json and bench.json.
+        folder: build/demo, with what the stages leave: eval.json, depths.json, parity.json,
+            tokens.json, bench.json, ready-eval.json and ready.json.
         seconds: of each stage.
     """
     parity, tokens, bench = (
@@ -25,6 +25,7 @@ def collect_report(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
     )
     scored = _read(folder / "eval.json")
     rows = [*scored["rows"], *_read(folder / "depths.json")["rows"]]
+    ready = _read(folder / "ready-eval.json")["rows"]
     machine = bench.pop("machine")
     return {
         "parity": {
@@ -41,14 +42,12 @@ def collect_report(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
         "tokens": {
             name: value for name, value in tokens.items() if name not in ("rows", "samples")
         },
-        "heldout": {
-            row["model"]: {"mean": row["mean"], **{kind: row["texts"][kind] for kind in KINDS}}
-            for row in scored["rows"]
-        },
-        "heldout_by_depth": {
-            str(row["depth"]): row["mean"]
-            for row in sorted(rows, key=lambda row: row["depth"] or 0)
-            if row["model"] == "trained"
+        "heldout": {row["model"]: _losses(row) for row in scored["rows"]},
+        "heldout_by_depth": _by_depth(row for row in rows if row["model"] == "trained"),
+        "ready": {
+            "heldout": {str(row["depth"]): _losses(row) for row in ready},
+            "heldout_by_depth": _by_depth(ready),
+            "samples": _read(folder / "ready.json"),
         },
         "bench": bench,
         "export": {"seconds": seconds["export"]},
@@ -74,18 +73,7 @@ def summarise_report(report: dict[str, Any], folder: str) -> str:
     parity, tokens, bench = report["parity"], report["tokens"], report["bench"]
     heldout = report["heldout"]
     equal = "all equal" if tokens["equal"] else f"{tokens['different']} DIFFERENT"
-    samples = "\n".join(
-        textwrap.fill(
-            " ".join(f"{settings.SHOWN_PROMPT}{text}".split()),
-            96,
-            initial_indent=f"  depth {depth:>2}  ",
-            subsequent_indent=" " * 12,
-        )
-        for depth, text in report["samples"].items()
-    )
-    by_depth = ", ".join(
-        f"{loss:.2f} at {depth}" for depth, loss in report["heldout_by_depth"].items()
-    )
+    ready = report["ready"]
     where = f"depths {min(parity['depths'])}..{max(parity['depths'])}"
     error = f"{parity['worst_relative_l2']:.1e}"
     own = f"PyTorch's own float32 errs by {parity['reference_error']:.1e}"
@@ -108,12 +96,16 @@ def summarise_report(report: dict[str, Any], folder: str) -> str:
 {happened}
 
 How well it reads unseen text (next-token loss in nats, mean of {len(KINDS)} texts; lower is better)
-{_heldout_lines(heldout)}
-  Trained, by depth: {by_depth}.
+{_heldout_lines(heldout | {"ready": ready["heldout"][str(settings.DEPTH)]})}
+  Trained, by depth: {_depth_list(report["heldout_by_depth"])}.
+  Ready, by depth: {_depth_list(ready["heldout_by_depth"])}.
 
 The same weights at four depths, continuing "{settings.SHOWN_PROMPT}" (sampled)
-{samples}
+{_sample_lines(settings.SHOWN_PROMPT, report["samples"])}
   A few minutes of training make a start, not a good model.
+
+The ready model ({settings.READY}), likewise
+{chr(10).join(_sample_lines(prompt, texts) for prompt, texts in ready["samples"].items())}
 
 Is the compiled model the trained model?
   parity      {parity["verdict"]}: the logits err by {error} at most, {where}
@@ -130,10 +122,11 @@ How fast (depth {bench["depth"]}, one sequence, {bench["threads"]} threads)
 
 Where it lies
   {folder}/converted, trained, bundle    the model after each step
+  {folder}/ready, ready-bundle           the ready model
   {folder}/trained/training.png          loss while training; gate.png: how much each step changes
   {folder}/parity.png                    worst error by depth and position
   {folder}/report.json                   every figure
-Next: .venv/bin/ouro run {folder}/bundle "your prompt" --depth {settings.DEPTH}"""
+Next: .venv/bin/ouro run {folder}/ready-bundle "your prompt" --depth {settings.DEPTH}"""
 
 
 def _heldout_lines(heldout: dict[str, dict[str, float]]) -> str:
@@ -142,8 +135,35 @@ def _heldout_lines(heldout: dict[str, dict[str, float]]) -> str:
         "dropped": f"{settings.PRELUDE} + 1 + {settings.CODA} layers, the rest left out",
         "converted": "converted, not trained yet",
         "trained": "converted and trained",
+        "ready": "the ready model, trained for longer",
     }
-    return "\n".join(f"  {heldout[name]['mean']:6.3f}  {titles[name]}" for name in MODELS)
+    return "\n".join(f"  {heldout[name]['mean']:6.3f}  {title}" for name, title in titles.items())
+
+
+def _losses(row: Mapping[str, Any]) -> dict[str, float]:
+    """Mean and kinds of a row of `ouro eval --json`."""
+    return {"mean": row["mean"], **{kind: row["texts"][kind] for kind in KINDS}}
+
+
+def _by_depth(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    return {str(row["depth"]): row["mean"] for row in sorted(rows, key=lambda row: row["depth"])}
+
+
+def _depth_list(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{loss:.2f} at {depth}" for depth, loss in losses.items())
+
+
+def _sample_lines(prompt: str, texts: Mapping[str, str]) -> str:
+    """Continuations of a prompt, a paragraph a depth."""
+    return "\n".join(
+        textwrap.fill(
+            " ".join(f"{prompt}{text}".split()),
+            96,
+            initial_indent=f"  depth {depth:>2}  ",
+            subsequent_indent=" " * 12,
+        )
+        for depth, text in texts.items()
+    )
 
 
 def _read(file: Path) -> Any:

@@ -1,6 +1,7 @@
 """The whole chain on a real model: fetch, convert, train, eval, export, generate, check, bench.
 
-Leaves everything in build/demo/, with report.json; a part that is finished is not done again.
+Beside it a model that lies ready, which was trained for longer. Leaves everything in build/demo/,
+with report.json; a part that is finished is not done again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from demo.fetch import FetchError, Material, fetch
 from demo.mixture import Mixture, mix_texts
 from demo.report import collect_report, summarise_report
 from demo.stages import ROOT, DemoError, Stages, call, flags, say_heading, source_hash
+from runtime.files.hashing import hash_file
 
 FOLDER = ROOT / "build" / "demo"
 
@@ -31,13 +33,14 @@ def run_demo(folder: Path = FOLDER) -> None:
         DemoError: a stage failed.
     """
     stages = Stages.open(folder)
-    say_heading("1/8 fetch: the model and the texts")
+    say_heading("1/9 fetch: the model and the texts")
     began = time.perf_counter()
     material = fetch()
     mixture = mix_texts(folder / "texts", material, settings.SOURCES, settings.CHARACTERS)
     stages.done.setdefault("fetch", {"seconds": round(time.perf_counter() - began, 2)})
     _build_model(stages, material, mixture)
     _judge_model(stages, material)
+    _show_ready(stages, material)
     report = collect_report(folder, stages.seconds)
     content = json.dumps(report, indent=2) + "\n"
     (folder / "report.json").write_text(content, encoding="utf-8")
@@ -53,7 +56,7 @@ def _build_model(stages: Stages, material: Material, mixture: Mixture) -> None:
     core = source_hash("ouroboros")
     stages.run(
         "convert",
-        f"2/8 convert: {settings.LAYERS} layers become {settings.PRELUDE}, one looped, and "
+        f"2/9 convert: {settings.LAYERS} layers become {settings.PRELUDE}, one looped, and "
         f"{settings.CODA}",
         lambda _: call("ouro", "convert", material.model, converted, *flags(settings.CONVERT)),
         inputs=[material.sha256, settings.CONVERT, core],
@@ -68,21 +71,21 @@ def _build_model(stages: Stages, material: Material, mixture: Mixture) -> None:
 
     stages.run(
         "train",
-        "3/8 train: a few minutes on prose, papers and code, a depth drawn for every batch",
+        "3/9 train: a few minutes on prose, papers and code, a depth drawn for every batch",
         train,
         inputs=[stages.done["convert"], mixture.sha256, settings.TRAIN, core],
         outputs=["trained"],
     )
     stages.run(
         "eval",
-        "4/8 eval: texts of four kinds that nothing was trained on",
+        "4/9 eval: texts of four kinds that nothing was trained on",
         lambda _: _evaluate(folder, material),
         inputs=[stages.done["train"], settings.EVAL, settings.DEPTHS, settings.DEPTH],
         outputs=["eval.json", "depths.json"],
     )
     stages.run(
         "export",
-        "5/8 export: one graph for every depth",
+        "5/9 export: one graph for every depth",
         lambda _: call("ouro", "export", trained, bundle, "--max-depth", str(settings.MAX_DEPTH)),
         inputs=[stages.done["train"], settings.MAX_DEPTH, source_hash("export")],
         outputs=["bundle"],
@@ -106,7 +109,7 @@ def _judge_model(stages: Stages, material: Material) -> None:
 
     stages.run(
         "generate",
-        "6/8 generate: the same weights at several depths, engine against PyTorch",
+        "6/9 generate: the same weights at several depths, engine against PyTorch",
         generate,
         inputs=[stages.done["export"], settings.PROMPTS, settings.DEPTHS, engine],
         outputs=["tokens.json"],
@@ -114,14 +117,14 @@ def _judge_model(stages: Stages, material: Material) -> None:
     report: list[str | Path] = ["--json", folder / "parity.json", "--plot", folder / "parity.png"]
     stages.run(
         "check",
-        "7/8 check: does the engine compute what PyTorch computed?",
+        "7/9 check: does the engine compute what PyTorch computed?",
         lambda _: call("ouro", "check", bundle, *report),
         inputs=[stages.done["export"], source_hash("runtime")],
         outputs=["parity.json", "parity.png"],
     )
     stages.run(
         "bench",
-        "8/8 bench: how fast is it?",
+        "8/9 bench: how fast is it?",
         lambda _: call(
             "python", "-m", "bench.decode", bundle, trained, "--json", folder / "bench.json"
         ),
@@ -130,10 +133,40 @@ def _judge_model(stages: Stages, material: Material) -> None:
     )
 
 
-def _evaluate(folder: Path, material: Material) -> None:
+def _show_ready(stages: Stages, material: Material) -> None:
+    """The model that lies ready in the repository: put together, scored, compiled, tried."""
+    folder = stages.folder
+    delta, ready, bundle = ROOT / settings.READY, folder / "ready", folder / "ready-bundle"
+
+    def show(_: bool) -> None:
+        call("ouro", "restore", delta, ready, "--source", material.model)
+        depths = ",".join(map(str, settings.DEPTHS))
+        scores: list[str | Path] = ["--depth", depths, "--json", folder / "ready-eval.json"]
+        call("ouro", "eval", ready, *_heldout(material), *scores)
+        call("ouro", "export", ready, bundle, "--max-depth", str(settings.MAX_DEPTH))
+        call("python", "-m", "demo.samples", bundle, "--json", folder / "ready.json")
+
+    record = hash_file(delta / "delta.json")
+    everything = source_hash("ouroboros", "export", "runtime", "demo")
+    stages.run(
+        "ready",
+        "9/9 ready: the same, trained for two hours, out of the repository",
+        show,
+        inputs=[material.sha256, record, settings.EVAL, settings.DEPTHS, everything],
+        outputs=["ready", "ready-eval.json", "ready-bundle", "ready.json"],
+    )
+
+
+def _heldout(material: Material) -> list[str | Path]:
+    """The options that name and size the held-out text."""
     options: list[str | Path] = [*flags(settings.EVAL)]
     for path in material.heldout.values():
         options += ["--text", path]
+    return options
+
+
+def _evaluate(folder: Path, material: Material) -> None:
+    options = _heldout(material)
     trained = folder / "trained"
     others: list[str | Path] = ["--original", material.model, "--converted", folder / "converted"]
     depth: list[str | Path] = ["--depth", str(settings.DEPTH), "--json", folder / "eval.json"]

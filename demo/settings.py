@@ -43,6 +43,9 @@ TRAIN = {
 # Held-out text: this many windows of this many tokens of each kind.
 EVAL = {"--seq-len": "512", "--windows": "8"}
 
+# A model of the same conversion that was trained for longer: a delta, which the original completes.
+READY = "models/smollm2-135m-6-19-10"
+
 # Depths at which text is generated, shown and compared.
 DEPTHS = (1, 4, 8, 16)
 NEW_TOKENS = 64
@@ -57,6 +60,7 @@ PROMPTS = (
     "Once upon a time, in a village by the sea,",
 )
 SHOWN_PROMPT = PROMPTS[2]
+READY_PROMPTS = (PROMPTS[2], PROMPTS[7])
 SHOWN_TOKENS = 40
-# The text shown is sampled: greedy text of a model this little trained goes in circles.
+# The text shown is sampled: greedy text of so small a model goes in circles.
 SHOWN_SAMPLING = {"temperature": 0.7, "top_p": 0.9, "seed": 0}

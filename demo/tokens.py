@@ -11,6 +11,7 @@ from typing import Any
 from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
 from demo import settings
+from demo.samples import continue_prompt
 from runtime.parity.comparison import measure_text
 from runtime.parity.verdict import RELATIVE_L2, judge
 
@@ -126,16 +127,7 @@ def main() -> None:
                 f"prompts, {different} different, {sum(row.ties for row in rows)} ties",
                 flush=True,
             )
-        sampling: dict[str, Any] = {**settings.SHOWN_SAMPLING}
-        samples = {
-            str(depth): engine.generate(
-                settings.SHOWN_PROMPT,
-                depth=depth,
-                max_new_tokens=settings.SHOWN_TOKENS,
-                **sampling,
-            ).text
-            for depth in settings.DEPTHS
-        }
+        samples = continue_prompt(engine, settings.SHOWN_PROMPT)
     summary = summarise(comparisons) | {"samples": samples}
     write_json(arguments.json, summary)
 

@@ -79,6 +79,13 @@ def write_figures(folder: Path) -> None:
     files = {
         "eval": {"rows": rows},
         "depths": {"rows": deeper},
+        "ready-eval": {
+            "rows": [
+                {"model": "trained", "depth": depth, "mean": mean, "texts": texts}
+                for depth, mean in ((8, 2.2), (1, 2.3))
+            ]
+        },
+        "ready": {"Once upon a time,": {"1": " it was.", "16": " there was."}},
         "parity": {
             "verdict": "PASS",
             "worst_relative_l2": 1e-6,
@@ -137,6 +144,8 @@ def test_report_has_what_issue_3_asks_for(tmp_path: Path) -> None:
     assert report["export"]["seconds"] == 20.0
     assert report["versions"] == {"torch": "2.13.0", "python": "3.11.0"}
     assert report["heldout_by_depth"] == {"8": 2.5, "16": 2.4}
+    assert report["ready"]["heldout_by_depth"] == {"1": 2.3, "8": 2.2}
+    assert report["ready"]["heldout"]["8"]["code"] == 3.0
 
 
 def test_summary_shows_text_verdict_and_places(tmp_path: Path) -> None:
@@ -144,6 +153,9 @@ def test_summary_shows_text_verdict_and_places(tmp_path: Path) -> None:
     report = collect_report(tmp_path, {"train": 240.0, "export": 20.0})
     text = summarise_report(report, "build/demo")
     assert f"depth  1  {settings.SHOWN_PROMPT} large." in text
+    assert "depth 16  Once upon a time, there was." in text
+    assert "2.200  the ready model" in text
+    assert "Ready, by depth: 2.30 at 1, 2.20 at 8." in text
     assert "PASS" in text
     assert "all equal" in text
     assert "build/demo/report.json" in text
