@@ -211,8 +211,8 @@ def _gptq(
     )
     try:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
-    except torch.linalg.LinAlgError as error:
-        raise undetermined from error
+    except RuntimeError as failure:  # LinAlgError is one
+        raise undetermined from failure
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     # Transposed, so that an input's weights lie side by side in memory.
     left, values = weight.T.contiguous(), torch.empty_like(weight.T)

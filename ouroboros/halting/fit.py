@@ -6,8 +6,9 @@ probability p_i of stopping there and not before, and the expected cost
     J = mean over prompts of  sum_i p_i (L_i + price * i),   p_i = q_i prod_{j<i} (1 - q_j)
 
 is made small: more probability where the cost is low. Every L_i is known, of a model that stays as
-it is, measured or on a line between two that are: nothing is sampled, and no prior keeps it exploring. With a price of 0
-it asks for the depth of the least loss; there is no term that could reward steps or stops as such.
+it is, measured or on a line between two that are: nothing is sampled, and no prior keeps it
+exploring. With a price of 0 it asks for the depth of the least loss; there is no term that could
+reward steps or stops as such.
 
 Source: PonderNet (arXiv 2107.05407, equation 14: expected loss, a price per step in the place of
 its prior) and ACT (1603.08983, section 2.1: the ponder cost).

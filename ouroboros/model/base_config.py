@@ -123,7 +123,7 @@ def check_layers(values: Mapping[str, Any], source: str) -> None:
         ConfigError: it is above `MOST_LAYERS`.
     """
     layers = values.get("num_hidden_layers")
-    if is_whole(layers) and layers > MOST_LAYERS:
+    if layers is not None and is_whole(layers) and layers > MOST_LAYERS:
         raise ConfigError(
             f"{source}: num_hidden_layers={layers!r:.80} is above {MOST_LAYERS:,}",
             "get an intact copy of config.json",
