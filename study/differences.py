@@ -8,7 +8,7 @@ from typing import Any
 from study.material import Material
 from study.plan import Comparison
 from study.records import LIKE, Run, mean_heldout
-from study.statistics import Estimate, over_windows, paired
+from study.statistics import Estimate, mean, over_windows, paired
 
 
 def compare(material: Material, one: Comparison) -> dict[str, Any] | None:
@@ -109,7 +109,7 @@ def _over_windows(
             row = [a - b for a, b in zip(ones[text], twos[text], strict=True)]
             by_text.setdefault(text, []).append(row)
     means = {
-        text: [_mean(column) for column in zip(*by_text[text], strict=True)]
+        text: [mean(column) for column in zip(*by_text[text], strict=True)]
         for text in sorted(by_text)
     }
     return over_windows(means)
@@ -118,7 +118,3 @@ def _over_windows(
 def _alike(first: Sequence[Run], second: Sequence[Run]) -> bool:
     """Whether runs are scored on the same tokens."""
     return len({run.prefix for run in (*first, *second)}) < 2
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -14,7 +14,7 @@ from study.material import Material
 from study.page import render_page
 from study.paper import paper_numbers
 from study.records import LIKE, Run, mean_heldout, write_json
-from study.statistics import Curve, Estimate, estimate, extrapolate
+from study.statistics import Curve, Estimate, estimate, extrapolate, mean
 
 if TYPE_CHECKING:
     from study.work import Study
@@ -190,8 +190,8 @@ def describe_arm(material: Material, name: str) -> dict[str, Any] | None:
             "share": estimate([material.share(run, depth) for run in runs]).to_json(),
             "by_text": {
                 text: {
-                    "loss": _mean([run.losses[depth][text] for run in runs]),
-                    "share": _mean([material.share(run, depth, text) for run in runs]),
+                    "loss": mean([run.losses[depth][text] for run in runs]),
+                    "share": mean([material.share(run, depth, text) for run in runs]),
                 }
                 for text in texts
             },
@@ -205,7 +205,7 @@ def describe_arm(material: Material, name: str) -> dict[str, Any] | None:
         "coda": runs[0].coda,
         "tokens": runs[0].tokens,
         "loops": _loops(runs[0]),
-        "tokens_per_s": _mean([run.tokens_per_s for run in runs]),
+        "tokens_per_s": mean([run.tokens_per_s for run in runs]),
         "prefix": runs[0].prefix,
         "depths": depths,
         "downstream": next((dict(run.downstream) for run in runs if run.downstream), {}),
@@ -247,7 +247,7 @@ def read_points(material: Material, name: str) -> dict[str, Any] | None:
     for run in runs:
         for tokens, loss in run.curve.get(depth, []):
             by_tokens.setdefault(tokens, []).append(baseline.share(loss))
-    whole = {tokens: _mean(ones) for tokens, ones in by_tokens.items() if len(ones) == len(runs)}
+    whole = {tokens: mean(ones) for tokens, ones in by_tokens.items() if len(ones) == len(runs)}
     return {"depth": depth, "points": [[tokens, whole[tokens]] for tokens in sorted(whole)]}
 
 
@@ -276,7 +276,3 @@ def _carry(best: Curve, near: Sequence[Curve], tokens: float) -> dict[str, Any]:
 
 def _loops(run: Run) -> bool:
     return str(run.convert.get("recurrent")) != "none"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

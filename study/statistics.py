@@ -121,6 +121,11 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate 
     return estimate([first[seed] - second[seed] for seed in seeds]) if seeds else None
 
 
+def mean(values: Sequence[float]) -> float:
+    """Returns the mean of values, of which there is at least one."""
+    return sum(values) / len(values)
+
+
 def over_windows(differences: Mapping[str, Sequence[float]]) -> tuple[float, float] | None:
     """Returns the `CONFIDENCE` interval of a mean difference over the windows it was measured on.
 

@@ -121,14 +121,16 @@ def convert(
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
     require_exportable(place.config)
-    text = _calibration_text(chosen.calibration) if _measures(chosen, layer) else ""
+    text = _calibration_text(chosen.calibration) if _measures(chosen, layer) else None
     original = open_original(place)
     for note in original.notes:
         say(note)
     config = OuroborosConfig(base_config=original.config, source=_provenance(original), **settings)
     say(f"taking over {config.num_layers} of {config.original_layers} layers")
     model = _transplant(original, config, chosen.seed)
-    candidates = _measure(model, original, chosen, layer, text, say)
+    candidates = []
+    if text is not None:
+        candidates = _measure(model, original, chosen, layer, text, say)
     if config.prelude != chosen.prelude:
         # Built again, since what starts at random depends on the layers built before it: the split
         # by its name gives the same.
@@ -167,8 +169,6 @@ def _measure(
     say: Callable[[str], None],
 ) -> list[Candidate]:
     """Makes the choices that need text: split, looped layers, bridge and step norms."""
-    if not _measures(chosen, layer):
-        return []
     count = fit_windows(model.config.hidden_size)
     windows = _calibration_windows(original, text, chosen.calibration, count)
     few, split = _few_windows(windows), chosen.split == AUTO
