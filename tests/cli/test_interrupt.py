@@ -11,10 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import start_ouro
+from tests.support.processes import COMMAND, WITH_KEPT_TRACES, start_ouro
 
 ON_LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 CONVERT = ("--prelude", 2, "--coda", 2, "--recurrent", 3, "--rank", 4, "--depth", 3)
+
+
+def start_export(checkpoint: Path, out: Path, line: str) -> subprocess.Popen[str]:
+    """Starts an export that is to be broken off at a line."""
+    code = WITH_KEPT_TRACES if line in ("writing", "recording") else COMMAND[2]
+    return start_ouro("export", checkpoint, out, "--max-depth", 5, code=code)
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:
@@ -59,7 +65,7 @@ def test_convert_leaves_nothing(tiny_original: Path, tmp_path: Path, line: str) 
     ],
 )
 def test_export_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, line: str) -> None:
-    process = start_ouro("export", tiny_checkpoint, tmp_path / "out", "--max-depth", 8)
+    process = start_export(tiny_checkpoint, tmp_path / "out", line)
     wait_for_line(process, line)
     interrupt(process)
     assert list(tmp_path.iterdir()) == []
@@ -78,7 +84,7 @@ def test_a_request_to_end_leaves_nothing(
     if line == "computing":
         process = start_ouro("convert", tiny_original, tmp_path / "out", *CONVERT)
     else:
-        process = start_ouro("export", tiny_checkpoint, tmp_path / "out", "--max-depth", 8)
+        process = start_export(tiny_checkpoint, tmp_path / "out", line)
     wait_for_line(process, line)
     process.send_signal(number)
     process.communicate(timeout=60)
@@ -93,7 +99,7 @@ def test_export_keeps_the_old_bundle(
     out = tmp_path / "out"
     shutil.copytree(tiny_bundle, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    process = start_ouro("export", tiny_checkpoint, out, "--max-depth", 8)
+    process = start_export(tiny_checkpoint, out, "writing")
     wait_for_line(process, "writing")
     interrupt(process)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import onnx_ir as ir
 import pytest
-import torch
 from filelock import FileLock
-from torch import nn
 
-from export.graph import trace
 from tests.support.halting import write_halting
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
+from tests.support.traces import traces_kept
 
 __all__ = [
     "block_bundle",
@@ -119,40 +114,3 @@ def block_bundle(block_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return make_once(
         tmp_path_factory, "block-bundle", lambda path: build_bundle(block_checkpoint, path)
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def traces_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Traces each part once a test run: the tracer takes seconds however small the model is.
-
-    Parts are the same where their code's classes, plain attributes and weights are, and what they
-    are traced with.
-    """
-    kept: dict[str, ir.Model] = {}
-    traced = trace._trace
-
-    def trace_once(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
-        key = describe_part(part, examples)
-        if key not in kept:
-            kept[key] = traced(part, examples)
-        return kept[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "_trace", trace_once)
-        yield
-
-
-def describe_part(part: nn.Module, examples: tuple[Any, ...]) -> str:
-    """A hash of all that a part's trace depends on."""
-    digest = hashlib.sha256(repr((torch.__version__, examples)).encode())
-    for name, module in part.named_modules():
-        plain = {
-            key: getattr(value, "__qualname__", value)
-            for key, value in vars(module).items()
-            if isinstance(value, int | float | str | tuple | torch.dtype | None) or callable(value)
-        }
-        digest.update(repr((name, type(module).__qualname__, sorted(plain.items()))).encode())
-    for name, value in part.state_dict().items():
-        digest.update(repr((name, value.dtype, value.shape)).encode())
-        digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -13,6 +13,8 @@ from typing import Any
 from tests.support.paths import ROOT
 
 COMMAND = (sys.executable, "-c", "from cli.main import main; main()")
+# Where only what follows the tracing is looked at.
+WITH_KEPT_TRACES = "from tests.support.traces import keep_traces; keep_traces(); " + COMMAND[2]
 
 
 def environment() -> dict[str, str]:

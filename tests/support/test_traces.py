@@ -1,0 +1,73 @@
+"""Traces are kept for the same part of the same code, and for nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from torch import nn
+
+from export.graph.trace import _Example, _trace
+from tests.support import traces
+
+EXAMPLES = (_Example((2, 3), (0,)),)
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.linear(x) * self.factor
+
+
+def test_a_part_is_traced_once(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def trace(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
+        calls.append(type(part).__name__)
+        return _trace(part, examples)
+
+    part = Scaled(2.0).eval()
+    first = traces.keeping(trace, tmp_path)(part, EXAMPLES)
+    # Another process, for which only the folder is the same.
+    again = traces.keeping(trace, tmp_path)
+    second = again(part, EXAMPLES)
+    assert calls == ["Scaled"]
+    assert ir.to_proto(first) == ir.to_proto(second)
+    second.graph.name = "changed"
+    assert again(part, EXAMPLES).graph.name == first.graph.name
+
+    again(Scaled(2.0).eval(), EXAMPLES)  # other weights
+    part.factor = 3.0
+    again(part, EXAMPLES)
+    again(part, (_Example((2, 3), (0, 1)),))
+    assert len(calls) == 4
+
+
+def test_other_code_or_packages_have_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = traces.describe_code()
+    assert first == traces.describe_code()
+    monkeypatch.setattr(traces, "version", lambda name: "another")
+    assert traces.describe_code() != first
+    monkeypatch.undo()
+    monkeypatch.setattr(traces, "CODE", (*traces.CODE, "export/tokens.py"))
+    assert traces.describe_code() != first
+
+
+def test_old_folders_are_removed(tmp_path: Path) -> None:
+    for age in range(5):
+        folder = tmp_path / f"old-{age}"
+        folder.mkdir()
+        os.utime(folder, (1000 - age, 1000 - age))
+    opened = traces.open_folder(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(
+        [opened, *(tmp_path / f"old-{age}" for age in range(traces.KEPT - 1))]
+    )
