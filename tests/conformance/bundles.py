@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,14 @@ def bundle_of(name: str, request: pytest.FixtureRequest, factory: pytest.TempPat
     return make_once(factory, folder, lambda path: export(checkpoint, path, kind))
 
 
-def names() -> list[Any]:
+def names(slow: Sequence[str] = ()) -> list[Any]:
     """Of every bundle to record from, as a test's parameters; the demo's takes minutes."""
+    kinds = [
+        pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in KINDS
+    ]
     marks = (pytest.mark.slow, pytest.mark.timeout(1800))
     demo = [pytest.param("demo", marks=marks)] if (DEMO / "manifest.json").is_file() else []
-    return [*KINDS, *demo]
+    return [*kinds, *demo]
 
 
 def build_checkpoint(path: Path, kind: Kind) -> None:
