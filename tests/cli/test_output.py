@@ -121,17 +121,3 @@ def test_convert_on_a_full_disk_keeps_the_old_checkpoint(
     assert result.stderr.startswith(f"error: {out}: can't write the checkpoint: ")
     assert len(result.stderr.splitlines()) == 1
     assert contents(tmp_path) == before
-
-
-@pytest.mark.slow
-def test_export_on_a_full_disk_keeps_the_old_bundle(
-    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(tiny_bundle, out)
-    before = contents(tmp_path)
-    result = run_ouro("export", tiny_checkpoint, out, "--max-depth", 2, preexec_fn=limit_files)
-    assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {out}: can't write the bundle: ")
-    assert len(result.stderr.splitlines()) == 1
-    assert contents(tmp_path) == before

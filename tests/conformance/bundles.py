@@ -165,9 +165,7 @@ def bundle_of(name: str, request: pytest.FixtureRequest, factory: pytest.TempPat
 
 def names(slow: Sequence[str] = ()) -> list[Any]:
     """Of every bundle to record from, as a test's parameters; the demo's takes minutes."""
-    kinds = [
-        pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in KINDS
-    ]
+    kinds = [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in KINDS]
     marks = (pytest.mark.slow, pytest.mark.timeout(1800))
     demo = [pytest.param("demo", marks=marks)] if (DEMO / "manifest.json").is_file() else []
     return [*kinds, *demo]

@@ -14,9 +14,8 @@ from tests.conformance.comparing import differences
 from tests.conformance.recorder import answer, record
 from tests.support.making import make_once
 
-
-# What is particular to them is the graph's, which other fast tests run; of tokenizers, of errors and
-# of text each of the others has what they have.
+# What is particular to these is the graph's, which other fast tests run. Of text, of tokenizers and
+# of errors the others have all that they have.
 COMPUTED_ELSEWHERE = ("qwen2", "qwen3-int8", "mistral-fp16", "metaspace")
 
 

@@ -50,10 +50,12 @@ def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[An
         return subprocess.Popen(command, **options)
 
 
-def run_ouro(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
+def run_ouro(
+    *arguments: object, code: str = COMMAND[2], **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; `code` takes the place of ouro's own."""
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment(),

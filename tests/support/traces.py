@@ -84,6 +84,8 @@ def describe_code() -> str:
             digest.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
 def describe_part(part: nn.Module, examples: tuple[Any, ...]) -> str:
     """A hash of all that a part's trace depends on."""
     digest = hashlib.sha256(repr((torch.__version__, examples)).encode())

@@ -19,7 +19,8 @@ from export.graph.trace import plain_weights
 from export.precision import PRECISIONS, Precision
 from ouroboros import load_checkpoint
 from runtime.bundle.reader import hash_file
-from tests.support.processes import run_ouro
+from tests.support.paths import ROOT
+from tests.support.processes import WITH_KEPT_TRACES, run_ouro
 
 
 @pytest.mark.slow
@@ -103,7 +104,10 @@ def test_full_disk_while_weights_are_written_keeps_the_old_bundle(
     out = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    result = run_ouro("export", tiny_checkpoint, out, "--max-depth", 2, preexec_fn=limit_files)
+    result = run_ouro(
+        "export", tiny_checkpoint, out, "--max-depth", 5,
+        code=WITH_KEPT_TRACES, cwd=ROOT, preexec_fn=limit_files,
+    )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {out}: can't write the bundle: ")
     assert result.stderr.endswith("; what was there is untouched\n")

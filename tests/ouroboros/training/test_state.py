@@ -389,7 +389,7 @@ def test_killed_at_random_moments_ends_in_the_same_bits(corpus: Path, checkpoint
     assert process.returncode == 0
     generator = random.Random(11)
     kills = {"save": 0, "random": 0}
-    for moment in ("random", "save", "random", "save", "random"):
+    for moment in ("random", "save", "random"):
         with start(checkpoint, killed, corpus, more[killed]) as process:
             if moment == "save":
                 wait_for_a_save(process, killed, generator.randrange(4))
