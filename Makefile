@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 test: $(STAMP) ## fast tests
-	@# A process a core, each with one thread: a file's tests stay together, with its fixtures.
+	@# A process a core, at most four, each with one thread: a file's tests stay together, with its fixtures.
 	@# What drives the C++ library comes with it: make cpp-test.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) --durations 25 $(CPP_TESTS:%=--ignore=%)
 
@@ -67,7 +67,7 @@ cpp: $(STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asa
 
 cpp-test: cpp ## tests of the C++ library, its own and those that drive it from Python
 	@cd runtime/cpp && $(CTEST) --preset $(CPP_PRESET)
-	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(SPREAD) --durations 10 $(CPP_TESTS)
+	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(SPREAD) --durations 25 $(CPP_TESTS)
 
 cpp-docs: $(STAMP) ## pages of the C and C++ headers, in build/cpp/docs/html/
 	@$(CPP_DEPS) --docs

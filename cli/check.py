@@ -134,6 +134,7 @@ def depth_table(report: ParityReport) -> Table:
         report: from `check_bundle`.
     """
     from cli.screen import new_table
+    from runtime.bundle.contract import LOGITS
 
     table = new_table(title="engine against PyTorch, the worst case of each depth")
     names = ("depth", "cases", "max abs", "rel. L2", "KL", "best", "caches", "greedy")
@@ -142,9 +143,9 @@ def depth_table(report: ParityReport) -> Table:
     table.add_column("verdict", no_wrap=True)
     for depth in sorted({row.measurement.depth for row in report.rows}):
         rows = [row for row in report.rows if row.measurement.depth == depth]
-        logits = [r.measurement for r in rows if r.measurement.output == "logits"]
+        logits = [r.measurement for r in rows if r.measurement.output == LOGITS]
         greedy = [r.measurement for r in rows if r.measurement.output == "tokens"]
-        others = [r.measurement for r in rows if r.measurement.output not in ("logits", "tokens")]
+        others = [r.measurement for r in rows if r.measurement.output not in (LOGITS, "tokens")]
         verdicts = {row.verdict for row in rows}
         worst = next(v for v in ("FAIL", "AMBIGUOUS", "PASS") if v in verdicts)
         table.add_row(

@@ -1,9 +1,11 @@
-"""How large a file and a function may be. Who may import whom is in `.importlinter`."""
+"""How large a file and a function may be, and who may import whom beside `.importlinter`."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ ROOMS = (
     "bench", "cli", "demo", "examples", "export", "ouroboros", "plugins", "runtime", "study",
 )  # fmt: skip
 FILE_LINES, FUNCTION_LINES = 400, 80
+FLOORS = 8  # of runtime: the longest chain of modules, each importing the one before
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -61,3 +64,60 @@ def test_size_is_that_of_the_code() -> None:
 def test_every_package_has_a_room() -> None:
     found = {file.parent.name for file in Path(ROOT).glob("*/__init__.py")}
     assert found - {"tests"} <= set(ROOMS)
+
+
+def imported(file: Path, anywhere: bool) -> set[str]:
+    """The names of what a module imports as it runs: when it is loaded, or anywhere in it."""
+
+    def walk(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
+        for node in nodes:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                yield from walk(node.orelse)
+                continue
+            yield node
+            inside = isinstance(node, ast.If | ast.Try | ast.With) or anywhere
+            for field in ("body", "orelse", "finalbody") if inside else ():
+                yield from walk(getattr(node, field, []))
+
+    names: set[str] = set()
+    for node in walk(ast.parse(file.read_text(encoding="utf-8")).body):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def import_graph(room: str, anywhere: bool) -> dict[str, set[str]]:
+    """Each module of a room, less packages' own `__init__`, with those of the room it imports."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for file in (ROOT / room).rglob("*.py")
+        if file.stem != "__init__"
+    }
+    return {name: imported(file, anywhere) & set(files) for name, file in files.items()}
+
+
+def test_runtime_has_few_floors() -> None:
+    graph = import_graph("runtime", anywhere=False)
+    order = list(TopologicalSorter(graph).static_order())
+    floors: dict[str, int] = {}
+    for name in order:
+        floors[name] = 1 + max((floors[below] for below in graph[name]), default=0)
+    assert len(order) > 40
+    assert {name: floor for name, floor in floors.items() if floor > FLOORS} == {}
+
+
+@pytest.mark.parametrize("room", ["runtime", "export", "ouroboros", "cli"])
+def test_no_module_imports_in_a_circle(room: str) -> None:
+    TopologicalSorter(import_graph(room, anywhere=True)).prepare()  # raises CycleError
+
+
+def test_no_test_module_imports_another() -> None:
+    """What two of them need is in `tests/support`."""
+    found = {
+        str(file.relative_to(ROOT)): taken
+        for file in sorted((ROOT / "tests").rglob("*.py"))
+        if (taken := sorted(n for n in imported(file, True) if re.search(r"^tests\..*test_", n)))
+    }
+    assert found == {}

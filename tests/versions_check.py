@@ -30,6 +30,8 @@ import sys
 from pathlib import Path
 from tests.support.halting import write_halting
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
+from tests.support.traces import keep_traces
+keep_traces()
 folder = Path(sys.argv[1])
 build_original(folder / "original")
 build_massive(folder / "original-massive")

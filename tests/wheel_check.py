@@ -24,6 +24,8 @@ MAKE_BUNDLE = """
 import sys
 from pathlib import Path
 from tests.support.tiny import build_bundle, build_checkpoint, build_original
+from tests.support.traces import keep_traces
+keep_traces()
 folder = Path(sys.argv[1])
 build_original(folder / "original")
 build_checkpoint(folder / "original", folder / "checkpoint")

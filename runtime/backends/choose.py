@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA
 from runtime.backends.machine import Machine, check_plan_fits, describe_machine
-from runtime.backends.memory import Backend
 from runtime.backends.ort import open_cpu
 from runtime.backends.ort_cuda import PROVIDER, open_cuda
 from runtime.backends.trt import open_plan
 from runtime.bundle.manifest import ACCURACY_LEVELS, Manifest
-from runtime.bundle.plans import PlanSpec
-from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, EngineError
+
+if TYPE_CHECKING:
+    from runtime.backends.memory import Backend
+    from runtime.bundle.plans import PlanSpec
+    from runtime.bundle.reader import Bundle
 
 BACKENDS = ("auto", "cpu", "cuda", "trt")
 

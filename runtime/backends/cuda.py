@@ -13,17 +13,19 @@ import dataclasses
 import math
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.gpu import INSTALL_BINDINGS
-from runtime.backends.memory import Backend, Span
 from runtime.backends.strides import Level, cut_into_boxes
 from runtime.bundle.contract import DEPTH, ELEMENT_TYPES, TensorSpec, parse_size, resolve_size
-from runtime.bundle.manifest import GraphSpec
 from runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from runtime.backends.memory import Backend, Span
+    from runtime.bundle.manifest import GraphSpec
 
 Array = NDArray[Any]
 

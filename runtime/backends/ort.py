@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -14,9 +14,11 @@ from runtime.backends.gpu import INSTALL_CUDA
 from runtime.backends.memory import HostMemory, Memory
 from runtime.bundle.contract import ELEMENT_TYPES
 from runtime.bundle.external_data import external_files
-from runtime.bundle.manifest import Manifest
-from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, EngineError
+
+if TYPE_CHECKING:
+    from runtime.bundle.manifest import Manifest
+    from runtime.bundle.reader import Bundle
 
 DTYPES = {one.ort: one.name for one in ELEMENT_TYPES.values()}
 

@@ -12,15 +12,17 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from runtime.backends.cuda import CALL_TOKENS, CudaMemory, DeviceArray, load_cuda, run_on_device
 from runtime.backends.ort import open_session, run_error
 from runtime.bundle.contract import ELEMENT_TYPES
-from runtime.bundle.manifest import Manifest
-from runtime.bundle.reader import Bundle
+
+if TYPE_CHECKING:
+    from runtime.bundle.manifest import Manifest
+    from runtime.bundle.reader import Bundle
 
 PROVIDER = "CUDAExecutionProvider"
 # The default, TF32, rounds float32 factors to 10 bits: a float32 bundle would fail its check.

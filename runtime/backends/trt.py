@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -22,9 +22,11 @@ from runtime.backends.cuda import CALL_TOKENS, CudaMemory, DeviceArray, load_cud
 from runtime.backends.machine import Machine, check_plan_fits
 from runtime.backends.trt_flavours import load_module
 from runtime.bundle.contract import INPUT_IDS, PAST_PREFIX
-from runtime.bundle.manifest import GraphSpec
 from runtime.bundle.plans import PlanSpec, ProfileSpec, read_plan
 from runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from runtime.bundle.manifest import GraphSpec
 
 ALIGNMENT = 256  # bytes, of every tensor (IExecutionContext::setTensorAddress)
 

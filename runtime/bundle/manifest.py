@@ -115,7 +115,11 @@ def check_version(data: object) -> dict[str, Any]:
 
 
 def parse_manifest(data: object) -> Manifest:
-    """Reads a manifest from JSON values; see `Manifest.parse`."""
+    """Reads a manifest from JSON values.
+
+    Raises:
+        BundleError: a version, key or value that this version does not understand.
+    """
     manifest = typing.cast(Manifest, _read(Manifest, check_version(data), ""))
     check_manifest(manifest)
     return manifest

@@ -205,14 +205,3 @@ class Manifest:
         if self.depth.halting is None:
             del data["depth"]["halting"]
         return data
-
-    @staticmethod
-    def parse(data: object) -> Manifest:
-        """Reads a manifest from JSON values.
-
-        Raises:
-            BundleError: a version, key or value that this version does not understand.
-        """
-        from runtime.bundle.manifest import parse_manifest
-
-        return parse_manifest(data)

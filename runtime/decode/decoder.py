@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.memory import Backend, Bound, Buffer, Memory
 from runtime.bundle import contract
 from runtime.bundle.contract import NEW_PREFIX, PREFILL_CHUNK, SCORE_CHUNK
-from runtime.bundle.manifest import Manifest
 from runtime.decode.kv_cache import Keys, KVCache
 from runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from runtime.backends.memory import Backend, Bound, Buffer, Memory
+    from runtime.bundle.manifest import Manifest
 
 Array = NDArray[Any]
 Tokens = Sequence[int] | Array

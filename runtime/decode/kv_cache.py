@@ -13,15 +13,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.memory import Buffer, Memory, Span
 from runtime.bundle.contract import BUCKET, PAST_POOL_SUM, PAST_PREFIX, cache_ends
-from runtime.bundle.manifest import Manifest
 from runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from runtime.bundle.manifest import Manifest
 
 Array = NDArray[Any]
 

@@ -6,15 +6,17 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from runtime.backends.memory import Backend
-from runtime.bundle.manifest import DepthSpec, Manifest
 from runtime.decode.options import Changes, Options, check_stops
 from runtime.errors import EngineError
-from runtime.text.codec import Codec
+
+if TYPE_CHECKING:
+    from runtime.backends.memory import Backend
+    from runtime.bundle.manifest import DepthSpec, Manifest
+    from runtime.text.codec import Codec
 
 Cancel = threading.Event | Callable[[], bool] | None
 AUTO: Literal["auto"] = "auto"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle.manifest import ModelSpec
 from runtime.decode import request
 from runtime.engine import Engine
 from runtime.errors import EngineError
 from runtime.parity.metrics import log_softmax
+
+if TYPE_CHECKING:
+    from runtime.bundle.manifest import ModelSpec
 
 BATCH = 4
 

@@ -11,16 +11,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.decode import request
 from runtime.decode.options import Options, check_options
 from runtime.decode.sampling import Sampler
-from runtime.engine import Engine
 from runtime.errors import EngineError
 from runtime.text.codec import TextStream
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
 
 
 @dataclasses.dataclass(frozen=True)

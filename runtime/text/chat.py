@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, EngineError
+
+if TYPE_CHECKING:
+    from runtime.bundle.reader import Bundle
 
 Message = Mapping[str, Any]
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, EngineError
 from runtime.text.stop_strings import StopScanner as StopScanner
 from runtime.text.stream import TextStream as TextStream
 from runtime.text.stream import Unsettled, find_unsettled
+
+if TYPE_CHECKING:
+    from runtime.bundle.reader import Bundle
 
 # Text to put before a continuation: tokenizers join few things to at least one of these.
 ANCHORS = ("\n", "a", ".", "0")

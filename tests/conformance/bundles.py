@@ -19,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from runtime.bundle.reader import read_manifest, write_manifest
+from tests.conformance.recorder import record
 from tests.support.chat_templates import LLAMA_2, QWEN_2_5
 from tests.support.halting import give_halter
 from tests.support.making import make_once
@@ -161,6 +162,12 @@ def bundle_of(name: str, request: pytest.FixtureRequest, factory: pytest.TempPat
         factory, f"conformance-{kind.family}", lambda path: build_checkpoint(path, kind)
     )
     return make_once(factory, folder, lambda path: export(checkpoint, path, kind))
+
+
+def recorded(name: str, request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Path:
+    """The recording of a bundle, made once a test run."""
+    bundle = bundle_of(name, request, factory)
+    return make_once(factory, f"recorded-{name}.json", lambda file: record(bundle, file))
 
 
 def names(slow: Sequence[str] = ()) -> list[Any]:

@@ -9,20 +9,13 @@ from pathlib import Path
 import pytest
 
 from runtime import Engine
-from tests.conformance.bundles import bundle_of, names
+from tests.conformance.bundles import names, recorded
 from tests.conformance.comparing import differences
-from tests.conformance.recorder import answer, record
-from tests.support.making import make_once
+from tests.conformance.recorder import answer
 
 # What is particular to these is the graph's, which other fast tests run. Of text, of tokenizers and
 # of errors the others have all that they have.
 COMPUTED_ELSEWHERE = ("qwen2", "qwen3-int8", "mistral-fp16", "metaspace")
-
-
-def recorded(name: str, request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Path:
-    """The recording of a bundle, made once a test run."""
-    bundle = bundle_of(name, request, factory)
-    return make_once(factory, f"recorded-{name}.json", lambda file: record(bundle, file))
 
 
 @pytest.mark.parametrize("name", names(slow=COMPUTED_ELSEWHERE))

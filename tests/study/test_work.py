@@ -17,7 +17,7 @@ from study.run import list_runs, run_study
 from study.scoring import Scoring
 from study.texts import keep_texts, known_texts
 from study.work import Study
-from tests.study.conftest import PLAN, write_plan
+from tests.support.study import PLAN, write_plan
 
 
 def said(study: Study) -> tuple[Study, list[str]]:

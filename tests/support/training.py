@@ -80,3 +80,13 @@ def write_teacher(checkpoint: Path, path: Path, head: float = 1.0) -> Path:
     teacher.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+class PulledPlug(BaseException):
+    """Stands for the power failing."""
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    first, second = load_checkpoint(one)[0].state_dict(), load_checkpoint(other)[0].state_dict()
+    equal = all(torch.equal(value, second[name]) for name, value in first.items())
+    return equal and first.keys() == second.keys()

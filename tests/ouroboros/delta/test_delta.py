@@ -19,6 +19,7 @@ from ouroboros.conversion.convert import convert
 from ouroboros.delta.record import INDEX, read_record
 from ouroboros.errors import CheckpointError, ConfigError
 from ouroboros.storage.tensors import DTYPES
+from tests.support.deltas import held_in, require_same_files
 from tests.support.gguf import write_gguf
 from tests.support.processes import call_ouro
 from tests.support.tiny import DIMENSIONS, name_as_before, randomise
@@ -39,21 +40,6 @@ def train_all(checkpoint: Path, **marks: str) -> None:
             if value.requires_grad:
                 value.add_(torch.randn(value.shape) * 0.01)
     save_checkpoint(model, tokenizer, checkpoint, keep=("LICENSE", "ATTRIBUTION"))
-
-
-def require_same_files(one: Path, other: Path) -> None:
-    names = sorted(path.relative_to(one) for path in one.rglob("*"))
-    assert names == sorted(path.relative_to(other) for path in other.rglob("*"))
-    for name in names:
-        if (one / name).is_file():
-            assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
-def held_in(delta: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for file in delta.glob("*.safetensors"):
-        tensors |= load_file(file)
-    return tensors
 
 
 def test_a_fresh_conversion_leaves_all_that_was_kept_to_its_source(

@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ouroboros import restore_delta, save_delta
+from ouroboros import save_delta
 from ouroboros.checkpoint import hash_file
 from ouroboros.delta.record import INDEX
-from ouroboros.errors import OuroborosError
+from tests.support.deltas import SHARD, edit_tensors, read, refuse, sign, write
 
-SHARD = "delta-00001-of-00001.safetensors"
 WEIGHTS = "model.safetensors"
 GATE, KEPT = "recurrent.gate.proj.weight", "prelude.0.mlp.up_proj.weight"
 
@@ -38,33 +37,6 @@ def delta(whole: Path, tmp_path: Path) -> Path:
     return path
 
 
-def read(delta: Path) -> Any:
-    return json.loads((delta / "delta.json").read_text())
-
-
-def write(delta: Path, record: Any) -> None:
-    (delta / "delta.json").write_text(json.dumps(record))
-
-
-def sign(delta: Path, *names: str) -> None:
-    """Gives files of a delta new hashes, as whoever changes them on purpose would."""
-    record = read(delta)
-    for name in names:
-        file = delta / name
-        record["own"][name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
-    write(delta, record)
-
-
-def refuse(delta: Path, source: Path, words: str) -> None:
-    """Expects one line, and that nothing was written anywhere beside the delta."""
-    before = sorted(delta.parent.rglob("*")), sorted(delta.parent.parent.iterdir())
-    with pytest.raises(OuroborosError, match=words) as caught:
-        restore_delta(delta, delta.parent / "back", str(source))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 700
-    assert before == (sorted(delta.parent.rglob("*")), sorted(delta.parent.parent.iterdir()))
-
-
 def edit_json(*keys: str, value: Any) -> Callable[[Path], None]:
     def change(delta: Path) -> None:
         record = read(delta)
@@ -78,20 +50,6 @@ def edit_json(*keys: str, value: Any) -> Callable[[Path], None]:
         write(delta, record)
 
     return change
-
-
-def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """Changes tensors in the delta's file, its index and its hashes with them."""
-
-    def edit(delta: Path) -> None:
-        tensors = load_file(delta / SHARD)
-        change(tensors)
-        save_file(tensors, delta / SHARD, metadata={"format": "pt"})
-        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, SHARD)}
-        (delta / INDEX).write_text(json.dumps(index))
-        sign(delta, SHARD, INDEX)
-
-    return edit
 
 
 def spoil(delta: Path) -> None:

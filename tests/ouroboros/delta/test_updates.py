@@ -19,8 +19,14 @@ from ouroboros.errors import CheckpointError
 from ouroboros.storage.adapters import Update, add_updates, read_updates, write_updates
 from ouroboros.training.run import train
 from runtime.files.destinations import ADAPTERS
-from tests.ouroboros.delta.test_delta import held_in, require_same_files
-from tests.ouroboros.delta.test_hostile import edit_tensors, read, refuse, write
+from tests.support.deltas import (
+    edit_tensors,
+    held_in,
+    read,
+    refuse,
+    require_same_files,
+    write,
+)
 from tests.support.processes import call_ouro
 from tests.support.training import options
 

@@ -35,9 +35,15 @@ from ouroboros.training.state import list_steps
 from ouroboros.training.state_store import STATES, STRETCH
 from ouroboros.training.teacher import load_teacher
 from ouroboros.training.trainer import OuroborosTrainer
-from tests.ouroboros.training.test_state import PulledPlug, same_bits
 from tests.support.paths import ROOT
-from tests.support.training import options, tiny_model, tiny_tokenizer, write_teacher
+from tests.support.training import (
+    PulledPlug,
+    options,
+    same_bits,
+    tiny_model,
+    tiny_tokenizer,
+    write_teacher,
+)
 
 
 @pytest.fixture

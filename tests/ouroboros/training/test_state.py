@@ -36,7 +36,7 @@ from ouroboros.training.state import (
     write_options,
 )
 from ouroboros.training.trainer import OuroborosTrainer
-from tests.support.training import options, write_teacher
+from tests.support.training import PulledPlug, options, same_bits, write_teacher
 
 
 def save(state_dir: Path, step: int, content: str = "weights") -> Path:
@@ -234,10 +234,6 @@ def test_resuming_a_finished_run_publishes_it_again(
     assert (out / "model.safetensors").read_bytes() == before
 
 
-class PulledPlug(BaseException):
-    """Stands for the power failing."""
-
-
 DISTILLED = {
     "distill": 0.7,
     "temperature": 2.0,
@@ -327,12 +323,6 @@ def logged_steps(logs: Path) -> list[int]:
     ).EventAccumulator
     events = accumulator(str(logs)).Reload()
     return [event.step for event in events.Scalars("train/loss")]
-
-
-def same_bits(one: Path, other: Path) -> bool:
-    first, second = load_checkpoint(one)[0].state_dict(), load_checkpoint(other)[0].state_dict()
-    equal = all(torch.equal(value, second[name]) for name, value in first.items())
-    return equal and first.keys() == second.keys()
 
 
 PROGRAM = """

@@ -153,9 +153,9 @@ def test_stores_unused_for_longest_make_room(tmp_path: Path, stores: Stores) -> 
 CLAIM = """
 import sys, time
 from pathlib import Path
-from tests.ouroboros.training.test_state_store import PLAIN
-from ouroboros.training.state_store import StateStore
-with StateStore(Path(sys.argv[1]), PLAIN) as store, store.claiming(1) as own:
+from ouroboros.training.state_store import StateStore, StoreKey
+key = StoreKey("teacher", "w" * 8, "d" * 8, 200, 4, 3, "float16", "fp32")
+with StateStore(Path(sys.argv[1]), key) as store, store.claiming(1) as own:
     print(own, flush=True)
     time.sleep(60)
 """

@@ -19,7 +19,7 @@ from runtime.bundle.reader import read_manifest, write_manifest
 from runtime.parity.cases import Case, load_cases, save_cases
 from runtime.parity.check import check_bundle
 from tests.conformance.bundles import bundle_of
-from tests.runtime.cpp.test_conformance import BUILD
+from tests.support.cpp import BUILD
 
 CLI = BUILD / "ouro-cli"
 pytestmark = pytest.mark.skipif(not CLI.exists(), reason=f"{CLI} is not there: make cpp builds it")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.bundles import names
-from tests.conformance.test_conformance import recorded
-from tests.support.paths import ROOT
+from tests.conformance.bundles import names, recorded
+from tests.support.cpp import BUILD
 
-BUILD = Path(os.environ.get("OURO_CPP_BUILD", ROOT / "build" / "cpp" / "release"))
 REPLAY = BUILD / "tests" / "replay_conformance"
 # 0 and -1 stand for the default and for "auto" there, and every row has its own depth and seed.
 NO_WORDS_FOR = (
