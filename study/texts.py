@@ -66,7 +66,8 @@ def known_texts(results: Path) -> Texts | None:
         kept = json.loads((results / "texts.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return Texts("", Path(), Path(), {}, str(kept["sha256"]))
+    # Where the original lies is of no matter; that there is one, who may be a teacher, is.
+    return Texts("the original", Path(), Path(), {}, str(kept["sha256"]))
 
 
 def get_texts(folder: Path, say: Callable[[str], None] = print) -> Texts:

@@ -11,7 +11,8 @@ import pytest
 
 from ouroboros.errors import TrainingError
 from study import report as report_module
-from study.plan import StudyError
+from study.plan import PLAN as REAL_PLAN
+from study.plan import StudyError, read_plan
 from study.records import LIKE, read_run, still_holds
 from study.run import list_runs, run_study
 from study.scoring import Scoring
@@ -128,6 +129,20 @@ def test_other_tokens_and_other_recipes_are_other_runs(study: Study, tmp_path: P
     assert elsewhere.finished(arm, 0) == first
     with pytest.raises(StudyError, match="was measured on those of sha; give another folder"):
         keep_texts(study.results, dataclasses.replace(study.texts, sha256="other"))
+
+
+def test_hash_of_the_texts_is_enough_to_know_a_run_by(study: Study) -> None:
+    """Of the real plan, whose arms distil."""
+    plan = read_plan(REAL_PLAN)
+    keep_texts(study.results, study.texts)
+    known = known_texts(study.results)
+    assert known is not None
+    here = dataclasses.replace(study, plan=plan, tokens=plan.tokens)
+    elsewhere = dataclasses.replace(here, texts=known)
+    arms = [arm for arm in plan.arms.values() if not arm.best]
+    assert any(here.made_of(arm, 0)["training"]["teacher"] for arm in arms)
+    for arm in arms:
+        assert here.made_of(arm, 0) == elsewhere.made_of(arm, 0), arm.name
 
 
 def test_best_of_an_unfinished_stage_is_refused(study: Study) -> None:
