@@ -276,6 +276,8 @@ def test_dropped_middle_is_the_plain_shortened_model(tiny_original: Path) -> Non
     assert list(short.model.layers) == [whole[index] for index in (0, 1, 3, 4, 5)]
     assert len(drop_middle(source.model, 2, 2, []).model.layers) == 4
     assert torch.isfinite(short(torch.tensor([[5, 6]]), use_cache=False).logits).all()
+    short.config.use_cache = False  # as the study's downstream tasks call it
+    assert torch.isfinite(short(torch.tensor([[5, 6]])).logits).all()
 
 
 @pytest.mark.parametrize(
