@@ -139,8 +139,8 @@ def score_downstream(
     from lm_eval.tasks import TaskManager
 
     say(f"scoring {name} on {examples} examples of each downstream task")
-    # Every text is read once; and a shortened model keeps the numbers of its layers, for which a cache
-    # of as many as it has left has no places.
+    # Every text is read once; and a shortened model keeps the numbers of its layers, for which a
+    # cache of as many as it has left has no places.
     model.config.use_cache = False
     result: Any = simple_evaluate(
         model=HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=4, device="cpu"),
