@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Engine
+from tests.support.imports import imported_names
 
 if HAS_TORCH := find_spec("torch") is not None:
     from tests.support.making import *  # noqa: F403
@@ -67,12 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def imports_heavy(module: Path, seen: set[Path]) -> bool:
     """Whether a test module imports one of HEAVY, itself or by a helper of the tests."""
     seen.add(module)
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    names = imported_names(ast.walk(ast.parse(module.read_text(encoding="utf-8"))))
     if {name.split(".")[0] for name in names} & HEAVY:
         return True
     root = Path(__file__).resolve().parents[1]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.imports import imported_names
 from tests.support.paths import ROOT
 
 ROOMS = (
@@ -79,13 +80,7 @@ def imported(file: Path, anywhere: bool) -> set[str]:
             for field in ("body", "orelse", "finalbody") if inside else ():
                 yield from walk(getattr(node, field, []))
 
-    names: set[str] = set()
-    for node in walk(ast.parse(file.read_text(encoding="utf-8")).body):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return imported_names(walk(ast.parse(file.read_text(encoding="utf-8")).body))
 
 
 def import_graph(room: str, anywhere: bool) -> dict[str, set[str]]:

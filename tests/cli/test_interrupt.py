@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import COMMAND, WITH_KEPT_TRACES, start_ouro
+from tests.support.processes import OURO, WITH_KEPT_TRACES, start_ouro
 
 ON_LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 CONVERT = ("--prelude", 2, "--coda", 2, "--recurrent", 3, "--rank", 4, "--depth", 3)
@@ -19,7 +19,7 @@ CONVERT = ("--prelude", 2, "--coda", 2, "--recurrent", 3, "--rank", 4, "--depth"
 
 def start_export(checkpoint: Path, out: Path, line: str) -> subprocess.Popen[str]:
     """Starts an export that is to be broken off at a line."""
-    code = WITH_KEPT_TRACES if line in ("writing", "recording") else COMMAND[2]
+    code = WITH_KEPT_TRACES if line in ("writing", "recording") else OURO
     return start_ouro("export", checkpoint, out, "--max-depth", 5, code=code)
 
 

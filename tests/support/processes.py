@@ -12,9 +12,9 @@ from typing import Any
 
 from tests.support.paths import ROOT
 
-COMMAND = (sys.executable, "-c", "from cli.main import main; main()")
+OURO = "from cli.main import main; main()"
 # Where only what follows the tracing is looked at.
-WITH_KEPT_TRACES = "from tests.support.traces import keep_traces; keep_traces(); " + COMMAND[2]
+WITH_KEPT_TRACES = "from tests.support.traces import keep_traces; keep_traces(); " + OURO
 
 
 def environment() -> dict[str, str]:
@@ -51,7 +51,7 @@ def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[An
 
 
 def run_ouro(
-    *arguments: object, code: str = COMMAND[2], **options: Any
+    *arguments: object, code: str = OURO, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end; `code` takes the place of ouro's own."""
     return subprocess.run(
@@ -76,7 +76,7 @@ def call_ouro(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
 
 
-def start_ouro(*arguments: object, code: str = COMMAND[2]) -> subprocess.Popen[str]:
+def start_ouro(*arguments: object, code: str = OURO) -> subprocess.Popen[str]:
     """Starts a command and returns while it runs; `code` takes the place of ouro's own."""
     return start_process(
         [sys.executable, "-c", code, *map(str, arguments)],

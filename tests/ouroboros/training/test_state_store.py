@@ -150,12 +150,11 @@ def test_stores_unused_for_longest_make_room(tmp_path: Path, stores: Stores) -> 
         make_room_in(tmp_path, free, 2 * free, set())
 
 
-CLAIM = """
+CLAIM = f"""
 import sys, time
 from pathlib import Path
 from ouroboros.training.state_store import StateStore, StoreKey
-key = StoreKey("teacher", "w" * 8, "d" * 8, 200, 4, 3, "float16", "fp32")
-with StateStore(Path(sys.argv[1]), key) as store, store.claiming(1) as own:
+with StateStore(Path(sys.argv[1]), {PLAIN!r}) as store, store.claiming(1) as own:
     print(own, flush=True)
     time.sleep(60)
 """
