@@ -109,12 +109,10 @@ def open_model(path: Path) -> Scored:
         CheckpointError: the checkpoint is not whole or has no tokenizer.
     """
     from ouroboros.held_out import ScoredCheckpoint
-    from runtime.bundle.manifest import MANIFEST_NAME
+    from runtime.bundle.reader import is_bundle
     from runtime.measure.loss import ScoredBundle
 
-    if (path / MANIFEST_NAME).is_file():
-        return ScoredBundle.open(path)
-    return ScoredCheckpoint.open(path)
+    return ScoredBundle.open(path) if is_bundle(path) else ScoredCheckpoint.open(path)
 
 
 def print_rows(rows: Sequence[Row], console: Any) -> None:

@@ -4,52 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cli.options import takes_options
-from export.options import ExportOptions
-
-if TYPE_CHECKING:
-    from export import TrtOptions
+from export.options import ExportOptions, TrtOptions
+from runtime.options import flag_of
 
 
 @takes_options(ExportOptions)
+@takes_options(TrtOptions, name="plan", left_out=True)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="made by `ouro convert` or `ouro train`")],
     out: Annotated[Path, typer.Argument(help="the bundle directory to write")],
     options: ExportOptions,
-    trt: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, trt (TensorRT) or rtx (TensorRT for RTX, needs no GPU); default: auto"
-        ),
-    ] = None,
-    compute_capability: Annotated[
-        str | None, typer.Option(help="of the GPUs an rtx plan is for, such as 8.6,8.9,12.0")
-    ] = None,
-    max_batch: Annotated[int | None, typer.Option(help="most rows of a plan; default: 4")] = None,
-    max_seq: Annotated[
-        int | None, typer.Option(help="most tokens of a plan; default: 2048 or the model's")
-    ] = None,
-    refit: Annotated[
-        bool, typer.Option("--refit", help="keep a plan's weights replaceable")
-    ] = False,
-    refit_from: Annotated[
-        Path | None,
-        typer.Option(
-            help="a bundle with a plan built with --refit: takes that plan, with this checkpoint's "
-            "weights, in place of a build"
-        ),
-    ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="keep the kernels that TensorRT times in this file, and start the next build "
-            "from it; not for rtx"
-        ),
-    ] = None,
+    plan: dict[str, Any],
     triton: Annotated[
         Path | None,
         typer.Option(
@@ -77,18 +47,7 @@ def export(
 
     if triton is not None:
         check_folder(triton, out)
-    plans = _trt_options(
-        options.format,
-        {
-            "flavour": trt,
-            "compute_capabilities": compute_capability,
-            "max_batch": max_batch,
-            "max_seq": max_seq,
-            "refit": refit or None,
-            "refit_from": refit_from,
-            "timing_cache": timing_cache,
-        },
-    )
+    plans = _trt_options(options.format, plan)
     if triton is not None and plans is not None:
         require_servable(plans)
     report = export_bundle(checkpoint, out, options, trt=plans, report=typer.echo)
@@ -100,8 +59,7 @@ def export(
         typer.echo(f"  {spec.file}: {spec.flavour} {spec.version}, GPUs {capabilities}")
     typer.echo(f"wrote {out}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
     if triton is not None:
-        plan = report.plans[0].file if report.plans else None
-        _write_triton(out, triton, plan)
+        _write_triton(out, triton, report.plans[0].file if report.plans else None)
     name = quote(str(out))
     typer.echo(f'next: ouro check {name}, then ouro run {name} "prompt"')
 
@@ -115,21 +73,15 @@ def _write_triton(bundle: Path, repository: Path, plan: str | None) -> None:
     typer.echo(f"wrote {folder}: {size:,.0f} MB for Triton, backend {backend}")
 
 
-_NAMES = {"flavour": "--trt", "compute_capabilities": "--compute-capability"}
-
-
-def _trt_options(format: str, values: dict[str, Any]) -> TrtOptions | None:
-    """The options of the plans; None where none are built, and none of them may be given then."""
-    from export import TrtOptions
+def _trt_options(format: str, given: dict[str, Any]) -> TrtOptions | None:
+    """The options of the plan; None where none is built, and none of them may be given then."""
     from export.errors import refuse_unused
 
     if format != "trt":
-        names = {_NAMES.get(key, f"--{key.replace('_', '-')}"): one for key, one in values.items()}
-        refuse_unused(names, "--format trt", f"--format {format}")
+        named = {flag_of(TrtOptions, name): one for name, one in given.items()}
+        refuse_unused(named, "--format trt", f"--format {format}")
         return None
-    given = {name: one for name, one in values.items() if one is not None}
-    if (capabilities := given.get("compute_capabilities")) is not None:
-        # Blank is no list of capabilities, and not the default either: it is refused as it stands.
-        listed = capabilities.replace(",", " ").split() or [capabilities]
-        given["compute_capabilities"] = tuple(listed)
-    return TrtOptions(**given)
+    asked = given.pop("compute_capabilities", None) or ()
+    # Blank is no list of capabilities, and not the default either: it is refused as it stands.
+    listed = [part for one in asked for part in one.replace(",", " ").split() or [one]]
+    return TrtOptions(**given, compute_capabilities=tuple(listed))

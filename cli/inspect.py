@@ -28,10 +28,9 @@ def inspect(
     """
     from rich.console import Console
 
-    from runtime.bundle.manifest import MANIFEST_NAME
+    from runtime.bundle.reader import is_bundle
 
-    checkpoint = (path / "config.json").is_file() and not (path / MANIFEST_NAME).is_file()
-    if checkpoint:
+    if (path / "config.json").is_file() and not is_bundle(path):
         print_checkpoint(path, Console(), tensors)
     else:
         print_bundle(path, Console(), tensors)
@@ -115,7 +114,7 @@ def print_checkpoint(path: Path, console: Any, tensors: bool) -> None:
         ConfigError: its configuration holds what this version does not know.
     """
     from cli.screen import new_table, print_facts, print_table
-    from ouroboros.storage.inspection import inspect_checkpoint
+    from ouroboros.inspection import inspect_checkpoint
 
     report = inspect_checkpoint(path)
     print_facts({"checkpoint": path, **_flat(report.config)}, console)

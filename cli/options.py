@@ -16,16 +16,15 @@ from runtime.options import FLAGS, HELP
 
 
 def takes_options(
-    kind: Any, *, left_out: bool = False, apart: tuple[str, ...] = ()
+    kind: Any, *, name: str = "options", left_out: bool = False, apart: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command an option for every field of an options class.
 
-    The command's own parameter `options` receives them.
-
     Args:
         kind: a dataclass whose fields were made by `runtime.options.option`.
-        left_out: every option may be left out, and `options` is a dict of those that were given: a
-            recipe says the rest. Else it is a `kind`.
+        name: the command's own parameter that receives them.
+        left_out: every option may be left out, and what is received is a dict of those that were
+            given: a recipe says the rest. Else it is a `kind`.
         apart: fields that the command declares itself.
     """
 
@@ -40,12 +39,12 @@ def takes_options(
 
         @functools.wraps(body)
         def command(**given: Any) -> None:
-            values = {name: given.pop(name) for name in made}
+            values = {field: given.pop(field) for field in made}
             # What is None was left out, or is the default anyway.
-            values = {name: one for name, one in values.items() if one is not None}
-            body(**given, options=values if left_out else kind(**values))
+            values = {field: one for field, one in values.items() if one is not None}
+            body(**given, **{name: values if left_out else kind(**values)})
 
-        kept = [one for one in own.parameters.values() if one.name != "options"]
+        kept = [one for one in own.parameters.values() if one.name != name]
         first = [one for one in kept if one.default is inspect.Parameter.empty]
         rest = [one for one in kept if one.default is not inspect.Parameter.empty]
         parameters = [*first, *made.values(), *rest]

@@ -15,6 +15,8 @@ import numpy as np
 import onnxruntime
 
 FORMAT = 4
+KEYS = {"format_version", "model", "depth", "precision", "quantization", "graphs", "tokenizer"}
+KEYS |= {"sampling", "parity", "files", "plans", "checkpoint", "tools"}
 TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 
 
@@ -24,6 +26,8 @@ def open_bundle(folder: Path) -> dict:
     manifest = json.loads(text)
     if manifest.get("format_version") != FORMAT:
         sys.exit(f"format_version {manifest.get('format_version')} is not {FORMAT}")
+    if manifest.keys() != KEYS:
+        sys.exit(f"manifest.json lacks or adds {sorted(manifest.keys() ^ KEYS)}")
     said = (folder / "manifest.sha256").read_text().split()
     if said != [hashlib.sha256(text).hexdigest(), "manifest.json"]:
         sys.exit("manifest.json is not the one that manifest.sha256 was made of")
@@ -54,6 +58,10 @@ def generate(folder: Path, prompt: list, depth: int, count: int) -> list:
     model, graph = manifest["model"], manifest["graphs"]["onnx"]
     if not 1 <= depth <= manifest["depth"]["max"]:
         sys.exit(f"depth {depth} is outside 1..{manifest['depth']['max']}")
+    if unlisted := {graph["file"], *graph["data"]} - manifest["files"].keys():
+        sys.exit(f"files without a hash: {sorted(unlisted)}")
+    if manifest["precision"] == "bf16":
+        sys.exit("a bundle in bf16 is for GPUs, and numpy has no such type")
     session = onnxruntime.InferenceSession(str(folder / graph["file"]))
     names = [one["name"] for one in graph["outputs"]]
     cache, tokens, fed = empty_cache(graph, model["recurrent_layers"], depth), [], 0

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from export.bundle import export_bundle
     from export.cases import record_cases
-    from export.options import ExportOptions
-    from export.tensorrt.options import TrtOptions
+    from export.options import ExportOptions, TrtOptions
     from export.triton.config import write_triton
 
 __all__ = ["ExportOptions", "TrtOptions", "export_bundle", "record_cases", "write_triton"]
 
 _HOMES = {
     "ExportOptions": "export.options",
-    "TrtOptions": "export.tensorrt.options",
+    "TrtOptions": "export.options",
     "export_bundle": "export.bundle",
     "record_cases": "export.cases",
     "write_triton": "export.triton.config",

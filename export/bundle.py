@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from export.graph.passes.opset import check_opset
 from export.graph.passes.result import PassResult
 from export.graph.storage import save_graph
 from export.manifest import describe_bundle
-from export.options import ExportOptions
+from export.options import ExportOptions, TrtOptions
 from export.precision import Precision, find_precision
 from export.quantize.model import Quantization, quantize_model
 from export.quantize.options import as_trained, make_quantization, read_calibration
 from export.tensorrt.builder import GraphFacts, build_plans
 from export.tensorrt.check import require_buildable
-from export.tensorrt.options import TrtOptions, check_options
+from export.tensorrt.options import check_options
 from export.tensorrt.refit import find_refittable, refit_plans
 from export.tokens import (
     TEMPLATE,
@@ -137,7 +137,7 @@ def export_bundle(
             say("writing the graph")
             nodes, hashes = _write_graph(graph, staging / GRAPH_NAME)
             # Before PyTorch's outputs, which take minutes: TensorRT may refuse the graph.
-            plans = build(staging) if build else []
+            plans = build(staging, hashes) if build else []
             say(f"recording PyTorch's outputs at depths 1..{max_depth}")
             cases = record_cases(model, tokenizer, range(1, max_depth + 1), half=chosen.half)
             save_cases(cases, staging / CASES_NAME)
@@ -171,7 +171,7 @@ def _check_options(
 ) -> tuple[Precision, Quantization | None]:
     """Refuses options before anything is loaded; returns what they say of the precision."""
     if asked.format not in FORMATS:
-        raise ExportError(f"--format {asked.format} is not known", f"allowed: {', '.join(FORMATS)}")
+        raise ExportError(f"format={asked.format} is not known", f"allowed: {', '.join(FORMATS)}")
     check_opset(asked.opset)
     chosen = find_precision(asked.precision)
     if asked.format != "trt":
@@ -190,7 +190,7 @@ def _check_options(
 def _require_loop(checkpoint: Path, config: OuroborosConfig) -> None:
     if not config.recurrent_layers:
         raise ExportError(
-            f"{checkpoint} loops nothing (it was converted with --recurrent none, for comparison), "
+            f"{checkpoint} loops nothing (it was converted for comparison, recurrent=none), "
             "and a bundle is a loop",
             "convert with --recurrent auto or the number of a layer",
         )
@@ -201,7 +201,7 @@ def _choose_depth(asked: int | None, limit: int) -> int:
     chosen = min(DEPTH, limit) if asked is None else asked
     if not 1 <= chosen <= limit:
         raise ExportError(
-            f"--max-depth {chosen} is outside 1..{limit}, what the checkpoint has step norms for",
+            f"max_depth={chosen} is outside 1..{limit}, what the checkpoint has step norms for",
             "the --max-depth of `ouro convert` sets it",
         )
     return chosen
@@ -213,7 +213,7 @@ def plan_builder(
     max_depth: int,
     precision: str,
     say: Callable[[str], None],
-) -> Callable[[Path], list[PlanSpec]]:
+) -> Callable[[Path, Mapping[str, str]], list[PlanSpec]]:
     """Checks what is asked of TensorRT before the graph is made, which may take minutes.
 
     Args:
@@ -224,7 +224,8 @@ def plan_builder(
         say: called with a line of progress now and then.
 
     Returns:
-        What builds the plans of a bundle's directory, once the graph is in it.
+        What builds the plans of a bundle's directory, once the graph is in it, whose files'
+        sha256 it takes by name.
 
     Raises:
         ExportError: an option is not allowed, or nothing here can build such plans.
@@ -240,11 +241,13 @@ def plan_builder(
     )
     if source is not None:
         find_refittable(source, options, facts)
-        return lambda folder: refit_plans(
-            folder / GRAPH_NAME, folder / PLANS, source, options, facts, say
+        return lambda folder, hashes: refit_plans(
+            folder / GRAPH_NAME, folder / PLANS, source, options, facts, say, hashes
         )
     require_buildable(options)
-    return lambda folder: build_plans(folder / GRAPH_NAME, folder / PLANS, options, facts, say)
+    return lambda folder, hashes: build_plans(
+        folder / GRAPH_NAME, folder / PLANS, options, facts, say, hashes
+    )
 
 
 def _reason(error: Exception) -> str:

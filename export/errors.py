@@ -11,7 +11,7 @@ def refuse_unused(options: Mapping[str, object], use: str, chosen: str) -> None:
     """Refuses options that were given and would change nothing.
 
     Args:
-        options: values by the names that the command line has; None where one was left out.
+        options: values by their names; None where one was left out.
         use: what the options are for.
         chosen: what was chosen, which has no use for them.
 

@@ -46,7 +46,7 @@ def record_live(
         seed = secrets.randbelow(1 << 31)
         say(f"fresh inputs of --seed {seed}")
     if seed < 0:
-        raise ExportError(f"--seed {seed} is not allowed", "it must be 0 or more")
+        raise ExportError(f"seed={seed} is not allowed", "it must be 0 or more")
     manifest = read_manifest(bundle)
     depth, spec = manifest.depth, manifest.quantization
     if spec is not None and spec.calibration is not None:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from runtime.options import option
 
+DEFAULT_MAX_SEQ = 2048
+# Built for where TensorRT-RTX has no GPU to look at: GeForce 30, 40 and 50.
+DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -40,3 +44,39 @@ class ExportOptions:
         "--calibration, else 1",
     )
     opset: int = option(24, "of the ONNX graph: 21 or 24")
+
+
+@dataclass(frozen=True)
+class TrtOptions:
+    """What may be said about a TensorRT plan."""
+
+    flavour: str = option(
+        "auto", "auto, trt (TensorRT) or rtx (TensorRT for RTX, needs no GPU)", "--trt"
+    )
+    compute_capabilities: tuple[str, ...] = option(
+        (),
+        "of the GPUs an rtx plan is for, such as 8.6,8.9,12.0; default: this machine's, without a "
+        f"GPU {','.join(DEFAULT_CAPABILITIES)}",
+        "--compute-capability",
+    )
+    max_batch: int = option(4, "most rows of a plan")
+    max_seq: int | None = option(
+        None, f"most tokens of a plan; default: {DEFAULT_MAX_SEQ}, or the model's positions"
+    )
+    opt_batch: int = option(1, "rows that a plan serves best")
+    opt_past: int = option(256, "tokens in the cache that a plan serves best")
+    opt_new: int = option(64, "new tokens that a plan's prefill serves best")
+    refit: bool = option(False, "keep a plan's weights replaceable", "--refit")
+    refit_from: Path | None = option(
+        None,
+        "a bundle with a plan built with --refit: takes that plan, with this checkpoint's weights, "
+        "in place of a build",
+    )
+    workspace_mb: int | None = option(
+        None, "MiB of scratch memory that TensorRT may use; default: TensorRT's own"
+    )
+    timing_cache: Path | None = option(
+        None,
+        "keep the kernels that TensorRT times in this file, and start the next build from it; not "
+        "for rtx",
+    )

@@ -53,7 +53,7 @@ def find_precision(name: str) -> Precision:
     """
     if name not in PRECISIONS:
         raise ExportError(
-            f"--precision {name} is not in this version", f"allowed: {', '.join(PRECISIONS)}"
+            f"precision={name} is not in this version", f"allowed: {', '.join(PRECISIONS)}"
         )
     return PRECISIONS[name]
 

@@ -245,6 +245,6 @@ def require_same_split(other: Scored, main: Scored) -> None:
         ours, theirs = getattr(main.config, name), getattr(other.config, name)
         if ours != theirs:
             raise DataError(
-                f"--converted has {name} {theirs}, the model {ours}",
+                f"the untrained checkpoint has {name} {theirs}, the model {ours}",
                 "give the checkpoint that it was trained from",
             )

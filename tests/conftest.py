@@ -29,11 +29,12 @@ MAKING = {"tiny_original", "tiny_checkpoint", "block_checkpoint", "massive_check
 # while the others wait. pytest-xdist by itself begins with the files of the most tests.
 LONGEST = (
     "tests/export/test_smollm2.py",
-    "tests/ouroboros/training/test_state.py",
+    "tests/ouroboros/training/test_resume.py",
     "tests/cli/test_interrupt.py",
     "tests/export/test_precision.py",
     "tests/docs/test_snippets.py",
     "tests/ouroboros/conversion/test_convert.py",
+    "tests/runtime/parity/test_tampering.py",
     "tests/runtime/parity/test_bundle.py",
     "tests/export/graph/test_storage.py",
 )

@@ -41,7 +41,7 @@ def walk_functions(tree: ast.Module) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "tests/support"])
+@pytest.mark.parametrize("room", [*ROOMS, "tests"])
 def test_no_file_and_no_function_is_too_large(room: str) -> None:
     files = sorted((ROOT / room).rglob("*.py"))
     assert files, "the room has moved"
@@ -106,6 +106,48 @@ def test_runtime_has_few_floors() -> None:
 @pytest.mark.parametrize("room", ["runtime", "export", "ouroboros", "cli"])
 def test_no_module_imports_in_a_circle(room: str) -> None:
     TopologicalSorter(import_graph(room, anywhere=True)).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("room", ["runtime", "export", "ouroboros", "cli"])
+def test_no_package_imports_in_a_circle(room: str) -> None:
+    """A package is a folder of the room with all in it; what lies in the room itself is its own."""
+    packages: dict[str, set[str]] = {}
+    for name, taken in import_graph(room, anywhere=True).items():
+        own = package_of(name)
+        packages.setdefault(own, set()).update({package_of(other) for other in taken} - {own})
+    TopologicalSorter(packages).prepare()  # raises CycleError
+
+
+def package_of(module: str) -> str:
+    room, name, *inside = module.split(".")
+    return f"{room}.{name}/" if inside else f"{room}.{name}"
+
+
+@pytest.mark.parametrize("room", ["runtime", "export", "ouroboros"])
+def test_no_problem_names_a_flag_of_the_command_line(room: str) -> None:
+    """Whoever calls the library has none; what a command can do about it is the cure's to say."""
+    found = {
+        str(file.relative_to(ROOT)): flags
+        for file in sorted((ROOT / room).rglob("*.py"))
+        if (flags := find_flags(file.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+def find_flags(source: str) -> list[str]:
+    """The problems of errors that name a flag."""
+    raised = (
+        ast.unparse(call.args[0])
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and call.args and ast.unparse(call.func).endswith("Error")
+    )
+    return [problem for problem in raised if re.search(r"(?<![\w-])--[a-z]|_flag\(", problem)]
+
+
+def test_a_flag_in_a_problem_is_found_and_in_a_cure_is_not() -> None:
+    assert find_flags('raise DataError(f"--seed {seed} is not allowed", "give 0 or more")')
+    assert find_flags('raise DataError(f"{_flag(name)} is not allowed")')
+    assert find_flags('raise DataError(f"seed={seed} is not allowed", "leave out --seed")') == []
 
 
 def test_no_test_module_imports_another() -> None:

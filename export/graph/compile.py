@@ -16,7 +16,8 @@ from export.graph.passes.result import Pass, PassResult
 from export.graph.passes.weight_only import quantize_weights, store_half
 from export.graph.stitch import build_graph
 from export.graph.trace import OPSET
-from export.graph.weight_names import HEAD, TABLE, joined_weights, stored_half
+from export.graph.weight_names import joined_weights
+from export.layout import HEAD, TABLE, stored_half
 from export.precision import Precision
 from export.quantize.weights import QuantizedModel
 from ouroboros.model.modeling import OuroborosForCausalLM

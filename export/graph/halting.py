@@ -32,7 +32,7 @@ def require_halter(halter: str, precision: Precision, trt: bool) -> None:
         ExportError: it reads the LM head in every step, which is not built there.
     """
     if halter == "confidence" and (precision.quantized or trt):
-        what = "--format trt" if trt else f"--precision {precision.name}"
+        what = "a TensorRT plan" if trt else precision.name
         raise ExportError(
             f"{what} with the halter `confidence`, which reads the LM head in every step, is not "
             "built",

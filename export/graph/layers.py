@@ -16,17 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from export.layout import GROUPS, attention_scale
 from export.precision import Precision, narrow, product
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.modulation import ModulatedLinear
-
-
-def attention_scale(layer: Any) -> float:
-    """What a layer's query weights are multiplied by, so that scores need no scaling.
-
-    Normalised queries (Qwen3) undo any scale of theirs: it goes into the norm, and this is 1.
-    """
-    return 1.0 if hasattr(layer.self_attn, "q_norm") else float(layer.self_attn.scaling)
 
 
 @dataclass(frozen=True)
@@ -178,9 +171,10 @@ class Projection(nn.Module):
 def cut_modulation(modulation: torch.Tensor, layers: int) -> list[list[torch.Tensor]]:
     """Cuts a step's modulation `[B, S or 1, layers * 7 * rank]` for every layer's four groups."""
     rank = modulation.shape[-1] // (layers * len(PROJECTIONS))
-    groups = [3 * rank, rank, 2 * rank, rank]
+    groups = [len(parts) * rank for parts in GROUPS.values()]
     cuts = modulation.split(groups * layers, dim=-1)
-    return [list(cuts[first : first + 4]) for first in range(0, len(cuts), 4)]
+    firsts = range(0, len(cuts), len(groups))
+    return [list(cuts[first : first + len(groups)]) for first in firsts]
 
 
 class Layer(nn.Module):
@@ -217,7 +211,7 @@ class Layer(nn.Module):
         x: torch.Tensor,
         shared: Shared,
         past: tuple[torch.Tensor, torch.Tensor],
-        cuts: Sequence[torch.Tensor | None] = (None,) * 4,
+        cuts: Sequence[torch.Tensor | None] = (None,) * len(GROUPS),
         step: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs the layer on `[B, S, d]` over past keys and values `[B, kv, P, head_dim]`.

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from export.errors import ExportError
 from export.graph.layers import Layer, Norm, Shared, cut_modulation, frozen, rms
+from export.layout import head_turned
 from export.precision import Precision, product
 from ouroboros.errors import ConfigError
 from ouroboros.model.base_config import require_fixed_rope
@@ -287,7 +288,7 @@ class Closing(nn.Module):
         """Takes the final norm; the head is an input, so that a tied one is shared."""
         super().__init__()
         self.norm = Norm(model.norm)
-        self.turned = precision.quantized
+        self.turned = head_turned(precision)
 
     def forward(self, h: torch.Tensor, picked: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits `[B, K, V]`.

@@ -19,6 +19,17 @@ import torch
 from export.errors import ExportError
 from export.graph.passes.result import PassResult
 from export.graph.trace import LAYER, plain_weights, read_later, trace_parts
+from export.layout import (
+    BRIDGE,
+    CLOSING,
+    HALTING,
+    HEAD,
+    OPENING,
+    STEP,
+    TABLE,
+    lay_head,
+    layer_name,
+)
 from export.precision import PRECISIONS, Precision
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -79,7 +90,7 @@ def build_graph(
     read_weights = lru_cache(maxsize=1)(partial(plain_weights, precision=precision))
 
     def run_layer(side: _Side, slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
-        graph = _copy_layer(parts.layer, f"layers.{slot}", partial(read_weights, layer))
+        graph = _copy_layer(parts.layer, layer_name(slot), partial(read_weights, layer))
         pasts = [inputs[past_name(slot, part)] for part in PARTS]
         result, *new = side.run(graph, [hidden, *shared, *pasts])
         caches.extend(new)
@@ -94,7 +105,7 @@ def build_graph(
         (hidden,) = before.run(bridge, [hidden])
     looped = [inputs[past_name(RECURRENT, part)] for part in PARTS]
     outer = [*once, inputs[PAST_POOL_SUM], *looped, picked, inputs[ROW_DEPTH], hidden]
-    embedding = opening.initializers["opening.table"]
+    embedding = opening.initializers[TABLE]
     head = _head(model, precision) or embedding
     carried = [hidden]
     if halting is not None:
@@ -140,7 +151,7 @@ def build_graph(
     return result, list(parts.passes)
 
 
-_PREFIXES = ("opening", "bridge", "halting", "step", "closing")
+_PREFIXES = (OPENING, BRIDGE, HALTING, STEP, CLOSING)
 
 
 class _Side:
@@ -171,8 +182,7 @@ def _head(model: OuroborosForCausalLM, precision: Precision) -> ir.Value | None:
     """The LM head as a weight of its own; None where the embedding serves."""
     if not precision.quantized and model.config.tie_word_embeddings:
         return None
-    weight = model.lm_head.weight.detach()
-    return _initializer("closing.head", weight.T if precision.quantized else weight, precision)
+    return _initializer(HEAD, lay_head(model.lm_head.weight.detach(), precision), precision)
 
 
 def _declare_inputs(config: OuroborosConfig, precision: Precision) -> list[ir.Value]:
@@ -227,18 +237,18 @@ def _make_loop(
     states, captured = inner_values[:count], inner_values[count:]
     for inner, value in zip(captured, outer, strict=True):
         inner.replace_all_uses_with(value)
-    condition = ir.Value(name="step.condition", type=ir.TensorType(BOOL), shape=ir.Shape([]))
+    condition = ir.Value(name=f"{STEP}.condition", type=ir.TensorType(BOOL), shape=ir.Shape([]))
     true = ir.node(
-        "Constant", [], attributes={"value": ir.tensor(np.array(True), name="step.true")}
+        "Constant", [], attributes={"value": ir.tensor(np.array(True), name=f"{STEP}.true")}
     )
-    true.outputs[0].name = "step.go_on"
+    true.outputs[0].name = f"{STEP}.go_on"
     true.outputs[0].type, true.outputs[0].shape = ir.TensorType(BOOL), ir.Shape([])
     body.append(true)
     results = _take_outputs(body)
     body.inputs.clear()
     body.inputs.extend([index, condition, *states])
     body.outputs.extend([true.outputs[0], *results])
-    body.name = "step"
+    body.name = STEP
     loop = ir.node(
         "Loop", [depth, None, *carried], attributes={"body": body}, num_outputs=len(results)
     )

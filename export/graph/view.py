@@ -17,6 +17,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from export.errors import ExportError
+from export.layout import BRIDGE, CLOSING, GATE_WEIGHT, MODULATE, OPENING, STEP
 from runtime.bundle.contract import PAST_POOL_SUM, PAST_PREFIX, RECURRENT
 
 _SHOWN_OPS = 6
@@ -29,17 +30,17 @@ _WEIGHT_BYTES = 256
 _SECTIONS = (
     (PAST_POOL_SUM, "pool"),
     (f"{PAST_PREFIX}{RECURRENT}", "attention"),
-    ("step.modulate.", "controller"),
+    (f"{MODULATE}.", "controller"),
     ("qkv", "attention"),
     ("qk_norm", "attention"),
     ("out.", "attention"),
     ("gate_up", "mlp"),
     ("down", "mlp"),
-    ("step.step_norm", "norm"),
-    ("step.gate_weight", "gate"),
-    ("step.gate_bias", "gate"),
+    (f"{STEP}.step_norm", "norm"),
+    (GATE_WEIGHT, "gate"),
+    (f"{STEP}.gate_bias", "gate"),
 )
-_LOOPED = re.compile(r"step\.layers\.\d+\.")  # what precedes the names above in looped layers
+_LOOPED = re.compile(rf"{STEP}\.layers\.\d+\.")  # what precedes the names above in looped layers
 _ORDER = ("pool", "controller", "attention", "mlp", "norm", "gate")
 
 
@@ -138,9 +139,9 @@ def _describe_side(title: str, nodes: list[ir.Node]) -> list[str]:
 
 
 _ENDS = {
-    "opening": "opening (embedding, mask, rotary, pooled count)",
-    "bridge": "bridge (h + T h + t)",
-    "closing": "closing (final norm, LM head)",
+    OPENING: "opening (embedding, mask, rotary, pooled count)",
+    BRIDGE: "bridge (h + T h + t)",
+    CLOSING: "closing (final norm, LM head)",
 }
 
 
@@ -220,7 +221,7 @@ def _describe(section: Section, label: str, copies: int = 1) -> list[str]:
 
 
 def _module_of(weight: str) -> str:
-    parts = weight.removeprefix("step.layers.").split(".")
+    parts = weight.removeprefix(f"{STEP}.layers.").split(".")
     inner = parts[2:] if parts[0] == "layers" else parts[1:]
     # The Controller's weights lie in a module of their own, one level deeper.
     return inner[1] if inner[0] == "modulate" and len(inner) > 1 else inner[0]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from export.errors import ExportError
-from export.graph.layers import attention_scale
+from export.layout import attention_scale
 from export.quantize.calibration import CalibrationRun, blocks_in_order
 from export.quantize.smoothing import smooth_model
 from export.quantize.weights import QuantizedModel, QuantizedWeight, check_block

@@ -51,11 +51,11 @@ def make_quantization(
     """
     if precision.bits is None:
         options = {
-            "--block-size": block,
-            "--asymmetric" if symmetric is False else "--symmetric": symmetric,
-            "--calibration": calibration,
-            "--accuracy-level": accuracy_level,
-            "--sensitive-bits": sensitive_bits,
+            "block_size": block,
+            "symmetric": symmetric,
+            "calibration": calibration,
+            "accuracy_level": accuracy_level,
+            "sensitive_bits": sensitive_bits,
         }
         refuse_unused(options, "int8 and int4", precision.name)
         return None
@@ -65,17 +65,17 @@ def make_quantization(
     block = BLOCKS[0] if block is None else block
     if block not in BLOCKS:
         allowed = ", ".join(map(str, BLOCKS))
-        raise ExportError(f"--block-size {block} is not allowed", f"allowed: {allowed}")
+        raise ExportError(f"block_size={block} is not allowed", f"allowed: {allowed}")
     exact, fast = ACCURACY_LEVELS
     level = accuracy_level
     if level is None:
         level = exact if calibration is None else fast
     if level not in ACCURACY_LEVELS:
-        raise ExportError(f"--accuracy-level {accuracy_level} is not allowed", "allowed: 1, 4")
+        raise ExportError(f"accuracy_level={accuracy_level} is not allowed", "allowed: 1, 4")
     sensitive = BITS[-1] if sensitive_bits is None else sensitive_bits
     if sensitive not in BITS or sensitive < precision.bits:
         raise ExportError(
-            f"--sensitive-bits {sensitive} is not allowed with {precision.name}",
+            f"sensitive_bits={sensitive} is not allowed with {precision.name}",
             f"allowed: {', '.join(str(bits) for bits in BITS if bits >= precision.bits)}",
         )
     return Quantization(

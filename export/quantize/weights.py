@@ -127,16 +127,15 @@ def check_block(block: int, inputs: Sequence[int]) -> None:
     if block in fitting:
         return
     odd = sorted({rows for rows in inputs if rows % block})
-    line = (
-        f"--block-size {block} does not fit this model's matrices: {_and(odd)} inputs can't be cut "
-        f"into blocks of {block}; "
+    problem = (
+        f"block_size={block} does not fit this model's matrices: {_and(odd)} inputs can't be cut "
+        f"into blocks of {block}"
     )
     if fitting:
-        raise ExportError(f"{line}allowed: {', '.join(map(str, fitting))}")
+        raise ExportError(problem, f"allowed: {', '.join(map(str, fitting))}")
     floats = [name for name, precision in PRECISIONS.items() if not precision.quantized]
     raise ExportError(
-        f"{line}none of {', '.join(map(str, BLOCKS))} fits all of them, so int8 and int4 can't be "
-        f"had for it",
+        f"{problem}, and none of {', '.join(map(str, BLOCKS))} fits all of them",
         f"export with --precision {', '.join(floats[:-1])} or {floats[-1]}",
     )
 

@@ -6,13 +6,14 @@ network is strongly typed, so that the plan computes in the types that the graph
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.errors import ExportError
-from export.tensorrt.options import TrtOptions, check_options, make_profiles
+from export.options import TrtOptions
+from export.tensorrt.options import check_options, make_profiles
 from export.tensorrt.plan_files import hash_graph_files, make_plan, read_graph
 from export.tensorrt.target import Target, choose_target
 from runtime.bundle.contract import DEPTH, INPUT_IDS, LOGIT_INDEX, TensorSpec
@@ -47,6 +48,7 @@ def build_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> list[PlanSpec]:
     """Builds one plan for all compute capabilities asked for, and writes it into `out_dir`.
 
@@ -59,6 +61,7 @@ def build_plans(
         options: the user's.
         facts: of the model.
         report: called with a line of progress now and then.
+        hashes: the sha256 of the graph's files by name, as far as they are known.
 
     Returns:
         One entry a plan.
@@ -98,7 +101,7 @@ def build_plans(
             target,
             profiles,
             precision=facts.precision,
-            digest=hash_graph_files(files),
+            digest=hash_graph_files(files, hashes),
             done=done,
         )
     ]

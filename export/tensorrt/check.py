@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 from export.errors import ExportError
+from export.options import TrtOptions
 from export.tensorrt.child import refuse_capability
 from export.tensorrt.messages import clean, describe_crash
-from export.tensorrt.options import TrtOptions
 from export.tensorrt.process import child_environment
 from export.tensorrt.target import choose_target
 from runtime.backends.trt_flavours import Installed
@@ -34,7 +34,7 @@ def require_buildable(options: TrtOptions) -> None:
     known = find_capabilities(target.installed)
     refused = [one for one in target.capabilities if known and one not in known]
     if refused:
-        raise ExportError(refuse_capability(target.installed.flavour.title, refused[0], known))
+        raise refuse_capability(target.installed.flavour.title, refused[0], known)
 
 
 def find_capabilities(installed: Installed) -> list[str]:
@@ -54,7 +54,7 @@ def find_capabilities(installed: Installed) -> list[str]:
     )
     title, install = installed.flavour.title, installed.flavour.install
     if asked.returncode < 0:
-        raise ExportError(describe_crash(title, asked.returncode, ""))
+        raise describe_crash(title, asked.returncode, "")
     if asked.returncode > 0:
         reason = clean((asked.stderr.strip().splitlines() or ["no reason given"])[-1])
         raise ExportError(f"{title} can't be loaded: {reason}", f"install it again: {install}")

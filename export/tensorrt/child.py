@@ -12,9 +12,12 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import IO, Any
 
+from export.errors import ExportError
 from export.tensorrt.messages import clean, describe_builder_error, describe_parser_error
+from runtime.errors import OuroError
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 _PARSING = "Parsing node: "
@@ -29,9 +32,10 @@ def main() -> None:
     file to write). To refit: module, title, onnx, refit_from (a plan), sha256 (its hash), changed
     (names of the weights that differ from the plan's), plan.
 
-    Events: {"at": layer}, {"failed": line, "log": lines}, {"errno": n, "strerror": s},
-    {"done": {version, bytes, layers, refittable, inputs}}, where inputs are the shapes of the
-    network's inputs as TensorRT reads them, by name, -1 what varies; {"done": {}} of a refit.
+    Events: {"at": layer}, {"failed": problem, "cure": cure, "log": lines},
+    {"errno": n, "strerror": s}, {"done": {version, bytes, layers, refittable, inputs}}, where
+    inputs are the shapes of the network's inputs as TensorRT reads them, by name, -1 what varies;
+    {"done": {}} of a refit.
     """
     _end_with_parent()
     request = json.loads(sys.stdin.buffer.readline())
@@ -64,7 +68,7 @@ def _answer(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
     try:
         trt = import_module(request["module"])
     except (ImportError, OSError) as error:
-        return {"failed": f"{request['title']} can't be loaded: {clean(str(error))}", "log": []}
+        return _fail(ExportError(f"{request['title']} can't be loaded: {clean(str(error))}"))
     return _refit(trt, request) if "refit_from" in request else _build(trt, request, events)
 
 
@@ -80,7 +84,7 @@ def _refit(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
         plan = read_plan(source, request["sha256"])
         refitted = refit_plan(plan, source.name, Path(request["onnx"]), request["changed"], trt)
     except RuntimeFault as error:
-        return {"failed": str(error), "log": []}
+        return _fail(error)
     Path(request["plan"]).write_bytes(refitted)
     return {"done": {}}
 
@@ -90,53 +94,52 @@ def _build(trt: Any, request: dict[str, Any], events: IO[str]) -> dict[str, Any]
     known = known_capabilities(trt)
     refused = [one for one in request["capabilities"] if known and one not in known]
     if refused:
-        return {"failed": refuse_capability(title, refused[0], known), "log": []}
+        return _fail(refuse_capability(title, refused[0], known))
     logger = _make_logger(trt, events)
     builder = trt.Builder(logger)
     if not builder:
-        return {
-            "failed": describe_builder_error(title, logger.errors, ""),
-            "log": logger.errors,
-        }
+        return _fail(describe_builder_error(title, logger.errors, ""), logger.errors)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):
         first = parser.get_error(0) if parser.num_errors else None
-        line = (
+        failure = (
             describe_builder_error(title, logger.errors, logger.at)
             if first is None
             else describe_parser_error(
                 title, first.node_operator(), first.node_name(), first.desc()
             )
         )
-        return {"failed": line, "log": logger.errors}
+        return _fail(failure, logger.errors)
     config = builder.create_builder_config()
     _configure(trt, config, request, known)
     timed = not known  # TensorRT-RTX times nothing: its cache functions do nothing
     kept = request["timing_cache"] if timed else None
     if timed and not _set_timing_cache(config, kept) and kept is not None:
-        line = (
-            f"--timing-cache {kept} is not of {title} {trt.__version__} and this GPU; give a file "
-            "that is not there yet"
+        failure = ExportError(
+            f"timing_cache={kept} is not of {title} {trt.__version__} and this GPU",
+            "give a file that is not there yet",
         )
-        return {"failed": line, "log": logger.errors}
+        return _fail(failure, logger.errors)
     monitor = _make_monitor(trt, events)  # the name keeps it alive while TensorRT uses it
     config.progress_monitor = monitor
     for number, profile in enumerate(request["profiles"]):
         if config.add_optimization_profile(_make_profile(builder, profile)) != number:
-            line = describe_builder_error(title, logger.errors, f"profile {profile['name']}")
-            return {"failed": line, "log": logger.errors}
+            failure = describe_builder_error(title, logger.errors, f"profile {profile['name']}")
+            return _fail(failure, logger.errors)
     refittable = _mark_refittable(trt, network) if request["refit"] else 0
     if request["refit"] and not refittable:
-        line = f"--refit: {title} keeps no weight of this graph replaceable; leave --refit out"
-        return {"failed": line, "log": logger.errors}
+        failure = ExportError(
+            f"{title} keeps no weight of this graph replaceable", "leave --refit out"
+        )
+        return _fail(failure, logger.errors)
     layers = network.num_layers
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {one.name: list(one.shape) for one in inputs}
     written = _write_plan(trt, builder, network, config, request["plan"])
     if not written:
-        line = describe_builder_error(title, logger.errors, "")
-        return {"failed": line, "log": logger.errors}
+        failure = describe_builder_error(title, logger.errors, "")
+        return _fail(failure, logger.errors)
     if kept is not None:
         with open(TIMING_CACHE, "wb") as file:
             file.write(config.get_timing_cache().serialize())
@@ -157,22 +160,23 @@ def known_capabilities(trt: Any) -> list[str]:
     return [f"{one[:-1]}.{one[-1]}" for one in digits]
 
 
-def refuse_capability(title: str, capability: str, known: list[str]) -> str:
-    """The line for a compute capability that a flavour does not have.
+def _fail(error: OuroError, log: Sequence[str] = ()) -> dict[str, Any]:
+    return {"failed": error.problem, "cure": error.cure, "log": list(log)}
+
+
+def refuse_capability(title: str, capability: str, known: list[str]) -> ExportError:
+    """The error for a compute capability that a flavour does not have.
 
     Args:
         title: of the flavour.
         capability: what was asked for.
         known: what it has.
     """
-    hint = ""
+    cure = f"allowed: {', '.join(known)}"
     if capability in ("9.0", "10.0", "10.3"):
         name = "Hopper" if capability == "9.0" else "a data-centre Blackwell"
-        hint = f"; {name} GPU needs `tensorrt`: run --trt trt on that machine"
-    return (
-        f"--compute-capability {capability} is not one of {title}; allowed: "
-        f"{', '.join(known)}{hint}"
-    )
+        cure += f"; {name} GPU needs `tensorrt`: run --trt trt on that machine"
+    return ExportError(f"compute_capabilities={capability} is not one of {title}", cure)
 
 
 def _configure(trt: Any, config: Any, request: dict[str, Any], known: list[str]) -> None:

@@ -1,9 +1,11 @@
-"""What TensorRT's parser and builder say, made into one line that names the layer and a cure."""
+"""What TensorRT's parser and builder say, made into an error that names the layer and a cure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+
+from export.errors import ExportError
 
 # "IBuilder::buildSerializedNetwork: Error Code 1: Myelin (...)", "[file.cpp::f::12] Error Code ..."
 _WRAPPED = re.compile(r"^.*?Error Code \d+: [^(]*\((?P<body>.*)\)\s*$", re.DOTALL)
@@ -38,8 +40,8 @@ _CURES = (
 _DEFAULT_CURE = "--format onnx writes the same model for ONNX Runtime; --debug shows TensorRT's log"
 
 
-def describe_parser_error(title: str, operator: str, node: str, text: str) -> str:
-    """One line for a node that the ONNX parser refused.
+def describe_parser_error(title: str, operator: str, node: str, text: str) -> ExportError:
+    """The error for a node that the ONNX parser refused.
 
     Args:
         title: of the flavour.
@@ -49,11 +51,11 @@ def describe_parser_error(title: str, operator: str, node: str, text: str) -> st
     """
     reason = clean(text)
     where = f"the node {node or 'without a name'} ({operator or 'unknown operator'})"
-    return f"{title} cannot read {where}: {reason}; {cure_for(reason, parser=True)}"
+    return ExportError(f"{title} cannot read {where}: {reason}", cure_for(reason, parser=True))
 
 
-def describe_builder_error(title: str, errors: Sequence[str], last_layer: str) -> str:
-    """One line for a build that failed.
+def describe_builder_error(title: str, errors: Sequence[str], last_layer: str) -> ExportError:
+    """The error for a build that failed.
 
     Args:
         title: of the flavour.
@@ -68,11 +70,11 @@ def describe_builder_error(title: str, errors: Sequence[str], last_layer: str) -
         reason = reasons[-1]
     named = re.search(r"'[^']+'|\{ForeignNode|\bnode\b|\blayer\b", reason, re.IGNORECASE)
     where = "" if named or not last_layer else f" at {last_layer}"
-    return f"{title} cannot build the plan{where}: {reason}; {cure_for(reason)}"
+    return ExportError(f"{title} cannot build the plan{where}: {reason}", cure_for(reason))
 
 
-def describe_crash(title: str, status: int, last_layer: str) -> str:
-    """One line for a builder that died.
+def describe_crash(title: str, status: int, last_layer: str) -> ExportError:
+    """The error for a builder that died.
 
     Args:
         title: of the flavour.
@@ -91,8 +93,8 @@ def describe_crash(title: str, status: int, last_layer: str) -> str:
         if how == "SIGKILL":
             cure = "often the system was out of memory: close other programs, or --max-batch 1"
     where = last_layer or "the start"
-    return (
-        f"the builder of {title} crashed with {how}; the last thing it logged was {where}; {cure}"
+    return ExportError(
+        f"the builder of {title} crashed with {how}; the last thing it logged was {where}", cure
     )
 
 

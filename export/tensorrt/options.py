@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import ExportError
+from export.options import DEFAULT_CAPABILITIES, DEFAULT_MAX_SEQ, TrtOptions
 from runtime.backends.gpu import Gpu
 from runtime.backends.trt_flavours import CHOICES, RTX, Flavour
 from runtime.bundle.contract import (
@@ -26,45 +26,9 @@ from runtime.bundle.contract import (
 )
 from runtime.bundle.plans import ProfileSpec, RangeSpec
 
-DEFAULT_MAX_SEQ = 2048
-# Built for where TensorRT-RTX has no GPU to look at: GeForce 30, 40 and 50.
-DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
 MAX_BATCH = 1024
 
 Range = tuple[int, int, int]  # least, best served, most
-
-
-@dataclass(frozen=True)
-class TrtOptions:
-    """What the user may say about a plan.
-
-    Attributes:
-        flavour: `auto`, `trt` or `rtx`.
-        compute_capabilities: of the GPUs it is to run on, such as "8.9"; TensorRT-RTX only.
-            Empty: this machine's GPU, without one DEFAULT_CAPABILITIES.
-        max_batch: most rows.
-        max_seq: most tokens of a sequence; None: 2048, or the model's positions where fewer.
-        opt_batch: rows that are served best.
-        opt_past: tokens in the cache that are served best.
-        opt_new: new tokens that are served best in prefill.
-        refit: keep the weights replaceable.
-        refit_from: a bundle whose plan, built with `refit`, gets the new weights; nothing is built.
-        workspace_mb: scratch memory that TensorRT may use, in MiB; None: its own default.
-        timing_cache: a file of measured kernels: read where it is there, written after the build;
-            TensorRT only.
-    """
-
-    flavour: str = "auto"
-    compute_capabilities: tuple[str, ...] = ()
-    max_batch: int = 4
-    max_seq: int | None = None
-    opt_batch: int = 1
-    opt_past: int = 256
-    opt_new: int = 64
-    refit: bool = False
-    refit_from: Path | None = None
-    workspace_mb: int | None = None
-    timing_cache: Path | None = None
 
 
 def check_options(options: TrtOptions, max_positions: int, whole_prompt: bool = False) -> int:
@@ -82,30 +46,36 @@ def check_options(options: TrtOptions, max_positions: int, whole_prompt: bool = 
         ExportError: an option is out of its range.
     """
     if options.flavour not in CHOICES:
-        raise ExportError(f"--trt {options.flavour} is not known", f"allowed: {', '.join(CHOICES)}")
+        raise ExportError(
+            f"the TensorRT flavour {options.flavour!r:.60} is not known",
+            f"allowed: {', '.join(CHOICES)}",
+        )
     for capability in options.compute_capabilities:
         if not re.fullmatch(r"[1-9]\d?\.\d", capability):
             raise ExportError(
-                f"--compute-capability {capability} is not one such as 8.9",
+                f"compute_capabilities={capability} is not one such as 8.9",
                 f"give a list such as {','.join(DEFAULT_CAPABILITIES)}",
             )
     if not 1 <= options.max_batch <= MAX_BATCH:
-        raise ExportError(f"--max-batch {options.max_batch} is outside 1..{MAX_BATCH}")
+        raise ExportError(f"max_batch={options.max_batch} is not allowed", f"give 1..{MAX_BATCH}")
     max_seq = options.max_seq
     if max_seq is None:
         max_seq = min(DEFAULT_MAX_SEQ, max_positions)
     least = min(_recorded_tokens(whole_prompt), max_positions)
     if not least <= max_seq <= max_positions:
         raise ExportError(
-            f"--max-seq {max_seq} is outside {least}..{max_positions}: the recorded cases that "
-            f"`ouro check` replays have {least} tokens, the model has {max_positions} positions"
+            f"max_seq={max_seq} is not allowed: the recorded cases that `ouro check` replays have "
+            f"{least} tokens, the model has {max_positions} positions",
+            f"give {least}..{max_positions}",
         )
-    if options.workspace_mb is not None and options.workspace_mb < 1:
-        raise ExportError(f"workspace of {options.workspace_mb} MiB", "allowed: 1 or more")
+    for name, smallest in (("opt_batch", 1), ("opt_past", 0), ("opt_new", 1), ("workspace_mb", 1)):
+        given = getattr(options, name)
+        if given is not None and given < smallest:
+            raise ExportError(f"{name}={given} is not allowed", f"give {smallest} or more")
     if options.timing_cache is not None:
         if options.refit_from is not None:
             raise ExportError(
-                "--timing-cache: --refit-from builds nothing", "leave one of them out"
+                "timing_cache is of a build, and refit_from builds nothing", "leave one of them out"
             )
         _check_writable(options.timing_cache)
     return max_seq
@@ -115,10 +85,10 @@ def _check_writable(file: Path) -> None:
     """Refuses a file that could not be written once a build of minutes is done."""
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise ExportError(
-            f"--timing-cache {file} is a directory, or its directory is not there", "give a file"
+            f"timing_cache={file} is a directory, or its directory is not there", "give a file"
         )
     if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise ExportError(f"--timing-cache {file} may not be written", "give another file")
+        raise ExportError(f"timing_cache={file} may not be written", "give another file")
 
 
 def _recorded_tokens(whole_prompt: bool) -> int:
@@ -149,7 +119,7 @@ def choose_capabilities(options: TrtOptions, flavour: Flavour, gpu: Gpu | None) 
         )
     if asked and asked != (gpu.compute_capability,):
         raise ExportError(
-            f"--compute-capability {','.join(asked)}: {flavour.title} builds only for the GPU it "
+            f"compute_capabilities={','.join(asked)}: {flavour.title} builds only for the GPU it "
             f"runs on, {gpu.name} with {gpu.compute_capability}",
             "leave the option out",
         )

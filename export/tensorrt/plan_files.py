@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,13 +82,16 @@ def read_graph(onnx_file: Path) -> tuple[ir.Model, list[Path]]:
     return model, [onnx_file, *sorted(data)]
 
 
-def hash_graph_files(files: Sequence[Path]) -> str:
+def hash_graph_files(files: Sequence[Path], hashes: Mapping[str, str] | None = None) -> str:
     """The hash that a plan names its graph by.
 
     Args:
         files: of the graph, as `read_graph` gives them.
+        hashes: the sha256 of files by name, where whoever wrote them computed it meanwhile; the
+            others are read, which takes a minute for billions of weights.
     """
-    return hash_graph({file.name: hash_file(file) for file in files})
+    known = hashes or {}
+    return hash_graph({file.name: known.get(file.name) or hash_file(file) for file in files})
 
 
 @contextmanager
@@ -142,7 +145,7 @@ def _keep_timing_cache(written: Path, target: Path) -> None:
         os.replace(staged, target)
     except OSError as error:
         raise ExportError(
-            f"--timing-cache {target} can't be written: {error.strerror or error}",
+            f"timing_cache={target} can't be written: {error.strerror or error}",
             "it is as it was",
         ) from error
     finally:

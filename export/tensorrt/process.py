@@ -77,11 +77,11 @@ def _follow(
         elif "errno" in event:
             raise OSError(event["errno"], event["strerror"], request["plan"])
         elif "failed" in event:
-            raise _with_log(ExportError(event["failed"]), event["log"])
+            raise _with_log(ExportError(event["failed"], event["cure"]), event["log"])
     status = child.wait()
     noise.seek(0)
     log = noise.read().decode(errors="replace").splitlines()
-    raise _with_log(ExportError(describe_crash(title, status, last)), log)
+    raise _with_log(describe_crash(title, status, last), log)
 
 
 def _with_log(error: ExportError, log: Sequence[str]) -> ExportError:

@@ -6,18 +6,19 @@ compared, for TensorRT would take the weights of another graph too and compute s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import ExportError
+from export.options import TrtOptions
 from export.tensorrt.builder import GraphFacts
-from export.tensorrt.options import TrtOptions, check_options, make_profiles
+from export.tensorrt.options import check_options, make_profiles
 from export.tensorrt.plan_files import hash_graph_files, make_plan, read_graph
 from runtime.backends.machine import check_plan_fits, describe_machine
 from runtime.backends.trt_flavours import FLAVOURS, Installed
-from runtime.bundle.contract import TensorSpec
+from runtime.bundle.contract import ELEMENT_TYPES, TensorSpec
 from runtime.bundle.plans import PlanSpec, ProfileSpec
 from runtime.bundle.reader import open_bundle, read_manifest
 from runtime.errors import EngineError
@@ -33,6 +34,7 @@ def refit_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> list[PlanSpec]:
     """Writes the plan of another bundle into `out_dir`, with the weights of `onnx_file`.
 
@@ -45,6 +47,7 @@ def refit_plans(
         options: what its plan must be built for.
         facts: of the new model.
         report: called with lines of progress.
+        hashes: the sha256 of the graph's files by name, as far as they are known.
 
     Raises:
         ExportError: the plan can't be refitted, see `find_refittable` and `changed_weights`, or
@@ -66,7 +69,7 @@ def refit_plans(
         "changed": changed,
     }
     make_plan(graph, out_dir / name, installed.flavour.title, request)
-    digest = hash_graph_files(files)
+    digest = hash_graph_files(files, hashes)
     return [replace(spec, file=f"{out_dir.name}/{name}", graph_sha256=digest)]
 
 
@@ -93,37 +96,37 @@ def find_refittable(
     max_seq = check_options(options, facts.max_positions, facts.whole_prompt)
     manifest = read_manifest(source)
     if not manifest.plans:
-        raise ExportError(f"--refit-from {source} holds no plan", "export it with --format trt")
+        raise ExportError(f"refit_from={source} holds no plan", "export it with --format trt")
     spec = manifest.plans[0]  # an export writes one
     if not spec.refittable:
         raise ExportError(
-            f"--refit-from {source}: {spec.file} was built without --refit",
+            f"refit_from={source}: {spec.file} was built without refit",
             "export it with --refit",
         )
     machine = describe_machine()
     if machine.gpu is None:
         raise ExportError(
-            f"--refit-from {source}: weights are replaced on the GPU that {spec.file} is for, and "
+            f"refit_from={source}: weights are replaced on the GPU that {spec.file} is for, and "
             "CUDA shows none here",
             "run this on that machine",
         )
     try:
         installed = check_plan_fits(spec, machine)
     except EngineError as error:
-        raise ExportError(f"--refit-from {source}: {error.problem}", error.cure) from error
+        raise ExportError(f"refit_from={source}: {error.problem}", error.cure) from error
     for option, held, asked in (
         ("precision", manifest.precision, facts.precision),
-        ("max-depth", manifest.depth.max, facts.max_depth),
+        ("max_depth", manifest.depth.max, facts.max_depth),
         (
-            "trt",
+            "flavour",
             FLAVOURS[spec.flavour].option,
             "" if options.flavour == "auto" else options.flavour,
         ),
-        ("compute-capability", spec.compute_capabilities, options.compute_capabilities),
+        ("compute_capabilities", spec.compute_capabilities, options.compute_capabilities),
     ):
         if asked and asked != held:
             raise ExportError(
-                f"--refit-from {source}: its plan is of --{option} {_shown(held)}, asked for is "
+                f"refit_from={source}: its plan is of {option}={_shown(held)}, asked for is "
                 f"{_shown(asked)}",
                 "give the plan's, or build one without --refit-from",
             )
@@ -152,7 +155,7 @@ def _check_profiles(source: Path, spec: PlanSpec, asked: Sequence[ProfileSpec]) 
             if one.name not in old or (old[one.name].min, old[one.name].max) != (one.min, one.max):
                 most = list(old[one.name].max) if one.name in old else "none"
                 raise ExportError(
-                    f"--refit-from {source}: its plan's profile {profile.name} takes {one.name} up "
+                    f"refit_from={source}: its plan's profile {profile.name} takes {one.name} up "
                     f"to {most}, asked for is {list(one.max)}",
                     "give the --max-batch and --max-seq that it was built with",
                 )
@@ -170,7 +173,7 @@ def changed_weights(old: Path, new: Path) -> list[str]:
     """
     import onnx
 
-    floats = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16")}
+    floats = {one.onnx_number for one in ELEMENT_TYPES.values() if one.floating}
     models = [onnx.load(file, load_external_data=False) for file in (old, new)]
     held, given = (_take_weights(model.graph) for model in models)
     kinds = [{n: (w.data_type, *w.dims) for n, w in one.items()} for one in (held, given)]
@@ -178,7 +181,8 @@ def changed_weights(old: Path, new: Path) -> list[str]:
     if graphs[0] != graphs[1] or kinds[0] != kinds[1]:
         raise ExportError(
             f"{old} and the new checkpoint's graph differ in more than weights (layers, rank, "
-            "pooling, precision or opset): build the plan without --refit-from"
+            "pooling, precision or opset)",
+            "build the plan without --refit-from",
         )
     names = [
         name
@@ -189,8 +193,8 @@ def changed_weights(old: Path, new: Path) -> list[str]:
     if fixed is not None:
         kind = onnx.TensorProto.DataType.Name(held[fixed].data_type).lower()
         raise ExportError(
-            f"the weight {fixed} has changed and is {kind}, of which --refit-from replaces none: "
-            "build the plan without it"
+            f"the weight {fixed} has changed and is {kind}, of which a refit replaces none",
+            "build the plan without --refit-from",
         )
     return names
 

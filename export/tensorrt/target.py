@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from export.errors import ExportError
-from export.tensorrt.options import TrtOptions, choose_capabilities
+from export.options import TrtOptions
+from export.tensorrt.options import choose_capabilities
 from runtime.backends.gpu import Gpu, describe_gpu
 from runtime.backends.trt_flavours import (
     RTX,
@@ -47,7 +48,7 @@ def choose_target(options: TrtOptions) -> Target:
     capabilities = choose_capabilities(options, flavour, gpu)
     if options.refit and gpu is None:
         raise ExportError(
-            f"--refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
+            f"refit: {flavour.title} compiles replaceable weights on a GPU, and CUDA shows none "
             "here",
             "build on the GPU's machine or leave --refit out",
         )
@@ -75,7 +76,7 @@ def choose_builder(options: TrtOptions, gpu: Gpu | None) -> Installed:
     # Its functions are there, but do nothing since version 1.2 (its guide, "Timing Cache").
     if options.timing_cache is not None and chosen.flavour == RTX:
         raise ExportError(
-            f"--timing-cache: {RTX.title} times no kernels while it builds and keeps no such file",
+            f"timing_cache: {RTX.title} times no kernels while it builds and keeps no such file",
             "leave the option out, or take --trt trt",
         )
     return chosen

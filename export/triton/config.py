@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import ExportError
-from export.tensorrt.options import TrtOptions
+from export.options import TrtOptions
 from export.tensorrt.target import choose_builder
 from export.triton.folder import CONFIG, DEFAULT_NAME, SIGN, check_folder, publish_model
 from runtime.backends.gpu import describe_gpu
@@ -120,7 +120,7 @@ def _check_options(
 ) -> None:
     for option, given, allowed in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
         if given not in allowed:
-            raise ExportError(f"{option} {given} is not Triton's", f"allowed: {', '.join(allowed)}")
+            raise ExportError(f"{option}={given} is not Triton's", f"allowed: {', '.join(allowed)}")
     if not _NAME.fullmatch(name):
         raise ExportError(
             f"the model name {name!r} can't be a directory of a Triton repository",
@@ -152,7 +152,7 @@ def require_servable(options: TrtOptions) -> None:
     Raises:
         ExportError: they would be of TensorRT for RTX, or can't be built here.
     """
-    _require_tensorrt(choose_builder(options, describe_gpu()).flavour.name, "--triton")
+    _require_tensorrt(choose_builder(options, describe_gpu()).flavour.name, "a Triton model")
 
 
 def _require_tensorrt(flavour: str, subject: str) -> None:

@@ -35,18 +35,17 @@ class HalterOptions:
         """
         if self.kind not in KINDS:
             raise DataError(
-                f"--kind={self.kind!r:.60} is unknown", f"choose one of {', '.join(KINDS)}"
+                f"kind={self.kind!r:.60} is unknown", f"choose one of {', '.join(KINDS)}"
             )
         least = {"depth": 1, "windows": 5, "seq_len": 8, "prompts": 1, "seed": 0}
         for name, low in least.items():
             given = getattr(self, name)
             if given is not None and given < low:
-                flag = name.replace("_", "-")
-                raise DataError(f"--{flag}={given} is not allowed", f"give {low} or more")
+                raise DataError(f"{name}={given} is not allowed", f"give {low} or more")
         if self.prompts > self.seq_len // 4:
             raise DataError(
-                f"--prompts={self.prompts} are too many for windows of {self.seq_len} tokens",
+                f"prompts={self.prompts} are too many for windows of {self.seq_len} tokens",
                 f"give {self.seq_len // 4} or fewer",
             )
         if not 0 <= self.price < float("inf"):
-            raise DataError(f"--price={self.price} is not allowed", "give 0 or more nats a step")
+            raise DataError(f"price={self.price} is not allowed", "give 0 or more nats a step")

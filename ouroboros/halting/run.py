@@ -143,7 +143,7 @@ def choose_depth(asked: int | None, config: Any) -> int:
     depth = asked or max(config.trained_depths, default=config.depth)
     if depth > config.max_depth:
         raise ConfigError(
-            f"--depth={depth} is above this checkpoint's max_depth {config.max_depth}",
+            f"depth={depth} is above this checkpoint's max_depth {config.max_depth}",
             f"give {config.max_depth} or less",
         )
     return int(depth)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def check_seq_len(seq_len: int, max_positions: int, option: str = "--seq-len") -> None:
+def check_seq_len(seq_len: int, max_positions: int, option: str = "seq_len") -> None:
     """Refuses sequences longer than the positions a model was made for.
 
     Args:

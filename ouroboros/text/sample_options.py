@@ -33,14 +33,14 @@ class SampleOptions:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise DataError(
-                    f"--{name}={getattr(self, name)} is not allowed", f"give {low} or more"
+                    f"{name}={getattr(self, name)} is not allowed", f"give {low} or more"
                 )
         if self.opening >= self.length:
             raise DataError(
-                f"--opening={self.opening} leaves nothing to draw of --length={self.length}",
+                f"opening={self.opening} leaves nothing to draw of length={self.length}",
                 "make the opening shorter",
             )
         if not 0 < self.temperature < float("inf"):
             raise DataError(
-                f"--temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
+                f"temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
             )

@@ -59,7 +59,7 @@ def sample_text(
     if out.exists():
         raise DataError(f"{out} is there already", "name another file, or delete it")
     place = locate(source)
-    check_seq_len(options.length, place.config.max_position_embeddings, "--length")
+    check_seq_len(options.length, place.config.max_position_embeddings, "length")
     with quiet_transformers():
         tokenizer = load_tokenizer(place)
     if tokenizer is None:

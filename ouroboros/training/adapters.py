@@ -111,7 +111,7 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
         raise ConfigError("nothing of this model trains", "give --train-coda, say lora")
     if options.gate_learning_rate and model.recurrent.gate is None:
         raise ConfigError(
-            f"--gate-learning-rate={options.gate_learning_rate} is of a gate, and this model has "
+            f"gate_learning_rate={options.gate_learning_rate} is of a gate, and this model has "
             "none",
             "leave it out",
         )

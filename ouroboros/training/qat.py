@@ -110,7 +110,7 @@ def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel
     if odd := sorted({one for one in inputs if one % rounding.block}):
         allowed = fitting_blocks(inputs)
         raise TrainingError(
-            f"--qat-block={rounding.block} does not cut {odd[0]} inputs evenly",
+            f"qat_block={rounding.block} does not cut {odd[0]} inputs evenly",
             f"give one of {', '.join(map(str, allowed))}" if allowed else "train without --qat",
         )
     result = RoundedModel(model, rounding, [], [])

@@ -14,7 +14,7 @@ from typing import Any
 from ouroboros.errors import TrainingError
 from ouroboros.model.blocks import BLOCKS
 from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
-from runtime.options import option
+from runtime.options import flag_of, option
 
 PRECISIONS = ("fp32", "bf16")
 STATE_DTYPES = ("float16", "float32")
@@ -124,13 +124,13 @@ class TrainOptions:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise TrainingError(
-                    f"{_flag(name)}={getattr(self, name)} is not allowed", f"give {least} or more"
+                    f"{name}={getattr(self, name)} is not allowed", f"give {least} or more"
                 )
         if self.seed > MAX_SEED:
-            raise TrainingError(f"--seed={self.seed} is not allowed", f"give 0..{MAX_SEED}")
+            raise TrainingError(f"seed={self.seed} is not allowed", f"give 0..{MAX_SEED}")
         if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
             raise TrainingError(
-                f"--learning-rate={self.learning_rate} is not allowed",
+                f"learning_rate={self.learning_rate} is not allowed",
                 f"give more than 0 and at most {MAX_LEARNING_RATE:g} (0.001 is usual)",
             )
         for name in (
@@ -139,7 +139,7 @@ class TrainOptions:
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise TrainingError(
-                    f"{_flag(name)}={getattr(self, name)} is not allowed", "give 0 or more"
+                    f"{name}={getattr(self, name)} is not allowed", "give 0 or more"
                 )
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
@@ -149,19 +149,19 @@ class TrainOptions:
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise TrainingError(
-                    f"{_flag(name)}={getattr(self, name)!r} is unknown",
+                    f"{name}={getattr(self, name)!r} is unknown",
                     f"choose one of {', '.join(map(str, choices))}",
                 )
         if not 0 <= self.distill <= 1:
-            raise TrainingError(f"--distill={self.distill} is not allowed", "give a share, 0 to 1")
+            raise TrainingError(f"distill={self.distill} is not allowed", "give a share, 0 to 1")
         if not 0 < self.temperature < float("inf"):
             raise TrainingError(
-                f"--temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
+                f"temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
             )
         for name in ("adapter_alpha", "state_cache_gb"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(
-                    f"{_flag(name)}={getattr(self, name)} is not allowed", "give more than 0"
+                    f"{name}={getattr(self, name)} is not allowed", "give more than 0"
                 )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
@@ -177,8 +177,8 @@ class TrainOptions:
              "--teacher"),
             (("state_cache_gb", "state_dtype"), self.state_cache,
              "of kept states, and none are kept", "--state-cache"),
-            (("qat_block", "qat_symmetric"), self.qat != "none", "of --qat, and there is none",
-             "--qat"),
+            (("qat_block", "qat_symmetric"), self.qat != "none",
+             "of training for integers, and qat is none", "--qat"),
             (("adapter_rank", "adapter_alpha"), self.adapted, "of adapters, and none trains",
              "--train-coda lora or --train-recurrent lora"),
         ):  # fmt: skip
@@ -186,21 +186,19 @@ class TrainOptions:
                 value = getattr(self, name)
                 if not given and value != usual[name]:
                     raise TrainingError(
-                        f"{_flag(name)}={value} is {what}",
-                        f"give {flag}, or leave {_flag(name)} out",
+                        f"{name}={value} is {what}",
+                        f"give {flag}, or leave {flag_of(type(self), name)} out",
                     )
         if self.qat != "none" and self.adapted:
             raise TrainingError(
-                "--qat rounds whole matrices, and adapters train beside theirs",
+                "qat rounds whole matrices, and adapters train beside theirs",
                 "give full in place of lora, or leave --qat out",
             )
         if self.teacher and not self.distill:
-            raise TrainingError(
-                "--distill=0.0 makes no use of --teacher", "leave one of the two out"
-            )
+            raise TrainingError("distill=0.0 makes no use of a teacher", "leave one of the two out")
         if self.layer_learning_rate and layers == ("frozen", "frozen"):
             raise TrainingError(
-                f"--layer-learning-rate={self.layer_learning_rate} is of layers of the original "
+                f"layer_learning_rate={self.layer_learning_rate} is of layers of the original "
                 "that train, and none does",
                 "give --train-coda or --train-recurrent, or leave it out",
             )
@@ -208,12 +206,13 @@ class TrainOptions:
             value = getattr(self, name)
             if value and self.depth_range[0] == self.depth_range[1]:
                 raise TrainingError(
-                    f"{_flag(name)}={value} is of a range, and --depth={self.depth} is one depth",
-                    f"give a range like --depth 1-{self.depth}, or leave {_flag(name)} out",
+                    f"{name}={value} is of a range, and depth={self.depth} is one depth",
+                    f"give a range like --depth 1-{self.depth}, or leave "
+                    f"{flag_of(type(self), name)} out",
                 )
         if self.depth_curriculum > self.train_steps:
             raise TrainingError(
-                f"--depth-curriculum={self.depth_curriculum} ends after the run",
+                f"depth_curriculum={self.depth_curriculum} ends after the run",
                 f"give at most --train-steps, {self.train_steps}",
             )
 
@@ -237,7 +236,7 @@ class TrainOptions:
             first, last = 1, 0
         if first > last:
             raise TrainingError(
-                f"--depth={self.depth!r} is no depth", "give a number like 8 or a range like 1-16"
+                f"depth={self.depth!r} is no depth", "give a number like 8 or a range like 1-16"
             )
         return first, last
 
@@ -336,7 +335,3 @@ def _describe(kind: Any) -> str:
         item = names[typing.get_args(kind)[0]]
         return f"{item}, or a list of them"
     return names[kind]
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -64,14 +64,14 @@ def check_sharding(plugin: Any, options: TrainOptions) -> None:
             "fsdp_activation_checkpointing renames what is trained",
             "leave it out, give --recompute",
         )
-    for flag, given in (
-        ("--qat", options.qat != "none"),
-        ("--compile", options.compile),
-        ("--state-cache", options.state_cache),
+    for name, given in (
+        ("qat", options.qat != "none"),
+        ("compile", options.compile),
+        ("state_cache", options.state_cache),
     ):
         if given:
             raise TrainingError(
-                f"{flag} does not go with FSDP", f"leave out {flag}, or train without FSDP"
+                f"{name} does not go with FSDP", "leave it out, or train without FSDP"
             )
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
 

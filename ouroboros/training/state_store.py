@@ -233,7 +233,7 @@ def make_room(root: Path, needed: int, limit: int, keep: set[str]) -> list[str]:
     if used + needed > limit:
         raise TrainingError(
             f"the states of this run need {needed / 1e9:.2f} GB more in {root}, where "
-            f"{used / 1e9:.2f} GB are in use, above --state-cache-gb {limit / 1e9:g}",
+            f"{used / 1e9:.2f} GB are in use, above state_cache_gb={limit / 1e9:g}",
             f"give --state-cache-gb {(used + needed) / 1e9 + 0.01:.2f}, or train without "
             "--state-cache",
         )

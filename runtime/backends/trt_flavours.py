@@ -104,7 +104,9 @@ def choose_flavour(
         EngineError: an unknown choice, or what was chosen is not installed.
     """
     if choice not in CHOICES:
-        raise EngineError(f"--trt {choice} is not known", f"allowed: {', '.join(CHOICES)}")
+        raise EngineError(
+            f"the TensorRT flavour {choice!r:.60} is not known", f"allowed: {', '.join(CHOICES)}"
+        )
     if not installed:
         raise EngineError(
             "no TensorRT is installed",
@@ -119,7 +121,7 @@ def choose_flavour(
     if choice not in by_option:
         missing = next(f for f in FLAVOURS.values() if f.option == choice)
         raise EngineError(
-            f"--trt {choice}: {missing.title} is not installed",
+            f"{missing.title} is not installed",
             f"{missing.install}, or take --trt {installed[0].flavour.option}",
         )
     return by_option[choice]

@@ -60,6 +60,11 @@ class ElementType:
     ort: str
     triton: str
 
+    @property
+    def floating(self) -> bool:
+        """Whether its elements are floating-point numbers."""
+        return "float" in self.name
+
 
 ELEMENT_TYPES = {
     one.name: one

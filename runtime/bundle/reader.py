@@ -92,6 +92,11 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         raise BundleError(f"cannot read {file}: {error.strerror}") from error
 
 
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory is meant as a bundle: it has a manifest, whole or not."""
+    return (Path(path) / MANIFEST_NAME).is_file()
+
+
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Opens a bundle and verifies the existence, size and sha256 of every file it lists.
 

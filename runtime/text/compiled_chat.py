@@ -69,8 +69,8 @@ def _read(spec: ChatSpec, number: int, message: Mapping[str, Any]) -> tuple[str,
 
 def _refuse(number: int, problem: str, allowed: str) -> EngineError:
     return EngineError(
-        f"the compiled chat template: message {number} {problem}, allowed: {allowed}; change the "
-        "conversation, or render it with chat_template.jinja"
+        f"the compiled chat template: message {number} {problem}, allowed: {allowed}",
+        "change the conversation, or render it with chat_template.jinja",
     )
 
 

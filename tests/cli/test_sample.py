@@ -26,7 +26,7 @@ def test_refusals_are_one_line(tiny_original: Path, tmp_path: Path) -> None:
     there.write_text("mine")
     for place, options, line in (
         (there, (), f"{there} is there already; name another file, or delete it"),
-        (tmp_path / "new", ("--opening", 300), "--opening=300 leaves nothing to draw"),
+        (tmp_path / "new", ("--opening", 300), "opening=300 leaves nothing to draw"),
     ):
         result = run_ouro("sample", tiny_original, place, *options)
         assert result.returncode == 1

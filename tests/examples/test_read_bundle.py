@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -79,6 +81,29 @@ def test_it_refuses_what_is_damaged(
         place = data.index(b'"fp32"') + 1 if file == "manifest.json" else len(data) // 2
         data[place] ^= 1
         (copy / file).write_bytes(data)
+    done = read(copy, 1, [5])
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"surprise": 1}, "lacks or adds ['surprise']"),
+        ({"files": {}}, "files without a hash: ['model.onnx', 'model.onnx.data']"),
+        ({"precision": "bf16"}, "a bundle in bf16 is for GPUs"),
+    ],
+)
+def test_it_refuses_what_the_page_says(
+    tiny_bundle: Path, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text()) | change
+    text = json.dumps(manifest).encode()
+    (copy / "manifest.json").write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    (copy / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
     done = read(copy, 1, [5])
     assert done.returncode == 1
     assert words in done.stderr

@@ -95,10 +95,10 @@ def test_bundle_opens_and_names_its_source(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_depth": 0}, r"--max-depth 0 is outside 1\.\.8"),
+        ({"max_depth": 0}, r"max_depth=0 is outside 1\.\.8"),
         ({"max_depth": 9}, "the --max-depth of `ouro convert` sets it"),
-        ({"precision": "int3"}, "--precision int3 .* allowed: fp32"),
-        ({"format": "tf"}, "--format tf .* allowed: onnx, trt"),
+        ({"precision": "int3"}, "precision=int3 .* allowed: fp32"),
+        ({"format": "tf"}, "format=tf .* allowed: onnx, trt"),
         ({"block_size": 32}, "^--block-size is for int8 and int4, not for fp32; leave it out$"),
         ({"symmetric": True}, "^--symmetric is for int8"),
         ({"symmetric": False, "precision": "bf16"}, "^--asymmetric is for .*, not for bf16"),
@@ -156,7 +156,7 @@ def test_options_of_plans_reach_the_export(tmp_path: Path, monkeypatch: pytest.M
     CliRunner().invoke(app, [*plain, *options, "--max-seq", "64", "--refit"])
     assert given["trt"] == TrtOptions("rtx", ("8.6", "8.9"), max_batch=2, max_seq=64, refit=True)
     CliRunner().invoke(app, [*plain, "--compute-capability", " "])
-    with pytest.raises(ExportError, match=r"--compute-capability .* is not one such as"):
+    with pytest.raises(ExportError, match=r"compute_capabilities=.* is not one such as"):
         check_options(given["trt"], 512)  # a blank is not taken for the default
 
 

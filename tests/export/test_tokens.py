@@ -190,15 +190,13 @@ def test_more_rows_than_tokens_export(tiny_checkpoint: Path, tmp_path: Path) -> 
 def test_sizes_that_no_block_divides_name_what_to_do(
     block: int, inputs: list[int], odd: str, allowed: str
 ) -> None:
-    cure = f"allowed: {allowed}" if allowed else (
-        "none of 32, 64, 128 fits all of them, so int8 and int4 can't be had for it; export with "
-        "--precision fp32, fp16 or bf16"
-    )  # fmt: skip
+    none = ", and none of 32, 64, 128 fits all of them; export with --precision fp32, fp16 or bf16"
+    rest = f"; allowed: {allowed}" if allowed else none
     with pytest.raises(ExportError) as caught:
         check_block(block, inputs)
     assert str(caught.value) == (
-        f"--block-size {block} does not fit this model's matrices: {odd} inputs can't be cut into "
-        f"blocks of {block}; {cure}"
+        f"block_size={block} does not fit this model's matrices: {odd} inputs can't be cut into "
+        f"blocks of {block}{rest}"
     )
     check_block(32, [64, 192])
 

@@ -200,7 +200,7 @@ def test_eval_refuses_what_the_model_can_not_read(
     arguments = ["--text", heldout, "--depth", 2, "--seq-len"]
     too_long = ouro("eval", checkpoint, *arguments, 129).exception
     assert isinstance(too_long, DataError)
-    assert "--seq-len=129 is more than the model's 128 positions" in str(too_long)
+    assert "seq_len=129 is more than the model's 128 positions" in str(too_long)
     assert ouro("eval", checkpoint, *arguments, 128).exit_code == 0
     save_checkpoint(tiny_model(20), tiny_tokenizer(), tmp_path / "small")
     unknown = ouro("eval", tmp_path / "small", *arguments, 16).exception
@@ -242,7 +242,7 @@ def test_eval_refuses_another_model_as_the_converted_one(
     error = ouro("eval", checkpoint, *arguments).exception
     ((name, value),) = changes.items()
     assert isinstance(error, DataError)
-    assert f"--converted has {name} {value}, the model" in str(error)
+    assert f"the untrained checkpoint has {name} {value}, the model" in str(error)
 
 
 def test_train_command_trains(

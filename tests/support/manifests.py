@@ -1,8 +1,10 @@
-"""A small manifest, and what may not stand in it."""
+"""A small manifest, what may not stand in it, and those of bundles, read and changed."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,3 +164,16 @@ WRONG: list[tuple[tuple[str, ...], Any, str]] = [
         "key has -1 in the place of 'batch'",
     ),
 ]
+
+
+def read(bundle: Path) -> dict[str, Any]:
+    return dict(json.loads((bundle / "manifest.json").read_text()))
+
+
+def changed(bundle: Path, *keys: str, value: Any) -> dict[str, Any]:
+    data = read(bundle)
+    inner = data
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    return data

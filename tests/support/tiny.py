@@ -21,6 +21,12 @@ SMALL: dict[str, Any] = {
     "prelude": 2, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "bridge": "none"
 }  # fmt: skip
 SPLIT: dict[str, Any] = {"prelude": 2, "coda": 2, "recurrent": 3}
+# Of conversions that measure nothing: the layer is named, the norms are ones.
+OPTIONS: dict[str, Any] = {
+    "prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "recurrent": 2,
+    "norm_init": "ones", "bridge": "none",
+}  # fmt: skip
+EMBEDDING = "model.embed_tokens.weight"  # as originals name it
 MASSIVE, MASSIVE_CHANNEL, MASSIVE_RMS = 500.0, 5, 500.0 / 64**0.5
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.text.windows import PackedWindows, pack_documents
 from ouroboros.training.recipe import TrainOptions
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
@@ -45,6 +46,11 @@ def tiny_model(vocabulary: int = VOCABULARY, **changes: Any) -> OuroborosForCaus
                 tensor.normal_(std=0.3)
         model.embed_tokens.weight.normal_()
     return model
+
+
+def packed(seq_len: int = 24) -> PackedWindows:
+    documents = ["the cat sat", "on a mat and ran", "a", "the mat sat on the cat and ran away"]
+    return pack_documents(documents, tiny_tokenizer(), seq_len)
 
 
 def options(corpus: Path, **changes: Any) -> TrainOptions:

@@ -27,7 +27,7 @@ def check_opset(opset: int) -> None:
     """
     if opset not in OPSETS:
         raise ExportError(
-            f"--opset {opset} is not made",
+            f"opset={opset} is not made",
             f"allowed: {', '.join(map(str, OPSETS))} (the first with "
             "int4 and block-wise DequantizeLinear, and the one the tracer writes)",
         )

@@ -11,7 +11,8 @@ import torch
 
 from export.errors import ExportError
 from export.graph.parts import Step
-from export.graph.weight_names import joined_weights, stored_half
+from export.graph.weight_names import joined_weights
+from export.layout import stored_half
 from export.precision import PRECISIONS
 from export.quantize.model import Quantization, choose_integers, quantize_model
 from export.quantize.weights import QuantizedWeight, join, pack

@@ -44,18 +44,18 @@ def stand_in(
     ("installed", "gpu", "options", "words"),
     [
         ((), None, TrtOptions(), "no TensorRT is installed; pip install"),
-        ((GEFORCE,), None, TrtOptions("trt"), "--trt trt: TensorRT is not installed"),
+        ((GEFORCE,), None, TrtOptions("trt"), "TensorRT is not installed"),
         ((CENTRE,), None, TrtOptions(), "builds on the GPU that will run the plan, and CUDA shows"),
         (
             (GEFORCE,),
             None,
             TrtOptions(compute_capabilities=("8.9", "9.0")),
-            "--compute-capability 9.0 is not one of TensorRT for RTX; .* Hopper GPU needs `tensor",
+            "compute_capabilities=9.0 is not one of TensorRT for RTX; .* Hopper GPU needs `tensor",
         ),
         # Without the option TensorRT for RTX builds for the GPU that is here.
-        ((GEFORCE,), HOPPER, TrtOptions(), "--compute-capability 9.0 is not one of TensorRT for"),
-        ((GEFORCE,), None, TrtOptions(refit=True), "--refit: .* on a GPU, and CUDA shows none"),
-        ((GEFORCE,), None, TrtOptions(max_seq=513), "--max-seq 513 is outside"),
+        ((GEFORCE,), HOPPER, TrtOptions(), "compute_capabilities=9.0 is not one of TensorRT for"),
+        ((GEFORCE,), None, TrtOptions(refit=True), "refit: .* on a GPU, and CUDA shows none"),
+        ((GEFORCE,), None, TrtOptions(max_seq=513), "max_seq=513 is not allowed"),
     ],
 )
 def test_plan_that_cannot_be_built_is_refused_before_the_trace(

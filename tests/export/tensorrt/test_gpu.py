@@ -11,8 +11,8 @@ import pytest
 
 from export import export_bundle
 from export.errors import ExportError
+from export.options import TrtOptions
 from export.tensorrt.builder import GraphFacts, build_plans
-from export.tensorrt.options import TrtOptions
 from export.tensorrt.plan_files import write_plan_graph
 from export.tensorrt.refit import changed_weights
 from export.tensorrt.refit_plan import refit_plan
@@ -119,7 +119,7 @@ def test_second_build_starts_from_the_timing_cache(
     assert sizes[0] > 0
     assert sizes[1] >= sizes[0]
     cache.write_bytes(b"no timing cache")
-    with pytest.raises(ExportError, match=r"--timing-cache .* is not of TensorRT"):
+    with pytest.raises(ExportError, match=r"timing_cache=.* is not of TensorRT"):
         build(tiny_bundle, tmp_path / "2", timing_cache=cache)
 
 

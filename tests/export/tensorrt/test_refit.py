@@ -112,13 +112,13 @@ def test_new_checkpoint_goes_into_the_old_plan(
 @pytest.mark.parametrize(
     ("options", "facts", "words"),
     [
-        ({}, {"precision": "fp16"}, "is of --precision fp32, asked for is fp16"),
-        ({}, {"max_depth": 3}, "is of --max-depth 2, asked for is 3"),
-        ({"flavour": "rtx"}, {}, "is of --trt trt, asked for is rtx"),
-        ({"compute_capabilities": ("8.9",)}, {}, "capability 9.0, asked for is 8.9"),
+        ({}, {"precision": "fp16"}, "is of precision=fp32, asked for is fp16"),
+        ({}, {"max_depth": 3}, "is of max_depth=2, asked for is 3"),
+        ({"flavour": "rtx"}, {}, "is of flavour=trt, asked for is rtx"),
+        ({"compute_capabilities": ("8.9",)}, {}, "capabilities=9.0, asked for is 8.9"),
         ({"max_batch": 8}, {}, r"input_ids up to \[4, 1\], asked for is \[8, 1\]; give the --max-"),
         ({"max_seq": 64}, {}, r"attention_mask up to \[4, 513\], asked for is \[4, 65\]"),
-        ({"timing_cache": Path("cache")}, {}, "--refit-from builds nothing"),
+        ({"timing_cache": Path("cache")}, {}, "refit_from builds nothing"),
     ],
 )
 def test_plan_for_something_else_is_refused(
@@ -160,7 +160,7 @@ def test_bundle_without_a_refittable_plan_is_refused(
         "export.tensorrt.refit.read_manifest",
         lambda _: dataclasses.replace(manifest, plans=(fixed,)),
     )
-    with pytest.raises(ExportError, match=r"sm90\.plan was built without --refit; export it with"):
+    with pytest.raises(ExportError, match=r"sm90\.plan was built without refit; export it with"):
         find_refittable(old, TrtOptions(), FACTS)
 
 
@@ -218,7 +218,7 @@ def test_graph_without_replaceable_weights_is_not_built(tmp_path: Path, stand_in
     fed = [helper.make_tensor_value_info(n, TensorProto.INT64, dims) for n, dims in named.items()]
     graph = helper.make_graph([helper.make_node("Tanh", ["x"], ["y"])], "g", [x, *fed], [y])
     onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
-    with pytest.raises(ExportError, match="--refit: TensorRT keeps no weight of this graph replac"):
+    with pytest.raises(ExportError, match="TensorRT keeps no weight of this graph replac"):
         build_plans(tmp_path / "g.onnx", tmp_path / "plans", TrtOptions(refit=True), FACTS)
     assert not (tmp_path / "plans").exists()
 

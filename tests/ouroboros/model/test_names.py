@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ouroboros import load_checkpoint
+from ouroboros.inspection import inspect_checkpoint
 from ouroboros.model.names import current_name
-from ouroboros.storage.inspection import inspect_checkpoint
 from tests.support.tiny import name_as_before
 
 

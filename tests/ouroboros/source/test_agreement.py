@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from ouroboros import convert, load_checkpoint
-from ouroboros.errors import CheckpointError, OuroborosError
+from ouroboros.errors import CheckpointError
 from ouroboros.source.locate import load_source, locate
 from ouroboros.source.weights import open_original
-from tests.support.tiny import DIMENSIONS
+from tests.support.tiny import DIMENSIONS, EMBEDDING, OPTIONS
 
-OPTIONS: dict[str, Any] = {
-    "prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "recurrent": 2,
-    "norm_init": "ones", "bridge": "none",
-}  # fmt: skip
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 LAYER = "model.layers.3."
 Tensors = dict[str, torch.Tensor]
 
@@ -32,14 +27,6 @@ def build(config: Any, folder: Path) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def copy(tiny_original: Path, tmp_path: Path) -> Path:
-    """A tied Llama without biases."""
-    path = tmp_path / "original"
-    shutil.copytree(tiny_original, path)
-    return path
 
 
 def edit(folder: Path, change: Callable[[Tensors], Any], **config: Any) -> None:
@@ -246,66 +233,6 @@ def test_quantised_matrices_without_a_word_in_the_config_are_refused(copy: Path,
         open_original(locate(str(copy)))
 
 
-def shard(folder: Path, keep_single: bool) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    names = sorted(tensors)
-    index = {}
-    for number, part in enumerate((names[:20], names[20:])):
-        file = f"model-{number}.safetensors"
-        save_file({n: tensors[n] for n in part}, folder / file, metadata={"format": "pt"})
-        index |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    if not keep_single:
-        (folder / "model.safetensors").unlink()
-
-
-def test_two_sets_of_safetensors_are_refused(copy: Path) -> None:
-    shard(copy, keep_single=True)
-    with pytest.raises(CheckpointError, match=r"holds model.safetensors and model.safetensors.ind"):
-        open_original(locate(str(copy)))
-    index = {"weight_map": {EMBEDDING: "model.safetensors"}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    notes = open_original(locate(str(copy))).notes
-    assert notes == (
-        "reading model.safetensors; not read: model-0.safetensors, model-1.safetensors",
-    )
-
-
-def test_a_tensor_in_two_shards_is_refused(copy: Path) -> None:
-    shard(copy, keep_single=False)
-    file = copy / "model-1.safetensors"
-    save_file({**load_file(file), EMBEDDING: torch.ones(259, 64)}, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"embed_tokens.weight is in model-0.safetensors and"):
-        open_original(locate(str(copy)))
-
-
-def test_stale_index_is_refused(copy: Path) -> None:
-    shard(copy, keep_single=False)
-    (copy / "model-1.safetensors").rename(copy / "model-2.safetensors")
-    words = (
-        r"can't load the weights: model.safetensors.index.json names model-1.*, which is missing"
-    )
-    with pytest.raises(CheckpointError, match=words):
-        open_original(locate(str(copy)))
-
-
-def test_weight_files_that_are_not_read_are_said(copy: Path, tmp_path: Path) -> None:
-    (copy / "pytorch_model.bin").write_bytes(b"other")
-    (copy / "consolidated.safetensors").write_bytes(b"other")
-    lines: list[str] = []
-    convert(copy, tmp_path / "out", report=lines.append, **OPTIONS)
-    said = "reading model.safetensors; not read: consolidated.safetensors, pytorch_model.bin"
-    assert said in lines
-
-
-def test_no_weights_at_all(copy: Path) -> None:
-    (copy / "model.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"there is no model.safetensors, .*download it again"
-    ):
-        open_original(locate(str(copy)))
-
-
 def rename(old: str, new: str) -> Callable[[Tensors], Any]:
     return lambda t: [t.update({n.replace(old, new): t.pop(n)}) for n in list(t) if old in n]
 
@@ -332,23 +259,6 @@ def test_names_of_other_tools_are_said(copy: Path, change: Any, words: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_git_lfs_pointer_is_named(copy: Path) -> None:
-    text = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n"
-    (copy / "model.safetensors").write_text(text)
-    with pytest.raises(
-        CheckpointError, match=r"model.safetensors is a Git LFS pointer, .*lfs pull"
-    ):
-        open_original(locate(str(copy)))
-
-
-def test_adapter_beside_a_model_is_refused(copy: Path) -> None:
-    (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(
-        CheckpointError, match=r"holds a PEFT adapter .*would be left out; merge it"
-    ):
-        convert(copy, copy.parent / "out", **OPTIONS)
-
-
 @pytest.mark.parametrize("pad", [259, 300, -1])
 @pytest.mark.parametrize("form", ["safetensors", "pickled"])
 def test_padding_ids_that_nobody_uses_convert(
@@ -362,31 +272,6 @@ def test_padding_ids_that_nobody_uses_convert(
     assert load_checkpoint(tmp_path / "out")[0].config.pad_token_id == pad
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"temperature": 0.6, "top_p": 0.9},
-        {"do_sample": False, "temperature": 0.0, "top_k": None, "typical_p": 0.9, "min_p": 0.1},
-        {"do_sample": True, "temperature": None, "top_p": 1, "repetition_penalty": 1.1},
-        {"eos_token_id": []},
-        {"eos_token_id": [2, 999], "pad_token_id": -1, "bos_token_id": None},
-        {"max_length": 4096, "use_cache": False, "transformers_version": "4.30.0"},
-        {"output_scores": True, "cache_implementation": "hybrid"},
-    ],
-)
-def test_sampling_defaults_of_real_models_convert_and_load(
-    copy: Path, tmp_path: Path, values: dict[str, Any]
-) -> None:
-    (copy / "generation_config.json").write_text(json.dumps(values))
-    convert(copy, tmp_path / "out", **OPTIONS)
-    model, tokenizer = load_checkpoint(tmp_path / "out")
-    if "eos_token_id" in values:
-        assert model.generation_config.eos_token_id == values["eos_token_id"]
-    from ouroboros import save_checkpoint
-
-    save_checkpoint(model, tokenizer, tmp_path / "again")
-
-
 def test_sampling_values_in_an_old_config_are_said_where_they_do_nothing(
     copy: Path, tmp_path: Path
 ) -> None:
@@ -394,23 +279,3 @@ def test_sampling_values_in_an_old_config_are_said_where_they_do_nothing(
     (copy / "generation_config.json").unlink()
     convert(copy, tmp_path / "out", **OPTIONS)
     load_checkpoint(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", "generation_config.json: "),
-        ("[1]", "it holds a list, not an object"),
-        ("[" * 100_000, "generation_config.json: "),
-        ('{"eos_token_id": "x"}', r"eos_token_id='x' must be a token id, a list of them or null"),
-        ('{"eos_token_id": [2, null, "x"]}', r"eos_token_id=\[2, None, 'x'\] must be"),
-        ('{"early_stopping": "x"}', "early_stopping"),
-    ],
-)
-def test_a_broken_generation_config_is_refused_before_the_work(
-    copy: Path, text: str, words: str
-) -> None:
-    (copy / "generation_config.json").write_text(text)
-    with pytest.raises(OuroborosError, match=words) as caught:
-        open_original(locate(str(copy)))
-    assert "\n" not in str(caught.value)

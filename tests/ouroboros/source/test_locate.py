@@ -36,13 +36,6 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-@pytest.fixture
-def copy(tiny_original: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "original"
-    shutil.copytree(tiny_original, path)
-    return path
-
-
 def test_gguf_is_the_model_it_was_written_from(tiny_original: Path, tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(tiny_original, file)

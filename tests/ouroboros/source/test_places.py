@@ -19,11 +19,8 @@ from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.source.locate import load_source, locate
 from ouroboros.source.weights import open_original
 from tests.support.hub import FakeHub, fill_cache, serving
+from tests.support.tiny import OPTIONS
 
-OPTIONS: dict[str, Any] = {
-    "prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "recurrent": 2,
-    "norm_init": "ones", "bridge": "none",
-}  # fmt: skip
 FIRST, SECOND = "a1" * 20, "b2" * 20
 
 

@@ -92,7 +92,7 @@ def test_what_can_not_be_drawn_is_refused_before_the_weights_are_read(
     monkeypatch.setattr("ouroboros.text.sampling.load_source", fail)
     with pytest.raises(DataError, match="can't be written: No such file or directory"):
         draw(tiny_original, tmp_path / "nowhere" / "out.jsonl")
-    with pytest.raises(DataError, match=r"--length=9999 is more than the model's \d+ positions"):
+    with pytest.raises(DataError, match=r"length=9999 is more than the model's \d+ positions"):
         draw(tiny_original, tmp_path / "out.jsonl", length=9999)
     bare = tmp_path / "bare"
     shutil.copytree(tiny_original, bare)
@@ -124,12 +124,12 @@ def test_what_was_drawn_stays_where_the_drawing_is_stopped(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tokens": 0}, "--tokens=0 is not allowed; give 1 or more"),
-        ({"length": 1}, "--length=1 is not allowed; give 2 or more"),
-        ({"batch": 0}, "--batch=0 is not allowed"),
-        ({"seed": -1}, "--seed=-1 is not allowed"),
-        ({"opening": 24}, "--opening=24 leaves nothing to draw of --length=24"),
-        ({"temperature": 0.0}, "--temperature=0.0 is not allowed; give more than 0"),
+        ({"tokens": 0}, "tokens=0 is not allowed; give 1 or more"),
+        ({"length": 1}, "length=1 is not allowed; give 2 or more"),
+        ({"batch": 0}, "batch=0 is not allowed"),
+        ({"seed": -1}, "seed=-1 is not allowed"),
+        ({"opening": 24}, "opening=24 leaves nothing to draw of length=24"),
+        ({"temperature": 0.0}, "temperature=0.0 is not allowed; give more than 0"),
     ],
 )
 def test_bad_options_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -117,7 +117,7 @@ def test_weights_train_where_they_are_first_used_without_a_graph(
 
 def test_a_block_that_does_not_fit_names_those_that_do(tiny_checkpoint: Path) -> None:
     model, _ = load_checkpoint(tiny_checkpoint)
-    with pytest.raises(TrainingError, match=r"--qat-block=128 does not cut \d+ inputs.*one of 32"):
+    with pytest.raises(TrainingError, match=r"qat_block=128 does not cut \d+ inputs.*one of 32"):
         round_model(model, Rounding(4, 128))
 
 
@@ -183,10 +183,10 @@ def test_the_teacher_keeps_its_own_head(tiny_checkpoint: Path, tiny_original: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"qat": "int2"}, "--qat='int2' is unknown; choose one of none, int4, int8"),
-        ({"qat_block": 64}, "--qat-block=64 is of --qat, and there is none"),
-        ({"qat": "int4", "qat_block": 48}, "--qat-block=48 is unknown; choose one of 32, 64, 128"),
-        ({"qat": "int4", "train_coda": "lora"}, "--qat rounds whole matrices"),
+        ({"qat": "int2"}, "qat='int2' is unknown; choose one of none, int4, int8"),
+        ({"qat_block": 64}, "qat_block=64 is of training for integers, and qat is none"),
+        ({"qat": "int4", "qat_block": 48}, "qat_block=48 is unknown; choose one of 32, 64, 128"),
+        ({"qat": "int4", "train_coda": "lora"}, "qat rounds whole matrices"),
     ],
 )
 def test_options_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:

@@ -143,7 +143,7 @@ def test_stores_unused_for_longest_make_room(tmp_path: Path, stores: Stores) -> 
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted(
         ["somebody's", folders[0].name, folders[1].name]
     )
-    with pytest.raises(TrainingError, match=r"above --state-cache-gb 3.*; give --state-cache-gb"):
+    with pytest.raises(TrainingError, match=r"above state_cache_gb=3.*; give --state-cache-gb"):
         make_room_in(tmp_path, int(3e9), int(3e9), {folders[0].name})
     free = 1 << 60
     with pytest.raises(TrainingError, match=r"the disk has .* GB left; make room"):

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from export.tensorrt.options import TrtOptions, check_options, make_profiles
+from export.options import TrtOptions
+from export.tensorrt.options import check_options, make_profiles
 from export.tensorrt.plan_files import write_plan_graph
 from runtime import Engine, EngineError
 from runtime.backends.trt import TrtBackend

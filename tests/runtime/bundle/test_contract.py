@@ -10,11 +10,13 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export import export_bundle
-from export.tensorrt.options import TrtOptions, make_profiles
+from export.options import TrtOptions
+from export.tensorrt.options import make_profiles
 from export.triton.config import render_config
 from runtime import BundleError, Engine, EngineError
 from runtime.backends.cuda import output_shapes
 from runtime.bundle import contract, open_bundle
+from runtime.parity.check import check_bundle
 
 MADE_UP = contract.Tensor("made_up", "float32", (contract.BATCH, contract.ModelNumber("head_dim")))
 
@@ -42,6 +44,9 @@ def test_made_up_input_is_followed_or_refused_by_name(
             pytest.raises(EngineError, match="the graph has made_up, which is not known here"),
         ):
             engine.generate("x", depth=1, max_new_tokens=1)
+        report = check_bundle(tmp_path / "bundle", backend="cpu")
+        assert report.verdict == "FAIL"
+        assert {row.reason for row in report.rows if "made_up" not in row.reason} == set()
     with pytest.raises(BundleError, match="input 'made_up' is unknown here"):
         open_bundle(tmp_path / "bundle")
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ouroboros.errors import CheckpointError, ConfigError
-from ouroboros.storage.inspection import inspect_checkpoint, inspect_weights, read_entries
+from ouroboros.inspection import inspect_checkpoint, inspect_weights, read_entries
 
 TENSORS = {
     "b": torch.arange(6, dtype=torch.float32).reshape(2, 3),

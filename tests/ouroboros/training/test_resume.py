@@ -1,0 +1,263 @@
+"""Runs that stopped or were killed, and went on: the same bits as of one left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ouroboros.checkpoint import load_checkpoint
+from ouroboros.errors import TrainingError
+from ouroboros.training.run import train
+from ouroboros.training.trainer import OuroborosTrainer
+from tests.support.training import PulledPlug, options, same_bits, write_teacher
+
+
+def test_resuming_a_finished_run_publishes_it_again(
+    corpus: Path,
+    checkpoint: Path,
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus))
+    before = (out / "model.safetensors").read_bytes()
+    (out / "config.json").unlink()
+    (out / "model.safetensors").unlink()
+    report = train(checkpoint, out, options(corpus), resume=True)
+    assert report.tokens_per_s == 0
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+DISTILLED = {
+    "distill": 0.7,
+    "temperature": 2.0,
+    "train_coda": "full",
+    "train_recurrent": "full",
+    "layer_learning_rate": 1e-3,
+}
+
+
+DEEP = {"depth_curriculum": 5, "depth_term": 0.5, "backprop_steps": 2}
+ADAPTED = {"train_coda": "lora", "train_recurrent": "lora", "adapter_rank": 3}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "distilled",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("fp32", "bf16", "adapted", "deep")),
+    ],
+)
+def test_resume_is_exact_wherever_it_stopped(
+    corpus: Path,
+    checkpoint: Path,
+    heldout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Stops in this process before every single train step in turn, scores and saves apart."""
+    known: dict[str, dict[str, Any]] = {"adapted": ADAPTED, "deep": DEEP}
+    changes = known.get(kind, {"precision": kind})
+    if kind == "distilled":
+        changes = {
+            **DISTILLED,
+            "teacher": str(write_teacher(checkpoint, corpus.parent / "whole_model")),
+        }
+    run = options(
+        corpus,
+        train_steps=7,
+        save_every=2,
+        grad_accum=2,
+        eval=(heldout,),
+        eval_every=3,
+        depth="1-6",
+        **changes,
+    )
+    whole, parts = corpus.parent / "whole", corpus.parent / "parts"
+    train(checkpoint, whole, run)
+    compute_loss = OuroborosTrainer.compute_loss
+    stops = iter([1, 2, 5, 3, 9, 4, 14, 6])
+    calls = left = 0
+
+    def pull(self: OuroborosTrainer, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == left:
+            raise PulledPlug
+        # Whatever ran in between, the random numbers of a run are its own.
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(OuroborosTrainer, "compute_loss", pull)
+    while True:
+        calls, left = 0, next(stops, 0)
+        torch.manual_seed(random.randrange(1000))
+        try:
+            train(checkpoint, parts, run, resume=True)
+        except PulledPlug:
+            continue
+        break
+    assert same_bits(whole, parts)
+    histories = [
+        [
+            {k: v for k, v in entry.items() if "seconds" not in k and "runtime" not in k}
+            for entry in json.loads((out / "state/step-7/trainer_state.json").read_text())[
+                "log_history"
+            ]
+        ]
+        for out in (whole, parts)
+    ]
+    assert histories[0] == histories[1]
+    assert logged_steps(whole / "logs") == logged_steps(parts / "logs")
+
+
+def logged_steps(logs: Path) -> list[int]:
+    """The train steps of the losses that TensorBoard shows, in order."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator
+    events = accumulator(str(logs)).Reload()
+    return [event.step for event in events.Scalars("train/loss")]
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from tests.support.training import options, write_teacher
+from ouroboros.training.run import train
+checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
+print("ready", flush=True)
+more = json.loads(sys.argv[4])
+run = options(corpus, train_steps=80, save_every=3, grad_accum=2, depth="1-6", **more)
+train(checkpoint, out, run, resume=True)
+"""
+
+
+def start(
+    checkpoint: Path, out: Path, corpus: Path, more: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    arguments = [checkpoint, out, corpus, json.dumps(more)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def wait_for_a_save(process: subprocess.Popen[bytes], out: Path, skipped: int) -> bool:
+    """Returns True in the middle of a save, after `skipped` others; False where the run ended."""
+    seen = False
+    while process.poll() is None:
+        saving = (out / "state" / ".staging").exists()
+        if saving and not seen:
+            skipped -= 1
+            if skipped < 0:
+                return True
+        seen = saving
+    return False
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_in_the_same_bits(corpus: Path, checkpoint: Path) -> None:
+    """The run left alone and the killed one each fill a cache of kept states of their own."""
+    whole, killed = corpus.parent / "whole", corpus.parent / "killed"
+    teacher = str(write_teacher(checkpoint, corpus.parent / "teacher"))
+    more = {
+        out: {"teacher": teacher, "state_cache": str(out.with_suffix(".states"))}
+        for out in (whole, killed)
+    }
+    with start(checkpoint, whole, corpus, more[whole]) as process:
+        began = time.monotonic()
+        process.communicate()
+    whole_s = time.monotonic() - began
+    assert process.returncode == 0
+    generator = random.Random(11)
+    kills = {"save": 0, "random": 0}
+    for moment in ("random", "save", "random"):
+        with start(checkpoint, killed, corpus, more[killed]) as process:
+            if moment == "save":
+                wait_for_a_save(process, killed, generator.randrange(4))
+            else:
+                time.sleep(generator.uniform(0.2, 0.5) * whole_s)
+            if process.poll() is None:
+                process.kill()
+                kills[moment] += 1
+            process.communicate()
+            assert process.returncode in (0, -signal.SIGKILL)
+        if kills["save"] == 1:  # what is left of it is filled again, and killed meanwhile
+            shutil.rmtree(killed.with_suffix(".states"), ignore_errors=True)
+    with start(checkpoint, killed, corpus, more[killed]) as process:
+        process.communicate()
+    assert process.returncode == 0
+    assert kills["save"] >= 1
+    assert kills["random"] >= 1
+    assert same_bits(whole, killed)
+
+
+PARALLEL = """
+import hashlib, os, sys
+from pathlib import Path
+from tests.support.training import options, write_teacher
+from ouroboros.training import run as training
+
+class Watched(training.OuroborosTrainer):
+    def train(self, *args, **kwargs):
+        result = super().train(*args, **kwargs)
+        digest = hashlib.sha256()
+        for value in self._trainable().values():
+            digest.update(value.detach().numpy().tobytes())
+        Path(sys.argv[4], os.environ["RANK"]).write_text(digest.hexdigest())
+        return result
+
+training.OuroborosTrainer = Watched
+checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
+run = options(corpus, train_steps=6, save_every=3, depth="1-6")
+training.train(checkpoint, out, run, resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(
+    corpus: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """torchrun with gloo: both processes end in the same weights, and resume to the same."""
+    program = tmp_path / "program.py"
+    program.write_text(PARALLEL)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def torchrun(out: Path) -> set[str]:
+        ranks = tmp_path / "ranks"
+        ranks.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        arguments = [checkpoint, out, corpus, ranks]
+        subprocess.run(
+            [*command, "--nproc_per_node=2", str(program), *map(str, arguments)],
+            check=True, timeout=240, capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        return {(ranks / rank).read_text() for rank in "01"}
+
+    digests = torchrun(whole)
+    assert len(digests) == 1
+    model = load_checkpoint(whole)[0]
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+    start = load_checkpoint(checkpoint)[0].state_dict()
+    assert not torch.equal(start["recurrent.norm.weight"], model.recurrent.norm.weight)
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "state" / "step-6")
+    (parts / "model.safetensors").unlink()
+    assert torchrun(parts) == digests
+    assert same_bits(whole, parts)
+    with pytest.raises(TrainingError, match="world_size was 2, now 1"):
+        train(checkpoint, parts, options(corpus, train_steps=6, depth="1-6"), resume=True)
