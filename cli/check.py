@@ -34,7 +34,7 @@ def check(
     """Replay a bundle's recorded cases and compare with what PyTorch computed.
 
     Exit status 0: PASS or AMBIGUOUS (differs only where PyTorch's two best tokens tie, or PyTorch
-    itself overflows in 16 bits); 1: FAIL.
+    itself overflows in 16 bits, though not everywhere); 1: FAIL.
 
     Examples:
       ouro check bundle

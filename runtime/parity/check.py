@@ -34,6 +34,7 @@ from runtime.parity.verdict import (
     RELATIVE_L2,
     Bounds,
     Comparison,
+    ParityRow,
     compare,
     finite_or_none,
     join_verdicts,
@@ -148,6 +149,7 @@ def check_bundle(
     opened = open_backend(bundle, backend, threads, EXACT_LEVEL)
     references = recorded_results(cases)
     compared = compare(run(cases, opened, manifest), references, bounds_of(manifest))
+    problems += missing_bounds(compared.rows)
     fast = None
     level = EXACT_LEVEL if manifest.quantization is None else manifest.quantization.accuracy_level
     if opened.name == "cpu" and level != EXACT_LEVEL:  # a GPU has no levels
@@ -187,6 +189,18 @@ def _judge_fast(measurements: Sequence[Measurement], manifest: Manifest) -> Fast
         bound=min(manifest.parity.kl or FAST_KL, FAST_KL),
         argmax_agreement=min((m.argmax_agreement or 0.0 for m in known), default=0.0),
     )
+
+
+def missing_bounds(rows: Sequence[ParityRow]) -> list[str]:
+    """A line where PyTorch overflows in every case, so that no number of the engine's is bounded.
+
+    Args:
+        rows: of the comparison.
+    """
+    logits = [row for row in rows if row.measurement.output == LOGITS]
+    if not logits or any(row.bound < float("inf") for row in logits):
+        return []
+    return ["a case in which PyTorch itself does not overflow: nothing was compared"]
 
 
 def missing_cases(cases: Iterable[Case], depths: Iterable[int], halting: bool = False) -> list[str]:

@@ -150,7 +150,7 @@ Command check_command() {
   return {"check",
           "Replay a bundle's recorded cases and compare with what PyTorch computed.\n\n"
           "Exit status 0: PASS or AMBIGUOUS (differs only where PyTorch's two best tokens tie, or "
-          "PyTorch\nitself overflows in 16 bits); 1: FAIL.",
+          "PyTorch\nitself overflows in 16 bits, though not everywhere); 1: FAIL.",
           "ouro-cli check bundle --json parity.json",
           {"bundle"},
           {{"--backend", "name", "auto, cpu, cuda or trt; default: auto"},

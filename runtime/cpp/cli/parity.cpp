@@ -164,6 +164,17 @@ nlohmann::ordered_json row_json(const ParityRow& row) {
   return json;
 }
 
+// Whether PyTorch overflows in every case, so that no number of the engine's is bounded.
+bool nothing_bounded(const std::vector<ParityRow>& rows) {
+  bool logits = false;
+  for (const ParityRow& row : rows) {
+    if (row.measurement.output != contract::kLogits) continue;
+    if (row.bound < kInfinite) return false;
+    logits = true;
+  }
+  return logits;
+}
+
 }  // namespace
 
 std::string worst_verdict(const std::vector<std::string>& verdicts) {
@@ -217,6 +228,10 @@ ParityReport check_bundle(const std::filesystem::path& path, const std::string& 
   const bool half = std::string(manifest.cache_dtype()) != "float32";
   report.rows = judge(measure_all(run_cases(cases, opened, manifest), cases), report.bound, half,
                       report.tie_margin);
+  if (nothing_bounded(report.rows)) {
+    report.problems.emplace_back(
+        "a case in which PyTorch itself does not overflow: nothing was compared");
+  }
   const std::int64_t level =
       manifest.quantization ? manifest.quantization->accuracy_level : kExactLevel;
   if (report.backend == "cpu" && level != kExactLevel) {  // a GPU has no levels

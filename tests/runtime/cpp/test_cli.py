@@ -111,6 +111,11 @@ def replaced(kind: str, **fields: Any) -> Change:
     ]
 
 
+def overflown(cases: list[Case]) -> list[Case]:
+    """Cases in which PyTorch itself overflows, so that nothing bounds the engine."""
+    return [dataclasses.replace(case, reference_error={"logits": math.inf}) for case in cases]
+
+
 CHANGES: dict[str, tuple[str, Change]] = {
     "logits": ("llama", changed("logits", scaled(1.001), "prefill")),
     "sums": ("llama", changed("pool_sum", scaled(1.01), "decode")),
@@ -125,6 +130,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "no padded": ("llama", without("padded")),
     "nothing": ("llama", lambda cases: []),
     "overflow": ("llama", replaced("mixed", reference_error={"logits": math.inf})),
+    "overflow everywhere": ("llama", overflown),
     "own error": ("llama", replaced("far", reference_error={"logits": 0.5})),
     "depth": ("llama", replaced("decode", depth=4)),
     "chosen depth": ("llama-halting", changed("depth_used", lambda a: a % 4 + 1, "halting")),
