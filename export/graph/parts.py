@@ -115,7 +115,8 @@ class Recurrence(nn.Module):
         self.gate_weight = self.gate_bias = None
         if source.gate is not None:
             self.gate_weight = frozen(source.gate.proj.weight.T.contiguous(), precision.compute)
-            self.gate_bias = frozen(source.gate.proj.bias)
+            bias, steps = source.gate.proj.bias, source.gate.steps
+            self.gate_bias = frozen(bias if steps is None else bias + steps.bias[:max_depth])
         match source.controller:
             case Controller() as controller:
                 self.modulate: nn.Module | None = TracedController(controller, precision, max_depth)
@@ -172,7 +173,10 @@ class Recurrence(nn.Module):
         new = rms(new, STEP_NORM_EPS) * self.unit * torch.index_select(self.step_norm, 0, index)
         if self.gate_weight is not None and self.gate_bias is not None:
             joined = torch.cat([new, h], dim=-1)
-            gate = torch.sigmoid(product(joined, self.gate_weight) + self.gate_bias)
+            bias = self.gate_bias
+            if bias.ndim == 2:  # of every step
+                bias = torch.index_select(bias, 0, index)
+            gate = torch.sigmoid(product(joined, self.gate_weight) + bias)
             new = h + gate * (new - h)
         return new, _join_heads(keys), _join_heads(values), pool_out
 

@@ -42,7 +42,7 @@ MEASURED = ("bridge.", "recurrent.norm.")  # names of what measuring sets
 # Of a conversion that loops nothing: what would be of the steps is as small as it gets.
 UNLOOPED: dict[str, Any] = {
     "depth": 1, "max_depth": 1, "norm_init": "ones", "bases": "mean", "modulation": "static",
-    "gate": False, "input_injection": "none",
+    "gate": False, "gate_start": "alike", "input_injection": "none",
 }  # fmt: skip
 
 

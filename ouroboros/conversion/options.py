@@ -46,5 +46,9 @@ class ConvertOptions:
         "none", "add: the looped layers of every step are fed the loop's entry state too"
     )
     gate: bool = option(True, "the paper's ablation has no gate", "--gate/--no-gate")
+    gate_start: str = option(
+        "alike",
+        "open: the first step starts with the looped layers taken whole, later ones a little",
+    )
     seed: int = option(0, "of what starts at random: the Controller's inner layers, free updates")
     calibration: Path | None = option(None, "text to measure on; default: one that comes with ouro")

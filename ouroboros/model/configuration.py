@@ -65,6 +65,9 @@ class OuroborosConfig(PreTrainedConfig):
         modulation: `controller`; `static`: one learned vector a step (the paper's ablation);
             `free`: low-rank factors of its own for every step, no bases; or `none`.
         gate: False drops the gate, h becomes h' (the paper's ablation).
+        gate_start: `open`: the gate has a bias of its own in every step, and starts with a first
+            step that takes h' whole; `alike`: one bias for all, as in the paper and in a config
+            without this key.
         bridge: where a linear map h + T h + t stands: at the `entry` of the loop, at its `exit`, or
             `none`, as in the paper and in a config without this key.
         input_injection: `add` gives the looped layers of every step the loop's entry state too.
@@ -101,6 +104,7 @@ class OuroborosConfig(PreTrainedConfig):
     bases: str = "mean"
     modulation: str = "controller"
     gate: bool = True
+    gate_start: str = "alike"
     bridge: str = "none"
     input_injection: str = "none"
     halter: str = "none"
@@ -298,6 +302,11 @@ class OuroborosConfig(PreTrainedConfig):
                     f"{name}={getattr(self, name)!r:.80} is unknown",
                     f"choose one of {', '.join(allowed)}",
                 )
+        if self.gate_start != "alike" and not self.gate:
+            raise ConfigError(
+                f"gate_start={self.gate_start!r} is of a gate, and this model has none",
+                "leave one of them out",
+            )
         check_halter(self)
         if self.bases == "per_step" and not all(self.removed_layers()):
             place = self.removed_layers().index([])

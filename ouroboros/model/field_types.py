@@ -13,6 +13,7 @@ CHOICES = {
     "norm_init": ("matched", "ones"),
     "bases": ("mean", "per_step"),
     "modulation": ("controller", "static", "free", "none"),
+    "gate_start": ("alike", "open"),
     "bridge": ("none", "entry", "exit"),
     "input_injection": ("none", "add"),
     "halter": HALTERS,

@@ -42,6 +42,7 @@ from ouroboros.model.modulation import (
     Injection,
     ModulatedLinear,
     StaticModulation,
+    StepBias,
     StepNorm,
 )
 from ouroboros.model.names import RENAMED
@@ -102,6 +103,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             module.reset_factors()
         elif isinstance(module, Injection):
             nn.init.zeros_(module.weight)
+        elif isinstance(module, StepBias):
+            module.reset_parameters()
         elif isinstance(module, StepNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, Halter):

@@ -17,6 +17,8 @@ from ouroboros.model.pooling import widen
 
 GATE_BIAS = -2.0
 """Where the gate's bias starts: sigmoid(-2) = 0.12, so 88 % of h is kept."""
+FIRST_BIAS, LATER_BIAS = 4.0, -3.3
+"""Where it starts in a first step that is open, 0.98, and in the steps after such a one, 0.04."""
 
 
 class ModulationPort:
@@ -234,10 +236,33 @@ class Gate(nn.Module):
     """How much of the step's output enters the hidden state, per position and channel."""
 
     def __init__(self, config: OuroborosConfig) -> None:
-        """Starts at weight 0 and bias -2: 88 % of h is kept."""
+        """Starts at weight 0 and bias -2: 88 % of h is kept, but in a first step that is open."""
         super().__init__()
         self.proj = ConstantLinear(2 * config.hidden_size, config.hidden_size, start=GATE_BIAS)
+        own = config.gate_start == "open"
+        self.steps = StepBias(config) if own else None
 
-    def forward(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-        """Returns g in (0, 1), `[batch, seq, hidden]`, from h' and h."""
-        return torch.sigmoid(self.proj(torch.cat([new, old], dim=-1)))
+    def forward(self, new: torch.Tensor, old: torch.Tensor, step: int) -> torch.Tensor:
+        """Returns g in (0, 1) of `step`, `[batch, seq, hidden]`, from h' and h."""
+        opening = self.proj(torch.cat([new, old], dim=-1))
+        if self.steps is not None:
+            opening = opening + self.steps.bias[step].to(opening.dtype)
+        return torch.sigmoid(opening)
+
+
+class StepBias(nn.Module):
+    """What is added to the gate's bias in each step, so that the first may take h' whole.
+
+    The coda was made to stand behind whole layers: an eighth of one is not what it knows.
+    """
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        """Starts with the first step open and the later ones nearly shut."""
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(config.max_depth, config.hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the biases to their start."""
+        nn.init.constant_(self.bias, LATER_BIAS - GATE_BIAS)
+        nn.init.constant_(self.bias[0], FIRST_BIAS - GATE_BIAS)

@@ -83,7 +83,7 @@ class RecurrentStep(nn.Module):
             slot += 1
         new = self.norm(new, step)
         if self.gate is not None:
-            gate = self.gate(new, hidden)
+            gate = self.gate(new, hidden, step)
             new = torch.lerp(hidden, new, gate.to(hidden.dtype))
         result: torch.Tensor = new
         return result

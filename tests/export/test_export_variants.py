@@ -21,7 +21,8 @@ from tests.support.tiny import MAX_DEPTH, randomise
 
 DEPTHS = (1, 2, 3)
 # Any two values that go together stand together in a row: a fault that needs two is found. `block`
-# is how many layers are looped; the last row holds no pair of its own, but a third layer.
+# is how many layers are looped; the last row holds no pair of its own, but a third layer and a
+# gate whose first step starts open.
 TABLE = """
 modulation  bases     gate  pooling  prelude  coda  bridge  injection  block  head
 controller  per_step  no    causal   yes      no    exit    add        1      untied
@@ -37,7 +38,7 @@ free        mean      no    token    yes      yes   exit    none       1      un
 free        mean      yes   mean     no       no    none    none       1      tied
 none        mean      no    token    yes      no    entry   add        2      untied
 controller  mean      yes   mean     no       no    entry   none       1      tied
-controller  mean      yes   causal   no       no    none    none       3      tied
+controller  mean      open  causal   no       no    none    none       3      tied
 """
 NAMES, *ROWS = (line.split() for line in TABLE.strip().splitlines())
 APART = {("per_step", "free"), ("per_step", "none")}  # bases of what has none
@@ -58,7 +59,8 @@ def read_variant(row: list[str]) -> Variant:
     options = {
         "modulation": cells["modulation"],
         "bases": cells["bases"],
-        "gate": cells["gate"] == "yes",
+        "gate": cells["gate"] != "no",
+        "gate_start": "open" if cells["gate"] == "open" else "alike",
         "pooling": cells["pooling"],
         "prelude": kept if cells["prelude"] == "yes" else 0,
         "coda": kept if cells["coda"] == "yes" else 0,

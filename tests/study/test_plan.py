@@ -41,6 +41,7 @@ TRAINABLE = {
     "bridge": MAP,
     "bridge-17": MAP,
     "gate-norms": MAP + GATE_AND_NORMS,
+    "gate-open": MAP + GATE_AND_NORMS + 16 * 576,
     "static": MAP + GATE_AND_NORMS + 16 * 2 * SIDES,
     "controller": MAP + GATE_AND_NORMS + INNER + 32 * HEAD,
     "plain-full": 9 * LAYER + 576,
@@ -116,9 +117,10 @@ def test_order_says_the_most_first(plan: Plan) -> None:
     order = [(arm.name, seed) for arm, seed in plan.runs()]
     assert len(order) == len(set(order))
     assert [name for name, _ in order[:2]] == ["bridge", "bridge-17"]
-    assert [name for name, _ in order[6:9]] == ["gate-norms", "static", "controller"]
+    core = ["gate-norms", "gate-open", "static", "controller"]
+    assert [name for name, _ in order[6:10]] == core
     assert [seed for _, seed in order[:6]] == [0] * 2 + [1] * 2 + [2] * 2
-    assert [seed for _, seed in order[6:15]] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [seed for _, seed in order[6:18]] == [0] * 4 + [1] * 4 + [2] * 4
     assert {one.name for one in plan.comparisons} >= {
         "controller_minus_matched_static",
         "depth_minus_bridge",

@@ -162,6 +162,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token pooling": {"pooling": "token"},
     "per_step bases": {"bases": "per_step"},
     "no gate": {"gate": False},
+    "first step open": {"gate_start": "open"},
     "static": {"modulation": "static"},
     "static, per_step bases, no gate": {
         "modulation": "static",
