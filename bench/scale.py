@@ -145,7 +145,8 @@ def count_flops(config: OuroborosConfig, options: TrainOptions) -> float:
     modulated = [one for layer in loop.projections() for one in layer.values()]
     bases = sum(one.lora_a[0].numel() + one.lora_b[0].numel() for one in modulated)
     controller: Any = loop.controller
-    step: int = matrices(*loop.layers, loop.gate, controller) + bases
+    gate = None if loop.gate is None else loop.gate.proj
+    step: int = matrices(*loop.layers, gate, controller) + bases
     if embedding := getattr(controller, "step_embedding", None):
         step -= embedding.weight.numel()
     layer = matrices(model.coda[0])
