@@ -173,7 +173,7 @@ class Recurrence(nn.Module):
         new = rms(new, STEP_NORM_EPS) * self.unit * torch.index_select(self.step_norm, 0, index)
         if self.gate_weight is not None and self.gate_bias is not None:
             joined = torch.cat([new, h], dim=-1)
-            bias = self.gate_bias
+            bias: torch.Tensor = self.gate_bias
             if bias.ndim == 2:  # of every step
                 bias = torch.index_select(bias, 0, index)
             gate = torch.sigmoid(product(joined, self.gate_weight) + bias)
