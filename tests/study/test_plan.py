@@ -44,6 +44,7 @@ TRAINABLE = {
     "gate-open": MAP + GATE_AND_NORMS + 16 * 576,
     "static": MAP + GATE_AND_NORMS + 16 * 2 * SIDES,
     "controller": MAP + GATE_AND_NORMS + INNER + 32 * HEAD,
+    "controller-open": MAP + GATE_AND_NORMS + 16 * 576 + INNER + 32 * HEAD,
     "plain-full": 9 * LAYER + 576,
     "bridge-full": MAP + 8 * LAYER + 576,
     "bridge-17-full": MAP + 9 * LAYER + 576,
@@ -117,10 +118,10 @@ def test_order_says_the_most_first(plan: Plan) -> None:
     order = [(arm.name, seed) for arm, seed in plan.runs()]
     assert len(order) == len(set(order))
     assert [name for name, _ in order[:2]] == ["bridge", "bridge-17"]
-    core = ["gate-norms", "gate-open", "static", "controller"]
-    assert [name for name, _ in order[6:10]] == core
+    core = ["gate-norms", "gate-open", "static", "controller", "controller-open"]
+    assert [name for name, _ in order[6:11]] == core
     assert [seed for _, seed in order[:6]] == [0] * 2 + [1] * 2 + [2] * 2
-    assert [seed for _, seed in order[6:18]] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [seed for _, seed in order[6:21]] == [0] * 5 + [1] * 5 + [2] * 5
     assert {one.name for one in plan.comparisons} >= {
         "controller_minus_matched_static",
         "depth_minus_bridge",
