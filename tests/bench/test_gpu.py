@@ -58,7 +58,7 @@ def test_what_cannot_run_is_a_row_with_its_reason(
     folder = ["--work", str(tmp_path), "--depths", "99"]
     gpu.main([str(tiny_checkpoint), *SMALL, *folder])
     printed = capsys.readouterr().out
-    assert "fp32  cpu      ERROR      --max-depth 99 is outside 1..8" in printed
+    assert "fp32  cpu      ERROR      max_depth=99 is outside 1..8" in printed
 
 
 def test_plan_that_was_refused_is_a_row_with_its_reason(

@@ -189,7 +189,7 @@ def test_check_live_compares_with_the_checkpoint(tiny_bundle: Path, tiny_checkpo
 def test_check_live_refuses_a_seed_below_zero(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     result = ouro("check", tiny_bundle, "--live", tiny_checkpoint, "--seed", -1)
     assert isinstance(result.exception, ExportError)
-    assert str(result.exception) == "--seed -1 is not allowed; it must be 0 or more"
+    assert str(result.exception) == "seed=-1 is not allowed; it must be 0 or more"
 
 
 def test_check_live_says_that_the_checkpoint_is_another(

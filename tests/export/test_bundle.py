@@ -99,12 +99,12 @@ def test_bundle_opens_and_names_its_source(tiny_bundle: Path) -> None:
         ({"max_depth": 9}, "the --max-depth of `ouro convert` sets it"),
         ({"precision": "int3"}, "precision=int3 .* allowed: fp32"),
         ({"format": "tf"}, "format=tf .* allowed: onnx, trt"),
-        ({"block_size": 32}, "^--block-size is for int8 and int4, not for fp32; leave it out$"),
-        ({"symmetric": True}, "^--symmetric is for int8"),
-        ({"symmetric": False, "precision": "bf16"}, "^--asymmetric is for .*, not for bf16"),
+        ({"block_size": 32}, "^block_size is for int8 and int4, not for fp32; leave it out$"),
+        ({"symmetric": True}, "^symmetric is for int8"),
+        ({"symmetric": False, "precision": "bf16"}, "^symmetric is for .*, not for bf16"),
         (
             {"accuracy_level": 1, "block_size": 64, "precision": "fp16"},
-            "^--block-size and --accuracy-level are for int8 and int4, .* fp16; leave them out$",
+            "^block_size and accuracy_level are for int8 and int4, .* fp16; leave them out$",
         ),
         (
             {"trt": TrtOptions()},
@@ -123,8 +123,8 @@ def test_bad_options_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--block-size", "32"], "--block-size is for int8 and int4, not for fp32; leave it out"),
-        (["--asymmetric"], "--asymmetric is for int8 and int4, not for fp32; leave it out"),
+        (["--block-size", "32"], "block_size is for int8 and int4, not for fp32; leave it out"),
+        (["--asymmetric"], "symmetric is for int8 and int4, not for fp32; leave it out"),
         (["--trt", "auto"], "--trt is for --format trt, not for --format onnx; leave it out"),
         (["--compute-capability", "8.9"], "--compute-capability is for --format trt, not"),
         (["--max-batch", "4"], "--max-batch is for --format trt, not for --format onnx"),

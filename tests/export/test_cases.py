@@ -38,7 +38,7 @@ def test_plans_are_built_before_minutes_are_spent_on_recording(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*given: Any) -> Callable[[Path], Any]:
-        def build(folder: Path) -> None:
+        def build(folder: Path, hashes: dict[str, str]) -> None:
             raise ExportError("no plan can be built of it", "nothing helps")
 
         return build

@@ -54,7 +54,7 @@ def test_errors_are_one_line_and_nothing_is_overwritten(
     optimum_cli: pytest.MonkeyPatch, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "bundle")
-    with pytest.raises(SystemExit, match=r"^error: --max-depth 99 is outside 1\.\.8[^\n]*$"):
+    with pytest.raises(SystemExit, match=r"^error: max_depth=99 is outside 1\.\.8[^\n]*$"):
         run(optimum_cli, "export", "ouroboros", "-m", str(tiny_checkpoint), out, "--max-depth=99")
     with pytest.raises(SystemExit, match="is a checkpoint of Ouroboros, so it is left alone"):
         run(optimum_cli, "export", "ouroboros", "-m", out, str(tiny_checkpoint))
