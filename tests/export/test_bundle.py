@@ -202,7 +202,8 @@ def test_export_through_the_command_line(
     for arguments in (["--max-depth", "99"], ["--precision", "int3"]):
         refused = CliRunner().invoke(app, ["export", str(tiny_checkpoint), str(out), *arguments])
         assert refused.exit_code == 1
-        assert refused.stderr.startswith(f"error: {arguments[0]} {arguments[1]} is ")
+        name = arguments[0].removeprefix("--").replace("-", "_")
+        assert refused.stderr.startswith(f"error: {name}={arguments[1]} is ")
     assert open_bundle(out).manifest == written
 
 
