@@ -239,8 +239,7 @@ class Gate(nn.Module):
         """Starts at weight 0 and bias -2: 88 % of h is kept, but in a first step that is open."""
         super().__init__()
         self.proj = ConstantLinear(2 * config.hidden_size, config.hidden_size, start=GATE_BIAS)
-        own = config.gate_start == "open"
-        self.steps = StepBias(config) if own else None
+        self.steps = StepBias(config) if config.gate_start == "open" else None
 
     def forward(self, new: torch.Tensor, old: torch.Tensor, step: int) -> torch.Tensor:
         """Returns g in (0, 1) of `step`, `[batch, seq, hidden]`, from h' and h."""

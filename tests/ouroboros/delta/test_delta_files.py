@@ -20,13 +20,17 @@ from tests.support.deltas import require_same_files
 from tests.support.processes import call_ouro
 
 
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """One that a test may change."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+
+
 def test_no_file_is_larger_than_asked(
-    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_original: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors and a tokenizer that are larger than one file are cut; it is all put together."""
     monkeypatch.setattr("ouroboros.delta.options.MEGABYTE", 5000)
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(tiny_checkpoint, checkpoint)
     with (checkpoint / "tokenizer.json").open("a") as file:
         file.write("\n")  # no longer the source's
     save_delta(checkpoint, tmp_path / "delta", str(tiny_original), max_file_mb=1)
@@ -68,10 +72,8 @@ def test_two_deltas_of_one_checkpoint_are_the_same(
 
 
 def test_what_a_desktop_leaves_is_no_part_of_a_checkpoint(
-    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path
+    tiny_original: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(tiny_checkpoint, checkpoint)
     inner = checkpoint / "additional_chat_templates"
     inner.mkdir()
     for folder in (checkpoint, inner):
@@ -86,10 +88,8 @@ def test_what_a_desktop_leaves_is_no_part_of_a_checkpoint(
 
 
 def test_a_name_that_no_delta_may_hold_is_refused_before_it_is_written(
-    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path
+    tiny_original: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(tiny_checkpoint, checkpoint)
     inner = checkpoint / "additional_chat_templates"
     inner.mkdir()
     (inner / "tool use.jinja").write_text("{{ messages }}")
@@ -101,10 +101,8 @@ def test_a_name_that_no_delta_may_hold_is_refused_before_it_is_written(
 
 
 def test_metadata_of_several_keys_come_back_in_order(
-    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path
+    tiny_original: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(tiny_checkpoint, checkpoint)
     file = checkpoint / "model.safetensors"
     metadata = dict.fromkeys(("format", "a", "zebra", "m", "b"), "x")
     save_file(load_file(file), file, metadata={**metadata, "format": "pt"})

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from runtime import Engine
-from runtime.bundle.reader import read_manifest, write_manifest
 from runtime.parity.cases import Case, load_cases, save_cases
 from runtime.parity.check import check_bundle
 from tests.conformance.bundles import bundle_of
 from tests.support.cpp import BUILD
+from tests.support.parity import seal
 
 CLI = BUILD / "ouro-cli"
 pytestmark = pytest.mark.skipif(not CLI.exists(), reason=f"{CLI} is not there: make cpp builds it")
@@ -152,7 +152,7 @@ def test_check_sees_what_python_sees(
     bundle = shutil.copytree(bundle_of(kind, request, tmp_path_factory), tmp_path / "bundle")
     cases = load_cases(bundle / "cases.safetensors")
     save_cases(change(cases), bundle / "cases.safetensors")
-    write_manifest(bundle, **read_manifest(bundle).to_json())
+    seal(bundle)
     verdict = assert_same_report(bundle, tmp_path)
     unharmed = ("own error", "scores", "overflow")
     assert verdict == "FAIL" or name in unharmed
