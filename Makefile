@@ -1,4 +1,4 @@
-# make demo | test | cpp | cpp-test | test-slow | test-lowest | test-newest | check | bench | study | wheel-test | clean
+# make demo | test | cpp | cpp-test | cpp-docs | test-slow | test-lowest | test-newest | wheel-test | check | format | bench | study | clean; make help
 # Needs nothing but Python 3.11 or newer, git and make; everything else goes into .venv/.
 
 SHELL := /bin/bash
@@ -37,9 +37,10 @@ venv: $(STAMP) ## create .venv with every dependency
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
-	@# torch first and pinned: an unpinned torch pulls gigabytes of CUDA packages.
-	$(PIP) install --quiet -c $(CONSTRAINTS) "torch==2.13.0"
-	$(PIP) install --quiet -c $(CONSTRAINTS) -e ".[dev]"
+	@# torch first and pinned: an unpinned torch pulls gigabytes of CUDA packages. Python compiles what
+	@# it imports; to compile all that is installed takes half the time of installing.
+	$(PIP) install --quiet --no-compile -c $(CONSTRAINTS) "torch==2.13.0"
+	$(PIP) install --quiet --no-compile -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 
 test: $(STAMP) ## fast tests

@@ -29,7 +29,8 @@ def evaluate(
     original: Annotated[
         str | None,
         typer.Option(
-            help="the model it was converted from: adds rows for it, whole and plainly shortened"
+            help="the model it was converted from: adds rows for it, whole and plainly shortened "
+            "(beside a bundle the latter needs --converted)"
         ),
     ] = None,
     converted: Annotated[

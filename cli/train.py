@@ -69,9 +69,13 @@ def train(
         )
         typer.echo(f"interrupted{kept}", err=True)
         raise typer.Exit(130) from None
+    if not report.main:
+        return
+    made_of = f" ({chosen.loss_terms})" if chosen.loss_terms else ""
     speed = f", {report.tokens_per_s:,.0f} tokens/s" if report.tokens_per_s else ""
     heldout = "".join(f", {loss:.3f} at depth {d}" for d, loss in report.heldout.items())
     typer.echo(f"{report.train_steps} train steps in {report.seconds:.0f} s{speed}")
-    typer.echo(f"training loss {report.loss:.3f}{'; held-out' if heldout else ''}{heldout[1:]}")
+    scored = f"; held-out{heldout[1:]}" if heldout else ""
+    typer.echo(f"training loss{made_of} {report.loss:.3f}{scored}")
     typer.echo(f"wrote {out}")
     typer.echo(f"next: ouro export {quote(str(out))} BUNDLE")

@@ -21,7 +21,7 @@ from export.graph.passes.opset import check_opset
 from export.graph.passes.result import PassResult
 from export.graph.storage import save_graph
 from export.manifest import describe_bundle
-from export.options import ExportOptions, TrtOptions
+from export.options import ExportOptions, TrtOptions, with_paths
 from export.precision import Precision, find_precision
 from export.quantize.model import Quantization, quantize_model
 from export.quantize.options import as_trained, make_quantization, read_calibration
@@ -38,6 +38,7 @@ from export.tokens import (
 )
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.modeling import OuroborosForCausalLM
 from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import CASES_NAME, write_manifest
 from runtime.files.atomic import check_place, publish
@@ -92,10 +93,13 @@ def export_bundle(
         ExportError: an option is not allowed or would have no effect, or the model can't be
             traced or written.
         CheckpointError: the checkpoint can't be loaded.
+        ConfigError: its config says what no model is.
+        BundleError: that of `refit_from` is not whole.
         DataError: the calibration text is unusable or too short.
         TypeError: there is no such option.
     """
-    asked = replace(options or ExportOptions(), **changes)
+    asked = with_paths(replace(options or ExportOptions(), **changes))
+    trt = trt and with_paths(trt)
     started = time.perf_counter()
     say = report or (lambda line: None)
     _check_options(asked, trt)  # before anything is read
@@ -104,6 +108,7 @@ def export_bundle(
     if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
         raise ExportError(f"{out} {obstacle}")
     say(f"loading {checkpoint}")
+    found = _stamps(checkpoint)
     model, tokenizer = load_checkpoint(checkpoint)
     _require_loop(checkpoint, model.config)
     chosen, how = _check_options(as_trained(asked, model.config.qat), trt)
@@ -112,12 +117,7 @@ def export_bundle(
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    tokens = describe_tokens(checkpoint, model, tokenizer)
-    for line in name_unused(model, tokenizer):
-        say(line)
-    tokens["chat"] = compile_checkpoint_chat(checkpoint, tokens)
-    if others := name_unused_templates(checkpoint):
-        say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")
+    tokens = _describe_text(checkpoint, model, tokenizer, say)
     build = None
     if asked.format == "trt":
         build = plan_builder(trt or TrtOptions(), model.config, max_depth, asked.precision, say)
@@ -157,6 +157,10 @@ def export_bundle(
                 "name": str(model.config.source.get("name", "")),
             }
             write_manifest(staging, hashes, **fields, plans=plans, checkpoint=origin)
+            if _stamps(checkpoint) != found:
+                raise ExportError(
+                    f"{checkpoint} was replaced while it was exported", "export it again"
+                )
             size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     except (OSError, SafetensorError) as error:
         raise ExportError(
@@ -164,6 +168,13 @@ def export_bundle(
         ) from error
     seconds = time.perf_counter() - started
     return ExportReport(seconds, size, nodes, tuple(passes), tuple(plans))
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What tells a file from another that took its name, for every file of a checkpoint."""
+    files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    found = {file.name: file.stat() for file in files}
+    return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in found.items()}
 
 
 def _check_options(
@@ -185,6 +196,21 @@ def _check_options(
         tensorrt=asked.format == "trt",
         sensitive_bits=asked.sensitive_bits,
     )
+
+
+def _describe_text(
+    checkpoint: Path, model: OuroborosForCausalLM, tokenizer: Any, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What the manifest says of the tokenizer; says what of it a bundle leaves out."""
+    tokens = describe_tokens(checkpoint, model, tokenizer)
+    for line in name_unused(model, tokenizer):
+        say(line)
+    tokens["chat"] = compile_checkpoint_chat(checkpoint, tokens)
+    if tokens["chat"] is None and (checkpoint / TEMPLATE).is_file():
+        say("the chat template has no form but Jinja's: engines without Jinja can't render it")
+    if others := name_unused_templates(checkpoint):
+        say(f"of the chat templates only the default is kept; left out: {', '.join(others)}")
+    return tokens
 
 
 def _require_loop(checkpoint: Path, config: OuroborosConfig) -> None:

@@ -62,7 +62,7 @@ def describe_bundle(
             "min": 1,
             "max": max_depth,
             "default": min(config.depth, max_depth),
-            "trained": [d for d in config.trained_depths if d <= max_depth],
+            "trained": list(config.trained_depths),
             **_describe_halting(config, max_depth),
         },
         "precision": precision,
@@ -110,7 +110,7 @@ _DIMENSIONS = (
 def _count_bytes(graph: ir.Model) -> dict[str, int]:
     """Bytes of weights that one step and that everything around the loop reads for a token.
 
-    Of tables that are only looked up in (embedding, step tables) a token reads next to nothing.
+    Of what is only looked up in (embedding, step tables, bases of a step) it reads one entry.
     """
     outer, *bodies = graphs_of(graph)
     return {
@@ -120,11 +120,21 @@ def _count_bytes(graph: ir.Model) -> dict[str, int]:
 
 
 def _read_bytes(graph: ir.Graph) -> int:
-    return sum(
-        value.const_value.nbytes
-        for value in graph.initializers.values()
-        if value.const_value is not None
-        and not all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
+    total = 0
+    for value in graph.initializers.values():
+        if (tensor := value.const_value) is not None:
+            total += tensor.nbytes // (tensor.shape.numpy()[0] if _is_looked_up(value) else 1)
+    return total
+
+
+def _is_looked_up(value: ir.Value) -> bool:
+    """Whether all that reads a value, perhaps cast, takes an entry of its first dimension."""
+    uses = [(use.node, use.idx) for use in value.uses()]
+    if [node.op_type for node, _ in uses] == ["Cast"]:
+        return _is_looked_up(uses[0][0].outputs[0])
+    return bool(uses) and all(
+        node.op_type == "Gather" and place == 0 and node.attributes.get_int("axis", 0) == 0
+        for node, place in uses
     )
 
 

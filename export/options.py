@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from runtime.options import option
+
+Options = TypeVar("Options", "ExportOptions", "TrtOptions")
 
 DEFAULT_MAX_SEQ = 2048
 # Built for where TensorRT-RTX has no GPU to look at: GeForce 30, 40 and 50.
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
+
+
+def with_paths(options: Options) -> Options:
+    """Returns options whose files may be given as text."""
+    paths = ("calibration", "refit_from", "timing_cache")
+    given = {name: one for name in paths if isinstance(one := getattr(options, name, None), str)}
+    changes: dict[str, Any] = {name: Path(one) for name, one in given.items()}
+    return replace(options, **changes)
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,8 @@ class TrtOptions:
     refit: bool = option(False, "keep a plan's weights replaceable", "--refit")
     refit_from: Path | None = option(
         None,
-        "a bundle with a plan built with --refit: takes that plan, with this checkpoint's weights, "
-        "in place of a build",
+        "a bundle with a plan built with --refit: takes that plan, and what it serves best, with "
+        "this checkpoint's weights in place of a build",
     )
     workspace_mb: int | None = option(
         None, "MiB of scratch memory that TensorRT may use; default: TensorRT's own"

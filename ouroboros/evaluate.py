@@ -291,20 +291,22 @@ def require_finite(row: Row) -> None:
 
 def evaluate_original(
     source: str,
-    config: OuroborosConfig,
+    vocab_size: int,
+    folded: OuroborosConfig | None,
     windows: Mapping[str, np.ndarray],
     prefix: int = 0,
     report: Callable[[Row], None] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> list[Row]:
-    """Scores the model a checkpoint came from, whole and plainly shortened.
+    """Scores the model that a checkpoint or bundle came from, whole and plainly shortened.
 
     The shortened one keeps the checkpoint's prelude and coda and runs the layers that are looped
     once, untrained: the start the paper compares with.
 
     Args:
         source: hub id, local directory or .gguf file.
-        config: of the converted model, for its split.
+        vocab_size: of the converted model.
+        folded: how it was converted; None: not known, so that there is no shortened one.
         windows: int64 [windows, seq] by text.
         prefix: as for `score_windows`.
         report: gets each row as it is done.
@@ -317,14 +319,16 @@ def evaluate_original(
     from ouroboros.source.locate import drop_middle, load_source
 
     original = load_source(source)
-    vocab_size = original.model.config.vocab_size
-    if vocab_size != config.vocab_size:
+    tokens = original.model.config.vocab_size
+    if tokens != vocab_size:
         raise DataError(
-            f"{source} has {vocab_size} tokens, the checkpoint {config.vocab_size}: not the model "
-            "it was converted from",
+            f"{source} has {tokens} tokens, the converted model {vocab_size}: not the one that it "
+            "was converted from",
             "give that one to --original",
         )
     rows = evaluate_model("full", original.model, windows, [None], prefix, report, advance)
-    looped = config.looped_layers()
-    dropped = drop_middle(original.model, config.prelude, config.coda, looped)
+    if folded is None:
+        return rows
+    looped = folded.looped_layers()
+    dropped = drop_middle(original.model, folded.prelude, folded.coda, looped)
     return rows + evaluate_model("dropped", dropped, windows, [None], prefix, report, advance)

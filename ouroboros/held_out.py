@@ -27,6 +27,8 @@ from ouroboros.text.windows import load_eval_windows
 if TYPE_CHECKING:
     import numpy as np
 
+    from ouroboros.model.configuration import OuroborosConfig
+
 DEPTHS = (1, 4, 8, 16)
 
 Advance = Callable[[int], None]
@@ -38,6 +40,7 @@ class Scored(Protocol):
     Attributes:
         name: "trained", or "converted" where it was never trained.
         config: has `prelude`, `coda`, `pooling`, `vocab_size` and `max_position_embeddings`.
+        folded: how it was converted, which a bundle does not say: None there.
         max_depth: the largest depth it runs.
         tokenizer: called as transformers' are.
     """
@@ -46,6 +49,8 @@ class Scored(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def config(self) -> Any: ...  # noqa: D102
+    @property
+    def folded(self) -> OuroborosConfig | None: ...  # noqa: D102
     @property
     def max_depth(self) -> int: ...  # noqa: D102
     @property
@@ -112,6 +117,12 @@ class ScoredCheckpoint:
         return self.model.config
 
     @property
+    def folded(self) -> OuroborosConfig | None:
+        """As `Scored` has it."""
+        config: OuroborosConfig = self.model.config
+        return config
+
+    @property
     def max_depth(self) -> int:
         """The largest depth it runs."""
         return int(self.config.max_depth)
@@ -164,7 +175,8 @@ def evaluate_texts(
         seq_len: tokens a window.
         windows: most windows a file.
         converted: the untrained model; its rows are added where it runs the depth.
-        original: the source it was converted from; adds `evaluate_original`'s rows.
+        original: the source it was converted from; adds `evaluate_original`'s rows. A bundle does
+            not say which layer it loops: without `converted` there is no shortened row beside it.
         report: called with each line that a reading of the files gives.
         bar: opened with the number of windows to be scored; gives what counts them.
 
@@ -192,11 +204,15 @@ def evaluate_texts(
         require_same_split(converted, main)
         usable = [one for one in fixed if one <= converted.max_depth]
     counts = {name: len(array) for name, array in cut.items()}
-    models = len(depths) + len(usable) + (0 if original is None else 2)
+    folded = next((one.folded for one in (main, converted) if one and one.folded), None)
+    models = len(depths) + len(usable)
+    models += 0 if original is None else 1 if folded is None else 2
     rows: list[Row] = []
     with bar(models * sum(counts.values())) as advance:
         if original is not None:
-            rows += evaluate_original(original, main.config, cut, prefix, advance=advance)
+            rows += evaluate_original(
+                original, main.config.vocab_size, folded, cut, prefix, advance=advance
+            )
         if converted is not None:
             rows += _score("converted", converted, cut, usable, prefix, advance)
         rows += _score(main.name, main, cut, fixed, prefix, advance)

@@ -63,7 +63,7 @@ def make_environment(folder: Path, requirements: Sequence[str]) -> Path:
     """Makes an environment with these packages; returns its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
     subprocess.run([*pip, *requirements], check=True)
     return python
 
@@ -77,8 +77,9 @@ def make_overlay(folder: Path, requirements: Sequence[str]) -> Path:
     python = folder / "bin" / "python"
     (own,) = (folder / "lib").glob("python*/site-packages")
     (own / "below.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--upgrade"]
-    subprocess.run([*pip, "--upgrade-strategy", "only-if-needed", *requirements], check=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+    newer = ["--upgrade", "--upgrade-strategy", "only-if-needed"]
+    subprocess.run([*pip, *newer, *requirements], check=True)
     return python
 
 

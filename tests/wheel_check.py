@@ -86,8 +86,8 @@ def build_environment(folder: Path) -> Path:
     (wheel,) = folder.glob("*.whl")
     run([sys.executable, "-m", "venv", folder / "fresh"], folder)
     binaries = folder / "fresh" / "bin"
-    pip = [binaries / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    run([*pip, "-c", CONSTRAINTS, wheel], folder)
+    pip = [binaries / "python", "-m", "pip", "--disable-pip-version-check"]
+    run([*pip, "install", "--quiet", "--no-compile", "-c", CONSTRAINTS, wheel], folder)
     return binaries
 
 

@@ -88,13 +88,20 @@ class LowRank(nn.Module):
     """The modulated update of a group of projections: x A diag(m) B, one base or one a step."""
 
     def __init__(
-        self, projections: list[ModulatedLinear], scales: list[float], dtype: torch.dtype
+        self,
+        projections: list[ModulatedLinear],
+        scales: list[float],
+        dtype: torch.dtype,
+        steps: int | None = None,
     ) -> None:
-        """Lays the bases side by side; B becomes block-diagonal, with alpha / r folded in."""
+        """Lays the bases side by side; B becomes block-diagonal, with alpha / r folded in.
+
+        Of `steps` steps at most so many bases are read; None: all are kept.
+        """
         super().__init__()
-        self.bases = projections[0].lora_a.shape[0]
+        self.bases = len(projections[0].lora_a[:steps])
         self.rank = sum(p.lora_a.shape[1] for p in projections)
-        a = torch.cat([p.lora_a.transpose(1, 2) for p in projections], dim=-1)
+        a = torch.cat([p.lora_a[:steps].transpose(1, 2) for p in projections], dim=-1)
         blocks = [
             torch.block_diag(
                 *(
@@ -125,8 +132,11 @@ class Projection(nn.Module):
         linears: list[Any],
         precision: Precision,
         scales: list[float] | None = None,
+        steps: int | None = None,
     ) -> None:
         """Joins `linears`; `scales` multiply their outputs (the folded attention scale).
+
+        Low-rank bases are kept for `steps` steps; None: all.
 
         A single low-rank A rides in the same MatMul, unless the weights are to be quantised: the
         bases stay floats.
@@ -139,7 +149,9 @@ class Projection(nn.Module):
         ]
         self.width = sum(lin.out_features for lin in linears)
         modulated = [lin for lin in linears if isinstance(lin, ModulatedLinear)]
-        self.low_rank = LowRank(modulated, scales, precision.compute) if modulated else None
+        self.low_rank: LowRank | None = None
+        if modulated:
+            self.low_rank = LowRank(modulated, scales, precision.compute, steps)
         self.joined = False
         if self.low_rank is not None and self.low_rank.bases == 1 and not precision.quantized:
             self.joined = True
@@ -180,8 +192,8 @@ def cut_modulation(modulation: torch.Tensor, layers: int) -> list[list[torch.Ten
 class Layer(nn.Module):
     """A whole decoder layer: four groups of projections, each one MatMul."""
 
-    def __init__(self, layer: Any, precision: Precision) -> None:
-        """Copies and joins the weights of a Hugging Face decoder layer."""
+    def __init__(self, layer: Any, precision: Precision, steps: int | None = None) -> None:
+        """Copies and joins the weights of a Hugging Face decoder layer, bases for `steps` steps."""
         super().__init__()
         self.compute = precision.compute
         attention, mlp = layer.self_attn, layer.mlp
@@ -199,10 +211,10 @@ class Layer(nn.Module):
             self.qk_norm = frozen(torch.stack(rows)[:, None])
             self.qk_eps = float(attention.q_norm.variance_epsilon)
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv = Projection(qkv, precision, [scale, 1.0, 1.0])
-        self.out = Projection([attention.o_proj], precision)
-        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], precision)
-        self.down = Projection([mlp.down_proj], precision)
+        self.qkv = Projection(qkv, precision, [scale, 1.0, 1.0], steps)
+        self.out = Projection([attention.o_proj], precision, steps=steps)
+        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], precision, steps=steps)
+        self.down = Projection([mlp.down_proj], precision, steps=steps)
         self.width = mlp.gate_proj.out_features
         self.activation = mlp.act_fn
 

@@ -103,11 +103,11 @@ class Recurrence(nn.Module):
     """One recurrence of every row, without the choice of which rows have it."""
 
     def __init__(self, model: OuroborosForCausalLM, precision: Precision, max_depth: int) -> None:
-        """Joins the weights of the looped layers; step tables are cut at `max_depth`."""
+        """Joins the weights of the looped layers; what a step owns is cut at `max_depth`."""
         super().__init__()
         source = model.recurrent
         self.pooling = model.config.pooling
-        self.layers = nn.ModuleList(Layer(layer, precision) for layer in source.layers)
+        self.layers = nn.ModuleList(Layer(layer, precision, max_depth) for layer in source.layers)
         self.step_norm = frozen(source.norm.weight[:max_depth])
         self.unit = frozen(torch.ones(source.norm.weight.shape[1]))
         injection = source.injection

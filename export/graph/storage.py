@@ -53,8 +53,8 @@ def save_graph(model: ir.Model, path: Path, share: bool = True) -> dict[str, str
                 continue
             content = _content(tensor)
             size = len(content)
-            key = (hashlib.sha256(content).hexdigest(), size)
-            if key not in ranges or not share:
+            key = (hashlib.sha256(content).hexdigest() if share else str(value.name), size)
+            if key not in ranges:
                 step = PAGE_BYTES if size >= LARGE_BYTES else ALIGNMENT_BYTES
                 padding = b"\0" * (-file.tell() % step)
                 file.write(padding)

@@ -22,6 +22,7 @@ from export.graph.halting import HaltingStep, HaltOpening
 from export.graph.parts import Closing, Opening, Plain, Step, TracedBridge
 from export.graph.passes.reshapes import constant_reshapes
 from export.graph.passes.result import PassResult
+from export.layout import head_turned
 from export.precision import Precision
 from ouroboros.model.modeling import OuroborosForCausalLM
 
@@ -80,7 +81,7 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     picked = _Example((_BATCH, _PICKED, d), (0, 1), torch.long)
     rows = _Example((_BATCH,), (0,), torch.long)
     step = _Example((), (), torch.long)
-    head_shape = (d, config.vocab_size) if precision.quantized else (config.vocab_size, d)
+    head_shape = (config.vocab_size, d)[:: -1 if head_turned(precision) else 1]
     head = _Example(head_shape, (), compute)
     layer = None
     if kept := [*model.prelude, *model.coda]:

@@ -72,13 +72,35 @@ def check_options(options: TrtOptions, max_positions: int, whole_prompt: bool = 
         given = getattr(options, name)
         if given is not None and given < smallest:
             raise ExportError(f"{name}={given} is not allowed", f"give {smallest} or more")
-    if options.timing_cache is not None:
-        if options.refit_from is not None:
+    _check_served_best(options, max_seq, whole_prompt)
+    for name in ("timing_cache", "workspace_mb"):
+        if options.refit_from is not None and getattr(options, name) is not None:
             raise ExportError(
-                "timing_cache is of a build, and refit_from builds nothing", "leave one of them out"
+                f"{name} is of a build, and refit_from builds nothing", "leave one of them out"
             )
+    if options.timing_cache is not None:
         _check_writable(options.timing_cache)
     return max_seq
+
+
+def _check_served_best(options: TrtOptions, max_seq: int, whole_prompt: bool) -> None:
+    """Refuses sizes that a plan of these limits can't serve; a default is lowered to them."""
+    past, chunk = _longest(max_seq, whole_prompt)
+    for name, most, by in (
+        ("opt_batch", options.max_batch, "--max-batch"),
+        ("opt_past", past, "--max-seq"),
+        ("opt_new", chunk, "--max-seq" if chunk == past else ""),
+    ):
+        given = getattr(options, name)
+        if given > most and given != getattr(TrtOptions, name):
+            more = f", or more with {by}" if by else f": a prompt is read by {chunk} tokens"
+            raise ExportError(f"{name}={given} is above what a plan takes", f"give {most}{more}")
+
+
+def _longest(max_seq: int, whole_prompt: bool) -> tuple[int, int]:
+    """Most tokens in the cache, in whole buckets, and most new ones of a call."""
+    past = -(-max_seq // BUCKET) * BUCKET
+    return past, past if whole_prompt else min(past, PREFILL_CHUNK)
 
 
 def _check_writable(file: Path) -> None:
@@ -148,8 +170,7 @@ def make_profiles(
         ExportError: an input has a dimension that no profile knows.
     """
     # Whole buckets, for prompts too: as many tokens fit as the cache has slots.
-    past = -(-max_seq // BUCKET) * BUCKET
-    chunk = past if whole_prompt else min(past, PREFILL_CHUNK)
+    past, chunk = _longest(max_seq, whole_prompt)
     # A text that comes whole is scored in one call, all its logits at once.
     logits = chunk if whole_prompt else min(chunk, SCORE_CHUNK)
     common: dict[str, Range] = {

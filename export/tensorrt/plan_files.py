@@ -1,7 +1,7 @@
 """The files around a plan: the graph that it is made from, the folders, and how it gets its place.
 
-TensorRT is given a copy of the graph: `depth` is [1] in it, which Triton can describe, and no two
-weights share their bytes. What is in the bundle is left as it is.
+TensorRT is given a copy of the graph, in which no two weights share their bytes. What is in the
+bundle is left as it is.
 """
 
 from __future__ import annotations

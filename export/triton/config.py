@@ -27,7 +27,7 @@ from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import Bundle, open_bundle
 
 BACKENDS = ("onnxruntime", "tensorrt")
-DEVICES = ("cpu", "gpu")
+DEVICES = ("auto", "cpu", "gpu")
 MODEL_VERSION = "1"
 PAPERS = ("LICENSE", "ATTRIBUTION")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -52,7 +52,7 @@ def write_triton(
     *,
     backend: str = "onnxruntime",
     name: str = DEFAULT_NAME,
-    device: str = "gpu",
+    device: str | None = None,
     instances: int = 1,
     plan: str | None = None,
     profiles: Sequence[int] | None = None,
@@ -67,8 +67,9 @@ def write_triton(
             was written by an earlier call, is replaced as a whole, versions and all.
         backend: `onnxruntime`, or `tensorrt` for a plan of the bundle.
         name: the model's name, which clients give and its directory has.
-        device: `gpu` or `cpu`, where instances run.
-        instances: copies of the model that serve at once, on each GPU where device is `gpu`.
+        device: `gpu`, `cpu` or `auto`, which is a GPU where Triton has one; None: `gpu` for a plan,
+            else `auto`.
+        instances: copies of the model that serve at once, on each GPU where they run on GPUs.
         plan: the bundle's file that holds the plan (`plans/x.plan`), for `tensorrt` only.
         profiles: optimisation profiles of the plan that an instance may use, for `tensorrt` only;
             None for all of them, of which Triton takes the nearest that serves a request.
@@ -82,6 +83,7 @@ def write_triton(
             `export.triton.folder.check_folder`) or can't be, or the bundle holds no such plan or
             one that Triton can't serve; what was there is then untouched.
     """
+    device = device or ("auto" if plan is None else "gpu")
     _check_options(backend, name, device, instances, plan, profiles)
     folder = check_folder(Path(out_dir), Path(bundle_dir), name)
     bundle = open_bundle(bundle_dir)
@@ -202,7 +204,7 @@ def render_config(
     Args:
         bundle: whose tensors are described.
         name: of the model.
-        device: `gpu` or `cpu`.
+        device: `auto`, `gpu` or `cpu`.
         instances: copies that serve at once.
         engine: the plan, for the backend `tensorrt`; None for the graph, for `onnxruntime`.
         profiles: optimisation profiles of the plan; None for all of them.

@@ -337,6 +337,8 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         again = self.recompute and cache is None
         for step in range(steps):
             note(hidden)
+            if step == first > 0:  # a weight that was cast without a graph is to be cast with one
+                torch.clear_autocast_cache()
             inputs = (hidden, step, sequences, cache)
             with torch.set_grad_enabled(torch.is_grad_enabled() and step >= first):
                 new_hidden = run_layer(self.recurrent, again, *inputs, **injected, **layer_inputs)

@@ -102,7 +102,7 @@ def gate_means(model: Any, input_ids: torch.Tensor, depth: int) -> list[float]:
 
     handle = gate.register_forward_hook(record)
     try:
-        model(input_ids=input_ids, depth=depth, use_cache=False)
+        model(input_ids=input_ids, depth=depth, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
     return means

@@ -99,6 +99,9 @@ def read_shallow(model: Any, inputs: dict[str, Any], drawn: DrawnDepth) -> torch
     if drawn.shallow is None:
         return None
     output = model(**inputs, depth=drawn.shallow)
+    # Under FSDP autocast stands around this call and the next: that is not to use weights which
+    # were cast here, without a graph.
+    torch.clear_autocast_cache()
     state: torch.Tensor = output.hidden_states[-1]
     return state
 

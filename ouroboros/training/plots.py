@@ -37,25 +37,33 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
     ]
 
 
-def plot_training(history: History) -> bytes:
-    """Draws training loss and held-out loss by depth over train steps; returns a PNG."""
+def plot_training(history: History, terms: str = "") -> bytes:
+    """Draws training loss and held-out loss by depth over train steps; returns a PNG.
+
+    Args:
+        history: what was logged.
+        terms: what the training loss is made of, where it is not next-token loss alone.
+    """
     figure, axes = _new_figure()
     steps, losses = series(history, "loss")
     if steps:
         width = max(1, len(steps) // 30)
         mean = width > 1  # else both lines would be one
         mark = "o" if len(steps) == 1 else None
+        name = f"training ({terms})" if terms else "training"
         color, line = ("0.8", 0.8) if mean else ("0.35", 1.5)
-        label = "training, each step" if len(steps) > 1 else "training"
+        label = f"{name}, each step" if len(steps) > 1 else name
         axes.plot(steps, losses, color=color, linewidth=line, marker=mark, label=label)
         if mean:
-            label = f"training, mean of {width} steps"
+            label = f"{name}, mean of {width} steps"
             axes.plot(steps, smooth(losses, width), color="0.35", linewidth=1.5, label=label)
+    kind = " CE" if terms else ""
     for depth, key in numbered_keys(history, EVAL_LOSS):
-        axes.plot(*series(history, key), marker="o", markersize=3, label=f"held-out, depth {depth}")
+        label = f"held-out{kind}, depth {depth}"
+        axes.plot(*series(history, key), marker="o", markersize=3, label=label)
     axes.set_title("Loss while training")
     axes.set_xlabel("train step (optimizer updates)")
-    axes.set_ylabel("next-token loss (nats per token)")
+    axes.set_ylabel(f"{'' if terms else 'next-token '}loss (nats per token)")
     return _to_png(figure, axes)
 
 
@@ -95,7 +103,7 @@ def _to_png(figure: Figure, axes: Axes) -> bytes:
         MaxNLocator(integer=True, min_n_ticks=1)
     )  # there is no half a step
     if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+        axes.legend(loc="upper right")  # matplotlib's choice of a place takes its time
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

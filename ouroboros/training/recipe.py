@@ -246,6 +246,14 @@ class TrainOptions:
         low, high = self.depth_range
         return tuple(sorted(set(self.eval_depths or (low, (low + high) // 2, high))))
 
+    @property
+    def loss_terms(self) -> str:
+        """What the training loss is made of; "" where it is the cross-entropy alone."""
+        share = self.distill if self.teacher else 0.0
+        terms = [(1 - share, "CE"), (share, "KL"), (self.depth_term, "depth term")]
+        named = [f"{weight:g} {name}" for weight, name in terms if weight]
+        return "" if named == ["1 CE"] else " + ".join(named)
+
     def exactness(self) -> dict[str, Any]:
         """Returns the options on which the final weights depend, as JSON values.
 

@@ -15,36 +15,31 @@ import torch
 from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, papers_of, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.model.halting import drop_halter
-from ouroboros.model.limits import check_ids, check_seq_len
+from ouroboros.model.limits import check_seq_len
 from ouroboros.source.locate import quiet_transformers
 from ouroboros.storage.adapters import Update, read_updates, write_updates
-from ouroboros.text.corpus import read_whole, text_name
-from ouroboros.text.overlap import SHARED_WORDS, Overlap
-from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
+from ouroboros.text.windows import PackedWindows
 from ouroboros.training import state
 from ouroboros.training.adapters import Adapters, gather_updates, mark_trained
 from ouroboros.training.arguments import tensorboard, training_arguments
-from ouroboros.training.frozen_states import StatedWindows, open_states
+from ouroboros.training.frozen_states import StatedWindows, open_states, state_folder
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.qat import round_as_asked
 from ouroboros.training.sharded import asked_in_vain, put
 from ouroboros.training.teacher import load_teacher
+from ouroboros.training.texts import read_texts
 from ouroboros.training.trainer import OuroborosTrainer
 from runtime.files.atomic import check_place
 from runtime.files.destinations import ADAPTERS, CHECKPOINT, RUN
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
     from transformers import TrainingArguments
 
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
-
-OVERLAP_TOLD = 0.01
-"""Share of a held-out text that may stand in the training text without a word."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,7 @@ class TrainReport:
         tokens_per_s: training tokens a second in this process; 0 where nothing was left to do.
         loss: training loss at the last logged step.
         heldout: mean held-out loss at the end by depth; empty without held-out text.
+        main: whether this process, of several, wrote it and is the one to tell of it.
         history: all that was logged in order, in earlier parts of a resumed run too; `step` is the
             train step.
     """
@@ -66,6 +62,7 @@ class TrainReport:
     tokens_per_s: float
     loss: float
     heldout: dict[int, float]
+    main: bool
     history: tuple[Mapping[str, Any], ...]
 
 
@@ -114,17 +111,18 @@ def _train(
     console = console or RichConsole(quiet=True)
     began = time.perf_counter()
     state_dir = out / "state"
-    _check_out(checkpoint, out, resume, (*options.data, *options.eval))
-    model, tokenizer = _load(checkpoint, options)
-    windows, heldout = _read_texts(options, model, tokenizer, console)
-    earlier, adapters = read_updates(checkpoint), mark_trained(model, options)
-    rounded = round_as_asked(model, options)
-    head = rounded.head if rounded else model.lm_head.weight
+    kept = [state_folder(options.state_cache)] if options.state_cache else []
+    _check_out(checkpoint, out, resume, (*options.data, *options.eval, *kept))
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
     if not main:
         console = RichConsole(quiet=True)
-    _drop_halter(model, checkpoint, console)
+    model, tokenizer = _load(checkpoint, options)
+    windows, heldout = read_texts(options, model.config.vocab_size, tokenizer, console)
+    earlier, adapters = read_updates(checkpoint), mark_trained(model, options)
+    rounded = round_as_asked(model, options)
+    head = rounded.head if rounded else model.lm_head.weight
+    _drop_fitted(model, options, checkpoint, console)
     states = _open_states(model, head, windows, options, arguments, console, opened)
     teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
     taught = states.teacher if states else teacher.sha256 if teacher else ""
@@ -132,7 +130,7 @@ def _train(
     found = _find_state(state_dir, fingerprint, console) if resume else None
     arguments.eval_on_start = found is None
     windows_a_step = options.batch_size * options.grad_accum * arguments.world_size
-    _describe(model, windows, options, windows_a_step, console)
+    _describe(model, windows, options, windows_a_step, arguments.device, console)
     display = ProgressDisplay(console, windows_a_step * options.seq_len)
     use_cache = model.config.use_cache
     with quiet_transformers():
@@ -177,6 +175,7 @@ def _train(
         tokens_per_s=display.tokens_per_s(trainer.state.global_step),
         loss=_last(history, "loss"),
         heldout={depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in scored},
+        main=main,
         history=tuple(history),
     )
 
@@ -187,9 +186,10 @@ def _run(
     """Trains from where a state was found, or from the start."""
     try:
         trainer.train(resume_from_checkpoint=str(found) if found else None)
-        last = EVAL_LOSS.format(depth=trainer.options.scored_depths[-1])
+        asked = [EVAL_LOSS.format(depth=depth) for depth in trainer.options.scored_depths]
         # A run that is resumed at its end may be asked for scores that it never took.
-        if trainer.heldout and math.isnan(_last(trainer.state.log_history, last)):
+        missing = any(math.isnan(_last(trainer.state.log_history, key)) for key in asked)
+        if trainer.heldout and missing:
             trainer.evaluate()
     except OSError as error:
         raise TrainingError(
@@ -216,6 +216,7 @@ def _fingerprint(
         **({"states": states.describe(), state.STATES: states.sha256} if states else {}),
         "world_size": arguments.world_size,
         state.THREADS: torch.get_num_threads(),
+        state.MACHINE: f"{arguments.device.type} with torch {torch.__version__}",
     }
 
 
@@ -232,6 +233,7 @@ def _rebuild(
     """The trained model in one piece, of the checkpoint and what was trained of it."""
     model, _ = load_with_tokenizer(checkpoint)
     drop_halter(model)
+    model.config.qat = {}  # FSDP trains none
     adapters = mark_trained(model, options)
     parameters = dict(model.named_parameters())
     for name, tensor in trained.items():
@@ -239,8 +241,16 @@ def _rebuild(
     return model, adapters
 
 
-def _drop_halter(model: OuroborosForCausalLM, checkpoint: Path, console: Console) -> None:
-    """Trains without a halter: fitted to the weights before, it would choose wrongly after."""
+def _drop_fitted(
+    model: OuroborosForCausalLM, options: TrainOptions, checkpoint: Path, console: Console
+) -> None:
+    """Trains without a halter, which would choose wrongly; says what was fitted and will not be."""
+    if model.config.qat and options.qat == "none":
+        _warn(
+            console,
+            f"{checkpoint} was trained for rounded weights, and is trained on here for unrounded "
+            f"ones; --qat int{model.config.qat['bits']} keeps to what it was",
+        )
     if model.config.halting:
         _warn(
             console,
@@ -253,30 +263,6 @@ def _drop_halter(model: OuroborosForCausalLM, checkpoint: Path, console: Console
 def _warn(console: Console, line: str) -> None:
     text = f"warning: {line}"
     console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def _read_texts(
-    options: TrainOptions, model: OuroborosForCausalLM, tokenizer: Any, console: Console
-) -> tuple[PackedWindows, dict[str, np.ndarray]]:
-    """The training windows, and the held-out ones [n, seq] by text, of ids that the model has."""
-
-    def say(line: str) -> None:
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-    heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows, say)
-    overlap = Overlap({text_name(path): read_whole(path) for path in options.eval})
-    watch = overlap.look if options.eval else None
-    windows = load_windows(options.data, tokenizer, options.seq_len, say, watch)
-    for name, share in overlap.shares().items():
-        if share >= OVERLAP_TOLD:
-            say(
-                f"warning: {share:.0%} of the runs of {SHARED_WORDS} words of held-out text "
-                f"{name!r} stand in the training text too; its loss is not that of unseen text"
-            )
-    check_ids("the training text", windows.input_ids, model.config.vocab_size)
-    for name, array in heldout.items():
-        check_ids(f"held-out text {name!r}", array, model.config.vocab_size)
-    return windows, heldout
 
 
 def _open_states(
@@ -323,8 +309,8 @@ def _check_depths(options: TrainOptions, max_depth: int) -> None:
 
 def _how_to_go_on(state_dir: Path) -> str:
     if state.list_steps(state_dir):
-        return "the states saved before are whole: make room and go on with --resume"
-    return "no state was saved before: make room and start again"
+        return "the states saved before are whole: mend that and go on with --resume"
+    return "no state was saved before: mend that and start again"
 
 
 def _find_state(state_dir: Path, fingerprint: Mapping[str, Any], console: Console) -> Path | None:
@@ -348,18 +334,24 @@ def _describe(
     windows: PackedWindows,
     options: TrainOptions,
     a_step: int,
+    device: torch.device,
     console: Console,
 ) -> None:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
     passes = options.train_steps * a_step / len(windows)
     console.print(
-        f"training {trainable:,} of {whole:,} parameters at depth {options.depth}; "
+        f"training {trainable:,} of {whole:,} parameters on {_name(device)} at depth "
+        f"{options.depth}; "
         f"{len(windows):,} windows of {windows.seq_len} tokens, {a_step} a train step, "
         f"{passes:.2f} passes in {options.train_steps} train steps",
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def _publish(
@@ -376,7 +368,7 @@ def _publish(
         {*(model.config.trained_depths or []), *range(low, high + 1)}
     )
     files: dict[str, Path | bytes] = {**papers_of(checkpoint)}
-    files["training.png"] = plot_training(history)
+    files["training.png"] = plot_training(history, options.loss_terms)
     if any(GATE.format(step=1) in entry for entry in history):
         files["gate.png"] = plot_gates(history)
     if updates:

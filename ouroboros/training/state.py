@@ -24,6 +24,7 @@ HASHES = "hashes.json"
 OPTIONS = "options.json"
 # On how many threads a sum is split decides the order of its terms, and so its last bits.
 THREADS = "cpu_threads"
+MACHINE = "machine"
 # Kept states that were computed again, on another machine say, may differ in their last bits too.
 STATES = "states_sha256"
 KEPT = 2
@@ -142,13 +143,13 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
     """Refuses to go on with options other than those the state was written with.
 
     Another number of CPU threads is no reason to refuse, as another machine may have other cores,
-    nor are states of prelude and teacher that were computed again; but the run is then not certain
-    to end in the same bits, which `warn` gets told.
+    nor are another device or torch, nor states of prelude and teacher that were computed again; but
+    the run is then not certain to end in the same bits, which `warn` gets told.
 
     Args:
         folder: the state.
         options: what the run would go on with.
-        warn: gets one line where only the threads differ, and one where only the kept states do.
+        warn: gets a line for each of those that is another.
 
     Raises:
         TrainingError: Some option differs; the message names each with both values.
@@ -156,6 +157,7 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
     saved = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
     given = json.loads(json.dumps(dict(options)))
     before, now = saved.pop(THREADS, None), given.pop(THREADS, None)
+    made_on, made_now = saved.pop(MACHINE, None), given.pop(MACHINE, None)
     read_before, read_now = saved.pop(STATES, None), given.pop(STATES, None)
     differing = [
         f"{name} was {saved.get(name)!r}, now {given.get(name)!r}"
@@ -171,6 +173,11 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
         warn(
             f"warning: the run began on {before} CPU threads and goes on with {now}: the last bits "
             f"of its weights may differ (OMP_NUM_THREADS={before} makes them the same)"
+        )
+    if made_on and made_on != made_now:  # states of before don't say it
+        warn(
+            f"warning: the run began on {made_on} and goes on on {made_now}: the last bits of "
+            "its weights may differ"
         )
     if read_before != read_now:
         warn(

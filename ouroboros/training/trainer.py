@@ -154,18 +154,21 @@ class OuroborosTrainer(Trainer):
         targets = inputs["labels"][:, 1:].reshape(-1)
         own, head = _predicting(output.hidden_states[-1]), whole(self._unwrapped().lm_head.weight)
         guide = None if guide is None else _predicting(guide)
-        loss = head_loss(
-            own,
-            head,
-            targets,
-            guide,
-            options.distill,
-            options.temperature,
-            self.piece_loss,
-            self.teacher_head,
-        )
-        if shallow is not None:
-            loss = loss + options.depth_term * depth_loss(own, _predicting(shallow), head, targets)
+        # The model's own forward() has autocast around it; the head's products stand outside.
+        with self.accelerator.autocast():
+            loss = head_loss(
+                own,
+                head,
+                targets,
+                guide,
+                options.distill,
+                options.temperature,
+                self.piece_loss,
+                self.teacher_head,
+            )
+            if shallow is not None:
+                term = depth_loss(own, _predicting(shallow), head, targets)
+                loss = loss + options.depth_term * term
         loss = self._per_token(loss, targets, num_items_in_batch)
         if not math.isfinite(loss.detach()):
             # Before the update, so that weights and saved states are the last good ones.

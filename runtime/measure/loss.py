@@ -54,6 +54,11 @@ class ScoredBundle:
         return self.engine.manifest.model
 
     @property
+    def folded(self) -> None:
+        """A bundle does not say which layer it loops."""
+        return None
+
+    @property
     def max_depth(self) -> int:
         """The largest depth it runs."""
         return self.engine.manifest.depth.max

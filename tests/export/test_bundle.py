@@ -17,6 +17,7 @@ from export.cases import record_cases
 from export.errors import ExportError
 from export.tensorrt.options import check_options
 from ouroboros import load_checkpoint, save_checkpoint
+from ouroboros.errors import DataError
 from runtime.bundle.reader import open_bundle
 from tests.support.tiny import MAX_DEPTH
 
@@ -184,6 +185,47 @@ def test_full_disk_is_named_where_numpy_only_counts(
     with pytest.raises(ExportError, match="can't write the bundle: the disk is full; what was"):
         export_bundle(tiny_checkpoint, tmp_path / "out", max_depth=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_may_be_named_as_text(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    text = str(tmp_path / "nowhere.txt")
+    with pytest.raises(DataError, match=r"nowhere\.txt"):
+        export_bundle(tiny_checkpoint, tmp_path / "out", precision="int8", calibration=text)
+
+
+def test_it_is_said_that_a_chat_template_needs_jinja(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise ExportError("far enough")
+
+    monkeypatch.setattr("export.bundle.compile_graph", stop)
+    shutil.copytree(tiny_checkpoint, tmp_path / "dated")
+    plain = (tiny_checkpoint / "chat_template.jinja").read_text()
+    dated = plain + "{{ '!' if strftime_now('%m') == '13' }}"
+    (tmp_path / "dated" / "chat_template.jinja").write_text(dated)
+    for checkpoint, told in ((tiny_checkpoint, 0), (tmp_path / "dated", 1)):
+        lines: list[str] = []
+        with pytest.raises(ExportError, match="far enough"):
+            export_bundle(checkpoint, tmp_path / "out", report=lines.append)
+        assert sum("engines without Jinja can't render it" in line for line in lines) == told
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_replaced_meanwhile_is_not_half_of_a_bundle(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+
+    def replace_it(line: str) -> None:
+        if line.startswith("recording"):
+            shutil.rmtree(checkpoint)
+            shutil.copytree(tiny_checkpoint, checkpoint)
+
+    with pytest.raises(ExportError, match="checkpoint was replaced while it was exported; export"):
+        export_bundle(checkpoint, tmp_path / "out", max_depth=2, report=replace_it)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_export_through_the_command_line(

@@ -20,6 +20,7 @@ from runtime.parity.verdict import PASS
 from tests.support.tiny import MAX_DEPTH, randomise
 
 DEPTHS = (1, 2, 3)
+TRAINED = (2, 5)  # the second is deeper than the bundle runs, and still says that it was trained
 # Any two values that go together stand together in a row: a fault that needs two is found. `block`
 # is how many layers are looped; the last row holds no pair of its own, but a third layer and a
 # gate whose first step starts open.
@@ -95,11 +96,12 @@ def build(original: Path, folder: Path, variant: Variant) -> Path:
         model.save_pretrained(folder / "untied")
         AutoTokenizer.from_pretrained(original).save_pretrained(folder / "untied")
         original = folder / "untied"
-    options = {"rank": 4, "max_depth": 3, "depth": 2, "norm_init": "ones"}
+    options = {"rank": 4, "max_depth": 5, "depth": 2, "norm_init": "ones"}
     convert(str(original), folder / "checkpoint", **options, **variant.options)
     converted, tokenizer = load_checkpoint(folder / "checkpoint")
     assert converted.config.tie_word_embeddings == variant.tied
     randomise(converted)
+    converted.config.trained_depths = list(TRAINED)
     save_checkpoint(converted, tokenizer, folder / "checkpoint")
     export_bundle(folder / "checkpoint", folder / "bundle", max_depth=max(DEPTHS))
     return folder / "bundle"
@@ -117,7 +119,9 @@ def test_variant_equals_pytorch(tiny_original: Path, tmp_path: Path, variant: Va
     report = check_bundle(bundle, threads=1)
     assert report.verdict == PASS, [r.to_json() for r in report.rows if r.verdict != PASS][:3]
     assert report.depths == DEPTHS
-    model = read_manifest(bundle).model
+    manifest = read_manifest(bundle)
+    model = manifest.model
+    assert manifest.depth.trained == TRAINED
     for name in ("pooling", "bridge", "prelude", "coda"):
         assert getattr(model, name) == variant.options[name], name
 

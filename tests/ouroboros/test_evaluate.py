@@ -181,6 +181,23 @@ def test_eval_scores_the_original_whole_and_shortened(
     assert rows["dropped"]["mean"] != rows["full"]["mean"]
 
 
+def test_eval_scores_the_original_beside_a_bundle(
+    tiny_bundle: Path, tiny_checkpoint: Path, tiny_original: Path, heldout: Path, tmp_path: Path
+) -> None:
+    """A bundle does not say which layer it loops; the checkpoint that it was made from does."""
+    scores = tmp_path / "s.json"
+    arguments = ["--text", heldout, "--seq-len", 8, "--windows", 1, "--json", scores, "--depth", 2]
+    arguments += ["--original", tiny_original]
+    for more, names in (
+        ([], ["full", "trained"]),
+        (["--converted", tiny_checkpoint], ["full", "dropped", "converted", "trained"]),
+    ):
+        result = ouro("eval", tiny_bundle, *arguments, *more)
+        assert result.exit_code == 0, (result.output, result.exception)
+        rows = json.loads(scores.read_text())["rows"]
+        assert [row["model"] for row in rows] == names
+
+
 def test_eval_refuses_bad_input(
     checkpoint: Path,
     heldout: Path,

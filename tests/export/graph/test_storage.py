@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,14 +14,18 @@ import pytest
 import torch
 from torch import nn
 
+from export.graph.compile import compile_graph
+from export.graph.passes.weight_only import graphs_of
 from export.graph.stitch import build_graph
 from export.graph.storage import _content, save_graph
 from export.graph.trace import plain_weights
+from export.manifest import _count_bytes
 from export.precision import PRECISIONS, Precision
 from ouroboros import load_checkpoint
 from runtime.bundle.reader import hash_file
 from tests.support.paths import ROOT
 from tests.support.processes import WITH_KEPT_TRACES, run_ouro
+from tests.support.training import tiny_model
 
 
 @pytest.mark.slow
@@ -47,6 +52,25 @@ def test_joined_weights_are_made_once_and_when_they_are_written(
     expected = model.coda[1].mlp.down_proj.weight.T.numpy(force=True)
     assert written.const_value is not None
     assert np.array_equal(written.const_value.numpy(), expected)
+
+
+@pytest.mark.parametrize("changes", [{"modulation": "free"}, {"bases": "per_step"}])
+def test_a_step_reads_one_base_and_holds_none_that_it_can_not_reach(
+    changes: dict[str, Any],
+) -> None:
+    """So that it counts as many bytes as with one base for all steps."""
+    depth, found = 2, {}
+    for name, more in (("one", {"bases": "mean"}), ("several", changes)):
+        modulation = {"modulation": "static", **more}
+        model = tiny_model(prelude=1, coda=1, max_depth=6, **modulation)
+        graph, _ = compile_graph(model, PRECISIONS["fp32"], depth)
+        (body,) = list(graphs_of(graph))[1:]
+        shapes = [value.shape for key, value in body.initializers.items() if ".low_rank." in key]
+        found[name] = _count_bytes(graph)["step_bytes"]
+        if name == "several":
+            assert shapes
+            assert {shape[0] for shape in shapes if shape is not None} == {depth}
+    assert found["several"] == pytest.approx(found["one"], rel=0.01)
 
 
 def test_matrices_stored_as_integers_are_not_joined_as_floats(tiny_checkpoint: Path) -> None:

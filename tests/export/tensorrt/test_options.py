@@ -27,6 +27,8 @@ from tests.support.tiny import MAX_DEPTH
         ({"max_seq": 27}, "max_seq=27 is not allowed: the recorded cases that `ouro check`"),
         ({"workspace_mb": 0}, "workspace_mb=0 is not allowed; give 1 or more"),
         ({"opt_batch": 0}, "opt_batch=0 is not allowed; give 1 or more"),
+        ({"opt_batch": 5}, "opt_batch=5 is above what a plan takes; give 4, or more with --max-b"),
+        ({"opt_past": 513}, "opt_past=513 is above what a plan takes; give 512, or more with --m"),
         ({"opt_past": -1}, "opt_past=-1 is not allowed; give 0 or more"),
         ({"timing_cache": Path("tests")}, "timing_cache=tests is a directory, or its"),
         ({"timing_cache": Path("no/cache")}, "timing_cache=no/cache is a directory, or its"),
@@ -35,6 +37,17 @@ from tests.support.tiny import MAX_DEPTH
 def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ExportError, match=words.replace(".", r"\.")):
         check_options(TrtOptions(**options), 512)
+
+
+def test_what_is_served_best_is_within_the_limits() -> None:
+    """What was not asked for is lowered to them without a word."""
+    assert check_options(TrtOptions(opt_batch=4, opt_past=512, opt_new=512), 512) == 512
+    assert check_options(TrtOptions(max_seq=64), 512) == 64  # 256 are served best by default
+    with pytest.raises(ExportError, match=r"give 512: a prompt is read by 512 tokens$"):
+        check_options(TrtOptions(opt_new=513), 2048)
+    with pytest.raises(ExportError, match=r"give 128, or more with --max-seq$"):
+        check_options(TrtOptions(opt_new=129, max_seq=100), 2048)
+    assert check_options(TrtOptions(opt_new=2048), 2048, whole_prompt=True) == 2048
 
 
 def test_a_prompt_that_comes_whole_needs_the_room_of_the_one_that_is_replayed() -> None:

@@ -118,7 +118,8 @@ def test_new_checkpoint_goes_into_the_old_plan(
         ({"compute_capabilities": ("8.9",)}, {}, "capabilities=9.0, asked for is 8.9"),
         ({"max_batch": 8}, {}, r"input_ids up to \[4, 1\], asked for is \[8, 1\]; give the --max-"),
         ({"max_seq": 64}, {}, r"attention_mask up to \[4, 513\], asked for is \[4, 65\]"),
-        ({"timing_cache": Path("cache")}, {}, "refit_from builds nothing"),
+        ({"timing_cache": Path("cache")}, {}, "timing_cache is of a build, and refit_from builds"),
+        ({"workspace_mb": 64}, {}, "workspace_mb is of a build, and refit_from builds nothing"),
     ],
 )
 def test_plan_for_something_else_is_refused(

@@ -59,6 +59,15 @@ def test_repository_is_what_triton_expects(tiny_bundle: Path, tmp_path: Path) ->
     assert config.parameters["ouroboros.depth_max"].string_value == "5"
 
 
+def test_instances_run_where_triton_can_run_them(tiny_bundle: Path, tmp_path: Path) -> None:
+    """On a machine without a GPU a group of KIND_GPU would not load."""
+    from tritonclient.grpc import model_config_pb2 as schema
+
+    write_triton(tiny_bundle, tmp_path / "models")
+    (group,) = parse(tmp_path / "models").instance_group
+    assert (group.count, group.kind) == (1, schema.ModelInstanceGroup.KIND_AUTO)
+
+
 def test_every_tensor_is_described_as_the_session_has_it(tiny_bundle: Path, tmp_path: Path) -> None:
     import onnxruntime
     from tritonclient.grpc import model_config_pb2 as schema
@@ -228,7 +237,7 @@ def test_command_line_refuses_what_triton_cannot_serve_at_once(
     ("options", "words"),
     [
         ({"backend": "torch"}, "backend=torch is not Triton's; allowed: onnxruntime, tensorrt"),
-        ({"device": "tpu"}, "device=tpu is not Triton's; allowed: cpu, gpu"),
+        ({"device": "tpu"}, "device=tpu is not Triton's; allowed: auto, cpu, gpu"),
         ({"name": "../x"}, "the model name '../x' can't be a directory"),
         ({"instances": 0}, "instances=0 would serve nothing; allowed: 1 or more"),
         ({"backend": "tensorrt"}, "tensorrt backend needs the name of a plan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -35,6 +36,18 @@ def test_resuming_a_finished_run_publishes_it_again(
     report = train(checkpoint, out, options(corpus), resume=True)
     assert report.tokens_per_s == 0
     assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_finished_run_is_scored_at_whatever_depths_are_asked_for(
+    corpus: Path, checkpoint: Path
+) -> None:
+    out = corpus.parent / "trained"
+    given = {"eval": (next(corpus.iterdir()),), "eval_windows": 1}
+    train(checkpoint, out, options(corpus, eval_depths=(1, 3), **given))
+    again = options(corpus, eval_depths=(1, 2, 3), **given)
+    report = train(checkpoint, out, again, resume=True)
+    assert sorted(report.heldout) == [1, 2, 3]
+    assert all(math.isfinite(loss) for loss in report.heldout.values())
 
 
 DISTILLED = {

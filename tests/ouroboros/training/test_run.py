@@ -20,7 +20,9 @@ from ouroboros.errors import ConfigError, TrainingError
 from ouroboros.halting.options import HalterOptions
 from ouroboros.halting.run import make_halter
 from ouroboros.text.windows import collate
+from ouroboros.training import depth as depth_module
 from ouroboros.training import plots
+from ouroboros.training import trainer as trainer_module
 from ouroboros.training.depth import draw_depth
 from ouroboros.training.order import RunOrder
 from ouroboros.training.plots import GATE
@@ -28,7 +30,7 @@ from ouroboros.training.run import train
 from ouroboros.training.state import list_steps
 from ouroboros.training.trainer import OuroborosTrainer
 from tests.support.halting import write_halting
-from tests.support.training import options, packed, tiny_model, tiny_tokenizer
+from tests.support.training import options, packed, tiny_model, tiny_tokenizer, write_teacher
 
 
 def test_gradients_accumulate_as_one_large_batch(corpus: Path, checkpoint: Path) -> None:
@@ -117,6 +119,55 @@ def test_bfloat16_keeps_float32_weights(corpus: Path, checkpoint: Path) -> None:
     # Steps of 1e-2 and less around 1.0, where bfloat16 only knows multiples of 2^-7 or 2^-8.
     assert change.max() > 0
     assert (model.recurrent.norm.weight.bfloat16().float() != model.recurrent.norm.weight).any()
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_heads_products_are_of_the_precision_asked_for(
+    corpus: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    kind: torch.dtype,
+) -> None:
+    """Of the student, the teacher and the shallower read-out alike: they are the widest of all."""
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def watch(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+
+        def noting(hidden: Any, other: Any, head: Any, *rest: Any) -> Any:
+            seen.setdefault(name, set()).update(one.dtype for one in (hidden, other, head))
+            return plain(hidden, other, head, *rest)
+
+        monkeypatch.setattr(module, name, noting)
+
+    watch(trainer_module, "piece_loss")
+    watch(depth_module, "_depth_piece")
+    teacher = write_teacher(checkpoint, corpus.parent / "teacher")
+    given = {"precision": precision, "depth_term": 0.5, "teacher": str(teacher)}
+    train(checkpoint, corpus.parent / "trained", options(corpus, **given))
+    assert seen == {"piece_loss": {kind}, "_depth_piece": {kind}}
+
+
+def test_states_are_not_kept_in_what_is_written(corpus: Path, checkpoint: Path) -> None:
+    out = corpus.parent / "trained"
+    with pytest.raises(TrainingError, match=r"trained holds .*kept, which it is made from"):
+        train(checkpoint, out, options(corpus, state_cache=str(out / "kept")))
+
+
+def test_it_is_said_on_what_is_trained_and_that_rounding_is_left(
+    corpus: Path, checkpoint: Path
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["qat"] = {"bits": 4, "block": 32, "symmetric": True}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    written = io.StringIO()
+    console = Console(file=written, width=400)
+    train(checkpoint, corpus.parent / "out", options(corpus), console=console)
+    assert "parameters on CPU at depth 1-3" in written.getvalue()
+    assert "was trained for rounded weights" in written.getvalue()
+    assert "--qat int4 keeps to" in written.getvalue()
+    assert load_checkpoint(corpus.parent / "out")[0].config.qat == {}
 
 
 def test_loss_that_is_no_number_stops_the_run(corpus: Path, checkpoint: Path) -> None:
@@ -253,6 +304,29 @@ def test_picture_has_whole_train_steps_and_no_line_twice(
     assert not any("mean of 1 " in label for label in labels)
     if count == 1:
         assert axes[0].get_lines()[0].get_marker() == "o"
+    assert axes[0].get_ylabel() == "next-token loss (nats per token)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "terms"),
+    [
+        ({}, ""),
+        ({"teacher": "t"}, "0.5 CE + 0.5 KL"),
+        ({"teacher": "t", "distill": 1.0}, "1 KL"),
+        ({"depth_term": 0.25}, "1 CE + 0.25 depth term"),
+    ],
+)
+def test_what_the_training_loss_is_made_of_is_said(
+    corpus: Path, changes: dict[str, Any], terms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn beside held-out cross-entropy, a share of it would look like overfitting."""
+    assert options(corpus, **changes).loss_terms == terms
+    axes: list[Any] = []
+    monkeypatch.setattr(plots, "_to_png", lambda f, a: axes.append(a) or b"")
+    plots.plot_training([{"step": 1, "loss": 2.0}, {"step": 1, "eval_loss_depth_2": 3.0}], terms)
+    labels = [line.get_label() for line in axes[0].get_lines()]
+    mixed = [f"training ({terms})", "held-out CE, depth 2"]
+    assert labels == (mixed if terms else ["training", "held-out, depth 2"])
 
 
 @pytest.mark.parametrize("kind", ["trained", "confidence"])

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from ouroboros.errors import CheckpointError, TrainingError
 from ouroboros.training.run import train
 from ouroboros.training.state import (
+    MACHINE,
     THREADS,
     check_options,
     find_newest_valid,
@@ -110,6 +111,20 @@ def test_other_threads_are_warned_of(tmp_path: Path) -> None:
         check_options(folder, {"seed": 2, THREADS: 8}, pytest.fail)
 
 
+def test_another_device_is_warned_of(tmp_path: Path) -> None:
+    """Unless the state does not say on which it began."""
+    folder = tmp_path / "state" / "step-1"
+    folder.mkdir(parents=True)
+    write_options(folder, {"seed": 1})
+    check_options(folder, {"seed": 1, MACHINE: "cpu with torch 2.9.0"}, pytest.fail)
+    write_options(folder, {"seed": 1, MACHINE: "cuda with torch 2.9.0"})
+    check_options(folder, {"seed": 1, MACHINE: "cuda with torch 2.9.0"}, pytest.fail)
+    warnings: list[str] = []
+    check_options(folder, {"seed": 1, MACHINE: "cpu with torch 2.9.0"}, warnings.append)
+    (line,) = warnings
+    assert "began on cuda with torch 2.9.0 and goes on on cpu with torch 2.9.0" in line
+
+
 def test_run_refuses_a_folder_in_use_and_other_options(
     corpus: Path,
     checkpoint: Path,
@@ -198,7 +213,7 @@ def test_full_disk_says_how_to_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"ouroboros.training.trainer.{where}", save_while_there_is_room)
-        with pytest.raises(TrainingError, match="no state was saved before: make room and start"):
+        with pytest.raises(TrainingError, match="no state was saved before: mend that and start"):
             train(checkpoint, out, run)
         room = 1
         with pytest.raises(TrainingError, match=r"saved before are whole.* go on with --resume"):

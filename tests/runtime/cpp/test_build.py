@@ -240,12 +240,15 @@ def test_program_keeps_the_onnxruntime_it_has_loaded(tmp_path: Path, tiny_bundle
 def test_static_library_with_tensorrt_is_used_the_same_way(
     tmp_path: Path, tiny_bundle: Path, answer: str
 ) -> None:
-    """TensorRT is a stand-in to link against: that, and what a machine without a GPU does then."""
+    """TensorRT is a stand-in to link against: that, and what a machine without a GPU does then.
+
+    Built as distributions do, many files at once.
+    """
     built(LIBRARY)
     run([sys.executable, "-m", "runtime.cpp.tools.fetch_deps", DEPS, "--tensorrt"], folder=ROOT)
     cmake, build, prefix = DEPS / "bin/cmake", tmp_path / "build", tmp_path / "prefix"
     given = ["-DBUILD_SHARED_LIBS=OFF", "-DOURO_BUILD_CLI=OFF", "-DOURO_BUILD_TESTS=OFF"]
-    given.append("-DCMAKE_CXX_FLAGS_RELEASE=-O0")  # half the time to compile
+    given += ["-DCMAKE_CXX_FLAGS_RELEASE=-O0", "-DCMAKE_UNITY_BUILD=ON"]  # a third of the time
     run([cmake, "--preset", "tensorrt", "-B", build, *given], folder=HOME)
     run([cmake, "--build", build, "--parallel", "2"])
     run([cmake, "--install", build, "--prefix", prefix])

@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kAgain[] = "copy or export it again";
+constexpr char kCopyAgain[] = "copy or export it again";
 constexpr std::size_t kMostLinks = 400;  // on the way to one file
 
 std::string describe(int code) { return std::generic_category().message(code); }
@@ -98,14 +98,14 @@ void verify_file(const fs::path& folder, const std::string& name, const FileSpec
                        "copy the file in its place");
   }
   if (type_of(file, file, false) != fs::file_type::regular) {
-    throw bundle_error(say("the bundle {} lacks {}", folder.native(), name), kAgain);
+    throw bundle_error(say("the bundle {} lacks {}", folder.native(), name), kCopyAgain);
   }
   std::string digest;
   try {
     const std::uintmax_t size = fs::file_size(file);
     if (size != static_cast<std::uintmax_t>(spec.bytes)) {
       throw bundle_error(
-          say("{} has {} bytes, its manifest says {}", file.native(), size, spec.bytes), kAgain);
+          say("{} has {} bytes, its manifest says {}", file.native(), size, spec.bytes), kCopyAgain);
     }
     digest = hash_file(file);
   } catch (const std::system_error& error) {
@@ -115,7 +115,7 @@ void verify_file(const fs::path& folder, const std::string& name, const FileSpec
   if (digest != spec.sha256) {
     throw bundle_error(say("{} is damaged or was changed: sha256 {}..., its manifest says {}...",
                            file.native(), digest.substr(0, 12), spec.sha256.substr(0, 12)),
-                       kAgain);
+                       kCopyAgain);
   }
 }
 
@@ -152,7 +152,7 @@ std::string read_plan(const fs::path& file, const std::string& sha256) {
   throw bundle_error(say("{} is damaged or was changed: sha256 {}..., its manifest says {}...; it "
                          "was not loaded",
                          file.native(), digest.substr(0, 12), sha256.substr(0, 12)),
-                     kAgain);
+                     kCopyAgain);
 }
 
 Manifest read_manifest(const fs::path& path) {

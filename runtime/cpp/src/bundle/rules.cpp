@@ -15,7 +15,7 @@
 namespace ouro::core {
 namespace {
 
-constexpr char kAgain[] = "export the bundle again";
+constexpr char kExportAgain[] = "export the bundle again";
 
 template <class... Parts>
 void require(bool condition, std::string_view pattern, const Parts&... parts) {
@@ -40,7 +40,7 @@ void allow_in_chat(const std::string& where, const std::string& value, Texts all
   if (has(allowed, value)) return;
   throw bundle_error(say("the compiled chat template's {} is {}, allowed: {}", where,
                          first_points(repr(value), 60), join(allowed, false)),
-                     kAgain);
+                     kExportAgain);
 }
 
 void check_sha256(const std::string& text, const std::string& where, const char* why = "") {
@@ -58,7 +58,7 @@ void check_chat(const ChatSpec& chat) {
   }
   for (const char* name : {"user", "assistant"}) {
     if (names.count(name) > 0) continue;
-    throw bundle_error(say("the compiled chat template has no role {}", repr(name)), kAgain);
+    throw bundle_error(say("the compiled chat template has no role {}", repr(name)), kExportAgain);
   }
   if (!chat.fold) return;
   allow_in_chat("fold.into", chat.fold->into, kFolds);
@@ -67,7 +67,7 @@ void check_chat(const ChatSpec& chat) {
   throw bundle_error(
       "the compiled chat template folds the system message, which needs the order "
       "'alternating' and no role 'system'",
-      kAgain);
+      kExportAgain);
 }
 
 // The rules over one manifest. Integers are named by their place, so that those beyond 64 bits are

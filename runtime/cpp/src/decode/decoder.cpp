@@ -15,7 +15,6 @@ namespace {
 
 using Ints = std::vector<std::int64_t>;
 
-std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 std::int64_t count(const std::vector<Tokens>& rows) {
   return static_cast<std::int64_t>(rows.size());
 }

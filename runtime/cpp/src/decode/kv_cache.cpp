@@ -11,8 +11,6 @@
 namespace ouro::core {
 namespace {
 
-std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
-
 // KVCache::valid of empty rows.
 std::vector<std::int64_t> masked(std::int64_t rows, std::int64_t capacity) {
   std::vector<std::int64_t> valid(at(rows * (capacity + 1)), 0);

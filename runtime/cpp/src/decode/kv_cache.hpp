@@ -18,6 +18,9 @@ namespace ouro::core {
 
 struct Manifest;
 
+// Sizes and places are signed, as in the graph; a vector's index is not.
+inline std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
 // The bucket that holds `slots`: multiples of 64, in steps of about an eighth when long; never
 // more than `most`, the model's positions, rounded up to a multiple of 64.
 std::int64_t capacity_for(std::int64_t slots, std::int64_t most);

@@ -36,7 +36,8 @@ std::size_t measure(std::string_view bytes, bool& whole) {
   return place;
 }
 
-struct Part {
+// A code point and its canonical combining class.
+struct Ranked {
   char32_t code;
   std::uint8_t rank;
 };
@@ -49,7 +50,7 @@ std::uint8_t rank_of(char32_t code) {
   return found != end && found->code == code ? found->rank : std::uint8_t{0};
 }
 
-void decompose(char32_t code, std::vector<Part>& parts) {
+void decompose(char32_t code, std::vector<Ranked>& parts) {
   if (code >= kSyllables && code < kSyllables + kSyllableCount) {
     const char32_t place = code - kSyllables;
     parts.push_back({kLeads + place / (kVowelCount * kTailCount), 0});
@@ -90,16 +91,16 @@ char32_t compose(char32_t first, char32_t second) {
 }
 
 // Sorts runs of marks, composes, and appends to `text`.
-void recompose(std::vector<Part>& parts, std::string& text) {
+void recompose(std::vector<Ranked>& parts, std::string& text) {
   for (auto at = parts.begin(); at != parts.end();) {
-    const auto end = std::find_if(at, parts.end(), [](const Part& part) { return part.rank == 0; });
+    const auto end = std::find_if(at, parts.end(), [](const Ranked& part) { return part.rank == 0; });
     std::stable_sort(at, end,
-                     [](const Part& one, const Part& other) { return one.rank < other.rank; });
+                     [](const Ranked& one, const Ranked& other) { return one.rank < other.rank; });
     at = end == parts.end() ? end : std::next(end);
   }
   std::size_t kept = 0, starter = parts.size();
   for (std::size_t place = 0; place < parts.size(); ++place) {
-    const Part part = parts[place];
+    const Ranked part = parts[place];
     // What stands between a starter and a mark blocks it, unless of a lower class.
     const bool open =
         starter < kept &&
@@ -148,7 +149,7 @@ std::string to_utf8(std::string_view bytes) {
 
 std::string nfc(std::string_view text) {
   std::string made;
-  std::vector<Part> parts;
+  std::vector<Ranked> parts;
   std::size_t copied = 0, last = 0;  // `last`: where the last character begins
   for (std::size_t place = 0; place < text.size();) {
     Character one = character_at(text, place);

@@ -35,7 +35,9 @@ class OuroborosExportCommand(BaseOptimumCLICommand):
         )
         parser.add_argument("output", type=Path, help="bundle directory to write")
         parser.add_argument(
-            "--max-depth", type=int, default=16, help="largest depth of the bundle (default: 16)"
+            "--max-depth",
+            type=int,
+            help="largest depth of the bundle (default: 16, or all the checkpoint has)",
         )
         parser.add_argument(
             "--dtype", default="fp32", help="precision of the weights (default: fp32)"
