@@ -105,7 +105,8 @@ void verify_file(const fs::path& folder, const std::string& name, const FileSpec
     const std::uintmax_t size = fs::file_size(file);
     if (size != static_cast<std::uintmax_t>(spec.bytes)) {
       throw bundle_error(
-          say("{} has {} bytes, its manifest says {}", file.native(), size, spec.bytes), kCopyAgain);
+          say("{} has {} bytes, its manifest says {}", file.native(), size, spec.bytes),
+          kCopyAgain);
     }
     digest = hash_file(file);
   } catch (const std::system_error& error) {

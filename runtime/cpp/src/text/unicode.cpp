@@ -93,7 +93,8 @@ char32_t compose(char32_t first, char32_t second) {
 // Sorts runs of marks, composes, and appends to `text`.
 void recompose(std::vector<Ranked>& parts, std::string& text) {
   for (auto at = parts.begin(); at != parts.end();) {
-    const auto end = std::find_if(at, parts.end(), [](const Ranked& part) { return part.rank == 0; });
+    const auto end =
+        std::find_if(at, parts.end(), [](const Ranked& part) { return part.rank == 0; });
     std::stable_sort(at, end,
                      [](const Ranked& one, const Ranked& other) { return one.rank < other.rank; });
     at = end == parts.end() ? end : std::next(end);
