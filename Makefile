@@ -24,8 +24,6 @@ CPP_TESTS := tests/runtime/cpp tests/conformance
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CMAKE := $(CURDIR)/$(CPP)/deps/bin/cmake
 CTEST := $(CURDIR)/$(CPP)/deps/bin/ctest
-# Packages with code of ours; ruff also reads the tests.
-CODE := ouroboros export runtime cli demo bench study
 
 .PHONY: help venv test cpp cpp-test cpp-docs test-slow gpu-test gpu-bench check format demo bench study wheel-test test-lowest test-newest clean bench-large
 

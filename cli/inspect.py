@@ -28,9 +28,12 @@ def inspect(
     """
     from rich.console import Console
 
+    from cli.errors import CommandError
     from runtime.bundle.reader import is_bundle
 
     if (path / "config.json").is_file() and not is_bundle(path):
+        if graph:
+            raise CommandError(f"{path} is a checkpoint and has no graph", "export it first")
         print_checkpoint(path, Console(), tensors)
     else:
         print_bundle(path, Console(), tensors)

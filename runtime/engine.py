@@ -276,8 +276,8 @@ class Engine:
         for start, logits in decoder.score(rows):
             for result, row_logits in zip(results, logits, strict=True):
                 first = start - (total - len(result))  # rows are padded on the left
-                skipped = max(0, -first)
-                result[max(0, first) : first + len(row_logits)] = row_logits[skipped:]
+                kept = row_logits[max(0, -first) :]  # none of a chunk that is padding alone
+                result[max(0, first) : max(0, first) + len(kept)] = kept
         return results if batch else results[0]
 
     def session(self, depth: Depth = None, halt_threshold: float | None = None) -> Session:
@@ -367,7 +367,9 @@ class Engine:
 
     def _encode(self, prompt: object, chat: bool) -> tuple[list[list[int]], bool]:
         """Token ids of every prompt, and whether the prompt was a batch."""
-        if chat and request.is_conversation(prompt):
+        if request.is_conversation(prompt):
+            if not chat:
+                raise EngineError("a list of messages is a chat", "give chat=True with it")
             batch, prompts = False, [prompt]
         else:
             batch = request.is_batch(prompt)

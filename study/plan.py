@@ -54,7 +54,7 @@ class Stage:
         name: of the stage.
         seeds: of its runs.
         arms: in order.
-        downstream: whether its first seed is scored on downstream tasks, where lm-eval is there.
+        downstream: whether its first seed is scored on downstream tasks, which need lm-eval.
     """
 
     name: str

@@ -205,7 +205,8 @@ def describe_arm(material: Material, name: str) -> dict[str, Any] | None:
         "coda": runs[0].coda,
         "tokens": runs[0].tokens,
         "loops": _loops(runs[0]),
-        "tokens_per_s": mean([run.tokens_per_s for run in runs]),
+        # A run that was only scored in its last process has none.
+        "tokens_per_s": mean([run.tokens_per_s for run in runs if run.tokens_per_s > 0] or [0.0]),
         "prefix": runs[0].prefix,
         "depths": depths,
         "downstream": next((dict(run.downstream) for run in runs if run.downstream), {}),

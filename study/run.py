@@ -25,6 +25,7 @@ from study.work import Study
 
 FOLDER = ROOT / "build" / "study"
 RESULTS = ROOT / "study" / "results"
+DOCS = ROOT / "docs"
 
 
 def run_study(study: Study, out: Path, only: Sequence[str] = ()) -> dict[str, str]:
@@ -125,7 +126,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=0, help="of each arm; default: the plan's")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where all is left")
     parser.add_argument("--results", type=Path, default=RESULTS, help="what was measured")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where the report goes")
+    parser.add_argument("--out", type=Path, default=DOCS, help="where the report goes")
     parser.add_argument("--keep", action="store_true", help="keep trained checkpoints")
     parser.add_argument(
         "--no-downstream", action="store_true", help="no downstream tasks, which need lm-eval"
@@ -144,6 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = read_plan(given.plan)
         if given.tokens < 0:
             raise StudyError(f"--tokens={given.tokens} is negative; give how many an arm trains on")
+        kept = given.results == RESULTS or given.out == DOCS
+        if kept and given.tokens not in (0, plan.tokens):
+            raise StudyError(
+                f"--tokens={given.tokens} would replace what was measured at {plan.tokens}; give "
+                "folders of its own, --results and --out"
+            )
         reads_only = given.list or given.report
         texts = known_texts(given.results) if reads_only else None
         texts = texts or get_texts(given.folder / "texts")

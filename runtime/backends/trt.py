@@ -212,15 +212,6 @@ def open_plan(
     return TrtBackend(spec, graph, plan, load_module(installed), cuda)
 
 
-def run_once(session: TrtBackend, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Runs a plan on arrays and returns every output by name, like `runtime.backends.ort.run_once`.
-
-    Raises:
-        EngineError: no profile takes these inputs, or TensorRT failed.
-    """
-    return session.run(inputs)
-
-
 def choose_profile(profiles: Sequence[ProfileSpec], inputs: Mapping[str, Array]) -> int:
     """The number of the first profile which takes these shapes and values.
 

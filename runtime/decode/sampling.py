@@ -121,9 +121,13 @@ def draw(logits: Array, best: int, options: Options, uniform_of: Any) -> int:
     np.exp(weights, out=weights)
     if top_k == 0 and top_p == 1.0 and min_p == 0.0:
         return _pick(weights, uniform_of())
-    kept = _top(weights, top_k, top_p)
-    # The best weighs exactly 1, so that this is min_p of the best.
-    kept = kept[weights[kept] >= min_p]
+    # The best weighs exactly 1, so that `min_p` is a share of the best.
+    if top_k == 0 and top_p == 1.0:  # few are left to be sorted
+        kept = np.flatnonzero(weights >= min_p)
+        kept = kept[np.lexsort((kept, -weights[kept]))]
+    else:
+        kept = _top(weights, top_k, top_p)
+        kept = kept[weights[kept] >= min_p]
     return int(kept[_pick(weights[kept], uniform_of())])
 
 

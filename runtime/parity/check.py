@@ -67,6 +67,11 @@ class FastReport:
         """PASS or FAIL."""
         return PASS if self.mean_kl <= self.bound else FAIL
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values: null for what could not be measured."""
+        fields = dataclasses.asdict(self)
+        return fields | {name: finite_or_none(fields[name]) for name in ("mean_kl", "worst_kl")}
+
 
 @dataclasses.dataclass(frozen=True)
 class ParityReport(Comparison):
@@ -100,7 +105,7 @@ class ParityReport(Comparison):
             "problems": list(self.problems),
             "bundle": self.bundle,
             "backend": self.backend,
-            "fast": None if self.fast is None else dataclasses.asdict(self.fast),
+            "fast": None if self.fast is None else self.fast.to_json(),
             "rows": [row.to_json() for row in self.rows],
         }
 

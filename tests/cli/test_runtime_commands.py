@@ -226,6 +226,7 @@ def test_inspect_bundle_and_damage(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_inspect_checkpoint_needs_no_torch(tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = ouro("inspect", tiny_checkpoint, "--tensors")
     assert result.exit_code == 0
+    assert "has no graph" in str(ouro("inspect", tiny_checkpoint, "--graph").exception)
     assert "model.safetensors" in result.stdout
     (tmp_path / "config.json").write_text("{")
     assert isinstance(ouro("inspect", tmp_path).exception, CheckpointError)

@@ -79,6 +79,22 @@ def test_chunked_prefill_equals_one_call(engine: Engine, monkeypatch: pytest.Mon
         assert_close(engine.logits(row, depth)[-1], last)
 
 
+def test_logits_of_a_row_shorter_than_what_is_left_of_another(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = prompts(engine, 60, 23, 1)  # for the short ones a chunk is padding alone
+    alone = [engine.logits(row, 2) for row in rows]
+    for chunk in (7, 16, 64):
+        monkeypatch.setattr("runtime.decode.decoder.SCORE_CHUNK", chunk)
+        for found, expected in zip(engine.logits(rows, 2), alone, strict=True):
+            assert_close(found, expected)
+
+
+def test_messages_without_chat_are_told_what_is_missing(engine: Engine) -> None:
+    with pytest.raises(EngineError, match="a list of messages is a chat; give chat=True with it"):
+        engine.generate([{"role": "user", "content": "Hi"}], max_new_tokens=1)
+
+
 def test_batch_rows_equal_rows_alone_at_their_own_depth(engine: Engine) -> None:
     rows = prompts(engine, 3, 40, 1, 17)
     depths = [1, 4, 2, 3]

@@ -17,6 +17,7 @@ from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.training.adapters import mark_trained
 from study.plan import Arm, Plan, StudyError, read_plan
+from study.run import main
 
 SMOLLM2 = LlamaConfig(
     hidden_size=576,
@@ -221,3 +222,11 @@ def test_comparison_of_no_arm_is_refused(tmp_path: Path) -> None:
     path.write_text(GOOD + '[[comparison]]\nname = "x"\narm = "one"\nminus = "tow"\nclaim = "y"\n')
     with pytest.raises(StudyError, match="x compares 'tow', which is no arm"):
         read_plan(path)
+
+
+def test_another_number_of_tokens_does_not_replace_what_was_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--tokens", "50000", "--list"]) == 1
+    said = capsys.readouterr().err
+    assert "error: --tokens=50000 would replace what was measured at 131072; give folders" in said

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from runtime.bundle.reader import read_manifest, write_manifest
 from runtime.decode.kv_cache import BUCKET, KVCache
 from runtime.errors import BundleError
 from runtime.parity.cases import load_cases
+from runtime.parity.check import FastReport
 from runtime.parity.verdict import FAIL, PASS
 from tests.support.parity import seal, verdict_of
 
@@ -38,6 +42,18 @@ def test_bundle_without_cases_fails(copy: Path) -> None:
     assert report.verdict == FAIL
     assert report.rows == ()
     assert "holds no cases" in report.problems[0]
+
+
+def test_figures_that_were_not_measured_are_null_in_json(copy: Path, tmp_path: Path) -> None:
+    """Those of the faster arithmetic of integers too."""
+    (copy / "cases.safetensors").unlink()
+    seal(copy)
+    fast = FastReport(4, math.inf, math.inf, 0.02, 0.0)
+    report = dataclasses.replace(verdict_of(copy), fast=fast)
+    report.write_json(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["verdict"], written["worst_relative_l2"]) == (FAIL, None)
+    assert (written["fast"]["mean_kl"], written["fast"]["worst_kl"]) == (None, None)
 
 
 def test_depth_without_cases_fails(copy: Path) -> None:
