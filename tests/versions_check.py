@@ -59,12 +59,22 @@ def lowest_versions() -> list[str]:
     return pinned
 
 
+def make_empty(folder: Path) -> Path:
+    """Makes an environment; returns its Python."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return folder / "bin" / "python"
+
+
+def install(python: Path, *arguments: str) -> None:
+    """Installs packages into an environment, with pip's options among the arguments."""
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+    subprocess.run([*pip, *arguments], check=True)
+
+
 def make_environment(folder: Path, requirements: Sequence[str]) -> Path:
     """Makes an environment with these packages; returns its Python."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-    subprocess.run([*pip, *requirements], check=True)
+    python = make_empty(folder)
+    install(python, *requirements)
     return python
 
 
@@ -73,13 +83,10 @@ def make_overlay(folder: Path, requirements: Sequence[str]) -> Path:
 
     Installing torch once more would take longer than the tests.
     """
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
+    python = make_empty(folder)
     (own,) = (folder / "lib").glob("python*/site-packages")
     (own / "below.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-    newer = ["--upgrade", "--upgrade-strategy", "only-if-needed"]
-    subprocess.run([*pip, *newer, *requirements], check=True)
+    install(python, "--upgrade", "--upgrade-strategy", "only-if-needed", *requirements)
     return python
 
 

@@ -342,9 +342,8 @@ def _describe(
     passes = options.train_steps * a_step / len(windows)
     console.print(
         f"training {trainable:,} of {whole:,} parameters on {_name(device)} at depth "
-        f"{options.depth}; "
-        f"{len(windows):,} windows of {windows.seq_len} tokens, {a_step} a train step, "
-        f"{passes:.2f} passes in {options.train_steps} train steps",
+        f"{options.depth}; {len(windows):,} windows of {windows.seq_len} tokens, {a_step} a train "
+        f"step, {passes:.2f} passes in {options.train_steps} train steps",
         highlight=False,
         soft_wrap=not console.is_terminal,
     )

@@ -123,8 +123,7 @@ def draw(logits: Array, best: int, options: Options, uniform_of: Any) -> int:
         return _pick(weights, uniform_of())
     # The best weighs exactly 1, so that `min_p` is a share of the best.
     if top_k == 0 and top_p == 1.0:  # few are left to be sorted
-        kept = np.flatnonzero(weights >= min_p)
-        kept = kept[np.lexsort((kept, -weights[kept]))]
+        kept = _falling(weights, np.flatnonzero(weights >= min_p))
     else:
         kept = _top(weights, top_k, top_p)
         kept = kept[weights[kept] >= min_p]
@@ -154,6 +153,11 @@ def largest(weights: Array, count: int) -> Array:
         chosen = np.concatenate([above, np.flatnonzero(weights == least)[: count - above.size]])
     else:
         chosen = np.arange(weights.size)
+    return _falling(weights, chosen)
+
+
+def _falling(weights: Array, chosen: Array) -> Array:
+    """These indices by falling weight, those of equal weight in the order of the ids."""
     return chosen[np.lexsort((chosen, -weights[chosen]))]
 
 

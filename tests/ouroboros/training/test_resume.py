@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -95,6 +96,7 @@ def test_resume_is_exact_wherever_it_stopped(
         depth="1-6",
         **changes,
     )
+    number_event_files_alike(monkeypatch)
     whole, parts = corpus.parent / "whole", corpus.parent / "parts"
     train(checkpoint, whole, run)
     compute_loss = OuroborosTrainer.compute_loss
@@ -130,6 +132,17 @@ def test_resume_is_exact_wherever_it_stopped(
     ]
     assert histories[0] == histories[1]
     assert logged_steps(whole / "logs") == logged_steps(parts / "logs")
+
+
+def number_event_files_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has TensorBoard number its files with equally many digits.
+
+    Those of one second are read in the order of their names: of one process the tenth before the
+    ninth. A run that is killed has another process each time.
+    """
+    if importlib.util.find_spec("tensorboard") is not None:
+        writer = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+        monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(1000))
 
 
 def logged_steps(logs: Path) -> list[int]:
