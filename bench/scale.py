@@ -169,7 +169,7 @@ def make_sheets() -> list[Sheet]:
         config, options = fold(size), read_options(size)
         with torch.device("meta"):
             model = OuroborosForCausalLM(config)
-        model.mark_trainable(options.train_coda, options.train_recurrent)
+        model.mark_trainable(options.train_coda, options.train_recurrent, options.train_embedding)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         first = sheets[0].trained if sheets else trained
         plan = plan_memory(config, replace(options, compile=False), "cuda")

@@ -29,6 +29,7 @@ def compile_graph(
     max_depth: int,
     quantized: QuantizedModel | None = None,
     opset: int = OPSET,
+    half_scales: bool = True,
 ) -> tuple[ir.Model, list[PassResult]]:
     """Returns the whole model as one ONNX graph, and what each pass changed in it.
 
@@ -38,6 +39,7 @@ def compile_graph(
         max_depth: most steps the graph will be run at.
         quantized: from `quantize_model`; for int8 and int4. Its weights are used up.
         opset: of the graph.
+        half_scales: store scales of integers as float16 where that loses nothing.
 
     Raises:
         ExportError: a part can't be traced.
@@ -45,20 +47,28 @@ def compile_graph(
     graph, results = build_graph(model, max_depth, precision)
     passes: list[Pass] = []
     if precision.quantized and quantized is not None:
-        passes += _quantizing(model, quantized)
+        passes += _quantizing(model, quantized, half_scales)
     passes += [fold_constants, share_constants, share_nodes, partial(set_opset, opset=opset)]
     return graph, [*results, *run_passes(graph, passes)]
 
 
-def _quantizing(model: OuroborosForCausalLM, quantized: QuantizedModel) -> list[Pass]:
+def _quantizing(
+    model: OuroborosForCausalLM, quantized: QuantizedModel, half_scales: bool
+) -> list[Pass]:
     weights = quantized.weights
     head, table = weights.pop("lm_head.weight"), weights.pop("embed_tokens.weight")
     per_word = WORD // head.bits
     head, table = head.padded(per_word), table.padded(per_word)
     joined = chain(joined_weights(model, weights), [(HEAD, head)])
     passes: list[Pass] = [
-        partial(quantize_weights, weights=joined),
-        partial(pack_embedding, table=TABLE, weight=table, factor=quantized.embedding_factor),
+        partial(quantize_weights, weights=joined, half_scales=half_scales),
+        partial(
+            pack_embedding,
+            table=TABLE,
+            weight=table,
+            factor=quantized.embedding_factor,
+            half_scales=half_scales,
+        ),
         partial(store_half, names=stored_half(model.config.recurrent_layers)),
     ]
     if model.config.vocab_size % per_word:

@@ -38,6 +38,11 @@ class QuantizedWeight:
         """Inputs that share a scale."""
         return int(self.values.shape[0] // self.scales.shape[0])
 
+    @property
+    def half_scales(self) -> bool:
+        """Whether float16 holds every scale as it is; a scaled one it may not."""
+        return bool((self.scales.astype(np.float16).astype(np.float32) == self.scales).all())
+
     def dequantized(self) -> Array:
         """The weights these integers stand for, float32 `[in, out]`."""
         whole = self.values.reshape(len(self.scales), self.block, -1).astype(np.float32)

@@ -145,7 +145,9 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         """Replaces the token embedding."""
         self.embed_tokens = value
 
-    def mark_trainable(self, coda: str = "frozen", recurrent: str = "frozen") -> None:
+    def mark_trainable(
+        self, coda: str = "frozen", recurrent: str = "frozen", embedding: str = "frozen"
+    ) -> None:
         """Freezes the base and lets the Controller, gate, step norms and bridge train.
 
         Args:
@@ -153,11 +155,12 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 and the final one, `lora` these and adapters, `full` all their weights.
             recurrent: what of the looped layers themselves trains: `frozen` nothing, `lora`
                 their RMSNorms and adapters, `full` all of them.
+            embedding: `frozen`, or `full` for embedding and LM head.
 
         Raises:
             ConfigError: a choice is none of these.
         """
-        mark_trainable(self, coda, recurrent)
+        mark_trainable(self, coda, recurrent, embedding)
 
     def trainable_names(self) -> list[str]:
         """Returns the names of the parameters that train, in state-dict order."""

@@ -14,6 +14,7 @@ from ouroboros.errors import ConfigError
 from ouroboros.model.blocks import BITS, BLOCKS
 
 ROWS = 8192  # rounded at a time: an embedding's rows are many
+SCALES = torch.float16  # the type that every scale is a value of, so that it is stored in 2 bytes
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,18 @@ class Rounding:
         return weight.reshape(len(weight), -1, self.block)
 
     def span(self, weight: torch.Tensor, part: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and zero of every block `[out, in / block]` that span `part` of its values."""
+        """Scale and zero of every block `[out, in / block]` that span `part` of its values.
+
+        Both float32; scales are positive, which TensorRT asks, and values of float16.
+        """
         blocks = self.blocks(weight)
         least, greatest = self.limits
         low = (blocks.amin(-1) * part).clamp(max=0.0)
         high = (blocks.amax(-1) * part).clamp(min=0.0)
-        tiny = torch.finfo(torch.float32).tiny
         if self.symmetric:
-            # Positive, which TensorRT asks of a scale.
-            scales = torch.maximum(low / least, high / greatest).clamp(min=tiny)
+            scales = _narrow(torch.maximum(low / least, high / greatest))
             return scales, torch.zeros_like(scales)
-        scales = ((high - low) / greatest).clamp(min=tiny)
+        scales = _narrow((high - low) / greatest)
         return scales, (-low / scales).round().clamp(least, greatest)
 
     def integers(
@@ -70,6 +72,12 @@ class Rounding:
             values = self.integers(self.blocks(rows), scales, zeros)
             rounded[start : start + ROWS] = ((values - zeros) * scales).reshape(rows.shape)
         return rounded
+
+
+def _narrow(scales: torch.Tensor) -> torch.Tensor:
+    """The nearest positive values of float16, as float32."""
+    kind = torch.finfo(SCALES)
+    return scales.clamp(kind.smallest_normal * kind.eps, kind.max).to(SCALES).float()
 
 
 def check_qat(values: dict[str, Any]) -> None:

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 CODA_CHOICES = ("frozen", "norms", "lora", "full")
 RECURRENT_CHOICES = ("frozen", "lora", "full")
+EMBEDDING_CHOICES = ("frozen", "full")
 # Of these parameters of a layer the names hold one: norms by themselves, adapters by PEFT.
 _PARTS = {"frozen": (), "norms": ("norm",), "lora": ("norm", ".lora_"), "full": ("",)}
 
 
-def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> None:
+def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str, embedding: str) -> None:
     """Freezes the base; what modulates, gate, step norms and bridge train, and what is named.
 
     Args:
@@ -27,6 +28,7 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
             `full` all their weights and the final norm.
         recurrent: what of the looped layers themselves trains: `frozen` nothing, `lora` their
             RMSNorms and adapters, `full` all of them.
+        embedding: `frozen`, or `full` for embedding and LM head, tied or not.
 
     Raises:
         ConfigError: a choice is none of these.
@@ -34,6 +36,7 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
     for name, given, allowed in (
         ("coda", coda, CODA_CHOICES),
         ("recurrent", recurrent, RECURRENT_CHOICES),
+        ("embedding", embedding, EMBEDDING_CHOICES),
     ):
         if given not in allowed:
             known = ", ".join(allowed)
@@ -52,6 +55,8 @@ def mark_trainable(model: OuroborosForCausalLM, coda: str, recurrent: str) -> No
                 one.lora_b.requires_grad_(True)
     _mark(model.coda, coda)
     model.norm.requires_grad_(coda != "frozen")
+    for table in (model.embed_tokens, model.lm_head):
+        table.requires_grad_(embedding == "full")
 
 
 def _mark(layers: nn.Module, choice: str) -> None:

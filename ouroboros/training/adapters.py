@@ -106,7 +106,7 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
         adapters = Adapters(
             model, options.adapted, options.adapter_rank, options.adapter_alpha, options.seed
         )
-    model.mark_trainable(options.train_coda, options.train_recurrent)
+    model.mark_trainable(options.train_coda, options.train_recurrent, options.train_embedding)
     if not model.trainable_names():
         raise ConfigError("nothing of this model trains", "give --train-coda, say lora")
     if options.gate_learning_rate and model.recurrent.gate is None:

@@ -121,7 +121,7 @@ def depth_loss(
     Args:
         deep: the state before the LM head, `[positions, hidden]`.
         shallow: the same at a lesser depth.
-        head: the frozen LM head `[vocab, hidden]`.
+        head: the LM head `[vocab, hidden]`.
         labels: int64 `[positions]`, what each predicts; -100 ignored.
     """
     return head_loss(deep, head, labels, shallow.detach(), compute=_depth_piece)
@@ -134,7 +134,7 @@ def _depth_piece(
     labels: torch.Tensor,
     *of_distilling: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The term of some positions and its gradient, in closed form; arguments as `piece_loss`'s."""
+    """The term of some positions and its logits' gradient, as `piece_loss` has them."""
     place = labels.clamp(min=0)[:, None]
     with torch.autocast(hidden.device.type, enabled=False):
         log_p, other = (
@@ -147,6 +147,5 @@ def _depth_piece(
         # Of x sigmoid(x); and of the cross-entropy: p less one at the label.
         slope = log_p.exp()
         slope.scatter_add_(1, place, torch.full_like(place, -1, dtype=slope.dtype))
-        slope = slope * (rise * (1 + worse * (1 - rise)) * valid)
-        gradient = functional.linear(slope.to(head.dtype), head.T)
-        return (functional.silu(worse) * valid).sum(), gradient
+        slope = slope * (rise * (1 + worse * (1 - rise)))
+        return (functional.silu(worse) * valid).sum(), slope.to(head.dtype)

@@ -250,6 +250,12 @@ def _prelude_of(
 
 def _teacher_of(head: torch.Tensor, options: TrainOptions, device: torch.device) -> Compute:
     teacher = load_teacher(options.teacher, head)
+    if teacher.head is not None:
+        raise TrainingError(
+            f"{options.teacher} has another LM head than the checkpoint, and states of it are kept "
+            "for the head that both share",
+            "leave --state-cache out",
+        )
     teacher.to(device, teacher_dtype(options.precision))
     return teacher.final_state
 

@@ -1,8 +1,8 @@
-"""Cross-entropy and distillation over a frozen LM head, a few positions at a time.
+"""Cross-entropy and distillation over the LM head, a few positions at a time.
 
 The logits of a batch are by far its largest tensor, and their gradient is known in closed form:
-with a frozen head nothing of them has to be kept for the backward pass but the gradient of the
-hidden state, which is as small as the hidden state itself.
+nothing of them has to be kept for the backward pass but the gradient of the hidden state, which is
+as small as the hidden state itself, and, where the head trains, that of the head.
 """
 
 from __future__ import annotations
@@ -54,24 +54,32 @@ class HeadLoss(torch.autograd.Function):
         teacher_head = None if teacher_head is None else teacher_head.to(kind)
         gradient = torch.empty_like(hidden)
         total = widen(hidden.new_zeros(()))
+        taught = total.new_zeros(head.shape) if context.needs_input_grad[2] else None
         elements = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"])
         step = max(1, elements // head.shape[0])
         for start in range(0, len(labels), step):
             piece = slice(start, start + step)
             guide = None if guides is None else guides[piece]
-            loss, found = compute(
+            loss, slope = compute(
                 states[piece], guide, head, labels[piece], weight, temperature, teacher_head
             )
             total += loss
-            gradient[piece] = found
-        context.save_for_backward(gradient)
+            # Here and not in the slope, which is as wide as the vocabulary.
+            valid = (labels[piece] != IGNORED)[:, None]
+            gradient[piece] = functional.linear(slope, head.T) * valid
+            if taught is not None:
+                taught += slope.T @ (states[piece] * valid)
+        context.save_for_backward(gradient, taught)
         return total
 
     @staticmethod
     def backward(context: Any, *outputs: torch.Tensor) -> tuple[Any, ...]:
-        """Scales the gradient found on the way forward."""
-        (gradient,) = context.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None, None, None
+        """Scales the gradients found on the way forward."""
+        gradient, taught = (
+            None if found is None else found * outputs[0].to(found.dtype)
+            for found in context.saved_tensors
+        )
+        return gradient, None, taught, None, None, None, None, None
 
 
 def head_loss(
@@ -88,7 +96,7 @@ def head_loss(
 
     Args:
         hidden: the student's state before the LM head, `[positions, hidden]`.
-        head: the frozen LM head `[vocab, hidden]`; it gets no gradient.
+        head: the LM head `[vocab, hidden]`; it gets a gradient where it requires one.
         labels: int64 `[positions]`, what each position predicts (shifted already); -100 ignored.
         teacher: the teacher's state before its head, `[positions, hidden]`; None: no KL.
         weight: of the KL term, 0..1; the cross-entropy has the rest. 0 where there is no teacher.
@@ -100,7 +108,7 @@ def head_loss(
     result: torch.Tensor = HeadLoss.apply(
         hidden,
         teacher,
-        head.detach(),
+        head,
         labels,
         share,
         temperature,
@@ -119,7 +127,9 @@ def piece_loss(
     temperature: float,
     teacher_head: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the loss `[]` of some positions and its gradient `[positions, hidden]`.
+    """Returns the loss `[]` of some positions, and its gradient to the logits `[positions, vocab]`.
+
+    The gradient is of the heads' type, and wrong where a label is ignored.
 
     Arguments are those of `head_loss`, with a weight of 0 where there is no teacher, and with one
     only where there is; states and heads are of the type that logits are computed
@@ -148,6 +158,4 @@ def piece_loss(
             if not same:
                 slope.add_(log_p.exp_(), alpha=1 - weight)
         slope.scatter_add_(1, place, torch.full_like(place, weight - 1, dtype=slope.dtype))
-        found = functional.linear(slope.to(head.dtype), head.T)
-        # Here and not in the slope, which is as wide as the vocabulary.
-        return loss, found * valid
+        return loss, slope.to(head.dtype)

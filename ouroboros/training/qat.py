@@ -59,24 +59,28 @@ class RoundedModel:
     Attributes:
         model: the student.
         rounding: of every matrix, embedding and LM head among them.
-        trained: the layers whose weights are rounded anew at every use.
+        trained: the layers whose weights are rounded anew at every use; a tied table in both.
         frozen: the floats of those that were rounded once, by the parameter itself.
     """
 
     model: OuroborosForCausalLM
     rounding: Rounding
-    trained: list[nn.Linear]
+    trained: list[nn.Module]
     frozen: list[tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def head(self) -> torch.Tensor:
-        """The floats of the LM head `[vocab, hidden]`, which a teacher shares."""
-        return next(floats for one, floats in self.frozen if one is self.model.lm_head.weight)
+        """The floats of the LM head `[vocab, hidden]`."""
+        head: Any = self.model.lm_head
+        if head in self.trained:
+            original: torch.Tensor = head.parametrizations["weight"].original
+            return original
+        return next(floats for one, floats in self.frozen if one is head.weight)
 
     def restore(self) -> dict[str, Any]:
         """Puts back the floats, trained or not; returns what a config's `qat` says of it."""
-        for linear in self.trained:
-            parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+        for layer in self.trained:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
         with torch.no_grad():
             for parameter, floats in self.frozen:
                 parameter.copy_(floats)
@@ -114,17 +118,17 @@ def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel
             f"give one of {', '.join(map(str, allowed))}" if allowed else "train without --qat",
         )
     result = RoundedModel(model, rounding, [], [])
-    weights = [linear.weight for linear in linears if not linear.weight.requires_grad]
+    layers: list[Any] = [*linears, model.embed_tokens, model.lm_head]
     # A tied head is the embedding.
-    tables = {id(w): w for w in (model.embed_tokens.weight, model.lm_head.weight)}
-    for weight in [*weights, *tables.values()]:
+    weights = {id(layer.weight): layer.weight for layer in layers}
+    for weight in [one for one in weights.values() if not one.requires_grad]:
         result.frozen.append((weight, weight.detach().clone()))
         with torch.no_grad():
             weight.copy_(rounding.nearest(weight))
-    for linear in linears:
-        if linear.weight.requires_grad:
-            parametrize.register_parametrization(linear, "weight", Rounded(rounding))
-            result.trained.append(linear)
+    for layer in layers:
+        if layer.weight.requires_grad:
+            parametrize.register_parametrization(layer, "weight", Rounded(rounding))
+            result.trained.append(layer)
     return result
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 # Of the learning rate, where none is given for the gate: a large matrix that reads states of up to
 # thousands. At the rate of the others it makes deep read-outs worse (study/LOG.md).
 GATE_RATE = 0.1
-LAYERS = ("coda.", "recurrent.layers.", "norm.")  # what is trained of the original's own layers
+# What is trained of the original's own.
+LAYERS = ("coda.", "recurrent.layers.", "norm.", "embed_tokens.", "lm_head.")
 
 
 def highest_rate(name: str, options: TrainOptions) -> float:

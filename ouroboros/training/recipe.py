@@ -13,7 +13,7 @@ from typing import Any
 
 from ouroboros.errors import TrainingError
 from ouroboros.model.blocks import BLOCKS
-from ouroboros.model.trainable import CODA_CHOICES, RECURRENT_CHOICES
+from ouroboros.model.trainable import CODA_CHOICES, EMBEDDING_CHOICES, RECURRENT_CHOICES
 from runtime.options import flag_of, option
 
 PRECISIONS = ("fp32", "bf16")
@@ -80,6 +80,9 @@ class TrainOptions:
         "frozen", "of the last layers train: frozen, norms, lora (norms and adapters) or full"
     )
     train_recurrent: str = option("frozen", "of the looped layers train: frozen, lora or full")
+    train_embedding: str = option(
+        "frozen", "of embedding and LM head train: frozen or full; worth it where --qat rounds them"
+    )
     adapter_rank: int = option(64, "of lora: the rank of an adapter")
     adapter_alpha: float = option(64.0, "of lora: adapters are scaled by this over their rank")
     layer_learning_rate: float = option(
@@ -143,7 +146,7 @@ class TrainOptions:
                 )
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
-            ("train_recurrent", RECURRENT_CHOICES),
+            ("train_recurrent", RECURRENT_CHOICES), ("train_embedding", EMBEDDING_CHOICES),
             ("depth_draw", DRAWS), ("state_dtype", STATE_DTYPES), ("qat", QAT_KINDS),
             ("qat_block", BLOCKS),
         ):  # fmt: skip
@@ -171,7 +174,7 @@ class TrainOptions:
     def _refuse_contradictions(self) -> None:
         """Refuses what would be without effect. A default that was spelt out can't be told."""
         usual = {field.name: field.default for field in dataclasses.fields(self)}
-        layers = (self.train_coda, self.train_recurrent)
+        layers = {self.train_coda, self.train_recurrent, self.train_embedding}
         for names, given, what, flag in (
             (("distill", "temperature"), self.teacher, "of distillation, and there is no teacher",
              "--teacher"),
@@ -194,9 +197,15 @@ class TrainOptions:
                 "qat rounds whole matrices, and adapters train beside theirs",
                 "give full in place of lora, or leave --qat out",
             )
+        if self.train_embedding != "frozen" and self.state_cache:
+            raise TrainingError(
+                "an embedding that trains changes the states behind the prelude, and they are to "
+                "be kept",
+                "leave --state-cache out, or --train-embedding",
+            )
         if self.teacher and not self.distill:
             raise TrainingError("distill=0.0 makes no use of a teacher", "leave one of the two out")
-        if self.layer_learning_rate and layers == ("frozen", "frozen"):
+        if self.layer_learning_rate and layers == {"frozen"}:
             raise TrainingError(
                 f"layer_learning_rate={self.layer_learning_rate} is of layers of the original "
                 "that train, and none does",

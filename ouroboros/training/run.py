@@ -28,7 +28,7 @@ from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.qat import round_as_asked
 from ouroboros.training.sharded import asked_in_vain, put
-from ouroboros.training.teacher import load_teacher
+from ouroboros.training.teacher import Teacher, load_teacher
 from ouroboros.training.texts import read_texts
 from ouroboros.training.trainer import OuroborosTrainer
 from runtime.files.atomic import check_place
@@ -146,7 +146,7 @@ def _train(
             display.scoring,
             teacher,
             states,
-            rounded.head if rounded else None,
+            _teacher_head(teacher, head, model.lm_head.weight),
         )
         if asked_in_vain(trainer.is_fsdp_enabled):
             _warn(console, "accelerate has no FSDP for CPUs: every process holds the whole model")
@@ -225,6 +225,23 @@ def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM
     _check_depths(options, model.config.max_depth)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
     return model, tokenizer
+
+
+def _teacher_head(
+    teacher: Teacher | None, floats: torch.Tensor, used: torch.Tensor
+) -> torch.Tensor | None:
+    """The LM head of a teacher `[vocab, hidden]`; None where it is the one that the student uses.
+
+    Args:
+        teacher: None: there is none, or its states are read from disk.
+        floats: of the student's head, unrounded.
+        used: what the student computes with.
+    """
+    if teacher is not None and teacher.head is not None:
+        return teacher.head
+    if used.requires_grad:
+        return floats.detach().clone()
+    return None if used is floats else floats
 
 
 def _rebuild(

@@ -68,6 +68,7 @@ def check_sharding(plugin: Any, options: TrainOptions) -> None:
         ("qat", options.qat != "none"),
         ("compile", options.compile),
         ("state_cache", options.state_cache),
+        ("train_embedding", options.train_embedding != "frozen"),
     ):
         if given:
             raise TrainingError(

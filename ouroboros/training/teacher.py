@@ -8,22 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from ouroboros.errors import TrainingError
 from ouroboros.model.pooling import describe_sequences
 from ouroboros.source.locate import get_weights, hash_read_files, load_source, locate
 
+LIKE = 0.75  # cosine of two rows of one token; of two tokens it is 0.5 at the most, in the median
+
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen original model that shares its LM head with the student.
+    """A frozen original model.
 
     Attributes:
         body: the model without its head.
+        head: its LM head `[vocab, hidden]` in the student's type; None where it is the student's.
         sha256: of all its files that are read.
     """
 
     body: Any
+    head: torch.Tensor | None
     sha256: str
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -58,13 +63,18 @@ class Teacher:
 def load_teacher(source: str, own: torch.Tensor) -> Teacher:
     """Loads the original model of a student.
 
+    Args:
+        source: hub id, folder or .gguf.
+        own: the student's LM head `[vocab, hidden]`, as it was or trained further.
+
     Raises:
         CheckpointError: it can't be loaded.
-        TrainingError: it has another LM head than the student, as one of another vocabulary does.
+        TrainingError: its LM head knows other tokens than the student's.
     """
     original = load_source(source)
-    head = original.model.get_output_embeddings().weight
-    if head.shape != own.shape or not torch.equal(head.to(own.dtype), own.detach().cpu()):
+    head = original.model.get_output_embeddings().weight.detach().to(own.dtype)
+    own = own.detach().cpu()
+    if head.shape != own.shape or not _same_tokens(head, own):
         raise TrainingError(
             f"{source} is not the model that this checkpoint was converted from: its LM head is "
             f"another one ({list(head.shape)}, the checkpoint's {list(own.shape)})",
@@ -72,7 +82,13 @@ def load_teacher(source: str, own: torch.Tensor) -> Teacher:
         )
     body = original.model.base_model.eval()
     body.requires_grad_(False)
-    return Teacher(body, _combine(original.files))
+    shared = torch.equal(head, own)
+    return Teacher(body, None if shared else head, _combine(original.files))
+
+
+def _same_tokens(head: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether most rows point where their like do: training turns them little."""
+    return float(functional.cosine_similarity(head, own, dim=-1).median()) > LIKE
 
 
 def teacher_dtype(precision: str) -> torch.dtype:

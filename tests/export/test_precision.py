@@ -18,6 +18,7 @@ from export import export_bundle
 from export.cases import record_cases
 from export.errors import ExportError
 from export.graph.compile import compile_graph
+from export.graph.passes.weight_only import graphs_of
 from export.graph.storage import save_graph
 from export.graph.view import describe_graph
 from export.live import record_live
@@ -242,8 +243,31 @@ def test_tied_embedding_and_head_share_their_bytes(int4_bundle: Path) -> None:
     }
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert ranges["closing.head_values"] == ranges["opening.table_words"]
+    assert ranges["closing.head_scales_half"] == ranges["opening.table_scales"]
     assert kinds["closing.head_values"] == onnx.TensorProto.UINT8
     assert kinds["opening.table_words"] == onnx.TensorProto.INT32
+
+
+@pytest.mark.parametrize(("half", "lossy"), [(True, False), (True, True), (False, False)])
+def test_scales_take_two_bytes_where_that_loses_nothing(
+    tiny_checkpoint: Path, half: bool, lossy: bool
+) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    quantized = quantize_model(model, Quantization(8))
+    if lossy:  # as by an attention scale that is no power of two
+        for name in ("lm_head.weight", "embed_tokens.weight", "bridge.weight"):
+            quantized.weights[name] = quantized.weights[name].scaled(1 / 3)
+    graph, _ = compile_graph(model, PRECISIONS["int8"], DEPTH, quantized, half_scales=half)
+    kinds = {
+        name: value.const_value.dtype.name
+        for one in graphs_of(graph)
+        for name, value in one.initializers.items()
+        if "scales" in name
+    }
+    narrow = {name for name, kind in kinds.items() if kind == "FLOAT16"}
+    of_lossy = {name for name in kinds if name.startswith(("closing.head", "opening.", "bridge."))}
+    assert len(of_lossy) == 3
+    assert narrow == (set() if not half else kinds.keys() - (of_lossy if lossy else set()))
 
 
 def test_integers_are_read_where_they_are_used(int4_bundle: Path) -> None:
@@ -279,7 +303,7 @@ def test_accuracy_level_is_chosen_when_opened(int4_bundle: Path) -> None:
         Engine.open(int4_bundle, accuracy_level=2)
 
 
-@pytest.mark.parametrize("name", ["step.layers.0.down.weight_scales", "bridge.weight_scales"])
+@pytest.mark.parametrize("name", ["step.layers.0.down.weight", "bridge.weight"])
 def test_changed_quantised_weight_fails_the_check(
     int4_bundle: Path, tmp_path: Path, name: str
 ) -> None:
@@ -288,7 +312,7 @@ def test_changed_quantised_weight_fails_the_check(
     (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
     (body,) = [attribute.g for attribute in loop.attribute if attribute.name == "body"]
     stored = [*model.graph.initializer, *body.initializer]
-    (scales,) = [tensor for tensor in stored if tensor.name == name]
+    (scales,) = [tensor for tensor in stored if tensor.name == f"{name}_scales_half"]
     values = onnx.numpy_helper.to_array(scales).copy()
     values[0] *= 1.01
     scales.CopyFrom(onnx.numpy_helper.from_array(values, scales.name))

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from export.graph.passes.result import PassResult
+from export.graph.passes.weight_only import STORED_HALF
 
 # A folded result is stored: folding must not write out a large tensor that a node makes cheaply.
 LARGEST = 8192
@@ -24,7 +25,13 @@ def fold_constants(model: ir.Model) -> PassResult:
     from onnxscript.optimizer import fold_constants as fold
 
     before = _count_computing(model)
-    fold(model, onnx_shape_inference=False, input_size_limit=LARGEST, output_size_limit=LARGEST)
+    fold(
+        model,
+        onnx_shape_inference=False,
+        input_size_limit=LARGEST,
+        output_size_limit=LARGEST,
+        should_fold=lambda node: False if STORED_HALF in node.meta else None,
+    )
     common.RemoveUnusedNodesPass()(model)
     changed = before - _count_computing(model)
     return PassResult("fold_constants", changed, "nodes folded, or that nothing read")

@@ -20,7 +20,11 @@ WORD = 32
 
 
 def pack_embedding(
-    model: ir.Model, table: str, weight: QuantizedWeight, factor: Array | None = None
+    model: ir.Model,
+    table: str,
+    weight: QuantizedWeight,
+    factor: Array | None = None,
+    half_scales: bool = True,
 ) -> PassResult:
     """Replaces the Gather of a float embedding by a lookup in packed integers.
 
@@ -29,6 +33,7 @@ def pack_embedding(
         table: name of the float embedding `[vocabulary, hidden]`.
         weight: its integers, `[hidden, vocabulary padded to whole words]`.
         factor: float32 `[hidden]`, what an entry is multiplied by; None leaves it.
+        half_scales: as of `quantize_weights`.
 
     Raises:
         ExportError: the graph does not look `table` up exactly once.
@@ -42,7 +47,7 @@ def pack_embedding(
     ids = gather.inputs[1]
     if ids is None:
         raise ExportError(f"the lookup of {table} has no indices", "this is a bug")
-    lookup = _Lookup(table, weight)
+    lookup = _Lookup(table, weight, half_scales and weight.half_scales)
     result = lookup.column(ids, factor)
     graph.insert_before(gather, lookup.tape.nodes)
     for value in lookup.tape.initializers:
@@ -56,8 +61,9 @@ def pack_embedding(
 class _Lookup:
     """Builds the nodes that take the columns of some tokens out of packed integers."""
 
-    def __init__(self, name: str, weight: QuantizedWeight) -> None:
+    def __init__(self, name: str, weight: QuantizedWeight, narrow: bool) -> None:
         self.name, self.weight, self.tape = name, weight, Tape()
+        self.scales = weight.scales.astype(np.float16) if narrow else weight.scales
         self.per_word = WORD // weight.bits
 
     def column(self, ids: ir.Value, factor: Array | None) -> ir.Value:
@@ -74,7 +80,9 @@ class _Lookup:
         if weight.zeros is not None:
             zeros = self._unpack("zero_words", weight.zeros, word, power)
             blocks = self._op("Sub", blocks, self._op("Unsqueeze", zeros, self._int("axis_z", [1])))
-        scales = self._op("Gather", self._constant("scales", weight.scales), flat, axis=1)
+        scales = self._op("Gather", self._constant("scales", self.scales), flat, axis=1)
+        if self.scales.dtype == np.float16:
+            scales = self._op("Cast", scales, to=ir.DataType.FLOAT.value)
         blocks = self._op("Mul", blocks, self._op("Unsqueeze", scales, self._int("axis_s", [1])))
         matrix = self._op("Reshape", blocks, self._int("matrix", [rows, -1]))
         turned = self._op("Transpose", matrix, perm=[1, 0])

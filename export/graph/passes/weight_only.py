@@ -18,6 +18,7 @@ from export.errors import ExportError
 from export.graph.passes.result import PassResult
 from export.quantize.weights import QuantizedWeight, pack
 
+STORED_HALF = "stored_half"  # marks a node that casts what is stored in half the bytes
 _TYPES = {
     (4, True): (ir.DataType.INT4, ml_dtypes.int4),
     (4, False): (ir.DataType.UINT4, ml_dtypes.uint4),
@@ -26,13 +27,17 @@ _TYPES = {
 }
 
 
-def quantize_weights(model: ir.Model, weights: Iterable[tuple[str, QuantizedWeight]]) -> PassResult:
+def quantize_weights(
+    model: ir.Model, weights: Iterable[tuple[str, QuantizedWeight]], half_scales: bool = True
+) -> PassResult:
     """Replaces initializers by their integers, scales and a DequantizeLinear.
 
     Args:
         model: the stitched graph.
         weights: pairs of an initializer's name and its integers, of its shape `[in, out]`; asked
             for one by one, and held only in packed form.
+        half_scales: store scales as float16 where that is what they are; ONNX Runtime casts them
+            when it loads them, and fuses what reads them as before.
 
     Raises:
         ExportError: the graph has no such initializer.
@@ -44,9 +49,12 @@ def quantize_weights(model: ir.Model, weights: Iterable[tuple[str, QuantizedWeig
             raise ExportError(f"the graph has no weight {name} to quantise", "this is a bug")
         graph = owners[name]
         old = graph.initializers[name]
-        parts = [add_integers(graph, name, weight), add_floats(graph, f"{name}_scales", weight)]
+        narrow = half_scales and weight.half_scales
+        cast = _cast_half(graph, f"{name}_scales", weight.scales) if narrow else None
+        scales = cast.outputs[0] if cast else _add_floats(graph, f"{name}_scales", weight.scales)
+        parts = [_add_packed(graph, f"{name}_values", weight.values, weight), scales]
         if weight.zeros is not None:
-            parts.append(add_zeros(graph, name, weight))
+            parts.append(_add_packed(graph, f"{name}_zeros", weight.zeros, weight))
         node = ir.node(
             "DequantizeLinear",
             parts,
@@ -55,7 +63,7 @@ def quantize_weights(model: ir.Model, weights: Iterable[tuple[str, QuantizedWeig
         )
         node.outputs[0].name = f"{name}_dequantized"
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        _put_before_uses(graph, old, node)
+        _put_before_uses(graph, old, *([cast] if cast else []), node)
         del graph.initializers[name]
         bits.append(weight.bits)
     kinds = ", ".join(f"{number} bits" for number in sorted(set(bits)))
@@ -70,25 +78,32 @@ def store_half(model: ir.Model, names: Collection[str]) -> PassResult:
             old = graph.initializers[name]
             if old.const_value is None:
                 raise ExportError(f"the weight {name} has no value", "this is a bug")
-            half = old.const_value.numpy().astype(np.float16)
-            stored = _add(graph, f"{name}_half", ir.tensor(half, name=f"{name}_half"), half.shape)
-            node = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT.value})
-            node.name = f"{name}_cast"
-            node.outputs[0].name = f"{name}_float"
-            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            node = _cast_half(graph, name, old.const_value.numpy())
             _put_before_uses(graph, old, node)
             del graph.initializers[name]
             changed += 1
     return PassResult("store_half", changed, "Controller and low-rank bases stored as float16")
 
 
-def _put_before_uses(graph: ir.Graph, old: ir.Value, node: ir.Node) -> None:
-    """Reads `node` in place of a weight; it stands beside its first reader."""
+def _cast_half(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Node:
+    """Adds values as a float16 initializer; returns the node that casts them to float32."""
+    half = values.astype(np.float16)
+    stored = _add(graph, f"{name}_half", ir.tensor(half, name=f"{name}_half"), half.shape)
+    node = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT.value})
+    node.name = f"{name}_cast"
+    node.meta[STORED_HALF] = True
+    node.outputs[0].name = f"{name}_float"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return node
+
+
+def _put_before_uses(graph: ir.Graph, old: ir.Value, *nodes: ir.Node) -> None:
+    """Reads the last of `nodes` in place of a weight; they stand beside its first reader."""
     readers = {use.node for use in old.uses()}
     if not readers:
         raise ExportError(f"the graph does not read the weight {old.name}", "this is a bug")
-    graph.insert_before(next(one for one in graph if one in readers), node)
-    old.replace_all_uses_with(node.outputs[0])
+    graph.insert_before(next(one for one in graph if one in readers), nodes)
+    old.replace_all_uses_with(nodes[-1].outputs[0])
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
@@ -99,22 +114,8 @@ def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
             yield node.attributes["body"].as_graph()
 
 
-def add_integers(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
-    """Adds the packed integers of a weight as an initializer."""
-    return _add_packed(graph, f"{name}_values", weight.values, weight)
-
-
-def add_zeros(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
-    """Adds the packed zero points of a weight as an initializer."""
-    if weight.zeros is None:
-        raise ExportError(f"the weight {name} has no zero points", "this is a bug")
-    return _add_packed(graph, f"{name}_zeros", weight.zeros, weight)
-
-
-def add_floats(graph: ir.Graph, name: str, weight: QuantizedWeight) -> ir.Value:
-    """Adds the scales of a weight as an initializer."""
-    tensor = ir.tensor(np.ascontiguousarray(weight.scales), name=name)
-    return _add(graph, name, tensor, weight.scales.shape)
+def _add_floats(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+    return _add(graph, name, ir.tensor(np.ascontiguousarray(values), name=name), values.shape)
 
 
 def _add_packed(

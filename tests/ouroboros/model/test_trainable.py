@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from ouroboros.errors import ConfigError
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -41,9 +42,22 @@ def test_choices_name_what_trains(coda: str, recurrent: str, bridge: str) -> Non
     assert not any(name.startswith(("prelude.", "embed_tokens.", "lm_head.")) for name in names)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_train_where_asked(tied: bool) -> None:
+    model = tiny_model()
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.mark_trainable(embedding="full")
+    tables = {"embed_tokens.weight"} if tied else {"embed_tokens.weight", "lm_head.weight"}
+    assert set(model.trainable_names()) == expected(model, "frozen", "frozen") | tables
+    model.mark_trainable()
+    assert not tables & set(model.trainable_names())
+
+
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
+        ({"embedding": "norms"}, "embedding='norms' is unknown; choose one of frozen, full"),
         ({"coda": "half"}, "coda='half' is unknown; choose one of frozen, norms, lora, full"),
         ({"recurrent": "norms"}, "recurrent='norms' is unknown; choose one of frozen, lora, full"),
     ],

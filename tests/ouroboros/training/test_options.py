@@ -154,6 +154,11 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
         ({"learning_rate": math.nan}, "learning_rate=nan is not allowed"),
         ({"precision": "fp8"}, "precision='fp8' is unknown; choose one of fp32, bf16"),
         ({"train_coda": "some"}, "train_coda='some' is unknown"),
+        ({"train_embedding": "norms"}, "train_embedding='norms' is unknown; choose one of frozen"),
+        (
+            {"train_embedding": "full", "state_cache": "states"},
+            "an embedding that trains changes the states .* leave --state-cache out",
+        ),
         (
             {"train_recurrent": "norms"},
             "train_recurrent='norms' is unknown; choose one of frozen, lora, full",

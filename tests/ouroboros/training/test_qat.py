@@ -16,6 +16,7 @@ from ouroboros import load_checkpoint
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows
 from ouroboros.model.rounding import Rounding
+from ouroboros.model.trainable import EMBEDDING_CHOICES
 from ouroboros.text.windows import load_eval_windows
 from ouroboros.training.loss import head_loss
 from ouroboros.training.qat import Rounded, round_model, rounded_once
@@ -49,9 +50,10 @@ def test_rounded_model_computes_what_the_export_stores(tiny_checkpoint: Path) ->
     assert not torch.allclose(found, floats, atol=1e-2)
 
 
-def test_floats_come_back(tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize("embedding", EMBEDDING_CHOICES)
+def test_floats_come_back(tiny_checkpoint: Path, embedding: str) -> None:
     model, _ = load_checkpoint(tiny_checkpoint)
-    model.mark_trainable("full")
+    model.mark_trainable("full", embedding=embedding)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rounding = Rounding(4, 32, False)
     rounded = round_model(model, rounding)
@@ -65,7 +67,7 @@ def test_floats_come_back(tiny_checkpoint: Path) -> None:
 
 def test_gradients_pass_through_the_rounding(tiny_checkpoint: Path) -> None:
     model, _ = load_checkpoint(tiny_checkpoint)
-    model.mark_trainable("full")
+    model.mark_trainable("full", embedding="full")
     twin = copy.deepcopy(model)
     rounding = Rounding(4, 32, False)
     for linear in (m for m in twin.modules() if isinstance(m, torch.nn.Linear)):
@@ -80,6 +82,13 @@ def test_gradients_pass_through_the_rounding(tiny_checkpoint: Path) -> None:
     assert torch.equal(weight.grad, twin.coda[0].mlp.down_proj.weight.grad)
     gate = model.recurrent.gate.proj.parametrizations["weight"].original
     assert torch.equal(gate.grad, twin.recurrent.gate.proj.weight.grad)
+    # Of a tied table both uses teach the one parameter.
+    assert torch.equal(named_gradient(model, "embed_tokens"), named_gradient(twin, "embed_tokens"))
+
+
+def named_gradient(model: Any, name: str) -> torch.Tensor:
+    (found,) = (p.grad for key, p in model.named_parameters() if key.startswith(f"{name}."))
+    return found
 
 
 def test_a_weight_is_rounded_once_for_all_steps(
@@ -129,18 +138,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("embedding", EMBEDDING_CHOICES)
 def test_a_run_trains_what_is_exported(
-    tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path
+    tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path, embedding: str
 ) -> None:
     run = options(
         corpus, qat="int4", train_coda="full", train_recurrent="full", eval=(corpus,),
         eval_depths=(2,), eval_windows=2, save_every=2, learning_rate=1e-2,
+        train_embedding=embedding, teacher=str(tiny_original),
     )  # fmt: skip
     report = train(tiny_checkpoint, tmp_path / "out", run)
     model, tokenizer = load_checkpoint(tmp_path / "out")
     assert model.config.qat == {"bits": 4, "block": 32, "symmetric": False}
     start, _ = load_checkpoint(tiny_checkpoint)
-    assert torch.equal(model.embed_tokens.weight, start.embed_tokens.weight)
+    same = torch.equal(model.embed_tokens.weight, start.embed_tokens.weight)
+    assert same == (embedding == "frozen")
+    assert model.lm_head.weight is model.embed_tokens.weight
     assert not torch.equal(model.coda[0].mlp.up_proj.weight, start.coda[0].mlp.up_proj.weight)
     # Scored as it was trained: on the weights that the integers stand for.
     (windows,) = load_eval_windows((corpus,), tokenizer, run.seq_len, 2).values()
@@ -155,10 +168,14 @@ def test_a_run_trains_what_is_exported(
     assert load_checkpoint(tmp_path / "later")[0].config.qat == {}
 
 
+@pytest.mark.parametrize("embedding", EMBEDDING_CHOICES)
 def test_resume_is_exact(
-    tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path
+    tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path, embedding: str
 ) -> None:
-    run = options(corpus, qat="int4", train_coda="full", teacher=str(tiny_original), save_every=2)
+    run = options(
+        corpus, qat="int4", train_coda="full", train_embedding=embedding,
+        teacher=str(tiny_original), save_every=2,
+    )  # fmt: skip
     train(tiny_checkpoint, tmp_path / "whole", run)
     shutil.copytree(tmp_path / "whole" / "state" / "step-2", tmp_path / "part" / "state" / "step-2")
     train(tiny_checkpoint, tmp_path / "part", run, resume=True)

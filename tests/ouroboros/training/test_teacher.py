@@ -48,8 +48,24 @@ def test_distilling_is_another_run_than_plain_training(checkpoint: Path, corpus:
         assert not any(torch.equal(one, other) for other in weights[:number])
 
 
-def test_teacher_with_another_head_is_refused(checkpoint: Path, corpus: Path) -> None:
+def test_teacher_of_a_head_that_was_trained_since_keeps_its_own(checkpoint: Path) -> None:
+    student, _ = load_checkpoint(checkpoint)
+    head = student.lm_head.weight
+    folder = checkpoint.parent
+    assert load_teacher(str(write_teacher(checkpoint, folder / "same")), head).head is None
+    other = load_teacher(str(write_teacher(checkpoint, folder / "other", head=1.01)), head)
+    assert torch.equal(other.head, head * 1.01)
+
+
+def test_kept_states_are_of_a_head_that_both_share(checkpoint: Path, corpus: Path) -> None:
     other = write_teacher(checkpoint, corpus.parent / "other", head=1.01)
+    run = options(corpus, teacher=str(other), state_cache=str(corpus.parent / "states"))
+    with pytest.raises(TrainingError, match=r"other has another LM head .*; leave --state-cache"):
+        train(checkpoint, corpus.parent / "out", run)
+
+
+def test_teacher_of_other_tokens_is_refused(checkpoint: Path, corpus: Path) -> None:
+    other = write_teacher(checkpoint, corpus.parent / "other", head=-1.0)
     with pytest.raises(TrainingError, match=r"other is not the model .* \[40, 32\].* --teacher"):
         train(checkpoint, corpus.parent / "out", options(corpus, teacher=str(other)))
     with pytest.raises(CheckpointError, match="nowhere"):

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <numeric>
+#include <utility>
 
 #include "bundle/json.hpp"
 #include "error.hpp"
@@ -55,10 +56,8 @@ std::size_t find_largest(const Number* values, std::size_t size, bool* nan = nul
   return found;
 }
 
-// Indices of the `count` largest, in falling order; equal ones in the order of the ids.
-Indices largest(const Weights& weights, std::size_t count) {
-  Indices order(weights.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
+// The `count` largest of the indices, in falling order; equal ones in the order of the ids.
+Indices falling(const Weights& weights, Indices order, std::size_t count) {
   const auto heavier = [&weights](std::size_t one, std::size_t other) {
     return weights[one] > weights[other] || (weights[one] == weights[other] && one < other);
   };
@@ -68,6 +67,12 @@ Indices largest(const Weights& weights, std::size_t count) {
   order.resize(count);
   std::sort(order.begin(), order.end(), heavier);
   return order;
+}
+
+Indices largest(const Weights& weights, std::size_t count) {
+  Indices all(weights.size());
+  std::iota(all.begin(), all.end(), std::size_t{0});
+  return falling(weights, std::move(all), count);
 }
 
 // The first whose running sum passes the drawn share of the whole.
@@ -119,10 +124,18 @@ std::size_t draw(const Number* logits, std::size_t size, std::size_t best, const
   if (*options.top_k == 0 && *options.top_p == 1.0 && *options.min_p == 0.0) {
     return pick(weights, drawn);
   }
-  Indices kept = keep_top(weights, static_cast<std::size_t>(*options.top_k), *options.top_p);
+  Indices kept;
   // The best weighs exactly 1, so that this is min_p of the best.
-  const auto light = [&](std::size_t index) { return !(weights[index] >= *options.min_p); };
-  kept.erase(std::remove_if(kept.begin(), kept.end(), light), kept.end());
+  const auto heavy = [&](std::size_t index) { return weights[index] >= *options.min_p; };
+  if (*options.top_k == 0 && *options.top_p == 1.0) {  // few are left to be sorted
+    for (std::size_t index = 0; index < size; ++index) {
+      if (heavy(index)) kept.push_back(index);
+    }
+    kept = falling(weights, std::move(kept), size);
+  } else {
+    kept = keep_top(weights, static_cast<std::size_t>(*options.top_k), *options.top_p);
+    kept.erase(std::find_if_not(kept.begin(), kept.end(), heavy), kept.end());
+  }
   Weights rest(kept.size());
   std::transform(kept.begin(), kept.end(), rest.begin(),
                  [&weights](std::size_t index) { return weights[index]; });
