@@ -202,6 +202,7 @@ typedef struct ouro_piece {
   int64_t token;               /**< -1 in the piece that reports a cancellation */
   ouro_finish finish;          /**< OURO_FINISH_NONE until the last piece */
   const ouro_logprob* logprob; /**< null where not asked for */
+  int64_t depth;               /**< recurrences that it was made with */
 } ouro_piece;
 
 /** Asked before every token; anything but 0 ends the generation. */

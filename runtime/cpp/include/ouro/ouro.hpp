@@ -77,6 +77,7 @@ class Stream {
     if (from.token >= 0) piece.token = from.token;
     piece.finish = static_cast<Finish>(from.finish);
     if (from.logprob != nullptr) piece.logprob = detail::read(*from.logprob);
+    piece.depth = from.depth;
     return piece;
   }
   /** Hands every piece to a function, until the end or until it returns false. */

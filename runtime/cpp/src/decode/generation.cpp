@@ -42,7 +42,7 @@ Piece Row::take(const float* logits, std::size_t size) {
     return end(Finish::kLength, token, std::move(shown));
   }
   generation_.text += shown;
-  return {std::move(shown), token, finish_, std::move(logprob)};
+  return {std::move(shown), token, finish_, std::move(logprob), depth()};
 }
 
 Piece Row::cancel() { return end(Finish::kCancelled, std::nullopt, ""); }
@@ -68,7 +68,7 @@ Piece Row::end(Finish reason, std::optional<Token> token, std::string shown,
   }
   generation_.finish = finish_ = reason;
   generation_.text += shown;
-  Piece piece{std::move(shown), token, reason, std::nullopt};
+  Piece piece{std::move(shown), token, reason, std::nullopt, depth()};
   if (token && !generation_.logprobs.empty()) piece.logprob = generation_.logprobs.back();
   return piece;
 }

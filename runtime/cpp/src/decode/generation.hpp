@@ -48,6 +48,7 @@ struct Piece {
   std::optional<Token> token;  // none in the piece that reports a cancellation
   Finish finish = Finish::kNone;
   std::optional<TokenLogprob> logprob;
+  std::int64_t depth = 0;  // recurrences that it was made with
 };
 
 // Asked before every token whether to stop.
