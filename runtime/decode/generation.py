@@ -156,7 +156,8 @@ def serve(
     the cache ends with the token before it.
 
     Args:
-        decoder: its cache holds what each request has before.
+        decoder: its cache holds what each request has before, or nothing: that is fed first then,
+            apart from the rest.
         requests: one a row of the decoder.
         rows: made of them.
         cancelled: asked before every token.
@@ -164,6 +165,8 @@ def serve(
     Yields:
         After every token, a piece a row; None for a row that had ended before.
     """
+    if not decoder.cache.longest and all(request.before for request in requests):
+        decoder.prefill([request.before for request in requests])
     threshold = max(request.halt_threshold for request in requests)
     logits = decoder.prefill([request.ids for request in requests], threshold)
     for row, depth in zip(rows, decoder.cache.row_depth.tolist(), strict=True):

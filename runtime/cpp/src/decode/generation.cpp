@@ -99,12 +99,16 @@ bool Serving::next(const Cancelled& cancelled, std::vector<std::optional<Piece>>
 // Feeds the prompts, or the tokens chosen last by the rows that go on.
 void Serving::feed() {
   if (logits_ == nullptr) {
-    std::vector<Tokens> ids;
+    std::vector<Tokens> before, ids;
     double threshold = 0.0;
+    bool behind = decoder_.cache().longest() == 0;
     for (const Request& request : requests_) {
+      before.push_back(request.before);
       ids.push_back(request.ids);
       threshold = std::max(threshold, request.halt_threshold);
+      behind = behind && !request.before.empty();
     }
+    if (behind) decoder_.prefill(before);
     first_ = decoder_.prefill(ids, threshold);
     logits_ = first_.data();
     for (std::size_t row = 0; row < rows_.size(); ++row) {
