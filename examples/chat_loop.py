@@ -30,7 +30,7 @@ def chat(bundle: str, depth: int | None) -> None:
             try:
                 for piece in session.stream(line, max_new_tokens=128, chat=True):
                     print(piece.text, end="", flush=True)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # the session keeps what was said
                 print(" ...", end="")
             print()
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decode import request
-from runtime.decode.generation import Generation, Piece, serve
+from runtime.decode.generation import Generation, Piece, Row, serve
 from runtime.decode.options import Changes, Options
 from runtime.errors import EngineError
 from runtime.text.chat import check_messages
@@ -45,7 +45,10 @@ class _Turn:
 class Session:
     """One conversation at one depth; a turn feeds only what is new. Used from one thread.
 
-    With `mean` pooling the mean stays frozen on the first turn's prompt.
+    Its turns are plain text and ids, or all of a chat. With `mean` pooling the mean stays frozen on
+    the first turn's prompt. A stream that is dropped, interrupted or fails keeps what it yielded;
+    where that is nothing, and in `generate`, the conversation stays as it was before the turn.
+    After an interrupt or a failure the next turn feeds all of the conversation again.
 
     Attributes:
         depth: recurrences of every turn. One to be chosen is the most that there may be, until the
@@ -85,6 +88,7 @@ class Session:
         self._decoder: Decoder | None = None
         self._messages: list[dict[str, Any]] = []
         self._text = ""  # of the chat so far, as rendered and as answered, special tokens included
+        self._first = 0  # tokens of the first turn's prompt
 
     def generate(
         self,
@@ -110,9 +114,11 @@ class Session:
             The answer; `prompt_tokens` counts the conversation before it.
 
         Raises:
-            EngineError: a request outside what the bundle allows; the conversation is unchanged.
+            EngineError: a request outside what the bundle allows, or a chat's turn where the
+                session holds plain text, or the reverse. Whatever is raised, the conversation is
+                unchanged.
         """
-        pieces = list(self.stream(prompt, options, chat=chat, cancel=cancel, **changes))
+        pieces = list(self._start(prompt, options, chat, cancel, changes, whole=True))
         tokens = [piece.token for piece in pieces if piece.token is not None]
         reason = pieces[-1].finish_reason or "cancelled"
         text = "".join(piece.text for piece in pieces)
@@ -133,71 +139,107 @@ class Session:
 
         The request is checked before this returns. Where the conversation has gone on before the
         first token is asked for, the prompt is read again.
+
+        Raises:
+            EngineError: as `generate`; what was yielded before stays part of the conversation.
         """
+        return self._start(prompt, options, chat, cancel, changes, whole=False)
+
+    def _start(
+        self,
+        prompt: Prompt,
+        options: Options | None,
+        chat: bool,
+        cancel: request.Cancel,
+        changes: Changes,
+        whole: bool,
+    ) -> Iterator[Piece]:
+        """As `stream`; with `whole` an answer that does not come to its end leaves no trace."""
         (asked,) = request.make_options(options, changes, 1)
         cancelled = request.make_cancelled(cancel)
         turn = self._read(prompt, asked, chat)
         if self._decoder is None:
             self._decoder = self._engine.new_decoder([self.depth])
-        return self._answer(turn, lambda: self._read(prompt, asked, chat), cancelled)
+        return self._answer(turn, lambda: self._read(prompt, asked, chat), cancelled, whole)
 
     def _answer(
-        self, turn: _Turn, read: Callable[[], _Turn], cancelled: Callable[[], bool]
+        self, turn: _Turn, read: Callable[[], _Turn], cancelled: Callable[[], bool], whole: bool
     ) -> Iterator[Piece]:
         if not self._busy.acquire(blocking=False):
             raise EngineError("a session serves one request at a time", "open another session")
         try:
-            if turn.version != self._version:
-                turn = read()
+            yield from self._speak(
+                turn if turn.version == self._version else read(), cancelled, whole
+            )
+        finally:
+            self._busy.release()
+
+    def _speak(self, turn: _Turn, cancelled: Callable[[], bool], whole: bool) -> Iterator[Piece]:
+        kept = self.tokens, self._messages, self._text, self._first, self.depth, self._chosen
+        asked, texts = turn.request, list[str]()
+        self._version += 1
+        try:
             if turn.restart:
                 self._forget()
             if self._decoder is None:
                 self._decoder = self._engine.new_decoder([self.depth])
-            yield from self._speak(self._decoder, turn, cancelled)
-        finally:
-            self._busy.release()
-
-    def _speak(
-        self, decoder: Decoder, turn: _Turn, cancelled: Callable[[], bool]
-    ) -> Iterator[Piece]:
-        # The last token of an answer has not been fed: it comes first now.
-        held = decoder.cache.lengths[0]
-        asked = turn.request
-        threshold = 0.0 if self._chosen else self._halt_threshold
-        fed = dataclasses.replace(
-            asked, ids=asked.prompt[held:], before=asked.prompt[:held], halt_threshold=threshold
-        )
-        row = self._engine.new_row(fed)
-        self._version += 1
-        try:
+            # The last token of an answer has not been fed: it comes first now. An empty cache gets
+            # the first prompt apart, as it was: a mean is frozen on it.
+            held = self._decoder.cache.lengths[0] or self._first
+            threshold = 0.0 if self._chosen else self._halt_threshold
+            fed = dataclasses.replace(
+                asked, ids=asked.prompt[held:], before=asked.prompt[:held], halt_threshold=threshold
+            )
+            row = self._engine.new_row(fed)
+            self.tokens = list(asked.prompt)
             self._messages, self._text = turn.messages, turn.text
-            self.tokens.extend(asked.ids)
-            for pieces in serve(decoder, [fed], [row], cancelled):
+            self._first = self._first or len(asked.prompt)
+            for pieces in serve(self._decoder, [fed], [row], cancelled):
                 self.depth, self._chosen = row.depth, True
                 piece = pieces[0]
                 if piece is None:
                     continue
                 if piece.token is not None:
                     self.tokens.append(piece.token)
+                texts.append(piece.text)
                 yield piece
-        except GeneratorExit:  # dropped between two tokens
+        except BaseException as error:
+            if whole or not isinstance(error, GeneratorExit):  # else dropped between two tokens
+                self._decoder = None  # who knows what it holds
+            if texts and not whole:
+                self._hear(row, "".join(texts))
+            else:
+                self.tokens, self._messages, self._text, self._first = kept[:4]
+                self.depth, self._chosen = kept[4:]
             raise
-        except BaseException:
-            self._start_over()  # tokens and cache may differ now
-            raise
+        else:
+            self._hear(row, "".join(texts))
         finally:
             self._version += 1
-            if self._messages:
-                self._messages.append({"role": "assistant", "content": row.text})
-                self._text += row.spoken
+
+    def _hear(self, row: Row, text: str) -> None:
+        """Adds what was yielded of an answer to the chat, where this is one."""
+        if not self._messages:
+            return
+        self._messages.append({"role": "assistant", "content": text})
+        # A row interrupted inside a token is ahead of what was yielded: the next turn renders anew.
+        in_step = row.result().prompt_tokens + len(row.tokens) == len(self.tokens)
+        self._text = self._text + row.spoken if in_step else ""
 
     def _read(self, prompt: Prompt, options: Options, chat: bool) -> _Turn:
         """What a prompt adds to the conversation as it is now.
 
         Raises:
-            EngineError: it is no prompt, or does not fit with the new tokens.
+            EngineError: it is no prompt, of the other kind than those before it, or does not fit
+                with the new tokens.
         """
         engine = self._engine
+        if self.tokens and bool(chat) != bool(self._messages):
+            held, given = ("plain text", "a chat") if chat else ("a chat", "plain text")
+            raise EngineError(
+                f"this session holds {held}, and the turn is {given}",
+                f"make the turn {held} too, or reset the session first",
+            )
         if chat:
             messages = [*self._messages, *check_messages(prompt)]
             text = engine.chat_template().render(messages)

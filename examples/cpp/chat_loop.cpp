@@ -1,10 +1,16 @@
 // A chat in the terminal: chat_loop BUNDLE [DEPTH]. Each line you type is a turn of one
-// conversation, whose cache is kept between turns. An empty line or the end of the input ends it.
+// conversation, whose cache is kept between turns. An empty line or the end of the input ends it,
+// Ctrl-C an answer.
+#include <csignal>
 #include <iostream>
 #include <ouro/ouro.hpp>
 #include <string>
 
 namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+void interrupt(int) { interrupted = 1; }
 
 void chat(ouro::Engine& engine, const ouro::Depth& depth) {
   ouro::Session session = engine.session(depth);
@@ -13,9 +19,15 @@ void chat(ouro::Engine& engine, const ouro::Depth& depth) {
   std::string line;
   while (std::cout << "> " << std::flush && std::getline(std::cin, line) && !line.empty()) {
     ouro::Stream stream = session.stream(std::vector<ouro::Message>{{"user", line}}, options);
+    interrupted = 0;
+    const auto before = std::signal(SIGINT, interrupt);
     for (const ouro::Piece& piece : stream) {
       std::cout << piece.text << std::flush;
+      if (interrupted == 0) continue;
+      std::cout << " ...";  // the session keeps what was said
+      break;
     }
+    std::signal(SIGINT, before);
     std::cout << '\n';
   }
 }

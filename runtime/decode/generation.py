@@ -47,12 +47,14 @@ class Piece:
         token: its id; None in the piece that reports a cancellation.
         finish_reason: as in Generation on the last piece, None before it.
         logprob: of the token, where it was asked for.
+        depth: recurrences that it was made with.
     """
 
     text: str
     token: int | None
     finish_reason: str | None
     logprob: TokenLogprob | None = None
+    depth: int = 0
 
     def __str__(self) -> str:
         return self.text
@@ -104,7 +106,7 @@ class Row:
         elif len(self.tokens) >= self._most:
             return self._finish("length", token, shown)
         self.text += shown
-        return Piece(shown, token, self.finish_reason, logprob)
+        return Piece(shown, token, self.finish_reason, logprob, self.depth)
 
     def cancel(self) -> Piece:
         """Ends the sequence before its next token."""
@@ -139,7 +141,7 @@ class Row:
         self.finish_reason = reason
         self.text += shown
         asked = token is not None and self.logprobs
-        return Piece(shown, token, reason, self.logprobs[-1] if asked else None)
+        return Piece(shown, token, reason, self.logprobs[-1] if asked else None, self.depth)
 
 
 def serve(
@@ -154,7 +156,8 @@ def serve(
     the cache ends with the token before it.
 
     Args:
-        decoder: its cache holds what each request has before.
+        decoder: its cache holds what each request has before, or nothing: that is fed first then,
+            apart from the rest.
         requests: one a row of the decoder.
         rows: made of them.
         cancelled: asked before every token.
@@ -162,6 +165,8 @@ def serve(
     Yields:
         After every token, a piece a row; None for a row that had ended before.
     """
+    if not decoder.cache.longest and all(request.before for request in requests):
+        decoder.prefill([request.before for request in requests])
     threshold = max(request.halt_threshold for request in requests)
     logits = decoder.prefill([request.ids for request in requests], threshold)
     for row, depth in zip(rows, decoder.cache.row_depth.tolist(), strict=True):

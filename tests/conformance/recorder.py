@@ -152,6 +152,7 @@ def _pieces(pieces: Iterable[Piece]) -> Answer:
             "text": piece.text,
             "token": piece.token,
             "finish_reason": piece.finish_reason,
+            "depth": piece.depth,
             "logprob": None if piece.logprob is None else _logprob(piece.logprob),
         }
         for piece in pieces

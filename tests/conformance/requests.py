@@ -255,8 +255,11 @@ class Asked:
             {"prompt": "Hi", **new},
         ]
         self._add("chat session", "session", turns=turns)
-        mixed = [{"prompt": TEXTS[0], "options": {"max_new_tokens": 3}}, {"prompt": "Hi", **new}]
-        self._add("text and chat session", "session", depth=1, turns=[*mixed, *mixed])
+        mixed: list[Request] = [
+            {"prompt": TEXTS[0], "options": {"max_new_tokens": 3}}, {"prompt": "Hi", **new},
+        ]  # fmt: skip
+        turns = [*mixed, *mixed, {"reset": True}, mixed[1], *mixed]
+        self._add("text and chat session", "session", depth=1, turns=turns)
 
     def _halters(self) -> None:
         rows, new = [self._ids(length) for length in (4, 30, 9, 17, 6, 12)], {"max_new_tokens": 5}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runtime import Engine
+from runtime.decode.decoder import Decoder
 from tests.support.paths import ROOT
 from tests.support.processes import environment
 
@@ -39,6 +43,32 @@ def test_chat_loop_answers_each_turn(tiny_bundle: Path, engine: Engine) -> None:
     for answer in answers:
         assert f"> {answer}\n" in done.stdout
     assert done.stdout.count("> ") >= 3
+
+
+def test_chat_loop_goes_on_after_an_interrupt(
+    tiny_bundle: Path,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls, real = itertools.count(1), Decoder.step
+
+    def step(self: Decoder, tokens: Any) -> Any:
+        if next(calls) == 5:  # Ctrl-C after the fifth token
+            raise KeyboardInterrupt
+        return real(self, tokens)
+
+    turns = iter(["Hello", "And then?", ""])
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "step", step)
+        patch.setattr("builtins.input", lambda prompt: next(turns))
+        runpy.run_path(str(EXAMPLES / "chat_loop.py"))["chat"](str(tiny_bundle), 3)
+    session = engine.session(3)
+    stream: Any = session.stream("Hello", max_new_tokens=128, chat=True)
+    cut = "".join(next(stream).text for _ in range(5))
+    stream.close()
+    answer = session.generate("And then?", max_new_tokens=128, chat=True).text
+    assert capsys.readouterr().out.partition("\n")[2] == f"{cut} ...\n{answer}\n"
 
 
 def test_batch_depths_gives_what_each_prompt_gives_alone(tiny_bundle: Path, engine: Engine) -> None:

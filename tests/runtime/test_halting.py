@@ -84,8 +84,9 @@ def test_a_fixed_depth_is_reported_and_chooses_nothing(adaptive: Engine) -> None
 def test_a_stream_and_a_session_choose_on_the_first_prompt(adaptive: Engine) -> None:
     first, second = prompts(2)
     whole = adaptive.generate(first, "auto", max_new_tokens=NEW)
-    streamed = adaptive.stream(first, "auto", max_new_tokens=NEW)
+    streamed = list(adaptive.stream(first, "auto", max_new_tokens=NEW))
     assert [piece.token for piece in streamed] == whole.tokens
+    assert {piece.depth for piece in streamed} == {whole.depth}
     session = adaptive.session("auto")
     assert session.generate(first, max_new_tokens=NEW) == whole
     assert session.depth == whole.depth

@@ -121,17 +121,33 @@ def test_session_reads_a_prompt_again_after_another_turn_of_the_same_length(engi
     assert session.tokens[:6] == [9, 6, 7, *other.tokens, 8]
 
 
-def test_session_starts_over_after_any_failure(engine: Engine) -> None:
-    session = engine.session()
-    first = session.generate([5, 6], max_new_tokens=3)
+def test_session_holds_a_chat_or_plain_text(engine: Engine) -> None:
+    session = engine.session(1)
+    prompts: dict[bool, Any] = {False: [5, 6], True: "Hi"}
+    kinds = {False: "plain text", True: "a chat"}
+    for chat in (False, True):
+        session.reset()
+        session.generate(prompts[chat], max_new_tokens=2, chat=chat)
+        held, messages = list(session.tokens), list(session._messages)
+        with pytest.raises(EngineError) as caught:
+            session.stream(prompts[not chat], max_new_tokens=2, chat=not chat)
+        assert caught.value.problem == (
+            f"this session holds {kinds[chat]}, and the turn is {kinds[not chat]}"
+        )
+        assert caught.value.cure == (f"make the turn {kinds[chat]} too, or reset the session first")
+        assert (session.tokens, session._messages) == (held, messages)
+        session.generate(prompts[chat], max_new_tokens=2, chat=chat)
+        assert session.tokens[: len(held)] == held
 
-    def fail() -> bool:
-        raise RuntimeError("mine")
 
-    with pytest.raises(RuntimeError, match="mine"):
-        session.generate([7], cancel=fail)
-    assert session.tokens == []
-    assert session.generate([5, 6], max_new_tokens=3) == first
+def test_session_stream_read_again_is_refused_where_another_kind_came_before(
+    engine: Engine,
+) -> None:
+    session = engine.session(1)
+    waiting = session.stream("Hi", max_new_tokens=2, chat=True)
+    session.generate([5, 6], max_new_tokens=2)
+    with pytest.raises(EngineError, match="holds plain text, and the turn is a chat"):
+        next(waiting)
 
 
 def test_session_goes_on_after_a_dropped_stream(engine: Engine) -> None:

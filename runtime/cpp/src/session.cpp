@@ -24,7 +24,7 @@ Stream::Stream(std::shared_ptr<Session> session, Prompt prompt, Options options,
       asked_(std::move(cancelled)) {}
 
 Stream::~Stream() {
-  if (speaking_) end();
+  if (speaking_) end(whole_);
 }
 
 std::int64_t Stream::depth() const { return session_->depth(); }
@@ -43,21 +43,18 @@ bool Stream::next(Piece& piece) {
       end();
       return false;
     }
-  } catch (...) {
-    ended_ = true;
-    speaking_ = false;
     const std::lock_guard<std::mutex> guard(session_->mutex_);
-    session_->busy_ = false;
-    session_->start_over();  // tokens and cache may differ now
+    Conversation& talk = session_->talk_;
+    talk.depth = rows_[0].depth();
+    talk.chosen = true;
+    if (pieces[0]->token) talk.tokens.push_back(*pieces[0]->token);
+    if (!said_) said_.emplace();
+    *said_ += pieces[0]->text;
+  } catch (...) {
+    end(true);
     throw;
   }
   piece = std::move(*pieces[0]);
-  {
-    const std::lock_guard<std::mutex> guard(session_->mutex_);
-    session_->depth_ = rows_[0].depth();
-    session_->chosen_ = true;
-    if (piece.token) session_->tokens_.push_back(*piece.token);
-  }
   if (piece.finish != Finish::kNone) end();
   return true;
 }
@@ -73,41 +70,49 @@ void Stream::begin() {
   // All that may fail first: the conversation is then unchanged.
   const bool anew = turn_->restart || !session.decoder_;
   std::unique_ptr<Decoder> made;
-  if (anew) made = session.engine_->new_decoder({session.depth_});
+  if (anew) made = session.engine_->new_decoder({session.talk_.depth});
   Decoder& decoder = anew ? *made : *session.decoder_;
-  // The last token of an answer has not been fed: it comes first now.
-  const auto held = static_cast<std::ptrdiff_t>(decoder.cache().lengths()[0]);
+  // The last token of an answer has not been fed: it comes first now. An empty cache gets the first
+  // prompt apart, as it was: a mean is frozen on it.
+  const std::size_t first = turn_->restart ? 0 : session.talk_.first;
+  const std::int64_t length = decoder.cache().lengths()[0];
+  const std::int64_t held = length > 0 ? length : static_cast<std::int64_t>(first);
   Request fed = turn_->request;
   const Tokens whole = join(fed.before, fed.ids);
   fed.ids.assign(whole.begin() + held, whole.end());
   fed.before.assign(whole.begin(), whole.begin() + held);
-  fed.halt_threshold = session.chosen_ ? 0.0 : session.halt_threshold_;
-  std::vector<Message> messages = turn_->messages;
-  std::string text = turn_->text;
-  Tokens tokens = join(turn_->restart ? Tokens{} : session.tokens_, turn_->request.ids);
+  fed.halt_threshold = session.talk_.chosen ? 0.0 : session.halt_threshold_;
+  Conversation talk = {session.talk_.depth, session.talk_.chosen, whole,
+                       turn_->messages,     turn_->text,          first > 0 ? first : whole.size()};
   rows_.clear();
   rows_.push_back(session.engine_->new_row(fed));
   requests_.clear();
   requests_.push_back(std::move(fed));
   serving_ = std::make_unique<Serving>(decoder, requests_, rows_);
   if (anew) session.decoder_ = std::move(made);
-  session.messages_.swap(messages);
-  session.text_.swap(text);
-  session.tokens_.swap(tokens);
+  kept_ = std::exchange(session.talk_, std::move(talk));
   ++session.version_;
   session.busy_ = speaking_ = true;
 }
 
-void Stream::end() noexcept {
+// Gives the session back with what was given of the answer.
+void Stream::end(bool failed) noexcept {
   ended_ = true;
   speaking_ = false;
   try {
-    const std::lock_guard<std::mutex> guard(session_->mutex_);
-    session_->busy_ = false;
-    ++session_->version_;
-    if (!session_->messages_.empty()) {
-      session_->messages_.push_back({"assistant", rows_[0].text()});
-      session_->text_ += rows_[0].spoken();
+    Session& session = *session_;
+    const std::lock_guard<std::mutex> guard(session.mutex_);
+    session.busy_ = false;
+    ++session.version_;
+    if (failed) session.decoder_.reset();  // who knows what it holds
+    if (failed && (whole_ || !said_)) {
+      session.talk_ = std::move(kept_);
+    } else if (Conversation& talk = session.talk_; !talk.messages.empty()) {
+      talk.messages.push_back({"assistant", said_.value_or("")});
+      // A row that failed inside a token is ahead of the pieces: the next turn renders anew.
+      const Generation made = rows_[0].result();
+      const std::size_t told = static_cast<std::size_t>(made.prompt_tokens) + made.tokens.size();
+      talk.text = told == talk.tokens.size() ? talk.text + rows_[0].spoken() : "";
     }
   } catch (...) {
     // Out of memory: the chat goes on without this answer, which the next turn then renders anew.
@@ -116,9 +121,9 @@ void Stream::end() noexcept {
 
 Session::Session(std::shared_ptr<Engine> engine, const Depth& depth) : engine_(std::move(engine)) {
   const Engine::ChosenDepth chosen = engine_->choose_depth(depth);
-  most_ = depth_ = chosen.steps;
+  most_ = chosen.steps;
   halt_threshold_ = chosen.threshold;
-  chosen_ = halt_threshold_ == 0.0;
+  start_over();
 }
 
 std::unique_ptr<Stream> Session::stream(Prompt prompt, const Options& options,
@@ -127,12 +132,13 @@ std::unique_ptr<Stream> Session::stream(Prompt prompt, const Options& options,
                                          std::move(cancelled));
   const std::lock_guard<std::mutex> guard(mutex_);
   stream->turn_ = read(stream->prompt_, options);
-  if (!busy_ && !decoder_) decoder_ = engine_->new_decoder({depth_});
+  if (!busy_ && !decoder_) decoder_ = engine_->new_decoder({talk_.depth});
   return stream;
 }
 
 Generation Session::generate(Prompt prompt, const Options& options, Cancelled cancelled) {
   const auto answer = stream(std::move(prompt), options, std::move(cancelled));
+  answer->whole_ = true;
   Generation result;
   Piece piece;
   while (answer->next(piece)) {
@@ -156,31 +162,35 @@ void Session::reset() {
 
 std::int64_t Session::depth() const {
   const std::lock_guard<std::mutex> guard(mutex_);
-  return depth_;
+  return talk_.depth;
 }
 
 Tokens Session::tokens() const {
   const std::lock_guard<std::mutex> guard(mutex_);
-  return tokens_;
+  return talk_.tokens;
 }
 
 // Forgets the conversation, and a depth that it has chosen.
 void Session::start_over() noexcept {
-  depth_ = most_;
-  chosen_ = halt_threshold_ == 0.0;
+  talk_ = {};
+  talk_.depth = most_;
+  talk_.chosen = halt_threshold_ == 0.0;
   ++version_;
-  tokens_.clear();
   decoder_.reset();
-  messages_.clear();
-  text_.clear();
 }
 
 // What a prompt adds to the conversation as it is now.
 Stream::Turn Session::read(const Prompt& prompt, const Options& options) const {
   Stream::Turn turn;
   Tokens ids;
-  if (const auto* added = std::get_if<std::vector<Message>>(&prompt)) {
-    turn.messages = messages_;
+  const auto* added = std::get_if<std::vector<Message>>(&prompt);
+  if (!talk_.tokens.empty() && (added != nullptr) == talk_.messages.empty()) {
+    const std::string text = "plain text", chat = "a chat", held = added ? text : chat;
+    throw engine_error("this session holds " + held + ", and the turn is " + (added ? chat : text),
+                       "make the turn " + held + " too, or reset the session first");
+  }
+  if (added != nullptr) {
+    turn.messages = talk_.messages;
     turn.messages.insert(turn.messages.end(), added->begin(), added->end());
     turn.text = engine_->render(turn.messages);
     ids = continue_chat(turn.text, turn.restart);
@@ -188,18 +198,18 @@ Stream::Turn Session::read(const Prompt& prompt, const Options& options) const {
     ids = continue_plain(prompt);
   }
   turn.version = version_;
-  turn.request =
-      engine_->new_request(std::move(ids), depth_, options, turn.restart ? Tokens{} : tokens_);
+  turn.request = engine_->new_request(std::move(ids), talk_.depth, options,
+                                      turn.restart ? Tokens{} : talk_.tokens);
   return turn;
 }
 
 // Tokens to feed for a prompt that is no chat.
 Tokens Session::continue_plain(const Prompt& prompt) const {
   const auto* text = std::get_if<std::string>(&prompt);
-  if (!tokens_.empty() && text != nullptr && !text->empty()) {
-    return engine_->encode_prompt(engine_->codec().encode_after(tokens_, *text));
+  if (!talk_.tokens.empty() && text != nullptr && !text->empty()) {
+    return engine_->encode_prompt(engine_->codec().encode_after(talk_.tokens, *text));
   }
-  return engine_->encode_prompt(prompt, tokens_.empty());
+  return engine_->encode_prompt(prompt, talk_.tokens.empty());
 }
 
 // Tokens to feed so that the cache holds a rendered chat, and whether to start over. The cache is
@@ -208,15 +218,17 @@ Tokens Session::continue_plain(const Prompt& prompt) const {
 // cut inside a text that the chat does not repeat, starts over.
 Tokens Session::continue_chat(const std::string& text, bool& restart) const {
   const Codec& codec = engine_->codec();
+  const Tokens& tokens = talk_.tokens;
+  const std::string& said = talk_.text;
   const Tokens whole = codec.encode(text, false);
-  const auto held = static_cast<std::ptrdiff_t>(tokens_.size());
+  const auto held = static_cast<std::ptrdiff_t>(tokens.size());
   restart = false;
-  if (held > 0 && tokens_.size() < whole.size() &&
-      std::equal(tokens_.begin(), tokens_.end(), whole.begin())) {
+  if (held > 0 && tokens.size() < whole.size() &&
+      std::equal(tokens.begin(), tokens.end(), whole.begin())) {
     return engine_->encode_prompt(Tokens(whole.begin() + held, whole.end()));
   }
-  if (!text_.empty() && text.size() > text_.size() && text.compare(0, text_.size(), text_) == 0) {
-    return engine_->encode_prompt(codec.encode_after(tokens_, text.substr(text_.size())));
+  if (!said.empty() && text.size() > said.size() && text.compare(0, said.size(), said) == 0) {
+    return engine_->encode_prompt(codec.encode_after(tokens, text.substr(said.size())));
   }
   restart = held > 0;
   return engine_->encode_prompt(whole);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -16,8 +17,19 @@ namespace ouro::core {
 
 class Session;
 
+// What was said in a session so far.
+struct Conversation {
+  std::int64_t depth = 0;  // one to be chosen is the most that there may be
+  bool chosen = true;      // the depth is fixed
+  Tokens tokens;
+  std::vector<Message> messages;  // none where it is no chat
+  std::string text;               // of the chat, as rendered and as answered
+  std::size_t first = 0;          // tokens of the first turn's prompt
+};
+
 // One answer while it is being generated. Used from one thread, but for `cancel`. A stream that is
-// dropped before its end leaves its session with what was generated so far.
+// dropped before its end, or fails, leaves its session with the pieces it has given; where there
+// are none, as it was before the turn.
 class Stream {
  public:
   Stream(std::shared_ptr<Session> session, Prompt prompt, Options options, Cancelled cancelled);
@@ -34,7 +46,7 @@ class Stream {
 
  private:
   void begin();
-  void end() noexcept;
+  void end(bool failed = false) noexcept;
 
   // A prompt, read.
   struct Turn {
@@ -54,13 +66,18 @@ class Stream {
   std::mutex busy_;
   std::optional<Turn> turn_;
   bool speaking_ = false, ended_ = false;
+  bool whole_ = false;               // an answer that does not come to its end leaves no trace
+  Conversation kept_;                // as it was before the turn
+  std::optional<std::string> said_;  // the text of the pieces given; none before the first
   std::vector<Request> requests_;
   std::vector<Row> rows_;
   std::unique_ptr<Serving> serving_;
 };
 
 // A conversation at one depth; a turn feeds only what is new. Used from one thread; another that
-// comes in between is refused. With `mean` pooling the mean stays frozen on the first prompt.
+// comes in between is refused. Its turns are plain text and ids, or all of a chat. With `mean`
+// pooling the mean stays frozen on the first prompt. After a failure the next turn feeds all of the
+// conversation again.
 class Session : public std::enable_shared_from_this<Session> {
  public:
   // Throws engine_error for a depth that the bundle does not have.
@@ -69,7 +86,8 @@ class Session : public std::enable_shared_from_this<Session> {
   // Adds a prompt to the conversation and answers it: a text or ids which continue it as they are,
   // or messages to add to a chat. The request is checked before this returns; where the
   // conversation has gone on before the first token is asked for, the prompt is read again.
-  // Throws engine_error; the conversation is then unchanged.
+  // Throws engine_error, also for a chat's turn where the session holds plain text, or the reverse;
+  // the conversation is then unchanged. It is too whatever `generate` throws.
   std::unique_ptr<Stream> stream(Prompt prompt, const Options& options, Cancelled cancelled = {});
   Generation generate(Prompt prompt, const Options& options, Cancelled cancelled = {});
   // Forgets the conversation, and a depth that it has chosen.
@@ -89,16 +107,13 @@ class Session : public std::enable_shared_from_this<Session> {
   void start_over() noexcept;
 
   std::shared_ptr<Engine> engine_;
-  std::int64_t most_, depth_;
+  std::int64_t most_;
   double halt_threshold_;
-  bool chosen_ = false;
-  mutable std::mutex mutex_;  // of all below and of depth_, chosen_
+  mutable std::mutex mutex_;  // of all below
   bool busy_ = false;
   std::uint64_t version_ = 0;  // changes with every turn and reset
-  Tokens tokens_;
+  Conversation talk_;
   std::unique_ptr<Decoder> decoder_;
-  std::vector<Message> messages_;
-  std::string text_;  // of the chat so far, as rendered and as answered
 };
 
 }  // namespace ouro::core

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.bundles import names, recorded
-from tests.support.cpp import BUILD
+from tests.conformance.bundles import bundle_of, names, recorded
+from tests.support.cpp import BUILD, built
 
 REPLAY = BUILD / "tests" / "replay_conformance"
 # 0 and -1 stand for the default and for "auto" there, and every row has its own depth and seed.
@@ -50,6 +50,16 @@ def test_threads_share_an_engine(
     words = [REPLAY, file, "", "cpu", "8"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+# The second chooses its depth, the third freezes a mean on the first prompt too.
+@pytest.mark.parametrize("name", ["llama", "llama-halting", "qwen3-int4"])
+def test_a_session_keeps_what_was_said_where_an_answer_fails(
+    name: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    words = [built("failing"), bundle_of(name, request, tmp_path_factory)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=280)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_changed_recording_is_seen(

@@ -202,6 +202,7 @@ typedef struct ouro_piece {
   int64_t token;               /**< -1 in the piece that reports a cancellation */
   ouro_finish finish;          /**< OURO_FINISH_NONE until the last piece */
   const ouro_logprob* logprob; /**< null where not asked for */
+  int64_t depth;               /**< recurrences that it was made with */
 } ouro_piece;
 
 /** Asked before every token; anything but 0 ends the generation. */
@@ -290,13 +291,16 @@ OURO_API ouro_status ouro_stream_cancel(ouro_stream* stream, ouro_error** error)
 /** Recurrences that it is made with; known once the first piece is there. */
 OURO_API ouro_status ouro_stream_depth(const ouro_stream* stream, int64_t* depth,
                                        ouro_error** error);
-/** Gives the handle back; a session keeps what was generated. */
+/** Gives the handle back; a session keeps what was generated, also of a stream that failed. */
 OURO_API void ouro_stream_release(ouro_stream* stream);
 
 /** A conversation that keeps its cache between turns. */
 OURO_API ouro_status ouro_session_open(ouro_engine* engine, int64_t depth, double halt_threshold,
                                        ouro_session** session, ouro_error** error);
-/** Adds a prompt and answers it: a result with one generation. */
+/**
+ * Adds a prompt and answers it: a result with one generation. The prompts of a session are text and
+ * ids, or all messages. A call that fails leaves the conversation as it was.
+ */
 OURO_API ouro_status ouro_session_generate(ouro_session* session, const ouro_prompt* prompt,
                                            const ouro_options* options, ouro_cancelled cancelled,
                                            void* user, ouro_result** generation,

@@ -77,6 +77,7 @@ class Stream {
     if (from.token >= 0) piece.token = from.token;
     piece.finish = static_cast<Finish>(from.finish);
     if (from.logprob != nullptr) piece.logprob = detail::read(*from.logprob);
+    piece.depth = from.depth;
     return piece;
   }
   /** Hands every piece to a function, until the end or until it returns false. */
@@ -109,7 +110,10 @@ class Session {
   /** Takes a handle over. */
   explicit Session(ouro_session* handle) : handle_(handle) {}
 
-  /** Adds a prompt and answers it. */
+  /**
+   * Adds a prompt and answers it. The prompts of a session are text and ids, or all messages. Where
+   * it fails the conversation is as it was; what `cancelled` throws ends the answer as true does.
+   */
   Generation generate(const Prompt& prompt, const Options& options = {},
                       const Cancelled& cancelled = {}) {
     const detail::Given given(prompt, options, {});

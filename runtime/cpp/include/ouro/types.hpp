@@ -127,6 +127,7 @@ struct Piece {
   std::optional<std::int64_t> token; /**< none in the piece that reports a cancellation */
   Finish finish = Finish::kNone;     /**< kNone until the last piece */
   std::optional<Logprob> logprob;    /**< where asked for */
+  std::int64_t depth = 0;            /**< recurrences that it was made with */
 };
 
 /** Logits of a prompt, row by row. */

@@ -169,6 +169,7 @@ ouro_status ouro_stream_next(ouro_stream* stream, ouro_piece* piece, int* more,
       value.text = view(own.piece.text);
       value.token = own.piece.token.value_or(-1);
       value.finish = static_cast<ouro_finish>(own.piece.finish);
+      value.depth = own.piece.depth;
       if (own.piece.logprob) {
         own.candidates = list_candidates(*own.piece.logprob);
         own.logprob = {own.piece.logprob->token, own.piece.logprob->logprob, own.candidates.data(),

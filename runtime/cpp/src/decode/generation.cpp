@@ -42,7 +42,7 @@ Piece Row::take(const float* logits, std::size_t size) {
     return end(Finish::kLength, token, std::move(shown));
   }
   generation_.text += shown;
-  return {std::move(shown), token, finish_, std::move(logprob)};
+  return {std::move(shown), token, finish_, std::move(logprob), depth()};
 }
 
 Piece Row::cancel() { return end(Finish::kCancelled, std::nullopt, ""); }
@@ -68,7 +68,7 @@ Piece Row::end(Finish reason, std::optional<Token> token, std::string shown,
   }
   generation_.finish = finish_ = reason;
   generation_.text += shown;
-  Piece piece{std::move(shown), token, reason, std::nullopt};
+  Piece piece{std::move(shown), token, reason, std::nullopt, depth()};
   if (token && !generation_.logprobs.empty()) piece.logprob = generation_.logprobs.back();
   return piece;
 }
@@ -99,12 +99,16 @@ bool Serving::next(const Cancelled& cancelled, std::vector<std::optional<Piece>>
 // Feeds the prompts, or the tokens chosen last by the rows that go on.
 void Serving::feed() {
   if (logits_ == nullptr) {
-    std::vector<Tokens> ids;
+    std::vector<Tokens> before, ids;
     double threshold = 0.0;
+    bool behind = decoder_.cache().longest() == 0;
     for (const Request& request : requests_) {
+      before.push_back(request.before);
       ids.push_back(request.ids);
       threshold = std::max(threshold, request.halt_threshold);
+      behind = behind && !request.before.empty();
     }
+    if (behind) decoder_.prefill(before);
     first_ = decoder_.prefill(ids, threshold);
     logits_ = first_.data();
     for (std::size_t row = 0; row < rows_.size(); ++row) {

@@ -48,6 +48,7 @@ struct Piece {
   std::optional<Token> token;  // none in the piece that reports a cancellation
   Finish finish = Finish::kNone;
   std::optional<TokenLogprob> logprob;
+  std::int64_t depth = 0;  // recurrences that it was made with
 };
 
 // Asked before every token whether to stop.
@@ -95,8 +96,8 @@ class Row {
 // the batch while others go on; its last token is not fed. Used from one thread.
 class Serving {
  public:
-  // A request and a row for each row of the decoder, whose cache holds what each has before. All
-  // three must outlive it.
+  // A request and a row for each row of the decoder, whose cache holds what each has before, or
+  // nothing: that is fed first then, apart from the rest. All three must outlive it.
   Serving(Decoder& decoder, const std::vector<Request>& requests, std::vector<Row>& rows);
 
   // Generates the next token of every row: a piece a row, none for a row that had ended before.

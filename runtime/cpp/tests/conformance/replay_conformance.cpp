@@ -121,6 +121,7 @@ Json pieces_json(ouro::Stream stream, const Json& request) {
         {{"text", piece->text},
          {"token", piece->token ? Json(*piece->token) : Json()},
          {"finish_reason", conformance::finish_json(piece->finish)},
+         {"depth", piece->depth},
          {"logprob", piece->logprob ? conformance::logprob_json(*piece->logprob) : Json()}});
   }
   return pieces;
