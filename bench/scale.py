@@ -202,7 +202,7 @@ def make_sheets() -> list[Sheet]:
     for size in SIZES:
         config, options = fold(size), read_options(size)
         with torch.device("meta"):
-            model = OuroborosForCausalLM(config)
+            model: Any = OuroborosForCausalLM(config)
         model.mark_trainable(options.train_coda, options.train_recurrent)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         ends = {id(p): p for p in (model.get_input_embeddings().weight, model.lm_head.weight)}
