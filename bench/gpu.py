@@ -1,12 +1,14 @@
 """Parity and speed on a GPU, at every precision, beside PyTorch eager in the same run.
 
 python -m bench.gpu                       measures the checkpoint that `make demo` left
-python -m bench.gpu CHECKPOINT --json     measures another; writes bench/results/<device>.json
+python -m bench.gpu CHECKPOINT --json     measures another, into bench/results/<device>.json
 python -m bench.gpu --export-only         leaves the bundles in --work; needs no GPU
 python -m bench.gpu --parity-only --reuse checks those; the GPU may do something else meanwhile
 python -m bench.gpu --speed-only --json   times those, and writes the parity found before as well
 
-All defaults together take about five minutes on a data-centre GPU.
+A part, parity or speed, goes into the file as soon as it is done, with the date and versions of its
+own; what else is in the file stays. All defaults together take about five minutes on a data-centre
+GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -33,12 +34,13 @@ from bench.gpu_report import (
     describe_device,
     has_tensorrt,
     print_tables,
+    read_results,
     result_name,
-    to_json,
+    write_part,
 )
 from bench.measure import make_parser, time_torch
 from cli.errors import one_line_errors
-from cli.output import require_writable, write_json
+from cli.output import require_writable
 from ouroboros.checkpoint import checkpoint_sha256
 from runtime.engine import Engine
 from runtime.errors import EngineError, RuntimeFault
@@ -89,6 +91,7 @@ def bench_gpu(
     tokens: int,
     torch_device: str | None,
     parts: Sequence[str] = PARTS,
+    keep: Callable[[Sequence[ParityRow]], None] = lambda rows: None,
 ) -> tuple[list[ParityRow], list[SpeedRow]]:
     """Exports, checks and times a checkpoint at every precision on every backend.
 
@@ -103,24 +106,34 @@ def bench_gpu(
         tokens: tokens timed a turn.
         torch_device: where PyTorch runs; None leaves it out.
         parts: of PARTS, what to do.
+        keep: called with the parity when all of it is known, before anything is timed.
+
+    Returns:
+        Parity, a row too for what could not be timed; and speeds.
     """
     parity: list[ParityRow] = []
     subjects: list[Subject] = []
+    made = {precision: bundles.make(precision, shapes, tokens) for precision in precisions}
+    failed = set()
     with contextlib.ExitStack() as opened:
-        for precision in precisions:
-            bundle, refused = bundles.make(precision, shapes, tokens)
-            for backend in backends if set(parts) - {"export"} else ():
+        for part in (one for one in ("parity", "speed") if one in parts):
+            pairs = ((precision, backend) for precision in precisions for backend in backends)
+            for precision, backend in (pair for pair in pairs if pair not in failed):
+                bundle, refused = made[precision]
                 try:
                     if bundle is None or (backend == "trt" and refused):
                         raise EngineError(refused)
-                    if "parity" in parts:
+                    if part == "parity":
                         bundles.report(f"{precision}: parity on {backend}")
                         parity.append(check_parity(bundle, precision, backend))
-                    if "speed" in parts:
+                    else:
                         engine = opened.enter_context(Engine.open(bundle, backend=backend))
                         subjects.append(Subject(precision, backend, partial(time_engine, engine)))
                 except RuntimeFault as error:
+                    failed.add((precision, backend))
                     parity.append(ParityRow(precision, backend, "ERROR", None, str(error)))
+            if part == "parity":
+                keep(parity)
         if not subjects:
             return parity, []
         if torch_device is not None:
@@ -275,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.json:
         file.parent.mkdir(parents=True, exist_ok=True)
         require_writable(file, [given.checkpoint])
+        read_results(file)  # refused now, not when the figures are there
     parts = [given.only] if given.only else PARTS
     torch_device = given.torch_device
     if torch_device == "cuda" and "speed" in parts:
@@ -289,6 +303,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for batch in given.batches
         for context in given.contexts
     ]
+    how = {
+        "date": time.strftime("%Y-%m-%d"),
+        "checkpoint": checkpoint_sha256(given.checkpoint),
+        "device": device,
+    }
+
+    def keep(rows: Sequence[ParityRow], how: dict[str, Any] = how) -> None:
+        write_part(given.work / PARITY, "parity", rows, how)
+        if given.json:
+            write_part(file, "parity", rows, how)
+
+    before, measured = find_parity(given.work, how) if given.only == "speed" else ([], how)
+    if before:
+        keep(before, measured)
     parity, speeds = bench_gpu(
         Bundles(
             given.checkpoint,
@@ -304,51 +332,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.tokens,
         None if torch_device == "none" else torch_device,
         parts,
+        keep,
     )
     if given.only == "export":
         return
-    if "parity" in parts:
-        keep_parity(given.work, given.checkpoint, device, parity)
-    else:
-        parity = [*find_parity(given.work, given.checkpoint, device), *parity]
-    print_tables(parity, speeds, device)
+    print_tables([*before, *parity], speeds, device)
     if given.json:
-        how = {"device": device, "rounds": given.rounds, "tokens": given.tokens}
-        write_json(file, how | to_json(parity, speeds))
+        if speeds:
+            timed = {"rounds": given.rounds, "tokens": given.tokens}
+            write_part(file, "speed", speeds, how | timed)
         print(f"written to {file}")
 
 
-def keep_parity(
-    work: Path, checkpoint: Path, device: dict[str, Any], rows: Sequence[ParityRow]
-) -> None:
-    """Leaves the parity found beside the bundles, for a later run that only times them.
+def find_parity(work: Path, how: dict[str, Any]) -> tuple[list[ParityRow], dict[str, Any]]:
+    """The parity that an earlier run found for a checkpoint on a device, if any.
 
     Args:
         work: folder of the bundles.
-        checkpoint: the PyTorch model.
-        device: from `describe_device`.
-        rows: one a precision and backend.
+        how: `checkpoint`, its hash, and `device`, from `describe_device`.
+
+    Returns:
+        Rows, none where there are none; and how they were found, as `write_part` takes it.
     """
-    of = {"checkpoint": checkpoint_sha256(checkpoint), "device": device}
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / PARITY, of | {"parity": [dataclasses.asdict(row) for row in rows]})
-
-
-def find_parity(work: Path, checkpoint: Path, device: dict[str, Any]) -> list[ParityRow]:
-    """The parity that an earlier run found for this checkpoint on this device, if any.
-
-    Args:
-        work: folder of the bundles.
-        checkpoint: the PyTorch model.
-        device: from `describe_device`.
-    """
-    file = work / PARITY
-    if not file.is_file():
-        return []
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    if (kept["checkpoint"], kept["device"]) != (checkpoint_sha256(checkpoint), device):
-        return []
-    return [ParityRow(**row) for row in kept["parity"]]
+    kept = read_results(work / PARITY)
+    measured = kept.get("measured", {}).get("parity", {})
+    if any(measured.get(name) != how[name] for name in ("checkpoint", "device")):
+        return [], how
+    return [ParityRow(**row) for row in kept["parity"]], measured
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -368,7 +378,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         only.add_argument(f"--{part}-only", dest="only", action="store_const", const=part)
     parser.add_argument("--reuse", action="store_true", help="bundles of this checkpoint in --work")
     parser.add_argument("--work", type=Path, default=WORK, help="where bundles are written")
-    parser.add_argument("--json", action="store_true", help="write <device>.json to --results")
+    parser.add_argument("--json", action="store_true", help="into <device>.json in --results")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
 

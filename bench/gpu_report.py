@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+from cli.errors import CommandError
+from cli.output import write_json
 from runtime.measure.speed import describe_machine
 
 
@@ -142,17 +146,41 @@ def result_name(device: dict[str, Any]) -> str:
     return f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
 
 
-def to_json(parity: Sequence[ParityRow], speeds: Sequence[SpeedRow]) -> dict[str, Any]:
-    """The rows as plain JSON values.
+def read_results(file: Path) -> dict[str, Any]:
+    """The figures of a file that `write_part` writes; nothing where there is none.
+
+    Raises:
+        CommandError: it is no JSON object.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CommandError(f"{file} holds no figures that can be read", "move it away")
+    return found
+
+
+def write_part(
+    file: Path, part: str, rows: Sequence[ParityRow | SpeedRow], how: dict[str, Any]
+) -> None:
+    """Puts one part of the figures into a file in place of what it had; all others stay.
 
     Args:
-        parity: one row a precision and backend.
-        speeds: one row a precision, subject and shape.
+        file: is made where it is not there.
+        part: "parity" or "speed".
+        rows: the figures.
+        how: they were measured: `date`, `checkpoint`, its hash, `device` and whatever else counts;
+            kept as `measured` of the part, since other parts may be of another day. A part without
+            one is of the `device` that the file itself names.
     """
-    return {
-        "parity": [dataclasses.asdict(row) for row in parity],
-        "speed": [dataclasses.asdict(row) for row in speeds],
-    }
+    found = read_results(file)
+    measured = found.get("measured", {}) | {part: how}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figures = [dataclasses.asdict(row) for row in rows]
+    write_json(file, found | {part: figures, "measured": measured})
 
 
 def has_tensorrt(device: dict[str, Any]) -> bool:

@@ -26,6 +26,10 @@ MEASURED_TOKENS = 44.7e6
 MEASURED_SHARE = 0.89
 PEAK_FLOPS = 989e12
 """An H100's for dense bfloat16 matrices (NVIDIA's data sheet)."""
+CARDS = {"H100": 80e9, "H200": 141e9}
+"""Memory of a GPU (NVIDIA's data sheets)."""
+USABLE = 0.9
+"""Of that memory, what a plan may take: the allocator's waste and CUDA's context come on top."""
 LARGE_EFFICIENCY = 0.35
 """Of that peak, what matrices of a 3B or 7B model usually reach in training: assumed."""
 
@@ -39,7 +43,8 @@ class Size:
         config: of the original: what `AutoConfig.for_model` takes.
         recurrent: the layer that is looped; 8 + 1 + 8 layers stay.
         recipe: its file in recipes/.
-        gpus: of 80 GB that share the work, each with the whole model (DDP).
+        gpus: H100s that share the work: each with the whole model (DDP), or where that does not
+            fit with a piece of it (FSDP).
     """
 
     name: str
@@ -87,7 +92,10 @@ class Sheet:
     Attributes:
         size: the model.
         trained: parameters that train.
-        plan: memory of one process.
+        plan: memory of one process that holds everything.
+        whole: bytes of all weights in float32, as FSDP splits them.
+        ends: of those, the embedding's and the head's, which stay together.
+        layer: of a layer's, which is put together while it is used.
         flops: of one training token, forward and backward, the teacher's included; matrices only.
         tokens: to train on.
     """
@@ -95,8 +103,34 @@ class Sheet:
     size: Size
     trained: int
     plan: MemoryPlan
+    whole: int
+    ends: int
+    layer: int
     flops: float
     tokens: float
+
+    @property
+    def card(self) -> str:
+        """The smallest of CARDS that holds everything; empty where none does."""
+        return next((name for name in CARDS if self.plan.total <= USABLE * CARDS[name]), "")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether it takes FSDP on H100s."""
+        return self.card != "H100"
+
+    def in_pieces(self, gpus: int) -> float:
+        """Bytes of each of so many GPUs with FSDP."""
+        plan = self.plan
+        split = self.whole + plan.gradients + plan.optimizer
+        kept = plan.teacher + plan.activations + plan.logits + self.ends + self.layer
+        return kept + split / gpus
+
+    def fewest(self) -> int:
+        """The fewest H100s that hold it with FSDP; 0 where no number does."""
+        room = USABLE * CARDS["H100"]
+        counts = range(1, 1025)
+        return next((gpus for gpus in counts if self.in_pieces(gpus) <= room), 0)
 
     def hours(self, efficiency: float) -> float:
         """Hours at a share of the peak of each GPU."""
@@ -162,20 +196,34 @@ def make_sheets() -> list[Sheet]:
     import torch
 
     from ouroboros.model.modeling import OuroborosForCausalLM
-    from ouroboros.training.memory import plan_memory
+    from ouroboros.training.memory import FLOAT32_BYTES, plan_memory
 
     sheets: list[Sheet] = []
     for size in SIZES:
         config, options = fold(size), read_options(size)
         with torch.device("meta"):
-            model = OuroborosForCausalLM(config)
+            model: Any = OuroborosForCausalLM(config)
         model.mark_trainable(options.train_coda, options.train_recurrent, options.train_embedding)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        ends = {id(p): p for p in (model.get_input_embeddings().weight, model.lm_head.weight)}
+        whole, at_ends, layer = (
+            FLOAT32_BYTES * sum(p.numel() for p in tensors)
+            for tensors in (model.parameters(), ends.values(), model.coda[0].parameters())
+        )
         first = sheets[0].trained if sheets else trained
         plan = plan_memory(config, replace(options, compile=False), "cuda")
         tokens = MEASURED_TOKENS * trained / first
-        sheets.append(Sheet(size, trained, plan, count_flops(config, options), tokens))
+        flops = count_flops(config, options)
+        sheets.append(Sheet(size, trained, plan, whole, at_ends, layer, flops, tokens))
     return sheets
+
+
+def _name_card(sheet: Sheet) -> str:
+    return f"{sheet.card}, {CARDS[sheet.card] / 1e9:.0f} GB" if sheet.card else "none"
+
+
+def _each(sheet: Sheet) -> float:
+    return sheet.in_pieces(sheet.size.gpus) if sheet.sharded else sheet.plan.total
 
 
 def render(sheets: list[Sheet]) -> str:
@@ -190,15 +238,19 @@ def render(sheets: list[Sheet]) -> str:
         rows.append(f"| {name} | " + " | ".join(values) + " |")
 
     row("recipe", [f"`recipes/{sheet.size.recipe}`" for sheet in sheets])
-    row("GPUs of 80 GB", [str(sheet.size.gpus) for sheet in sheets])
+    row("H100s", [f"{one.size.gpus}{', with FSDP' * one.sharded}" for one in sheets])
     row("parameters that train", [f"{sheet.trained / 1e6:,.0f} M" for sheet in sheets])
     for name, label in (
         ("weights", "weights, frozen ones in bfloat16"), ("teacher", "the original, bfloat16"),
         ("gradients", "gradients"), ("optimizer", "AdamW"),
         ("activations", "activations of a micro-batch at depth 16"), ("logits", "logits"),
-        ("total", "**memory of a GPU**"),
+        ("total", "all of it, in one process"),
     ):  # fmt: skip
         row(label, [f"{getattr(sheet.plan, name) / 1e9:,.1f} GB" for sheet in sheets])
+    row(f"a GPU that holds it in {USABLE:.0%} of its memory", [_name_card(one) for one in sheets])
+    row("**memory of each of the H100s**", [f"{_each(one) / 1e9:,.1f} GB" for one in sheets])
+    least = [str(one.fewest() or "no number does") if one.sharded else "1" for one in sheets]
+    row("H100s that it takes at least", least)
     row("operations a token", [f"{sheet.flops / 1e9:,.1f} GFLOP" for sheet in sheets])
     row("tokens", [f"{sheet.tokens / 1e6:,.0f} M" for sheet in sheets])
     slow = [f"{sheet.hours(measured):,.1f}" for sheet in sheets]

@@ -21,6 +21,7 @@ from runtime.files.hashing import hash_file
 TRAIN, LIKE = "train.jsonl", "like.jsonl"
 MADE_FROM = "made_from.json"
 KINDS = ("prose", "technical", "code")
+CODE = ("demo", "ouroboros/text/overlap.py", "runtime/files")  # what a mixture depends on
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def mix_texts(
     forbidden = [source for source in named.values() if source.kind == "forbidden"]
     taken = [named[name] for name in sources]
     whole = {one.name: asdict(one) for one in (*forbidden, *taken)}
-    pinned = [material.sha256, whole, characters, source_hash("demo")]
+    pinned = [material.sha256, whole, characters, source_hash(*CODE)]
     made = folder / MADE_FROM
     asked = hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
     if not made.is_file() or made.read_text(encoding="utf-8") != asked:

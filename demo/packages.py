@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from runtime.files.cache import default_cache as default_cache
 from runtime.files.hashing import hash_file
 
 REGISTRIES = ("pypi", "npm", "debian", "debian-source")
+DAY, MINUTE = 86_400, 60
 
 
 class FetchError(Exception):
@@ -117,9 +119,8 @@ def fetch_package(
             case "debian":
                 what = f"{package.name}={package.version}"
                 state = cache / (f"apt-{package.release}" if package.release else "apt")
-                options = apt_options(state, package.release)
-                command = ["apt-get", *options, "-q", "download", what]
-                _run(command, folder, f"download {package} with apt-get")
+                doing = f"download {package} with apt-get"
+                apt_get(["download", what], state, folder, doing, package.release)
                 path = _only(folder, ("*.deb",), str(package))
             case _:
                 path = _download_source(package, cache / "apt", folder)
@@ -156,7 +157,33 @@ def read_members(path: Path, patterns: Sequence[str], skip: Sequence[str] = ()) 
     return found
 
 
-def apt_options(state: Path, release: str = "") -> list[str]:
+def apt_get(
+    arguments: Sequence[str], state: Path, folder: Path, what: str, release: str = ""
+) -> None:
+    """Runs apt-get with the options of `apt_options`; once more with lists read anew if it fails.
+
+    Args:
+        arguments: of apt-get.
+        state: see `apt_options`.
+        folder: where it runs.
+        what: it does, for the error.
+        release: see `apt_options`.
+
+    Raises:
+        FetchError: it fails.
+    """
+    options = apt_options(state, release)
+    try:
+        _run(["apt-get", *options, "-q", *arguments], folder, what)
+    except FetchError:
+        # A version that is not in lists of some hours may be there by now, or gone to another.
+        if _age_s(state / "sources.list") < MINUTE:
+            raise
+        options = apt_options(state, release, newest_s=MINUTE)
+        _run(["apt-get", *options, "-q", *arguments], folder, what)
+
+
+def apt_options(state: Path, release: str = "", newest_s: float = DAY) -> list[str]:
     """Options that keep apt in a directory of its own, with the machine's own sources.
 
     Source packages are asked for where the machine lists binary ones only.
@@ -164,6 +191,7 @@ def apt_options(state: Path, release: str = "") -> list[str]:
     Args:
         state: the directory.
         release: asks the same mirrors for another release of Debian, for its binary packages.
+        newest_s: lists of packages that are older, in seconds, are read anew.
 
     Raises:
         FetchError: this is no Debian, or its registry does not answer.
@@ -174,7 +202,7 @@ def apt_options(state: Path, release: str = "") -> list[str]:
     options = ["-o", f"Dir::State={state}", "-o", f"Dir::State::lists={state / 'lists'}"]
     options += ["-o", f"Dir::Cache={state}", "-o", f"Dir::Etc::sourcelist={listing}"]
     options += ["-o", "Dir::Etc::sourceparts=/dev/null", "-o", "APT::Sandbox::User=root"]
-    if not listing.exists():
+    if _age_s(listing) > newest_s:
         form = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
         command = ["apt-get", "indextargets", "--format", form]
         try:
@@ -199,6 +227,14 @@ def apt_options(state: Path, release: str = "") -> list[str]:
     return options
 
 
+def _age_s(listing: Path) -> float:
+    """Seconds since Debian's lists were read; without end where they never were."""
+    try:
+        return time.time() - listing.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
 def _download_npm(package: Package, folder: Path) -> Path:
     what = f"{package.name}@{package.version}"
     _run(["npm", "pack", "--silent", "--ignore-scripts", what], folder, f"pack {what} with npm")
@@ -206,12 +242,12 @@ def _download_npm(package: Package, folder: Path) -> Path:
 
 
 def _download_source(package: Package, state: Path, folder: Path) -> Path:
-    options = [*apt_options(state), "-q", "source", "--download-only"]
     failed: FetchError | None = None
     # Debian replaces a version by one with other patches and the same archive of upstream's.
     for wanted in (f"{package.name}={package.version}", package.name):
         try:
-            _run(["apt-get", *options, wanted], folder, f"download the source of {package}")
+            doing = f"download the source of {package}"
+            apt_get(["source", "--download-only", wanted], state, folder, doing)
         except FetchError as error:
             failed = failed or error
         # Beside it lie patches, a description, perhaps further archives.

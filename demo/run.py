@@ -20,6 +20,9 @@ from demo.stages import ROOT, DemoError, Stages, call, flags, say_heading, sourc
 from runtime.files.hashing import hash_file
 
 FOLDER = ROOT / "build" / "demo"
+LEAVES = ("runtime/errors.py", "runtime/files", "runtime/options.py")
+CORE = ("ouroboros", "ouroboros/calibration.txt", *LEAVES)
+"""What a conversion or training depends on; the commands of `cli` pass options on, no more."""
 
 
 def run_demo(folder: Path = FOLDER) -> None:
@@ -53,7 +56,7 @@ def _build_model(stages: Stages, material: Material, mixture: Mixture) -> None:
     """Fetched model to bundle."""
     folder = stages.folder
     converted, trained, bundle = (folder / name for name in ("converted", "trained", "bundle"))
-    core = source_hash("ouroboros")
+    core = source_hash(*CORE)
     stages.run(
         "convert",
         f"2/9 convert: {settings.LAYERS} layers become {settings.PRELUDE}, one looped, and "
@@ -87,7 +90,7 @@ def _build_model(stages: Stages, material: Material, mixture: Mixture) -> None:
         "export",
         "5/9 export: one graph for every depth",
         lambda _: call("ouro", "export", trained, bundle, "--max-depth", str(settings.MAX_DEPTH)),
-        inputs=[stages.done["train"], settings.MAX_DEPTH, source_hash("export")],
+        inputs=[stages.done["train"], settings.MAX_DEPTH, source_hash("export", "runtime")],
         outputs=["bundle"],
     )
 
@@ -147,7 +150,7 @@ def _show_ready(stages: Stages, material: Material) -> None:
         call("python", "-m", "demo.samples", bundle, "--json", folder / "ready.json")
 
     record = hash_file(delta / "delta.json")
-    everything = source_hash("ouroboros", "export", "runtime", "demo")
+    everything = source_hash(*CORE, "export", "runtime", "demo")
     stages.run(
         "ready",
         "9/9 ready: the same, trained for two hours, out of the repository",

@@ -145,11 +145,22 @@ def call(*command: str | Path) -> None:
         )
 
 
-def source_hash(*packages: str) -> str:
-    """One hash over the source files of packages of ours."""
+def source_hash(*places: str) -> str:
+    """One hash over source files of ours.
+
+    Args:
+        places: paths in the project: a folder with all its modules, or a file.
+
+    Raises:
+        DemoError: there is nothing at one of them.
+    """
     digest = hashlib.sha256()
-    for package in packages:
-        for file in sorted((ROOT / package).rglob("*.py")):
+    for place in places:
+        path = ROOT / place
+        files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        if not files:
+            raise DemoError(f"{path} has no source files; run this from a whole checkout")
+        for file in files:
             digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from study.records import LIKE
-from study.sentences import answer, count_missing, say_best, say_best_model, say_curve
+from study.sentences import (
+    answer,
+    count_missing,
+    say_best,
+    say_best_model,
+    say_curve,
+    say_forms,
+)
 
 Report = Mapping[str, Any]
 NONE = "–"
@@ -59,7 +66,7 @@ def _head(report: Report) -> str:
     return (
         "# What each part of a folded model is worth\n\n<!-- Written by `make study` from "
         "study.json. Do not edit: it is written anew. -->\n\nSmolLM2-135M-Instruct, 30 layers, "
-        f"folded to {prelude} + a loop + {coda}. Every arm is trained on the same number of "
+        f"folded: {say_forms(report['forms'])}. Every arm is trained on the same number of "
         f"tokens, {_tokens(report):,}, in the same number of updates. The share of the gap is "
         f"(plain − arm) / (plain − full): 0 is the plain model of {prelude} + layer {layer} + "
         f"{coda} with nothing trained, 1 the original with all its layers, all on the same windows "

@@ -138,6 +138,22 @@ class Plan:
                 for arm in stage.arms:
                     yield arm, seed
 
+    def forms(self) -> dict[str, list[str]]:
+        """Returns what arms are folded to, each form once: `looped` ones, and `unlooped`."""
+        forms: dict[str, list[str]] = {"looped": [], "unlooped": []}
+        for options in (
+            ConvertOptions(**arm.convert) for arm in self.arms.values() if not arm.best
+        ):
+            looped = str(options.recurrent)
+            kind, between = "looped", f"a loop over layer{'s' * ('-' in looped)} {looped}"
+            if looped == "none":
+                kind, between = "unlooped", "" if options.bridge == "none" else "map"
+            parts = (str(options.prelude), between, str(options.coda))
+            form = " + ".join(part for part in parts if part)
+            if form not in forms[kind]:
+                forms[kind].append(form)
+        return forms
+
     def recipe_path(self, recipe: str) -> Path:
         """Returns the file of a recipe."""
         return self.path.parent / recipe

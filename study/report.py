@@ -114,6 +114,7 @@ def make_report(material: Material) -> dict[str, Any]:
         "depths": list(plan.depths),
         "windows": plan.windows,
         "seq_len": plan.seq_len,
+        "forms": plan.forms(),
         "plain_split": [plan.prelude, plan.layer, plan.coda],
         "machines": sorted({run.machine for run in material.runs}),
         "codes": sorted({run.code for run in material.runs}),

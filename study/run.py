@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.packages import FetchError
-from demo.stages import ROOT, say_heading
+from demo.stages import ROOT, DemoError, say_heading
 from runtime.errors import OuroError
 from study.downstream import require_lm_eval
 from study.plan import PLAN, Arm, Plan, StudyError, read_plan
@@ -50,6 +50,7 @@ def run_study(study: Study, out: Path, only: Sequence[str] = ()) -> dict[str, st
         say_heading(f"{number}/{len(todo)} {arm.name}, seed {seed}: {arm.question}")
         if run := study.finished(arm, seed):
             study.say(f"done before, in {(run.train_s + run.score_s) / 60:.1f} minutes; skipped")
+            study.make_up(arm, run)
             continue
         try:
             run = study.run(arm, seed)
@@ -99,7 +100,7 @@ def list_runs(study: Study, only: Sequence[str] = ()) -> str:
             minutes, speed, state = (run.train_s + run.score_s) / 60, run.tokens_per_s, "done"
         else:
             minutes, speed = _expect(study, arm, finished)
-            started = (study.folder / "training" / f"{arm.name}-{seed}").is_dir()
+            started = study.training(arm, seed).is_dir()
             state = "started" if started else "to do"
             left += minutes
         lines.append(f"{arm.name:{width}}  {seed:4}  {state:7}  {minutes:7.1f}  {speed:8.0f}")
@@ -152,6 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "folders of its own, --results and --out"
             )
         reads_only = given.list or given.report
+        todo = chosen_runs(plan, given.only)
+        scores = not (reads_only or given.no_downstream)
+        if scores and any(plan.stage(arm.stage).downstream for arm, _ in todo):
+            require_lm_eval()
         texts = known_texts(given.results) if reads_only else None
         texts = texts or get_texts(given.folder / "texts")
         study = Study(
@@ -170,13 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.report:
             write_report(study, given.out, {})
             return 0
-        if study.downstream and any(
-            plan.stage(arm.stage).downstream for arm, _ in chosen_runs(plan, given.only)
-        ):
-            require_lm_eval()
         keep_texts(given.results, texts)
         failed = run_study(study, given.out, given.only)
-    except (StudyError, OuroError, FetchError, OSError) as error:
+    except (StudyError, OuroError, DemoError, FetchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

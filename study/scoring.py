@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.downstream import score_downstream
-from study.plan import Plan
+from study.plan import Plan, StudyError
 from study.records import LIKE, Baseline, WindowLosses, digest, write_json
 from study.texts import Texts
 
@@ -69,10 +69,16 @@ class Scoring:
         cut = load_eval_windows(list(paths.values()), tokenizer, seq_len, windows)
         return {name: cut[text_name(path)] for name, path in paths.items()}
 
-    def _originals(self) -> tuple[Any, Any]:
-        """The loaded original, and its model plainly shortened."""
+    def _originals(self, path: Path) -> tuple[Any, Any]:
+        """The loaded original, and its model plainly shortened, whose scores go to a file."""
         from ouroboros.source.locate import drop_middle, load_source
 
+        if not self.texts.heldout:  # they are known by their hash alone
+            raise StudyError(
+                f"{path} is missing, what the original scores, and neither the original nor the "
+                "texts are at hand to score it; bring that file from where the study was run, or "
+                "run the study here without --report"
+            )
         source = load_source(self.texts.model)
         plan = self.plan
         return source, drop_middle(source.model, plan.prelude, plan.coda, [plan.layer])
@@ -88,6 +94,9 @@ class Scoring:
             prefix: predictions left out of each window.
             seq_len: tokens a window.
             windows: of each text.
+
+        Raises:
+            StudyError: it was not done, and there is nothing to do it with.
         """
         plan = self.plan
         split = [plan.prelude, plan.layer, plan.coda]
@@ -97,8 +106,8 @@ class Scoring:
             return Baseline(**json.loads(path.read_text(encoding="utf-8")))
         from ouroboros.evaluate import score_windows
 
+        source, short = self._originals(path)
         self.say(f"scoring the original on windows of {seq_len} tokens")
-        source, short = self._originals()
         cut = self._cut(source.tokenizer, seq_len, windows)
         full, plain = (
             {text: score_windows(model, one, prefix=prefix) for text, one in cut.items()}
@@ -122,11 +131,15 @@ class Scoring:
             return {}
 
     def downstream_baseline(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Returns the accuracies of the original, whole and plainly shortened, by task."""
+        """Returns the accuracies of the original, whole and plainly shortened, by task.
+
+        Raises:
+            StudyError: they are not known, and there is nothing to find them with.
+        """
         examples = self.plan.downstream_examples
         path = self.results / "baseline" / f"downstream-{examples}.json"
         if not path.is_file():
-            source, short = self._originals()
+            source, short = self._originals(path)
             tokenizer, found = source.tokenizer, {}
             for name, model in (("full", source.model), ("plain", short)):
                 found[name] = score_downstream(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -35,6 +35,22 @@ def answer(name: str, comparison: Mapping[str, Any] | None) -> str:
             return f"**No**, it is not so that {claim}: the loss is higher ({figures})."
         case _:
             return f"**Not shown** that {claim}: an interval holds 0 ({figures})."
+
+
+def say_forms(forms: Mapping[str, Sequence[str]]) -> str:
+    """States which layers arms keep and which they loop.
+
+    Args:
+        forms: as study.json has it.
+    """
+    looped, unlooped = (_any_of(forms[name]) for name in ("looped", "unlooped"))
+    kept = [looped] if looped else []
+    return "; ".join([*kept, f"with nothing looped {unlooped}"] if unlooped else kept)
+
+
+def _any_of(words: Sequence[str]) -> str:
+    *others, last = words or [""]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def say_best(coda: str, best: Mapping[str, Any] | None) -> str:

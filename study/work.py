@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from study.records import (
     digest,
     mean_heldout,
     read_run,
+    run_path,
     still_holds,
     write_json,
     write_run,
@@ -50,6 +51,8 @@ class Study:
         console: shows a training's progress; None shows nothing.
         keep: whether trained checkpoints stay.
         downstream: whether the stages that ask for it are scored on downstream tasks.
+        code: digest of the package `ouroboros` as the study began: whoever edits it meanwhile
+            changes nothing of what is loaded.
     """
 
     plan: Plan
@@ -61,6 +64,7 @@ class Study:
     console: Console | None = None
     keep: bool = False
     downstream: bool = True
+    code: str = field(default_factory=lambda: source_hash("ouroboros")[:12])
 
     @property
     def scoring(self) -> Scoring:
@@ -186,7 +190,7 @@ class Study:
         resolved = self.resolve(arm)
         made_of, options = self.made_of(resolved, seed), self.train_options(resolved, seed)
         converted = self.convert(resolved, seed)
-        out = self.folder / "training" / f"{arm.name}-{seed}"
+        out = self.training(arm, seed)
         _clear_other(out, digest(made_of))
         report = train(converted, out, options, resume=True, console=self.console)
         began = time.perf_counter()
@@ -213,20 +217,50 @@ class Study:
             train_s=report.seconds,
             score_s=time.perf_counter() - began,
             machine=describe_machine(),
-            code=source_hash("ouroboros")[:12],
+            code=self.code,
         )
         self.scoring.baseline(run.prefix, self.plan.seq_len, self.plan.windows)
         self.scoring.baseline(run.curve_prefix, options.seq_len, options.eval_windows)
         write_run(self.results, run)
-        stage = self.plan.stage(arm.stage)
-        if self.downstream and stage.downstream and seed == stage.seeds[0]:
-            run = dataclasses.replace(run, downstream=self.scoring.try_downstream(out))
-            write_run(self.results, run)
-        if not self.keep:
-            shutil.rmtree(out)
-            out.with_suffix(".key").unlink(missing_ok=True)
+        run = self.make_up(arm, run)
+        # A model that could not be scored on downstream tasks stays, to be scored another time.
+        if not self.keep and not self._lacks_downstream(arm, run):
+            self._remove_training(out)
         gc.collect()
         return run
+
+    def make_up(self, arm: Arm, run: Run) -> Run:
+        """Scores a finished run on downstream tasks where the plan asks for it and it was not.
+
+        What that takes is the trained model; a line says so where it is gone.
+        """
+        if not self._lacks_downstream(arm, run):
+            return run
+        out = self.training(arm, run.seed)
+        if not (out / "config.json").is_file() or _read_key(out) != digest(run.made_of):
+            self.say(
+                "its downstream scores are missing and its trained model is gone; to have them, "
+                f"remove {run_path(self.results, arm.name, run.seed)} and run the arm anew"
+            )
+            return run
+        run = dataclasses.replace(run, downstream=self.scoring.try_downstream(out))
+        write_run(self.results, run)
+        if run.downstream and not self.keep:
+            self._remove_training(out)
+        return run
+
+    def training(self, arm: Arm, seed: int) -> Path:
+        """Returns where a run's training and its trained model lie."""
+        return self.folder / "training" / f"{arm.name}-{seed}"
+
+    def _lacks_downstream(self, arm: Arm, run: Run) -> bool:
+        stage = self.plan.stage(arm.stage)
+        asked = self.downstream and stage.downstream and run.seed == stage.seeds[0]
+        return asked and not run.downstream
+
+    def _remove_training(self, out: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.with_suffix(".key").unlink(missing_ok=True)
 
     def convert(self, arm: Arm, seed: int) -> Path:
         """Converts for a resolved arm, unless another arm or run did; returns the checkpoint.
@@ -280,12 +314,16 @@ def _read_ranking(place: Path, basis: str) -> list[str] | None:
 
 def _clear_other(out: Path, key: str) -> None:
     """Removes the training of another form of the same arm; the same form is gone on with."""
-    mark = out.with_suffix(".key")
-    before = mark.read_text(encoding="utf-8") if mark.is_file() else ""
-    if out.is_dir() and before != key:
+    if out.is_dir() and _read_key(out) != key:
         shutil.rmtree(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    mark.write_text(key, encoding="utf-8")
+    out.with_suffix(".key").write_text(key, encoding="utf-8")
+
+
+def _read_key(out: Path) -> str:
+    """What the training in a folder is made of: a digest."""
+    mark = out.with_suffix(".key")
+    return mark.read_text(encoding="utf-8") if mark.is_file() else ""
 
 
 def _trainable(checkpoint: Path, options: TrainOptions) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bench import gpu
-from bench.gpu_report import describe_device, result_name
+from bench.gpu_report import describe_device, result_name, write_part
 from bench.measure import time_torch
+from cli.errors import CommandError
 from export.errors import ExportError
 from ouroboros import load_checkpoint
 from runtime.measure.speed import DecodeTiming
@@ -32,6 +33,9 @@ def test_every_row_is_measured_and_written(
     gpu.main([str(tiny_checkpoint), *SMALL, *folders])
     (file,) = (tmp_path / "results").iterdir()
     figures = json.loads(file.read_text())
+    assert set(figures) == {"parity", "speed", "measured"}
+    assert figures["measured"]["parity"]["device"] == describe_device()
+    assert figures["measured"]["speed"]["rounds"] == 1
     (checked,) = figures["parity"]
     assert (checked["precision"], checked["verdict"]) == ("fp32", "PASS")
     assert checked["worst_relative_l2"] < 1e-5
@@ -105,12 +109,42 @@ def test_parts_run_one_after_the_other_on_one_export(
     assert manifest.stat().st_mtime_ns != made
 
 
-def test_parity_of_another_device_is_not_taken(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_parity_of_another_device_is_not_taken(tmp_path: Path) -> None:
     rows = [gpu.ParityRow("fp32", "cuda", "PASS", 1e-6, "")]
-    gpu.keep_parity(tmp_path, tiny_checkpoint, {"gpu": "one"}, rows)
-    assert gpu.find_parity(tmp_path, tiny_checkpoint, {"gpu": "one"}) == rows
-    assert gpu.find_parity(tmp_path, tiny_checkpoint, {"gpu": "another"}) == []
-    assert gpu.find_parity(tmp_path / "nothing", tiny_checkpoint, {"gpu": "one"}) == []
+    how = {"checkpoint": "sha", "device": {"gpu": "one"}, "date": "2001-02-03"}
+    write_part(tmp_path / gpu.PARITY, "parity", rows, how)
+    today = how | {"date": "2001-02-04"}
+    assert gpu.find_parity(tmp_path, today) == (rows, how)
+    for other in (today | {"device": {"gpu": "another"}}, today | {"checkpoint": "another"}):
+        assert gpu.find_parity(tmp_path, other) == ([], other)
+    assert gpu.find_parity(tmp_path / "nothing", today) == ([], today)
+
+
+def test_parity_outlives_a_timing_that_fails_and_other_parts_outlive_both(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / result_name(describe_device())
+    old = {"device": {"gpu": "one"}, "parity": [], "speed": [1], "training": {"by": "hand"}}
+    file.write_text(json.dumps(old | {"measured": {"speed": {"date": "2001-02-03"}}}))
+
+    def fail(*given: object) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(gpu.Bundles, "make", lambda *given: (tiny_bundle, ""))
+    monkeypatch.setattr(gpu, "time_shapes", fail)
+    folders = ["--work", str(tmp_path / "work"), "--json", "--results", str(tmp_path)]
+    asked = [str(tiny_checkpoint), *SMALL, "--torch-device", "none", *folders]
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        gpu.main(asked)
+    figures = json.loads(file.read_text())
+    assert [row["verdict"] for row in figures["parity"]] == ["PASS"]
+    measured = figures.pop("measured")
+    assert measured["parity"]["device"] == describe_device()
+    assert measured["speed"] == {"date": "2001-02-03"}
+    assert figures | {"parity": []} == old
+    file.write_text("{")
+    with pytest.raises(CommandError, match="holds no figures that can be read; move it away"):
+        gpu.main(asked)
 
 
 def test_medians_are_over_all_turns() -> None:

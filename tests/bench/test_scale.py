@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from bench.scale import (
@@ -9,6 +12,7 @@ from bench.scale import (
     END,
     PAGE,
     SIZES,
+    Sheet,
     count_flops,
     fold,
     make_sheets,
@@ -42,3 +46,32 @@ def test_operations_are_those_of_a_count_by_hand() -> None:
 SHAPES = (
     (576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576),
 )  # fmt: skip
+
+
+def sheet(activations: float, **changes: Any) -> Sheet:
+    """Of a plan that holds 20 GB of weights, as much to learn them by, and activations."""
+    plan = SimpleNamespace(
+        weights=20e9, teacher=0, gradients=10e9, optimizer=20e9, activations=activations, logits=0,
+        total=50e9 + activations,
+    )  # fmt: skip
+    parts: dict[str, Any] = {"whole": 20e9, "ends": 4e9, "layer": 1e9}
+    made: Any = Sheet
+    found: Sheet = made(SIZES[2], 0, plan, **{**parts, **changes}, flops=1, tokens=1)
+    return found
+
+
+def test_what_no_gpu_holds_is_split() -> None:
+    small, large = sheet(20e9), sheet(55e9)
+    assert (small.card, small.sharded) == ("H100", False)
+    assert (large.card, large.sharded) == ("H200", True)
+    # 50 GB in pieces beside 60: 72 of an H100's 80 are taken.
+    assert large.in_pieces(2) == 85e9
+    assert large.fewest() == 5
+    assert sheet(80e9).card == ""
+    assert sheet(70e9).fewest() == 0
+    table = render([small, large, sheet(70e9)])
+    assert "| H100s | 8 | 8, with FSDP | 8, with FSDP |" in table
+    assert "| all of it, in one process | 70.0 GB | 105.0 GB | 120.0 GB |" in table
+    assert "holds it in 90% of its memory | H100, 80 GB | H200, 141 GB | H200, 141 GB |" in table
+    assert "| **memory of each of the H100s** | 70.0 GB | 66.2 GB | 81.2 GB |" in table
+    assert "| H100s that it takes at least | 1 | 5 | no number does |" in table

@@ -6,9 +6,12 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import tarfile
+import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -189,7 +192,7 @@ def test_the_archive_of_a_source_package_is_known_by_its_hash(
         (folder / "tool_1.0.orig.tar.gz").write_bytes(content)
 
     monkeypatch.setattr(packages, "_run", run)
-    monkeypatch.setattr(packages, "apt_options", lambda state, release="": [])
+    monkeypatch.setattr(packages, "apt_options", lambda state, release="", newest_s=0: [])
     sha256 = hashlib.sha256(content).hexdigest()
     pinned = packages.Package("debian-source", "tool", "1.0-2", sha256)
     path = packages.fetch_package(pinned, tmp_path, "a plan", lambda line: None)
@@ -197,6 +200,45 @@ def test_the_archive_of_a_source_package_is_known_by_its_hash(
     absent = dataclasses.replace(pinned, sha256="0" * 64)
     with pytest.raises(packages.FetchError, match=reason):
         packages.fetch_package(absent, tmp_path, "a plan", lambda line: None)
+
+
+def test_lists_of_debian_are_read_anew_when_old_and_when_a_version_is_not_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An apt-get whose lists have a version from the third reading on."""
+    readings, downloads = [0], [0]
+
+    def run(command: list[str], folder: Path, what: str) -> None:
+        if command[-1] == "update":
+            readings[0] += 1
+            return
+        downloads[0] += 1
+        if readings[0] < 3:
+            raise packages.FetchError("Version '2' of 'tool' was not found")
+        (folder / "tool_2.deb").write_bytes(b"tool")
+
+    def list_targets(*command: object, **options: object) -> SimpleNamespace:
+        return SimpleNamespace(stdout="https://mirror stable main Debian\n")
+
+    def age(hours: float) -> None:
+        then = time.time() - 3600 * hours
+        os.utime(tmp_path / "apt" / "sources.list", (then, then))
+
+    monkeypatch.setattr(packages, "_run", run)
+    monkeypatch.setattr(packages.subprocess, "run", list_targets)
+    tool = packages.Package("debian", "tool", "2", hashlib.sha256(b"tool").hexdigest())
+    with pytest.raises(packages.FetchError, match="was not found"):
+        packages.fetch_package(tool, tmp_path, "a plan", lambda line: None)
+    assert (readings, downloads) == ([1], [1])  # read just now: nothing newer is to be had
+    age(hours=23)
+    packages.apt_options(tmp_path / "apt")
+    assert readings == [1]
+    age(hours=25)
+    packages.apt_options(tmp_path / "apt")
+    assert readings == [2]
+    age(hours=1)
+    assert packages.fetch_package(tool, tmp_path, "a plan", lambda line: None).is_file()
+    assert (readings, downloads) == ([3], [3])
 
 
 def test_members_of_a_debian_package(tmp_path: Path) -> None:

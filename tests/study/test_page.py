@@ -166,6 +166,17 @@ def test_page_states_what_the_figures_say(report: Any) -> None:
     assert "nan" not in page
 
 
+def test_page_says_what_the_arms_of_the_plan_are_folded_to(material: Material) -> None:
+    page = render_page(make_report(material))
+    assert (
+        "30 layers, folded: 8 + a loop over layer 21 + 8 or 5 + a loop over layers 18-21 + 8; with "
+        "nothing looped 8 + map + 8, 8 + map + 9, 5 + map + 12 or 8 + 9. Every arm"
+    ) in page
+    core = dataclasses.replace(material.plan, stages=(material.plan.stage("core"),), comparisons=())
+    few = dataclasses.replace(material, plan=core, runs=(), missing=())
+    assert "folded: 8 + a loop over layer 21 + 8. Every arm" in render_page(make_report(few))
+
+
 def test_page_of_nothing_says_that_nothing_is_known(material: Material) -> None:
     empty = dataclasses.replace(
         material, runs=(), missing=tuple((arm.name, seed) for arm, seed in material.plan.runs()),

@@ -224,6 +224,32 @@ def test_comparison_of_no_arm_is_refused(tmp_path: Path) -> None:
         read_plan(path)
 
 
+def test_absent_lm_eval_is_told_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(*given: object) -> None:
+        raise AssertionError("texts are fetched")
+
+    monkeypatch.setattr("study.run.get_texts", fetch)
+    monkeypatch.setattr("study.downstream.importlib.util.find_spec", lambda name: None)
+    assert main([]) == 1
+    assert "error: lm-eval, which scores downstream" in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="texts are fetched"):
+        main(["--no-downstream"])
+
+
+def test_report_alone_names_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.json").write_text('{"sha256": "sha"}')
+    given = ["--report", "--results", str(tmp_path), "--out", str(tmp_path)]
+    assert main(given) == 1
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path}/baseline/" in said
+    assert "is missing, what the original scores, and neither the original nor" in said
+    assert said.strip().endswith("or run the study here without --report")
+
+
 def test_another_number_of_tokens_does_not_replace_what_was_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

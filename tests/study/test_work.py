@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from demo.stages import source_hash
 from ouroboros.errors import TrainingError
 from study import report as report_module
 from study.plan import PLAN as REAL_PLAN
-from study.plan import StudyError, read_plan
-from study.records import LIKE, read_run, still_holds
+from study.plan import Plan, StudyError, read_plan
+from study.records import LIKE, read_run, still_holds, write_run
 from study.run import list_runs, run_study
 from study.scoring import Scoring
 from study.texts import keep_texts, known_texts
@@ -24,6 +25,17 @@ from tests.support.study import PLAN, write_plan
 def said(study: Study) -> tuple[Study, list[str]]:
     lines: list[str] = []
     return dataclasses.replace(study, say=lines.append), lines
+
+
+def ask_downstream(study: Study) -> Study:
+    """The same study, whose stages are all scored on downstream tasks."""
+    stages = tuple(dataclasses.replace(one, downstream=True) for one in study.plan.stages)
+    return dataclasses.replace(study, plan=dataclasses.replace(study.plan, stages=stages))
+
+
+def first_seed(plan: Plan) -> Plan:
+    stages = tuple(dataclasses.replace(one, seeds=one.seeds[:1]) for one in plan.stages)
+    return dataclasses.replace(plan, stages=stages)
 
 
 @pytest.mark.slow
@@ -195,10 +207,10 @@ def test_what_a_run_is_made_of_outlives_new_options(study: Study) -> None:
 
 
 @pytest.mark.slow
-def test_downstream_that_fails_costs_no_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = tuple(dataclasses.replace(one, downstream=True) for one in study.plan.stages)
-    study = dataclasses.replace(study, plan=dataclasses.replace(study.plan, stages=stages))
-    study, lines = said(study)
+def test_downstream_that_fails_costs_no_run_and_is_made_up(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, lines = said(ask_downstream(study))
     arm = study.plan.arms["bridge"]
 
     def fail(*given: object) -> None:
@@ -219,11 +231,42 @@ def test_downstream_that_fails_costs_no_run(study: Study, monkeypatch: pytest.Mo
         return scores
 
     monkeypatch.setattr("study.scoring.score_downstream", score)
-    shutil.rmtree(study.results / "runs")
-    assert study.run(arm, 0).downstream == scores
+    made_up = dataclasses.replace(run, downstream=scores)
+    out = study.training(arm, 0)
+    assert out.is_dir()  # so that it can be made up
+    assert dataclasses.replace(study, keep=True).make_up(arm, run) == made_up
     assert names == ["full", "plain", "bridge-0"]
-    assert read_run(study.results, "bridge", 0) == study.finished(arm, 0)
     assert study.scoring.downstream_baseline() == {"full": scores, "plain": scores}
+    assert study.finished(arm, 0) == read_run(study.results, "bridge", 0) == made_up
+    # As of a run whose scoring was killed: the study that skips it makes up for that.
+    write_run(study.results, run)
+    study = dataclasses.replace(study, plan=first_seed(study.plan))
+    (tmp_path / "docs").mkdir()
+    assert run_study(study, tmp_path / "docs", ["bridge"]) == {}
+    assert study.finished(arm, 0) == made_up
+    assert names == ["full", "plain", "bridge-0", "bridge-0"]
+    assert not list(out.parent.iterdir())
+    report = json.loads((tmp_path / "docs" / "study.json").read_text())
+    assert report["arms"]["bridge"]["downstream"] == scores
+    # And with the model gone it says what to do.
+    write_run(study.results, run)
+    assert study.make_up(arm, run) == run
+    record = study.results / "runs" / "bridge-0.json"
+    assert lines[-1].endswith(f"its trained model is gone; to have them, remove {record} and run "
+                              "the arm anew")  # fmt: skip
+    said_before = len(lines)
+    dataclasses.replace(study, downstream=False).make_up(arm, run)
+    assert study.make_up(arm, dataclasses.replace(run, seed=1)).downstream == {}
+    assert len(lines) == said_before
+
+
+@pytest.mark.slow
+def test_record_names_the_code_that_was_loaded(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is done to the tree while a run is made."""
+    monkeypatch.setattr("study.work.source_hash", lambda *places: "what lies there now")
+    assert study.run(study.plan.arms["bridge"], 0).code == source_hash("ouroboros")[:12]
 
 
 def test_figures_of_the_ready_model_are_read(tmp_path: Path) -> None:

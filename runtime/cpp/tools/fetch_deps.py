@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from demo.packages import FetchError, Package, apt_options, default_cache, fetch_package
+from demo.packages import FetchError, Package, apt_get, default_cache, fetch_package
 
 HERE = "runtime/cpp/tools/fetch_deps.py"
 # Wheels with their sha256.
@@ -245,9 +245,8 @@ def fetch_openssl(folder: Path, cache: Path) -> None:
 
     def fill(part: Path) -> None:
         print("fetching libssl-dev, libssl3 (debian)")
-        options = apt_options(cache / "apt")
-        command = ["apt-get", *options, "-q", "download", "libssl-dev", "libssl3"]
-        run(command, "download OpenSSL with apt-get", part)
+        wanted = ["download", "libssl-dev", "libssl3"]
+        apt_get(wanted, cache / "apt", part, "download OpenSSL with apt-get")
         for deb in sorted(part.glob("*.deb")):
             run(["dpkg-deb", "-x", deb, part], f"unpack {deb.name}")
             deb.unlink()
