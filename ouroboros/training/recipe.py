@@ -80,9 +80,7 @@ class TrainOptions:
         "frozen", "of the last layers train: frozen, norms, lora (norms and adapters) or full"
     )
     train_recurrent: str = option("frozen", "of the looped layers train: frozen, lora or full")
-    train_embedding: str = option(
-        "frozen", "of embedding and LM head train: frozen or full; worth it where --qat rounds them"
-    )
+    train_embedding: str = option("frozen", "embedding and LM head: frozen or full")
     adapter_rank: int = option(64, "of lora: the rank of an adapter")
     adapter_alpha: float = option(64.0, "of lora: adapters are scaled by this over their rank")
     layer_learning_rate: float = option(
@@ -91,7 +89,9 @@ class TrainOptions:
     gate_learning_rate: float = option(
         0.0, "the highest one of the gate; 0: a tenth of --learning-rate"
     )
-    teacher: str = option("", "the original model, to distil from: hub id, directory or .gguf")
+    teacher: str = option(
+        "", "to distil from: the original by hub id, directory or .gguf, or an ouro checkpoint"
+    )
     distill: float = option(
         0.5, "share of the teacher's KL in the loss; the cross-entropy has the rest"
     )

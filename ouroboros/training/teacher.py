@@ -1,28 +1,36 @@
-"""The original model as a teacher: the distribution that the folded one is to match."""
+"""A teacher: the distribution that a folded model is to match.
+
+The original, or a folded model: a float one teaches what is trained for integers what it lacks.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.errors import TrainingError
+from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import describe_sequences
 from ouroboros.source.locate import get_weights, hash_read_files, load_source, locate
+from runtime.files.destinations import CHECKPOINT, RUN, kind_of
 
 LIKE = 0.75  # cosine of two rows of one token; of two tokens it is 0.5 at the most, in the median
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen original model.
+    """A frozen model.
 
     Attributes:
-        body: the model without its head.
+        body: an original without its head, or an `OuroborosForCausalLM`, which is run at the depth
+            that its config names.
         head: its LM head `[vocab, hidden]` in the student's type; None where it is the student's.
         sha256: of all its files that are read.
     """
@@ -34,6 +42,13 @@ class Teacher:
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves it, and casts it to the type it computes in."""
         self.body.to(device, dtype)
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers that it runs once."""
+        if isinstance(self.body, OuroborosForCausalLM):
+            return [*self.body.prelude, *self.body.coda]
+        return list(self.body.layers)
 
     @torch.no_grad()
     def final_state(
@@ -48,6 +63,17 @@ class Teacher:
             input_ids: int64 `[batch, seq]`.
             position_ids: int64 `[batch, seq]`; positions that restart at 0 are packed documents.
         """
+        state: torch.Tensor
+        if isinstance(self.body, OuroborosForCausalLM):
+            output = self.body(
+                input_ids,
+                position_ids=position_ids,
+                use_cache=False,
+                logits_to_keep=1,
+                output_hidden_states=True,
+            )
+            state = output.hidden_states[-1]
+            return state
         batch, length = input_ids.shape
         sequences = describe_sequences(batch, length, 0, None, position_ids, input_ids.device)
         output = self.body(
@@ -56,23 +82,29 @@ class Teacher:
             position_ids=position_ids,
             use_cache=False,
         )
-        state: torch.Tensor = output.last_hidden_state
+        state = output.last_hidden_state
         return state
 
 
 def load_teacher(source: str, own: torch.Tensor) -> Teacher:
-    """Loads the original model of a student.
+    """Loads the teacher of a student.
 
     Args:
-        source: hub id, folder or .gguf.
+        source: the original by hub id, folder or .gguf, or the folder of an Ouroboros checkpoint.
         own: the student's LM head `[vocab, hidden]`, as it was or trained further.
 
     Raises:
         CheckpointError: it can't be loaded.
         TrainingError: its LM head knows other tokens than the student's.
     """
-    original = load_source(source)
-    head = original.model.get_output_embeddings().weight.detach().to(own.dtype)
+    if _is_folded(source):
+        body: Any = load_checkpoint(source)[0]
+        head, sha256 = body.lm_head.weight, checkpoint_sha256(source)
+    else:
+        original = load_source(source)
+        head, sha256 = original.model.get_output_embeddings().weight, _combine(original.files)
+        body = original.model.base_model
+    head = head.detach().to(own.dtype)
     own = own.detach().cpu()
     if head.shape != own.shape or not _same_tokens(head, own):
         raise TrainingError(
@@ -80,10 +112,12 @@ def load_teacher(source: str, own: torch.Tensor) -> Teacher:
             f"another one ({list(head.shape)}, the checkpoint's {list(own.shape)})",
             "give that model to --teacher",
         )
-    body = original.model.base_model.eval()
-    body.requires_grad_(False)
-    shared = torch.equal(head, own)
-    return Teacher(body, None if shared else head, _combine(original.files))
+    body.eval().requires_grad_(False)
+    return Teacher(body, None if torch.equal(head, own) else head, sha256)
+
+
+def _is_folded(source: str) -> bool:
+    return kind_of(Path(source)) in (CHECKPOINT, RUN)
 
 
 def _same_tokens(head: torch.Tensor, own: torch.Tensor) -> bool:
@@ -102,6 +136,8 @@ def hash_teacher(source: str) -> str:
     Raises:
         CheckpointError: a file is missing.
     """
+    if _is_folded(source):
+        return checkpoint_sha256(source)
     place = locate(source)
     return _combine(hash_read_files(place, get_weights(place)))
 

@@ -121,7 +121,7 @@ class OuroborosTrainer(Trainer):
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:
             self.piece_loss = torch.compile(piece_loss)
-            kept = [*model.prelude, *model.coda, *(teacher.body.layers if teacher else [])]
+            kept = [*model.prelude, *model.coda, *(teacher.layers if teacher else [])]
             for layer in kept:
                 layer.compile()
 

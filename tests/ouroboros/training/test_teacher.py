@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ouroboros.checkpoint import load_checkpoint
+from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.errors import CheckpointError, TrainingError
 from ouroboros.training.run import train
-from ouroboros.training.teacher import load_teacher
+from ouroboros.training.teacher import hash_teacher, load_teacher
 from tests.support.training import options, write_teacher
 
 
@@ -46,6 +47,38 @@ def test_distilling_is_another_run_than_plain_training(checkpoint: Path, corpus:
         weights.append(load_checkpoint(out)[0].recurrent.norm.weight.detach())
     for number, one in enumerate(weights):
         assert not any(torch.equal(one, other) for other in weights[:number])
+
+
+def test_a_folded_teacher_is_run_at_its_own_depth(checkpoint: Path) -> None:
+    student, _ = load_checkpoint(checkpoint)
+    teacher = load_teacher(str(checkpoint), student.lm_head.weight)
+    assert teacher.head is None
+    assert teacher.sha256 == hash_teacher(str(checkpoint)) == checkpoint_sha256(checkpoint)
+    ids = torch.randint(2, 28, (2, 9), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, -1)
+    with torch.no_grad():
+        found = student.lm_head(teacher.final_state(ids, positions))
+        for first, last in ((0, 4), (4, 9)):
+            expected = student(ids[:, first:last], depth=student.config.depth).logits
+            torch.testing.assert_close(found[:, first:last], expected, rtol=1e-4, atol=1e-4)
+    assert not any(p.requires_grad for p in teacher.body.parameters())
+
+
+@pytest.mark.parametrize("state_cache", ["", "states"])
+def test_a_model_has_nothing_to_learn_of_itself(
+    checkpoint: Path, corpus: Path, state_cache: str
+) -> None:
+    kept = {"state_cache": str(corpus.parent / state_cache), "state_dtype": "float32"}
+    run = options(
+        corpus, teacher=str(checkpoint), distill=1.0, depth="3", learning_rate=1e-9,
+        **(kept if state_cache else {}),
+    )  # fmt: skip
+    own, other = (
+        train(checkpoint, corpus.parent / f"out{depth}", replace(run, depth=depth)).history
+        for depth in ("3", "1")
+    )
+    assert abs(own[-1]["train_loss"]) < 1e-9
+    assert other[-1]["train_loss"] > 1e-4
 
 
 def test_teacher_of_a_head_that_was_trained_since_keeps_its_own(checkpoint: Path) -> None:
