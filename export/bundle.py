@@ -130,7 +130,6 @@ def export_bundle(
         quantized = quantize_model(model, how, windows, say)
         spec = how.describe(windows)
     say("tracing prelude, step and coda")
-    # TensorRT has not been seen to take a scale that is cast.
     half_scales = asked.format != "trt"
     graph, passes = compile_graph(model, chosen, max_depth, quantized, asked.opset, half_scales)
     quantized = None  # the graph holds them now: at billions of weights a copy is gigabytes
