@@ -165,9 +165,10 @@ def check_length(prompt: int, new: int, manifest: Manifest, backend: Backend) ->
             f"a prompt of {prompt} tokens is longer than {whose}", f"shorten it{cure}"
         )
     if prompt + new > most:
+        left = f"allowed here: max_new_tokens up to {most - prompt}"
         raise EngineError(
             f"{prompt} tokens and max_new_tokens={new} pass {whose}",
-            f"allowed here: max_new_tokens up to {most - prompt}{cure}",
+            f"{left if prompt < most else 'shorten the prompt'}{cure}",
         )
 
 

@@ -295,6 +295,7 @@ class Asked:
             self._add(f"bad prompt {number} of a stream", "stream", prompt=prompts[number])
         fits = [5] * (self._most - 3)
         self._add("one too many", "generate", prompt=fits, options={"max_new_tokens": 4})
+        self._add("no room", "generate", prompt=[5] * self._most, options={"max_new_tokens": 1})
         for number, options in enumerate(BAD_OPTIONS):
             self._add(f"bad options {number}", "generate", prompt=ids, options=options)
             self._add(f"bad options {number} of a stream", "stream", prompt=ids, options=options)

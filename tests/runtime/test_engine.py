@@ -274,6 +274,8 @@ def test_prompt_longer_than_the_positions_is_refused(engine: Engine) -> None:
         engine.logits([5] * (most + 1))
     with pytest.raises(EngineError, match="max_new_tokens up to 3"):
         engine.generate([5] * (most - 3), max_new_tokens=4)
+    with pytest.raises(EngineError, match=r"pass the model's \d+ positions; shorten the prompt$"):
+        engine.generate([5] * most, max_new_tokens=1)
 
 
 def test_full_length_sequence_fits(engine: Engine) -> None:

@@ -218,9 +218,10 @@ void Engine::check_length(std::int64_t prompt, std::int64_t fresh) const {
                        "shorten it" + cure);
   }
   if (fresh > most - prompt) {
+    const std::string left = "allowed here: max_new_tokens up to " + show(most - prompt);
     throw engine_error(
         show(prompt) + " tokens and max_new_tokens=" + show(fresh) + " pass " + whose,
-        "allowed here: max_new_tokens up to " + show(most - prompt) + cure);
+        (prompt < most ? left : "shorten the prompt") + cure);
   }
 }
 
