@@ -166,8 +166,6 @@ class Study:
 
     def finished(self, arm: Arm, seed: int) -> Run | None:
         """Returns the record of a run of an arm as it is now in the plan, if there is one."""
-        from ouroboros.training.recipe import TrainOptions
-
         run = read_run(self.results, arm.name, seed)
         if run is None:
             return None
@@ -175,8 +173,7 @@ class Study:
             resolved = self.resolve(arm)
         except StudyError:
             return None
-        defaults = as_json(_exactness(TrainOptions(data=(Path(),))))
-        return run if still_holds(run.made_of, self.made_of(resolved, seed), defaults) else None
+        return run if still_holds(run.made_of, self.made_of(resolved, seed), _usual()) else None
 
     def run(self, arm: Arm, seed: int) -> Run:
         """Converts, trains and scores an arm at a seed, going on where a killed run stopped.
@@ -191,7 +188,7 @@ class Study:
         made_of, options = self.made_of(resolved, seed), self.train_options(resolved, seed)
         converted = self.convert(resolved, seed)
         out = self.training(arm, seed)
-        _clear_other(out, digest(made_of))
+        _clear_other(out, _key_of(made_of))
         report = train(converted, out, options, resume=True, console=self.console)
         began = time.perf_counter()
         by_window, facts = self.scoring.score(out)
@@ -237,7 +234,7 @@ class Study:
         if not self._lacks_downstream(arm, run):
             return run
         out = self.training(arm, run.seed)
-        if not (out / "config.json").is_file() or _read_key(out) != digest(run.made_of):
+        if not (out / "config.json").is_file() or _read_key(out) != _key_of(run.made_of):
             self.say(
                 "its downstream scores are missing and its trained model is gone; to have them, "
                 f"remove {run_path(self.results, arm.name, run.seed)} and run the arm anew"
@@ -318,6 +315,19 @@ def _clear_other(out: Path, key: str) -> None:
         shutil.rmtree(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".key").write_text(key, encoding="utf-8")
+
+
+def _key_of(made_of: Mapping[str, Any]) -> str:
+    """A digest of what a run is made of; an option at its default leaves it as it is."""
+    usual = _usual()
+    training = {n: v for n, v in made_of["training"].items() if n not in usual or usual[n] != v}
+    return digest({**made_of, "training": training})
+
+
+def _usual() -> dict[str, Any]:
+    from ouroboros.training.recipe import TrainOptions
+
+    return dict(as_json(_exactness(TrainOptions(data=(Path(),)))))
 
 
 def _read_key(out: Path) -> str:

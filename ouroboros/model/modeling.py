@@ -328,16 +328,16 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
         frozen = not any(p.requires_grad for p in self._prelude_parameters())
         # Embeddings given by the caller (soft prompts) may be what trains.
         frozen = frozen and not given.requires_grad
+        again = self.recompute and cache is None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             hidden = given if given.is_floating_point() else self.embed_tokens(given)
             layer_inputs = self.layer_inputs(hidden, positions, sequences)
             for layer in prelude:
                 note(hidden)
-                hidden = layer(hidden, **{CACHE: cache}, **layer_inputs)
+                hidden = run_layer(layer, again, hidden, **{CACHE: cache}, **layer_inputs)
         if self.bridge is not None and self.config.bridge == "entry":
             hidden = self.bridge(hidden)
         injected = {} if self.recurrent.injection is None else {"entry": hidden}
-        again = self.recompute and cache is None
         for step in range(steps):
             note(hidden)
             if step == first > 0:  # a weight that was cast without a graph is to be cast with one

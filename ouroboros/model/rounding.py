@@ -75,9 +75,18 @@ class Rounding:
 
 
 def _narrow(scales: torch.Tensor) -> torch.Tensor:
-    """The nearest positive values of float16, as float32."""
+    """The nearest positive values of float16, as float32; of tiny ones the next greater.
+
+    Those are far apart, and a lesser one would cut a block's greatest weight off.
+    """
     kind = torch.finfo(SCALES)
-    return scales.clamp(kind.smallest_normal * kind.eps, kind.max).to(SCALES).float()
+    least = kind.smallest_normal * kind.eps
+    tiny = (scales / least).ceil().clamp(min=1.0) * least
+    return (
+        torch.where(scales < kind.smallest_normal, tiny, scales.clamp(max=kind.max))
+        .to(SCALES)
+        .float()
+    )
 
 
 def check_qat(values: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from ouroboros.training.half import halve_frozen, parts_run
 from ouroboros.training.loss import CHUNK_ELEMENTS, head_loss
 from ouroboros.training.qat import round_as_asked, rounded_once
-from ouroboros.training.teacher import teacher_dtype
+from ouroboros.training.teacher import is_folded, teacher_dtype
 
 if TYPE_CHECKING:
     from ouroboros.model.configuration import OuroborosConfig
@@ -59,7 +59,7 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
 
     Args:
         config: of the checkpoint to train.
-        options: of the run. The teacher, where one is named, is taken to be the model that the
+        options: of the run. A teacher that is no checkpoint here is taken to be the model that the
             config says the checkpoint was converted from.
         device: `cpu` or `cuda`, which decides how many positions the loss takes at a time.
 
@@ -87,7 +87,8 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
         activations = count_activations(model, options)
         # With its states on disk it is gone before the training begins.
         runs = bool(options.teacher) and not stated
-        teacher = _count_teacher(config, teacher_dtype(options.precision).itemsize) if runs else 0
+        kind = teacher_dtype(options.precision)
+        teacher = kind.itemsize * _count_teacher(config, options.teacher) if runs else 0
     elements = min(CHUNK_ELEMENTS[device], config.vocab_size * options.batch_size * options.seq_len)
     return MemoryPlan(
         weights=sum(t.nbytes for t in _own_tensors(model).values())
@@ -115,7 +116,7 @@ def describe_plan(checkpoint: Path, options: TrainOptions) -> str:
     plan = plan_memory(read_config(checkpoint), options, device)
     words = {
         "weights": "weights" if options.precision == "fp32" else "weights, frozen ones in bfloat16",
-        "teacher": f"the original, {str(teacher_dtype(options.precision)).removeprefix('torch.')}",
+        "teacher": f"the teacher, {str(teacher_dtype(options.precision)).removeprefix('torch.')}",
         "gradients": "gradients of what trains",
         "optimizer": "AdamW's two states of it",
         "activations": f"activations of {options.batch_size} windows of {options.seq_len} tokens "
@@ -162,15 +163,21 @@ def count_activations(model: Any, options: TrainOptions) -> int:
         flat = hidden.flatten(0, 1)
         head_loss(flat, model.lm_head.weight, ids.flatten(), flat.detach())
         if options.recompute:  # what entered is held by what computes again, not by autograd
-            for state in output.hidden_states[model.config.prelude :]:
+            frozen = options.train_embedding == "frozen"
+            for state in output.hidden_states[model.config.prelude if frozen else 0 :]:
                 note(state)
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def _count_teacher(config: OuroborosConfig, element_bytes: int) -> int:
-    """Bytes of the original model without its head."""
+def _count_teacher(config: OuroborosConfig, source: str) -> int:
+    """Numbers of a folded model, or of the original without its head."""
     from transformers import AutoModel
 
+    from ouroboros.checkpoint import read_config
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+    if is_folded(source):
+        folded = OuroborosForCausalLM(read_config(Path(source)))
+        return sum(tensor.numel() for tensor in _own_tensors(folded).values())
     body: torch.nn.Module = AutoModel.from_config(config.base())
-    numbers: int = sum(p.numel() for p in body.parameters())
-    return element_bytes * numbers
+    return sum(p.numel() for p in body.parameters())

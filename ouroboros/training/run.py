@@ -27,8 +27,9 @@ from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
 from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.qat import round_as_asked
+from ouroboros.training.recipe import TrainOptions
 from ouroboros.training.sharded import asked_in_vain, put
-from ouroboros.training.teacher import Teacher, load_teacher
+from ouroboros.training.teacher import head_to_learn_of, load_teacher
 from ouroboros.training.texts import read_texts
 from ouroboros.training.trainer import OuroborosTrainer
 from runtime.files.atomic import check_place
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from ouroboros.model.modeling import OuroborosForCausalLM
-    from ouroboros.training.recipe import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def _train(
     console = console or RichConsole(quiet=True)
     began = time.perf_counter()
     state_dir = out / "state"
-    kept = [state_folder(options.state_cache)] if options.state_cache else []
-    _check_out(checkpoint, out, resume, (*options.data, *options.eval, *kept))
+    _check_out(checkpoint, out, resume, options)
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
     if not main:
@@ -125,6 +124,8 @@ def _train(
     _drop_fitted(model, options, checkpoint, console)
     states = _open_states(model, head, windows, options, arguments, console, opened)
     teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
+    if teacher is not None and teacher.head is not None:
+        _warn(console, f"{options.teacher} has another LM head than {checkpoint}, and keeps it")
     taught = states.teacher if states else teacher.sha256 if teacher else ""
     fingerprint = _fingerprint(checkpoint, options, windows, states, taught, arguments)
     found = _find_state(state_dir, fingerprint, console) if resume else None
@@ -146,7 +147,7 @@ def _train(
             display.scoring,
             teacher,
             states,
-            _teacher_head(teacher, head, model.lm_head.weight),
+            head_to_learn_of(teacher, head, model.lm_head.weight),
         )
         if asked_in_vain(trainer.is_fsdp_enabled):
             _warn(console, "accelerate has no FSDP for CPUs: every process holds the whole model")
@@ -168,16 +169,19 @@ def _train(
         except CheckpointError as error:
             raise CheckpointError(f"{error}", _how_to_go_on(state_dir)) from error
     trainer.accelerator.wait_for_everyone()
-    scored = options.scored_depths if heldout else ()
     return TrainReport(
         train_steps=trainer.state.global_step,
         seconds=time.perf_counter() - began,
         tokens_per_s=display.tokens_per_s(trainer.state.global_step),
         loss=_last(history, "loss"),
-        heldout={depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in scored},
+        heldout=_scores(history, options) if heldout else {},
         main=main,
         history=tuple(history),
     )
+
+
+def _scores(history: Sequence[dict[str, float]], options: TrainOptions) -> dict[int, float]:
+    return {depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in options.scored_depths}
 
 
 def _run(
@@ -225,23 +229,6 @@ def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM
     _check_depths(options, model.config.max_depth)
     check_seq_len(options.seq_len, model.config.max_position_embeddings)
     return model, tokenizer
-
-
-def _teacher_head(
-    teacher: Teacher | None, floats: torch.Tensor, used: torch.Tensor
-) -> torch.Tensor | None:
-    """The LM head of a teacher `[vocab, hidden]`; None where it is the one that the student uses.
-
-    Args:
-        teacher: None: there is none, or its states are read from disk.
-        floats: of the student's head, unrounded.
-        used: what the student computes with.
-    """
-    if teacher is not None and teacher.head is not None:
-        return teacher.head
-    if used.requires_grad:
-        return floats.detach().clone()
-    return None if used is floats else floats
 
 
 def _rebuild(
@@ -304,8 +291,11 @@ def _open_states(
     )
 
 
-def _check_out(checkpoint: Path, out: Path, resume: bool, data: Sequence[Path]) -> None:
-    if obstacle := check_place(out, (CHECKPOINT, RUN), (checkpoint, *data)):
+def _check_out(checkpoint: Path, out: Path, resume: bool, options: TrainOptions) -> None:
+    kept = [state_folder(options.state_cache)] if options.state_cache else []
+    kept += [Path(options.teacher)] if options.teacher else []
+    read = (checkpoint, *options.data, *options.eval, *kept)
+    if obstacle := check_place(out, (CHECKPOINT, RUN), read):
         raise TrainingError(f"{out} {obstacle}")
     if not resume and state.list_steps(out / "state"):
         raise TrainingError(
@@ -341,7 +331,8 @@ def _find_state(state_dir: Path, fingerprint: Mapping[str, Any], console: Consol
     if found is None:
         say(f"no state in {state_dir} yet: starting from the beginning")
         return None
-    state.check_options(found, fingerprint, warn)
+    usual = TrainOptions(data=(Path(),)).exactness()
+    state.check_options(found, fingerprint, warn, usual)
     say(f"going on after train step {state.train_step_of(found)}")
     return found
 

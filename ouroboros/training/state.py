@@ -139,7 +139,12 @@ def write_options(folder: Path, options: Mapping[str, Any]) -> None:
     (folder / OPTIONS).write_text(text, encoding="utf-8")
 
 
-def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+def check_options(
+    folder: Path,
+    options: Mapping[str, Any],
+    warn: Callable[[str], None],
+    usual: Mapping[str, Any] | None = None,
+) -> None:
     """Refuses to go on with options other than those the state was written with.
 
     Another number of CPU threads is no reason to refuse, as another machine may have other cores,
@@ -150,6 +155,7 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
         folder: the state.
         options: what the run would go on with.
         warn: gets a line for each of those that is another.
+        usual: the defaults of what has some: an option that came since counts as its own.
 
     Raises:
         TrainingError: Some option differs; the message names each with both values.
@@ -159,6 +165,7 @@ def check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str]
     before, now = saved.pop(THREADS, None), given.pop(THREADS, None)
     made_on, made_now = saved.pop(MACHINE, None), given.pop(MACHINE, None)
     read_before, read_now = saved.pop(STATES, None), given.pop(STATES, None)
+    saved, given = ({**json.loads(json.dumps(usual or {})), **one} for one in (saved, given))
     differing = [
         f"{name} was {saved.get(name)!r}, now {given.get(name)!r}"
         for name in sorted(saved.keys() | given.keys())

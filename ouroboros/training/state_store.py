@@ -29,7 +29,7 @@ from ouroboros.errors import TrainingError
 KEY, STATES, HASHES = "key.json", "states.bin", "hashes.bin"
 STRETCH = 64
 """Windows that one process takes at a time."""
-_FORMAT = 1
+_FORMAT = 2
 _HASH_BYTES = 32
 _NAME = re.compile(r"(prelude|teacher)-[0-9a-f]{24}")
 

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.errors import TrainingError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import describe_sequences
+from ouroboros.model.rounding import Rounding
 from ouroboros.source.locate import get_weights, hash_read_files, load_source, locate
+from ouroboros.training.qat import round_model
 from runtime.files.destinations import CHECKPOINT, RUN, kind_of
 
 LIKE = 0.75  # cosine of two rows of one token; of two tokens it is 0.5 at the most, in the median
@@ -40,8 +43,14 @@ class Teacher:
     sha256: str
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves it, and casts it to the type it computes in."""
+        """Moves it, and casts it to the type it computes in; rotary frequencies stay as they are.
+
+        Rounded to bfloat16 they turn a late position by whole radians, and the student's are not.
+        """
+        kept = [(module, module.inv_freq) for module in self.body.modules() if _turns(module)]
         self.body.to(device, dtype)
+        for module, frequencies in kept:
+            module.inv_freq = frequencies.to(device)
 
     @property
     def layers(self) -> list[Any]:
@@ -86,6 +95,10 @@ class Teacher:
         return state
 
 
+def _turns(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "inv_freq", None), torch.Tensor)
+
+
 def load_teacher(source: str, own: torch.Tensor) -> Teacher:
     """Loads the teacher of a student.
 
@@ -97,8 +110,10 @@ def load_teacher(source: str, own: torch.Tensor) -> Teacher:
         CheckpointError: it can't be loaded.
         TrainingError: its LM head knows other tokens than the student's.
     """
-    if _is_folded(source):
-        body: Any = load_checkpoint(source)[0]
+    if is_folded(source):
+        body: Any = load_checkpoint(source)[0].requires_grad_(False)
+        if body.config.qat:  # it is what its integers stand for
+            round_model(body, Rounding(**body.config.qat))
         head, sha256 = body.lm_head.weight, checkpoint_sha256(source)
     else:
         original = load_source(source)
@@ -106,17 +121,36 @@ def load_teacher(source: str, own: torch.Tensor) -> Teacher:
         body = original.model.base_model
     head = head.detach().to(own.dtype)
     own = own.detach().cpu()
-    if head.shape != own.shape or not _same_tokens(head, own):
+    shared = torch.equal(head, own)
+    if not shared and (head.shape != own.shape or not _same_tokens(head, own)):
         raise TrainingError(
             f"{source} is not the model that this checkpoint was converted from: its LM head is "
             f"another one ({list(head.shape)}, the checkpoint's {list(own.shape)})",
             "give that model to --teacher",
         )
     body.eval().requires_grad_(False)
-    return Teacher(body, None if torch.equal(head, own) else head, sha256)
+    return Teacher(body, None if shared else head, sha256)
 
 
-def _is_folded(source: str) -> bool:
+def head_to_learn_of(
+    teacher: Teacher | None, floats: torch.Tensor, used: torch.Tensor
+) -> torch.Tensor | None:
+    """The LM head of a teacher `[vocab, hidden]`; None where it is the one that the student uses.
+
+    Args:
+        teacher: None: there is none, or its states are read from disk.
+        floats: of the student's head, unrounded.
+        used: what the student computes with.
+    """
+    if teacher is not None and teacher.head is not None:
+        return teacher.head
+    if used.requires_grad:
+        return None if teacher is None else floats.detach().clone()
+    return None if used is floats else floats
+
+
+def is_folded(source: str) -> bool:
+    """Whether a teacher is a folded model's checkpoint."""
     return kind_of(Path(source)) in (CHECKPOINT, RUN)
 
 
@@ -136,7 +170,7 @@ def hash_teacher(source: str) -> str:
     Raises:
         CheckpointError: a file is missing.
     """
-    if _is_folded(source):
+    if is_folded(source):
         return checkpoint_sha256(source)
     place = locate(source)
     return _combine(hash_read_files(place, get_weights(place)))

@@ -26,6 +26,20 @@ def test_nearest_is_what_the_export_stores(bits: int, symmetric: bool, rows: int
     assert not torch.equal(found, weight)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("greatest", [1e-38, 1e-7, 2e-6, 1e-4, 1.0, 1e6, 1e30])
+def test_scales_are_values_of_float16(greatest: float, symmetric: bool) -> None:
+    """Of tiny weights none is cut off."""
+    weight = torch.linspace(-greatest, greatest, 64)[None]
+    rounding = Rounding(8, 32, symmetric)
+    scales, _ = rounding.span(weight)
+    assert torch.equal(scales.half().float(), scales)
+    assert (scales > 0).all()
+    if greatest <= 1.0:
+        apart = (rounding.nearest(weight) - weight).abs().reshape(-1, 32) / scales[0, :, None]
+        assert apart.max() <= 0.51 + 127 * 2.0**-11 * (greatest > 6e-5 * 127)
+
+
 def test_nearest_leaves_what_it_reads() -> None:
     weight = torch.nn.Parameter(torch.randn(3, 32))
     before = weight.detach().clone()

@@ -98,6 +98,13 @@ def test_recomputed_steps_keep_what_they_enter_with(tiny_checkpoint: Path) -> No
     assert deep < plan_memory(config, replace(OPTIONS, depth="4")).activations / 3
 
 
+def test_a_folded_teacher_is_counted_as_it_is(tiny_checkpoint: Path) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    tensors = [*model.parameters(), *model.buffers()]
+    run = replace(OPTIONS, teacher=str(tiny_checkpoint))
+    assert plan_memory(model.config, run).teacher == 4 * sum(t.numel() for t in tensors)
+
+
 def test_teacher_is_gone_where_its_states_are_kept(tiny_checkpoint: Path) -> None:
     config = load_checkpoint(tiny_checkpoint)[0].config
     kept = plan_memory(config, replace(OPTIONS, teacher="original", state_cache="kept"))

@@ -12,7 +12,7 @@ import torch
 
 from export import export_bundle
 from export.quantize.model import Quantization, quantize_model
-from ouroboros import load_checkpoint
+from ouroboros import load_checkpoint, save_checkpoint
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows
 from ouroboros.model.rounding import Rounding
@@ -21,6 +21,7 @@ from ouroboros.text.windows import load_eval_windows
 from ouroboros.training.loss import head_loss
 from ouroboros.training.qat import Rounded, round_model, rounded_once
 from ouroboros.training.run import train
+from ouroboros.training.teacher import load_teacher
 from runtime.bundle.reader import open_bundle
 from runtime.parity.check import check_bundle
 from tests.support.training import options
@@ -195,6 +196,22 @@ def test_the_teacher_keeps_its_own_head(tiny_checkpoint: Path, tiny_original: Pa
     log_p = torch.log_softmax(hidden @ rounded.T, -1)
     log_q = torch.log_softmax(hidden @ head.T, -1)
     assert apart == pytest.approx(float((log_q.exp() * (log_q - log_p)).sum()), rel=1e-5)
+
+
+def test_a_teacher_that_was_trained_for_integers_is_what_they_stand_for(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = load_checkpoint(tiny_checkpoint)
+    head = model.lm_head.weight.detach().clone()
+    model.config.qat = {"bits": 4, "block": 32, "symmetric": True}
+    save_checkpoint(model, tokenizer, tmp_path / "rounded", {"LICENSE": b"free"})
+    teacher = load_teacher(str(tmp_path / "rounded"), head)
+    model.requires_grad_(False)
+    round_model(model, Rounding(4, 32, True))
+    assert teacher.head is not None
+    with torch.no_grad():
+        found = teacher.final_state(IDS, None) @ teacher.head.T
+        torch.testing.assert_close(found, model(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

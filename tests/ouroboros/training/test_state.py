@@ -98,6 +98,16 @@ def test_differing_options_are_named(tmp_path: Path) -> None:
         check_options(folder, {"seed": 2, "seq_len": 8, "depth": "4"}, pytest.fail)
 
 
+def test_an_option_that_came_since_is_its_default(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "step-1"
+    folder.mkdir(parents=True)
+    write_options(folder, {"seed": 1})
+    usual = {"seed": 0, "train_embedding": "frozen"}
+    check_options(folder, {"seed": 1, "train_embedding": "frozen"}, pytest.fail, usual)
+    with pytest.raises(TrainingError, match="train_embedding was 'frozen', now 'full'; give"):
+        check_options(folder, {"seed": 1, "train_embedding": "full"}, pytest.fail, usual)
+
+
 def test_other_threads_are_warned_of(tmp_path: Path) -> None:
     folder = tmp_path / "state" / "step-1"
     folder.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,24 @@ def test_a_folded_teacher_is_run_at_its_own_depth(checkpoint: Path) -> None:
             expected = student(ids[:, first:last], depth=student.config.depth).logits
             torch.testing.assert_close(found[:, first:last], expected, rtol=1e-4, atol=1e-4)
     assert not any(p.requires_grad for p in teacher.body.parameters())
+
+
+def test_frequencies_stay_float32_in_a_teacher_of_bfloat16(checkpoint: Path) -> None:
+    student, _ = load_checkpoint(checkpoint)
+    original = write_teacher(checkpoint, checkpoint.parent / "original")
+    for source in (checkpoint, original):
+        teacher = load_teacher(str(source), student.lm_head.weight)
+        before = teacher.body.rotary_emb.inv_freq.clone()
+        teacher.to(torch.device("cpu"), torch.bfloat16)
+        assert torch.equal(teacher.body.rotary_emb.inv_freq, before)
+        assert next(teacher.body.parameters()).dtype == torch.bfloat16
+
+
+def test_what_a_run_writes_does_not_replace_its_teacher(checkpoint: Path, corpus: Path) -> None:
+    teacher = corpus.parent / "teacher"
+    shutil.copytree(checkpoint, teacher)
+    with pytest.raises(TrainingError, match="teacher"):
+        train(checkpoint, teacher, options(corpus, teacher=str(teacher)))
 
 
 @pytest.mark.parametrize("state_cache", ["", "states"])
