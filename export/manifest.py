@@ -123,19 +123,21 @@ def _read_bytes(graph: ir.Graph) -> int:
     total = 0
     for value in graph.initializers.values():
         if (tensor := value.const_value) is not None:
-            total += tensor.nbytes // (tensor.shape.numpy()[0] if _is_looked_up(value) else 1)
+            axis = _looked_up(value)
+            total += tensor.nbytes // (1 if axis is None else tensor.shape.numpy()[axis])
     return total
 
 
-def _is_looked_up(value: ir.Value) -> bool:
-    """Whether all that reads a value, perhaps cast, takes an entry of its first dimension."""
+def _looked_up(value: ir.Value) -> int | None:
+    """The dimension of which all that reads a value, perhaps cast, takes an entry; else None."""
     uses = [(use.node, use.idx) for use in value.uses()]
     if [node.op_type for node, _ in uses] == ["Cast"]:
-        return _is_looked_up(uses[0][0].outputs[0])
-    return bool(uses) and all(
-        node.op_type == "Gather" and place == 0 and node.attributes.get_int("axis", 0) == 0
+        return _looked_up(uses[0][0].outputs[0])
+    axes = {
+        node.attributes.get_int("axis", 0) if node.op_type == "Gather" and place == 0 else None
         for node, place in uses
-    )
+    }
+    return axes.pop() if len(axes) == 1 else None
 
 
 def _describe_halting(config: OuroborosConfig, max_depth: int) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _train(
     )
 
 
-def _scores(history: Sequence[dict[str, float]], options: TrainOptions) -> dict[int, float]:
+def _scores(history: list[dict[str, Any]], options: TrainOptions) -> dict[int, float]:
     return {depth: _last(history, EVAL_LOSS.format(depth=depth)) for depth in options.scored_depths}
 
 

@@ -21,6 +21,7 @@ from export.graph.storage import _content, save_graph
 from export.graph.trace import plain_weights
 from export.manifest import _count_bytes
 from export.precision import PRECISIONS, Precision
+from export.quantize.model import Quantization, quantize_model
 from ouroboros import load_checkpoint
 from runtime.bundle.reader import hash_file
 from tests.support.paths import ROOT
@@ -71,6 +72,24 @@ def test_a_step_reads_one_base_and_holds_none_that_it_can_not_reach(
             assert shapes
             assert {shape[0] for shape in shapes if shape is not None} == {depth}
     assert found["several"] == pytest.approx(found["one"], rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_embedding_counts_as_the_entry_that_a_token_reads(
+    tiny_checkpoint: Path, precision: str
+) -> None:
+    """Packed in words, which are looked up along the other dimension; a float one is the head."""
+    model, _ = load_checkpoint(tiny_checkpoint)
+    quantized = quantize_model(model, Quantization(8)) if precision == "int8" else None
+    graph, _ = compile_graph(model, PRECISIONS[precision], 2, quantized)
+    outer, body = graphs_of(graph)
+    values = {**outer.initializers, **body.initializers}
+    stored = {name: value.const_value.nbytes for name, value in values.items()}
+    packed = ("opening.table_words", "opening.table_scales", "opening.table_zero_words")
+    table = sum(stored.get(name, 0) for name in packed)
+    assert (table > 0) == (precision == "int8")
+    counted = sum(_count_bytes(graph).values())
+    assert 0.95 * sum(stored.values()) < counted + table < 1.01 * sum(stored.values())
 
 
 def test_matrices_stored_as_integers_are_not_joined_as_floats(tiny_checkpoint: Path) -> None:
