@@ -61,6 +61,10 @@ def unroll_loop(model: ir.Model, depth: int) -> ir.Model:
         for node in copies:
             if node.op_type == "DequantizeLinear":
                 _own_weights(graph, node, step)
+                for value in node.inputs:  # scales that are stored in half the bytes
+                    cast = None if value is None else value.producer()
+                    if cast is not None:
+                        _own_weights(graph, cast, step)
         nodes += copies
         carried, scanned = results[1], results[2:]
         for stack, result in zip(stacks, scanned, strict=True):
