@@ -61,8 +61,8 @@ def unroll_loop(model: ir.Model, depth: int) -> ir.Model:
         for node in copies:
             if node.op_type == "DequantizeLinear":
                 _own_weights(graph, node, step)
-                for value in node.inputs:  # scales that are stored in half the bytes
-                    cast = None if value is None else value.producer()
+                for scales in node.inputs:  # stored in half the bytes, perhaps
+                    cast = None if scales is None else scales.producer()
                     if cast is not None:
                         _own_weights(graph, cast, step)
         nodes += copies

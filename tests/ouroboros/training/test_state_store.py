@@ -105,8 +105,8 @@ def test_states_of_something_else_are_not_read(stores: Stores, changes: dict[str
     (other.folder / KEY).write_text("{")
     with pytest.raises(TrainingError, match=r"key\.json is damaged; delete .*prelude|teacher-"):
         stores(other_key)
-    (other.folder / KEY).write_text(json.dumps({"format": 2}))
-    with pytest.raises(TrainingError, match="format is 2, wanted 1"):
+    (other.folder / KEY).write_text(json.dumps({"format": 3}))
+    with pytest.raises(TrainingError, match="format is 3, wanted 2"):
         stores(other_key)
 
 
