@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cli import interrupts
 from runtime.errors import CommandError as CommandError
 from runtime.errors import OuroError
 
@@ -86,7 +87,7 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         if debug:
             raise
         # An import that Ctrl-C breaks off may end in an error of another kind.
-        if any(isinstance(one, KeyboardInterrupt) for one in _chain(error)):
+        if interrupts.received or any(isinstance(one, KeyboardInterrupt) for one in _chain(error)):
             sys.stderr.write("interrupted\n")
             raise SystemExit(INTERRUPTED) from None
         line = describe(error)

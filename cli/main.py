@@ -11,12 +11,15 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from cli import interrupts
+
 
 def main() -> None:
     """Runs `ouro` with the arguments of this process.
 
     A signal that asks it to end lets it clear up what it was writing.
     """
+    interrupts.heed()
     _replace_what_cannot_be_shown()
     for name in ("SIGTERM", "SIGHUP"):
         if number := getattr(signal, name, None):
@@ -25,7 +28,9 @@ def main() -> None:
         from cli.app import app
 
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not interrupts.received and not isinstance(error, KeyboardInterrupt):
+            raise
         sys.stderr.write("interrupted\n")
         sys.exit(130)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import OURO, WITH_KEPT_TRACES, start_ouro
+from tests.support.processes import OURO, WITH_KEPT_TRACES, run_ouro, start_ouro
 
 ON_LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 CONVERT = ("--prelude", 2, "--coda", 2, "--recurrent", 3, "--rank", 4, "--depth", 3)
@@ -45,6 +45,26 @@ def wait_for_library(process: subprocess.Popen[str], name: str) -> None:
             return
         time.sleep(0.002)
     raise AssertionError(f"it ended before it loaded {name}: {process.communicate()}")
+
+
+SWALLOWED = """
+import signal
+from cli import interrupts
+from cli.errors import one_line_errors
+interrupts.heed()
+with one_line_errors():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    raise AttributeError("TypedStorage")
+"""
+
+
+def test_what_fails_for_an_interrupt_that_was_swallowed_is_interrupted() -> None:
+    """As imports of large packages do when they are broken off."""
+    done = run_ouro(code=SWALLOWED)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize("line", ["loading", pytest.param("computing", marks=pytest.mark.slow)])
