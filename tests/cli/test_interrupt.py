@@ -51,6 +51,7 @@ SWALLOWED = """
 import signal
 from cli import interrupts
 from cli.errors import one_line_errors
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in the background
 interrupts.heed()
 with one_line_errors():
     try:
