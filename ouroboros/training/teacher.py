@@ -72,17 +72,16 @@ class Teacher:
             input_ids: int64 `[batch, seq]`.
             position_ids: int64 `[batch, seq]`; positions that restart at 0 are packed documents.
         """
-        state: torch.Tensor
         if isinstance(self.body, OuroborosForCausalLM):
-            output = self.body(
+            folded = self.body(
                 input_ids,
                 position_ids=position_ids,
                 use_cache=False,
                 logits_to_keep=1,
                 output_hidden_states=True,
             )
-            state = output.hidden_states[-1]
-            return state
+            last: torch.Tensor = folded.hidden_states[-1]
+            return last
         batch, length = input_ids.shape
         sequences = describe_sequences(batch, length, 0, None, position_ids, input_ids.device)
         output = self.body(
@@ -91,7 +90,7 @@ class Teacher:
             position_ids=position_ids,
             use_cache=False,
         )
-        state = output.last_hidden_state
+        state: torch.Tensor = output.last_hidden_state
         return state
 
 

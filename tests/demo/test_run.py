@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,8 @@ BEGINS = {
 class Recorder(stages.Stages):
     """Does nothing; keeps what each stage's key is made of."""
 
-    def run(
-        self,
-        name: str,
-        title: str,
-        work: Callable[[bool], None],
-        *,
-        inputs: Iterable[Any],
-        outputs: Sequence[str],
-    ) -> None:
-        self.done[name] = {"inputs": list(inputs)}
+    def run(self, name: str, title: str, work: Callable[[bool], None], **of: Any) -> None:
+        self.done[name] = {"inputs": list(of["inputs"])}
 
 
 def strings(value: Any) -> set[str]:

@@ -69,6 +69,7 @@ Indices falling(const Weights& weights, Indices order, std::size_t count) {
   return order;
 }
 
+// The same of all tokens.
 Indices largest(const Weights& weights, std::size_t count) {
   Indices all(weights.size());
   std::iota(all.begin(), all.end(), std::size_t{0});
