@@ -63,7 +63,7 @@ Command run_command() {
            {"--halt-threshold", "float",
             "of --depth auto: the lower, the fewer steps; default: the bundle's own"},
            {"--chat", nullptr, "apply the chat template"},
-           {"--threads", "int", "default: every core"},
+           {"--threads", "int", "CPU threads; default: every core"},
            {"--backend", "name", "auto, cpu, cuda or trt; default: auto"}}};
 }
 
