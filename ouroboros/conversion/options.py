@@ -33,8 +33,8 @@ class ConvertOptions:
     alpha: float = option(16.0, "scale of the low-rank updates: alpha / rank")
     pooling: str = option(
         "causal",
-        "what the Controller sees: causal, the mean up to each position; mean, the paper's, of all; "
-        "or token, the position itself",
+        "what the Controller sees: causal, the mean up to each position; mean, the paper's, of "
+        "all; or token, the position itself",
     )
     norm_init: str = option(
         "matched", "start of the per-step norms: matched to the model on text, or ones, the paper's"
@@ -58,7 +58,7 @@ class ConvertOptions:
     )
     gate_start: str = option(
         "alike",
-        "alike in every step, or open: the first takes the looped layers whole, later ones a little",
+        "alike in every step, or open: the first takes the looped layers whole, later ones little",
     )
     seed: int = option(0, "of what starts at random: the Controller's inner layers, free updates")
     calibration: Path | None = option(
