@@ -46,6 +46,7 @@ class Engine:
 
     Attributes:
         bundle: what was loaded.
+        codec: its tokenizer.
         backend: what it runs on: "cpu", "cuda" or "trt".
     """
 
@@ -257,7 +258,7 @@ class Engine:
 
         Args:
             ids: token ids (or a text), or a batch of either.
-            depth: as in `generate`.
+            depth: as in `generate`, but for "auto".
 
         Returns:
             float32 [seq, V]; for a batch, a list of them.
