@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import TrainingError
-from ouroboros.model.blocks import BLOCKS
+from ouroboros.model.integer_blocks import BLOCKS
 from ouroboros.model.trainable import CODA_CHOICES, EMBEDDING_CHOICES, RECURRENT_CHOICES
 from runtime.options import flag_of, option
 
