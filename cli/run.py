@@ -22,7 +22,9 @@ def run(
     ] = None,
     halt_threshold: Annotated[
         float | None,
-        typer.Option(help="of --depth auto: the lower, the fewer steps; default: the bundle's own"),
+        typer.Option(
+            help="of --depth auto, at most 1: the lower, the fewer steps; default: the bundle's"
+        ),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="apply the chat template")] = False,
     threads: Threads = None,
