@@ -46,7 +46,6 @@ class Engine:
 
     Attributes:
         bundle: what was loaded.
-        codec: its tokenizer.
         backend: what it runs on: "cpu", "cuda" or "trt".
     """
 
