@@ -1,4 +1,4 @@
-# make demo | test | cpp | cpp-test | cpp-docs | test-slow | test-lowest | test-newest | wheel-test | check | format | bench | study | clean; make help
+# `make help` lists the targets.
 # Needs nothing but Python 3.11 or newer, git and make; everything else goes into .venv/.
 
 SHELL := /bin/bash

@@ -80,7 +80,7 @@ SIZES = (
             "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
             "vocab_size": 152064, "tie_word_embeddings": False, "max_position_embeddings": 131072,
         },
-        19, "heal_3b.toml", 8,
+        18, "heal_3b.toml", 8,
     ),
 )  # fmt: skip
 

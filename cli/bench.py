@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cli.options import Backend, Threads
+
 LARGEST = 1_000_000
 
 
@@ -18,8 +20,8 @@ def bench(
     context: Annotated[str, typer.Option(help="tokens before the measured ones")] = "64,1024",
     tokens: Annotated[int, typer.Option(help="tokens decoded a run")] = 32,
     repeats: Annotated[int, typer.Option(help="runs of each; the median counts")] = 3,
-    threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
-    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or trt")] = "auto",
+    threads: Threads = None,
+    backend: Backend = "auto",
     json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
 ) -> None:
     """Measure a bundle on this machine: decoding, prefill, overhead, share of memory speed.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.options import Backend, Threads
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 def check(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by `ouro export`")],
-    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or trt")] = "auto",
+    backend: Backend = "auto",
     live: Annotated[
         Path | None,
         typer.Option(help="a checkpoint: compare with PyTorch on fresh random inputs instead"),
@@ -26,7 +28,7 @@ def check(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="write the whole report to this file")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the errors to this image file")] = None,
-    threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
+    threads: Threads = None,
     every: Annotated[
         bool, typer.Option("--all", help="print every case and output, not one row a depth")
     ] = False,

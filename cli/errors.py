@@ -18,7 +18,6 @@ EXTRAS = {
     "torch": "train",
     "transformers": "train",
     "accelerate": "train",
-    "datasets": "train",
     "pyarrow": "train",
     "gguf": "train",
     "sentencepiece": "train",

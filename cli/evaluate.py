@@ -23,7 +23,8 @@ def evaluate(
     depth: Annotated[
         str | None,
         typer.Option(
-            help="depths, like 1,8 or 1-16 (default 1,4,8,16); auto too, where there is a halter"
+            help="depths, like 1,8 or 1-16; auto too, where there is a halter; default: what the "
+            "model runs of 1,4,8,16"
         ),
     ] = None,
     original: Annotated[

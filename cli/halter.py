@@ -20,8 +20,8 @@ def halter(
 ) -> None:
     """Give a checkpoint a halter: it then chooses the depth of a text on its prompt.
 
-    The model itself stays as it is. It is observed on text at every depth, the halter learns when
-    a step more is not worth its price, and the threshold is chosen on text held aside.
+    The model itself stays as it is. It is observed on text at its depths, the halter learns when a
+    step more is not worth its price, and the threshold is chosen on text held aside.
 
     Examples:
       ouro halter trained adaptive --data texts/

@@ -14,6 +14,16 @@ import typer
 
 from runtime.options import FLAGS, HELP
 
+# Of every command that opens a bundle.
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: every core")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="what runs it: cpu, cuda, trt, or auto: a TensorRT plan that fits this machine, else "
+        "CUDA, else the CPU"
+    ),
+]
+
 
 def takes_options(
     kind: Any, *, name: str = "options", left_out: bool = False, apart: tuple[str, ...] = ()
@@ -64,11 +74,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, left_out: bool) -> insp
         lists: dict[Any, Any] = {Path: list[Path] | None, str: list[str] | None, int: str | None}
         hint, default = lists[item], None
     if left_out and default is not None:
-        help = (
-            f"{help} (default {default:g})"
-            if isinstance(default, int | float)
-            else (f"{help} (default {default})" if default != "" else help)
-        )
+        help += f" (default {_shown(default)})" if default != "" else ""
         hint, default = hint | None, None
     flags = field.metadata[FLAGS]
     declared = typer.Option(*([flags] if flags else []), help=help)
@@ -78,3 +84,10 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, left_out: bool) -> insp
         default=default,
         annotation=Annotated[hint, declared],
     )
+
+
+def _shown(default: Any) -> str:
+    """A default as help shows it."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"{default:g}" if isinstance(default, int | float) else str(default)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.options import takes_options
+from cli.options import Backend, Threads, takes_options
 from runtime.decode.options import Options
 
 
@@ -22,11 +22,13 @@ def run(
     ] = None,
     halt_threshold: Annotated[
         float | None,
-        typer.Option(help="of --depth auto: the lower, the fewer steps; default: the bundle's own"),
+        typer.Option(
+            help="of --depth auto, at most 1: the lower, the fewer steps; default: the bundle's"
+        ),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="apply the chat template")] = False,
-    threads: Annotated[int | None, typer.Option(help="default: every core")] = None,
-    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or trt")] = "auto",
+    threads: Threads = None,
+    backend: Backend = "auto",
 ) -> None:
     """Generate text with a bundle; it appears as it is made.
 

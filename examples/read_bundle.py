@@ -1,7 +1,6 @@
 """Reads, verifies and runs a bundle with the standard library, numpy and onnxruntime alone.
 
-Written from docs/bundle.md, not from Ouroboros' code, none of which it imports: what it prints are
-the tokens that any other engine finds.
+Written from docs/bundle.md; it imports nothing of ours, and prints any other engine's tokens.
 
     python examples/read_bundle.py BUNDLE DEPTH TOKENS ID [ID ...]
 """
@@ -22,8 +21,7 @@ TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 
 def open_bundle(folder: Path) -> dict:
     """Returns the manifest once it and every file it lists are what they were."""
-    text = (folder / "manifest.json").read_bytes()
-    manifest = json.loads(text)
+    manifest = json.loads(text := (folder / "manifest.json").read_bytes())
     if manifest.get("format_version") != FORMAT:
         sys.exit(f"format_version {manifest.get('format_version')} is not {FORMAT}")
     if manifest.keys() != KEYS:
@@ -62,26 +60,28 @@ def generate(folder: Path, prompt: list, depth: int, count: int) -> list:
         sys.exit(f"files without a hash: {sorted(unlisted)}")
     if manifest["precision"] == "bf16":
         sys.exit("a bundle in bf16 is for GPUs, and numpy has no such type")
-    session = onnxruntime.InferenceSession(str(folder / graph["file"]))
+    level = (manifest["quantization"] or {}).get("accuracy_level", 1)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
+    session = onnxruntime.InferenceSession(str(folder / graph["file"]), options)
     names = [one["name"] for one in graph["outputs"]]
     cache, tokens, fed = empty_cache(graph, model["recurrent_layers"], depth), [], 0
     new = [*manifest["tokenizer"]["prefix_token_ids"], *prompt]
     if not new or min(new) < 0 or max(new) >= model["vocab_size"]:
         sys.exit(f"token ids must be in 0..{model['vocab_size'] - 1}")
     while len(tokens) < count:
-        length = len(new)
         inputs = {
             "input_ids": np.array([new]),
-            "position_ids": np.arange(fed, fed + length)[None],
-            "attention_mask": np.ones((1, fed + length), np.int64),
+            "position_ids": np.arange(fed, fed + len(new))[None],
+            "attention_mask": np.ones((1, fed + len(new)), np.int64),
             "depth": np.array([depth]),
             "row_depth": np.array([depth]),
-            "logit_index": np.array([[length - 1]]),
+            "logit_index": np.array([[len(new) - 1]]),
         }
         if model["halting"]:  # 0: it chooses no depth of its own
             inputs["halt_threshold"] = np.zeros(1, np.float32)
         outputs = dict(zip(names, session.run(names, inputs | cache), strict=True))
-        fed += length
+        fed += len(new)
         # New keys and values go behind the old ones; the sums are those of the last position.
         for name, value in outputs.items():
             if name.startswith("new_key_values."):

@@ -257,7 +257,7 @@ class Engine:
 
         Args:
             ids: token ids (or a text), or a batch of either.
-            depth: as in `generate`.
+            depth: as in `generate`, but for "auto".
 
         Returns:
             float32 [seq, V]; for a batch, a list of them.

@@ -2,8 +2,7 @@
 
     OuroError            0   anything a user can be told about in one line
     ├─ ConfigError       1   a dimension, option or argument is outside what the model allows
-    ├─ SourceError       2   an original model is missing, damaged or of a kind that is not read
-    ├─ CheckpointError   3   a checkpoint is missing, damaged or of the wrong kind
+    ├─ CheckpointError   3   a checkpoint or original model is missing, damaged or of the wrong kind
     ├─ DataError         4   a text file can't be used: empty, binary, too short or malformed
     ├─ TrainingError     5   a training run can't start, resume or go on
     ├─ ExportError       6   a checkpoint can't be exported as asked
@@ -11,7 +10,7 @@
     ├─ EngineError       8   a request that an engine can't serve: depth, prompt, options, backend
     └─ CommandError      9   a command line that can't be carried out, for no library's reason
 
-The numbers are the errors' codes. They never change, and the C library returns them too.
+The numbers are the errors' codes. They never change, and the C library returns them too; 2 is free.
 """
 
 from __future__ import annotations
@@ -44,14 +43,8 @@ class ConfigError(OuroError, ValueError):
     code = 1
 
 
-class SourceError(OuroError):
-    """An original model is missing, damaged or of a kind that is not read."""
-
-    code = 2
-
-
 class CheckpointError(OuroError):
-    """A checkpoint or source model is missing, damaged or of the wrong kind."""
+    """A checkpoint or original model is missing, damaged or of the wrong kind."""
 
     code = 3
 

@@ -15,9 +15,9 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "jsonschema>=4.21")
 LEAST = 500  # torch-free tests there are at least, so that none can go missing unseen
 # Where the version of a package matters: every test of these is run.
 NEWEST = {
@@ -47,9 +47,21 @@ build_bundle(folder / "made" / "halting", folder / "halting")
 """
 
 
-def lowest_versions() -> list[str]:
+def read_project() -> dict[str, Any]:
+    """What pyproject.toml says of the project."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project: dict[str, Any] = tomllib.loads(text)["project"]
+    return project
+
+
+def tools_of(project: dict[str, Any]) -> list[str]:
+    """The development requirements that the tests run with."""
+    extras = project["optional-dependencies"]
+    return [one for one in extras["dev"] if one.startswith(("pytest", "jsonschema"))]
+
+
+def lowest_versions(project: dict[str, Any]) -> list[str]:
     """The base install's requirements, each pinned to the least version that it allows."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = []
     for requirement in project["dependencies"]:
         match = re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement)
@@ -120,13 +132,14 @@ def run_tests(python: Path, tests: Sequence[str], bundles: Path | None) -> str:
 
 def check_lowest(folder: Path) -> None:
     """The torch-free tests against the lowest versions of the base install."""
-    pinned = lowest_versions()
+    project = read_project()
+    pinned = lowest_versions(project)
     print("lowest:", ", ".join(pinned), flush=True)
     one_thread = dict(os.environ, OMP_NUM_THREADS="1")  # tiny models: more threads only wait
     subprocess.run(
         [sys.executable, "-c", MAKE_BUNDLES, folder], cwd=ROOT, env=one_thread, check=True
     )
-    python = make_environment(folder / "lowest", [*pinned, *TOOLS])
+    python = make_environment(folder / "lowest", [*pinned, *tools_of(project)])
     # Of the C++ library it is known already: its tests are those of one version of tokenizers.
     apart = [f"--ignore=tests/{name}" for name in ("runtime/cpp", "conformance")]
     said = run_tests(python, ["tests", *apart], folder)
@@ -140,11 +153,11 @@ def check_newest(folder: Path) -> None:
 
     `make test` has tested what is not newer than in this environment.
     """
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = read_project()
     extras = project["optional-dependencies"]
     own = [*project["dependencies"], *extras["train"], *extras["export"]]
     wanted = [one for one in own if not one.startswith(("ouroboros-llm", "torch>"))]
-    python = make_overlay(folder / "newest", [*wanted, *TOOLS])
+    python = make_overlay(folder / "newest", [*wanted, *tools_of(project)])
     newer = {name: versions[0] for name in NEWEST if (versions := own_versions(python, name))}
     print("newer than here:", ", ".join(f"{n} {v}" for n, v in newer.items()) or "nothing")
     if newer:

@@ -1,4 +1,4 @@
-/* The same in C: every call returns a status, and every handle is given back. */
+/* generate.cpp in C: every call returns a status, and every handle is given back. */
 #include <ouro/ouro.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -14,7 +14,7 @@ from export.options import ExportOptions
 from export.precision import Precision, find_precision
 from export.quantize.model import Quantization
 from ouroboros.errors import DataError
-from ouroboros.model.blocks import BITS, BLOCKS
+from ouroboros.model.integer_blocks import BITS, BLOCKS
 from ouroboros.model.rounding import Rounding
 from ouroboros.text.windows import eval_windows, read_whole
 from runtime.bundle.manifest import ACCURACY_LEVELS

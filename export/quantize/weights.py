@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from export.errors import ExportError
 from export.precision import PRECISIONS
-from ouroboros.model.blocks import BLOCKS, fitting_blocks
+from ouroboros.model.integer_blocks import BLOCKS, fitting_blocks
 
 Array = NDArray[Any]
 

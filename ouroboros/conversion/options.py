@@ -30,9 +30,15 @@ class ConvertOptions:
     depth: int = option(8, "the default depth; auto and matched measure at it")
     max_depth: int = option(64, "the largest depth that will ever be used")
     rank: int = option(32, "rank of the low-rank bases")
-    alpha: float = option(16.0, "LoRA alpha")
-    pooling: str = option("causal", "what the Controller sees: causal, mean or token")
-    norm_init: str = option("matched", "start of the per-step norms: matched or ones")
+    alpha: float = option(16.0, "scale of the low-rank updates: alpha / rank")
+    pooling: str = option(
+        "causal",
+        "what the Controller sees: causal, the mean up to each position; mean, the paper's, of "
+        "all; or token, the position itself",
+    )
+    norm_init: str = option(
+        "matched", "start of the per-step norms: matched to the model on text, or ones, the paper's"
+    )
     bases: str = option("mean", "one SVD of the mean residual, or one a step: mean or per_step")
     modulation: str = option(
         "controller",
@@ -43,12 +49,20 @@ class ConvertOptions:
         "entry", "a linear map fitted before the loop, after it or not at all: entry, exit or none"
     )
     input_injection: str = option(
-        "none", "add: the looped layers of every step are fed the loop's entry state too"
+        "none", "none, or add: the looped layers of every step are fed the loop's entry state too"
     )
-    gate: bool = option(True, "the paper's ablation has no gate", "--gate/--no-gate")
+    gate: bool = option(
+        True,
+        "how much of a step is taken is learned; without, all of it: the paper's ablation",
+        "--gate/--no-gate",
+    )
     gate_start: str = option(
         "alike",
-        "open: the first step starts with the looped layers taken whole, later ones a little",
+        "alike in every step, or open: the first takes the looped layers whole, later ones little",
     )
     seed: int = option(0, "of what starts at random: the Controller's inner layers, free updates")
-    calibration: Path | None = option(None, "text to measure on; default: one that comes with ouro")
+    calibration: Path | None = option(
+        None,
+        "text that the bridge is fitted and everything is measured on, like what the model is for; "
+        "default: one that comes with ouro",
+    )

@@ -22,7 +22,7 @@ class HalterOptions:
         None, "the most steps it may choose; default: the deepest that was trained"
     )
     price: float = option(0.005, "loss, in nats a token, that a step more must be worth")
-    windows: int = option(96, "windows observed, each at every depth")
+    windows: int = option(96, "windows of text observed")
     seq_len: int = option(256, "tokens a window")
     prompts: int = option(6, "prompts that each window is cut into")
     seed: int = option(0, "of the choice of windows")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ouroboros.errors import ConfigError
-from ouroboros.model.blocks import BITS, BLOCKS
+from ouroboros.model.integer_blocks import BITS, BLOCKS
 
 ROWS = 8192  # rounded at a time: an embedding's rows are many
 SCALES = torch.float16  # the type that every scale is a value of, so that it is stored in 2 bytes

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ouroboros.errors import TrainingError
-from ouroboros.model.blocks import fitting_blocks
+from ouroboros.model.integer_blocks import fitting_blocks
 from ouroboros.model.matrices import matrices_to_round
 from ouroboros.model.rounding import Rounding
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import TrainingError
-from ouroboros.model.blocks import BLOCKS
+from ouroboros.model.integer_blocks import BLOCKS
 from ouroboros.model.trainable import CODA_CHOICES, EMBEDDING_CHOICES, RECURRENT_CHOICES
 from runtime.options import flag_of, option
 
@@ -33,7 +33,7 @@ class TrainOptions:
     """
 
     data: tuple[Path, ...] = option(
-        (), "training text: .txt, .jsonl or .parquet, or a folder; repeatable"
+        (), "training text: .txt, .jsonl (also compressed), .parquet or a folder; repeatable"
     )
     eval: tuple[Path, ...] = option(
         (), "held-out text, scored while training, never trained on; repeatable"
@@ -55,7 +55,7 @@ class TrainOptions:
     batch_size: int = option(4, "windows a micro-batch, in every process")
     grad_accum: int = option(1, "micro-batches a train step")
     seq_len: int = option(256, "tokens a window")
-    learning_rate: float = option(1e-3, "the highest one")
+    learning_rate: float = option(1e-3, "the highest one, of Controller, step norms, bridge")
     warmup: int = option(10, "train steps in which it rises")
     scheduler: str = option("cosine", "then, counted in train steps: cosine, linear or constant")
     weight_decay: float = option(0.0, "AdamW's, on matrices only")
@@ -84,7 +84,7 @@ class TrainOptions:
     adapter_rank: int = option(64, "of lora: the rank of an adapter")
     adapter_alpha: float = option(64.0, "of lora: adapters are scaled by this over their rank")
     layer_learning_rate: float = option(
-        0.0, "the highest one of what trains of these layers; 0: --learning-rate"
+        0.0, "the highest one of last and looped layers and embedding; 0: --learning-rate"
     )
     gate_learning_rate: float = option(
         0.0, "the highest one of the gate; 0: a tenth of --learning-rate"
@@ -209,7 +209,7 @@ class TrainOptions:
             raise TrainingError(
                 f"layer_learning_rate={self.layer_learning_rate} is of layers of the original "
                 "that train, and none does",
-                "give --train-coda or --train-recurrent, or leave it out",
+                "give --train-coda, --train-recurrent or --train-embedding, or leave it out",
             )
         for name in ("depth_curriculum", "depth_term"):
             value = getattr(self, name)

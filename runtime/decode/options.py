@@ -38,10 +38,10 @@ class Options:
         None, f"keep the most likely tokens that reach this probability; {_NEUTRAL}"
     )
     min_p: float | None = option(
-        None, f"keep tokens at least so likely, measured by the likeliest; {_NEUTRAL}"
+        None, f"keep tokens this likely or more, as a share of the likeliest; {_NEUTRAL}"
     )
     repetition_penalty: float | None = option(
-        None, f"above 1 makes tokens that were there less likely; {_NEUTRAL}"
+        None, f"above 1 makes tokens that were there less likely; 1: none; {_NEUTRAL}"
     )
     seed: int | None = option(None, "makes sampling repeatable; default: another one every time")
     stop: tuple[str, ...] = option((), "text to stop before; may be given several times")

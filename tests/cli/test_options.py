@@ -36,7 +36,10 @@ def test_every_field_is_an_option_with_its_help_and_default(command: str) -> Non
         if field.default == "":
             assert said is None, "nothing is the default, so that nothing is said of it"
             continue
-        if isinstance(field.default, bool) or field.default in (None, ()):
+        if isinstance(field.default, bool):
+            assert said is None or said[1] in ("on", "off", field.name), "a number is no switch"
+            continue
+        if field.default in (None, ()):
             continue
         assert said is not None, line
         assert type(field.default)(said[1]) == field.default

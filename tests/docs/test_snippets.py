@@ -38,7 +38,7 @@ EXCEPTIONS = {
     "python examples/": "tests/examples runs them",
     "build/cpp/release/ouro-cli ": "tests/runtime/cpp runs it",
     "cmake ": "builds the C++ library: tests/runtime/cpp does",
-    "pip install . ./plugins": "into the environment these tests run in",
+    "pip install -c requirements": "into the environment these tests run in",
     "optimum-cli ": "tests/export/test_optimum.py runs it",
 }
 # Run with the slow tests: they train and export, each precision traced anew.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from runtime import Engine
@@ -24,6 +26,15 @@ def read(bundle: Path, depth: int, ids: list[int]) -> subprocess.CompletedProces
     return subprocess.run(
         command, capture_output=True, text=True, cwd=bundle.parent, timeout=120, check=False
     )
+
+
+def rewrite_manifest(bundle: Path, change: dict[str, object]) -> None:
+    """Changes keys of a manifest, and the hash with it."""
+    manifest = json.loads((bundle / "manifest.json").read_text()) | change
+    text = json.dumps(manifest).encode()
+    (bundle / "manifest.json").write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    (bundle / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
 
 
 @pytest.mark.filterwarnings("ignore:depth 5 was never trained")
@@ -51,6 +62,27 @@ def test_it_reads_a_block_of_layers(block_bundle: Path) -> None:
     done = read(block_bundle, 2, [7, 8, 9])
     assert done.stderr == ""
     assert [int(one) for one in done.stdout.split()] == list(wanted)
+
+
+@pytest.mark.parametrize("level", [1, 4])
+def test_it_computes_as_precisely_as_the_engine(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    # Left to itself ONNX Runtime takes level 4, and rounded bundles are made for 1.
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    rewrite_manifest(copy, {"quantization": {"accuracy_level": level}})
+    asked = []
+
+    def open_session(file: str, options: onnxruntime.SessionOptions) -> None:
+        key = "session.qdq_matmulnbits_accuracy_level"
+        asked.append(options.get_session_config_entry(key))
+        raise InterruptedError
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(InterruptedError):
+        runpy.run_path(str(READER))["generate"](copy, [5], 1, 1)
+    assert asked == [str(level)]
 
 
 def test_it_is_a_hundred_lines_of_standard_library() -> None:
@@ -99,11 +131,7 @@ def test_it_refuses_what_the_page_says(
 ) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, copy)
-    manifest = json.loads((copy / "manifest.json").read_text()) | change
-    text = json.dumps(manifest).encode()
-    (copy / "manifest.json").write_bytes(text)
-    digest = hashlib.sha256(text).hexdigest()
-    (copy / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
+    rewrite_manifest(copy, change)
     done = read(copy, 1, [5])
     assert done.returncode == 1
     assert words in done.stderr

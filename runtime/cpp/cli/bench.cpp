@@ -226,7 +226,7 @@ Command bench_command() {
            {"--context", "list", "tokens before the measured ones; default: 64,1024"},
            {"--tokens", "int", "tokens decoded a run; default: 32"},
            {"--repeats", "int", "runs of each; the median counts; default: 3"},
-           {"--threads", "int", "default: every core"},
+           {"--threads", "int", "CPU threads; default: every core"},
            {"--backend", "name", "auto, cpu, cuda or trt; default: auto"},
            {"--json", "file", "write the figures to this file"}}};
 }

@@ -155,7 +155,7 @@ Command check_command() {
           {"bundle"},
           {{"--backend", "name", "auto, cpu, cuda or trt; default: auto"},
            {"--json", "file", "write the whole report to this file"},
-           {"--threads", "int", "default: every core"},
+           {"--threads", "int", "CPU threads; default: every core"},
            {"--all", nullptr, "print every case and output, not one row a depth"}}};
 }
 

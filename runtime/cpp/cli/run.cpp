@@ -53,17 +53,17 @@ Command run_command() {
            {"--top-p", "float",
             "keep the most likely tokens that reach this probability; default: the bundle's"},
            {"--min-p", "float",
-            "keep tokens at least so likely, measured by the likeliest; default: the bundle's"},
+            "keep tokens this likely or more, as a share of the likeliest; default: the bundle's"},
            {"--repetition-penalty", "float",
-            "above 1 makes tokens that were there less likely; default: the bundle's"},
+            "above 1 makes tokens that were there less likely; 1: none; default: the bundle's"},
            {"--seed", "int", "makes sampling repeatable; default: another one every time"},
            {"--stop", "text", "text to stop before; may be given several times"},
            {"--depth", "N|auto",
             "recurrences, or auto: chosen on the prompt; default: the bundle's own"},
            {"--halt-threshold", "float",
-            "of --depth auto: the lower, the fewer steps; default: the bundle's own"},
+            "of --depth auto, at most 1: the lower, the fewer steps; default: the bundle's"},
            {"--chat", nullptr, "apply the chat template"},
-           {"--threads", "int", "default: every core"},
+           {"--threads", "int", "CPU threads; default: every core"},
            {"--backend", "name", "auto, cpu, cuda or trt; default: auto"}}};
 }
 

@@ -174,7 +174,7 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
         ({"distill": 0.0, "teacher": "x"}, "distill=0.0 makes no use of a teacher"),
         (
             {"layer_learning_rate": 1e-4},
-            "layer_learning_rate=0.0001 is of layers of the original that train, and none does",
+            "layer_learning_rate=0.0001 is of layers .* give .* or --train-embedding, or leave it",
         ),
         ({"adapter_rank": 0, "train_coda": "lora"}, "adapter_rank=0 is not allowed; give 1"),
         ({"adapter_alpha": 0.0, "train_coda": "lora"}, "adapter_alpha=0.0 is not allowed"),

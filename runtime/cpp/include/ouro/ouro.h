@@ -123,7 +123,7 @@ enum {
 typedef struct ouro_options {
   size_t size;            /**< of this structure */
   uint32_t given;         /**< OURO_GIVEN_* of the fields below that count */
-  int64_t max_new_tokens; /**< the sequence ends after so many; always counts */
+  int64_t max_new_tokens; /**< the sequence ends after so many; always counts; 64 by init */
   double temperature;     /**< 0 takes the most likely token */
   int64_t top_k;          /**< keeps so many of the most likely tokens; 0 keeps all */
   double top_p;           /**< keeps the most likely tokens that make up this probability */
@@ -189,7 +189,7 @@ typedef struct ouro_generation {
   ouro_text text;               /**< of the new tokens, up to a stop string */
   const int64_t* ids;           /**< the new tokens, an end-of-text token included */
   size_t id_count;              /**< of `ids` */
-  int64_t prompt_tokens;        /**< tokens of the prompt */
+  int64_t prompt_tokens;        /**< tokens before the first new one */
   int64_t depth;                /**< recurrences that it was made with */
   ouro_finish finish;           /**< why it ended */
   const ouro_logprob* logprobs; /**< one a token where asked for, else null */
@@ -272,7 +272,10 @@ OURO_API ouro_status ouro_detokenize(const ouro_engine* engine, const int64_t* i
 OURO_API ouro_status ouro_generate(ouro_engine* engine, const ouro_request* requests, size_t count,
                                    ouro_cancelled cancelled, void* user, ouro_result** generations,
                                    ouro_error** error);
-/** Logits of every position of one prompt, a result with floats [tokens, vocab_size]. */
+/**
+ * Logits of every position of one prompt: a result with floats [tokens, vocab_size].
+ * @param depth recurrences or OURO_DEPTH_DEFAULT; OURO_DEPTH_AUTO is refused.
+ */
 OURO_API ouro_status ouro_logits(ouro_engine* engine, const ouro_prompt* prompt, int64_t depth,
                                  ouro_result** logits, ouro_error** error);
 /** Generates from one prompt, a token at a time; the request is checked before this returns. */
@@ -312,7 +315,7 @@ OURO_API ouro_status ouro_session_stream(ouro_session* session, const ouro_promp
 /** All tokens so far: a result with ids. */
 OURO_API ouro_status ouro_session_ids(const ouro_session* session, ouro_result** ids,
                                       ouro_error** error);
-/** Recurrences of every turn. */
+/** Recurrences of every turn; of OURO_DEPTH_AUTO the most there may be, until a prompt was fed. */
 OURO_API ouro_status ouro_session_depth(const ouro_session* session, int64_t* depth,
                                         ouro_error** error);
 /** Forgets the conversation, and a depth that it has chosen. */

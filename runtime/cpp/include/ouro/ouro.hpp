@@ -137,7 +137,7 @@ class Session {
         ouro_session_ids, static_cast<const ouro_session*>(handle_.get()));
     return detail::read_ids(result.get());
   }
-  /** Recurrences of every turn. */
+  /** Recurrences of every turn; as ouro_session_depth says, where it is chosen. */
   std::int64_t depth() const {
     std::int64_t depth = 0;
     detail::call(ouro_session_depth, static_cast<const ouro_session*>(handle_.get()), &depth);
@@ -195,7 +195,7 @@ class Engine {
     detail::call(ouro_session_open, handle_.get(), depth.steps, depth.halt_threshold, &session);
     return Session(session);
   }
-  /** Logits of every position of a prompt. */
+  /** Logits of every position of a prompt; Depth::automatic is refused. */
   Logits logits(const Prompt& prompt, const Depth& depth = {}) {
     const detail::Given given(prompt, {}, depth);
     const auto result =

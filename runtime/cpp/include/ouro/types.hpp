@@ -115,7 +115,7 @@ struct Logprob {
 struct Generation {
   std::string text;               /**< of the new tokens, up to a stop string */
   Ids ids;                        /**< the new tokens, an end-of-text token included */
-  std::int64_t prompt_tokens = 0; /**< tokens of the prompt */
+  std::int64_t prompt_tokens = 0; /**< tokens before the first new one */
   std::int64_t depth = 0;         /**< recurrences that it was made with */
   Finish finish = Finish::kNone;  /**< why it ended */
   std::vector<Logprob> logprobs;  /**< of every new token, where asked for */

@@ -46,9 +46,7 @@ class OuroborosExportCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Exports; an error is one line and exit status 1, as in `ouro export`."""
         from export import export_bundle
-        from export.errors import ExportError
-        from ouroboros.errors import OuroborosError
-        from runtime.errors import BundleError
+        from runtime.errors import OuroError
 
         try:
             report = export_bundle(
@@ -58,7 +56,7 @@ class OuroborosExportCommand(BaseOptimumCLICommand):
                 precision=self.args.dtype,
                 report=print,
             )
-        except (ExportError, OuroborosError, BundleError) as error:
+        except OuroError as error:
             sys.exit(f"error: {error}")
         print(f"wrote {self.args.output}: {report.bytes / 1e6:,.0f} MB in {report.seconds:.1f} s")
         print(f"next: ouro check {self.args.output}")
