@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.choose import open_backend
+from runtime.backends.choose import check_choice, open_backend
 from runtime.backends.memory import Backend
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import Bundle, open_bundle
@@ -80,14 +80,15 @@ class Engine:
             backend: "auto", "cpu", "cuda" or "trt"; auto takes TensorRT where a plan of the
                 bundle fits this machine, else CUDA, else the CPU.
             threads: threads inside an operator; None lets ONNX Runtime use every core.
-            accuracy_level: arithmetic of int8 and int4 weights on the CPU: 1 float32, 4 8-bit
-                activations, faster and less exact; None takes what the bundle was exported with.
+            accuracy_level: of int8 and int4 weights on the CPU: 1 float32 arithmetic, 4 8-bit
+                activations, faster and less exact; None takes the bundle's own.
 
         Raises:
             BundleError: the bundle is not whole.
             EngineError: an unknown backend or level, one that can't run here, or a precision it
                 does not run.
         """
+        check_choice(backend, threads, accuracy_level)  # before all of the bundle is read
         return cls(open_bundle(path), backend, threads, accuracy_level)
 
     def __enter__(self) -> Self:
@@ -203,10 +204,9 @@ class Engine:
             dataclasses.replace(self.new_request(ids, row_depth, one), halt_threshold=threshold)
             for ids, row_depth, one in zip(rows, depths, asked, strict=True)
         ]
-        cancelled = request.make_cancelled(cancel)
         decoder = self.new_decoder(depths, threshold)
         states = [self.new_row(one) for one in requests]
-        for _ in serve(decoder, requests, states, cancelled):
+        for _ in serve(decoder, requests, states, request.make_cancelled(cancel)):
             pass
         if threshold:
             self.warn_untrained([row.depth for row in states])
@@ -309,7 +309,7 @@ class Engine:
             return self._chat.make()
 
     def new_decoder(self, row_depth: Sequence[int], halt_threshold: float = 0.0) -> Decoder:
-        """An empty cache for a batch; the lower-level way in, which `generate` is built on.
+        """An empty cache for a batch: the lower-level way in.
 
         Args:
             row_depth: the depth of each row, checked.

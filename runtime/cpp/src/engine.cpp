@@ -24,6 +24,7 @@ void check_id(Token token, std::int64_t vocabulary) {
 std::shared_ptr<Engine> Engine::open(const std::filesystem::path& path, const std::string& backend,
                                      std::optional<std::int64_t> threads,
                                      std::optional<std::int64_t> accuracy_level) {
+  check_choice(backend, threads, accuracy_level);
   auto engine = std::make_shared<Engine>(open_bundle(path));
   Opened opened = open_backend_with_reason(engine->bundle_, backend, threads, accuracy_level);
   engine->backend_ = std::move(opened.backend);
