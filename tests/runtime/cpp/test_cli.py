@@ -20,7 +20,7 @@ from runtime.parity.cases import Case, load_cases, save_cases
 from runtime.parity.check import check_bundle
 from tests.conformance.bundles import bundle_of
 from tests.support.cpp import BUILD
-from tests.support.manifests import changed
+from tests.support import manifests
 from tests.support.parity import seal
 
 CLI = BUILD / "ouro-cli"
@@ -206,7 +206,7 @@ def test_run_warns_of_the_depth_that_was_chosen(halting_bundle: Path, tmp_path: 
     words = ("run", bundle, "The sea", "--max-new-tokens=1", "--depth=auto")
     chosen = int(ouro_cli(*words).stderr.rpartition("depth ")[2].partition(",")[0])
     for trained in (chosen, 5):
-        write_manifest(bundle, **changed(bundle, "depth", "trained", value=[trained]))
+        write_manifest(bundle, **manifests.changed(bundle, "depth", "trained", value=[trained]))
         said = f"depth {chosen} was never trained (trained: 5)"
         assert (said in ouro_cli(*words).stderr) == ("never trained" in ouro_cli(*words).stderr)
         assert (said in ouro_cli(*words).stderr) == (trained == 5)
