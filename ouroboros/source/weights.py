@@ -169,6 +169,18 @@ def _name_unread(weights: WeightFiles) -> tuple[str, ...]:
     return (f"reading {first}{more}; not read: {', '.join(weights.unread)}",)
 
 
+def _name_papers(place: Location, papers: Papers) -> tuple[str, ...]:
+    """Says which papers beside a .gguf file are taken along: they may be another model's."""
+    if not place.path.is_file() or not papers.read:
+        return ()
+    called = f" (the licence is called {papers.license})" if papers.license else ""
+    return (
+        f"taking along what lies beside {place.path.name}: "
+        f"{', '.join(file.name for file in papers.read)}{called}; where that is another model's, "
+        "move the file into a folder of its own",
+    )
+
+
 def _name_foreign_tokens(tokenizer: Any, config: Any) -> tuple[str, ...]:
     """Says which tokens the model has no embedding for; the other way round is padding."""
     if tokenizer is None:
@@ -286,5 +298,10 @@ def _load_whole(place: Location, weights: WeightFiles) -> Original:
         sum(parameter.numel() for parameter in source.model.parameters()),
         tuple(state),
         state.__getitem__,
-        (*_name_unread(weights), *notes, *_name_foreign_tokens(source.tokenizer, place.config)),
+        (
+            *_name_unread(weights),
+            *notes,
+            *_name_papers(place, source.papers),
+            *_name_foreign_tokens(source.tokenizer, place.config),
+        ),
     )
