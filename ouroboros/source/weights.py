@@ -178,11 +178,12 @@ def _name_papers(place: Location, papers: Papers) -> tuple[str, ...]:
     if not place.path.is_file() or not papers.read:
         return ()
     called = f" (the licence is called {papers.license})" if papers.license else ""
-    return (
-        f"taking along what lies beside {place.path.name}: "
-        f"{', '.join(file.name for file in papers.read)}{called}; where that is another model's, "
-        "move the file into a folder of its own",
+    taken = ", ".join(file.name for file in papers.read)
+    line = (
+        f"taking along what lies beside {place.path.name}: {taken}{called}; where that is another "
+        "model's, move the file into a folder of its own"
     )
+    return (line,)
 
 
 def _name_foreign_tokens(tokenizer: Any, config: Any) -> tuple[str, ...]:

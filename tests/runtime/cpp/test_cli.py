@@ -19,8 +19,8 @@ from runtime.bundle.reader import write_manifest
 from runtime.parity.cases import Case, load_cases, save_cases
 from runtime.parity.check import check_bundle
 from tests.conformance.bundles import bundle_of
-from tests.support.cpp import BUILD
 from tests.support import manifests
+from tests.support.cpp import BUILD
 from tests.support.parity import seal
 
 CLI = BUILD / "ouro-cli"
