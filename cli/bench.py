@@ -40,9 +40,10 @@ def bench(
 
     require_writable(json, [bundle])
     console = Console()
+    listed = parse_numbers(depth, "--depth") if depth else []
+    contexts = parse_numbers(context, "--context")
     with plain_warnings(), Engine.open(bundle, backend=backend, threads=threads) as engine:
-        depths = parse_numbers(depth, "--depth") if depth else [engine.manifest.depth.default]
-        contexts = parse_numbers(context, "--context")
+        depths = listed or [engine.manifest.depth.default]
         with console.status("measuring") as status:
             report = bench_engine(
                 engine, depths, contexts, tokens, repeats, threads, progress=status.update

@@ -59,7 +59,10 @@ def check(
     console, cases = get_console(), None
     if live is not None:
         from export.live import record_live
+        from runtime.backends.choose import require_backend
+        from runtime.bundle.reader import read_manifest
 
+        require_backend(read_manifest(bundle), backend, threads)
         cases = record_live(bundle, live, seed, report=partial(print_prose, console=console))
     report = check_bundle(bundle, backend, cases, threads=threads)
     print_report(report, console, every)

@@ -64,12 +64,13 @@ def evaluate(
     if not text:  # before a model is loaded
         raise CommandError("no held-out text", "give --text FILE")
     require_writable(json, [model, *text, converted, Path(original) if original else None])
+    depths = parse_depths(depth) if depth else []
     console = get_console()
     with plain_warnings():
         evaluation = evaluate_texts(
             open_model(model),
             text,
-            parse_depths(depth) if depth else [],
+            depths,
             seq_len=seq_len,
             windows=windows,
             converted=None if converted is None else open_model(converted),

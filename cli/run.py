@@ -40,8 +40,14 @@ def run(
     """
     from cli.notices import plain_warnings
     from runtime import Engine
+    from runtime.bundle.reader import read_manifest
+    from runtime.decode.options import check_options
+    from runtime.decode.request import choose_depths
 
     chosen = parse_depth(depth)
+    manifest = read_manifest(bundle)  # what is wrong is told before all of the bundle is read
+    choose_depths(chosen, halt_threshold, 1, manifest.depth)
+    check_options(options, manifest.sampling)
     with plain_warnings(), Engine.open(bundle, backend=backend, threads=threads) as engine:
         session = engine.session(chosen, halt_threshold)
         for piece in session.stream(prompt, options, chat=chat):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.choose import open_backend
+from runtime.backends.choose import check_choice, open_backend
 from runtime.backends.memory import Backend
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import Bundle, open_bundle
@@ -80,14 +80,15 @@ class Engine:
             backend: "auto", "cpu", "cuda" or "trt"; auto takes TensorRT where a plan of the
                 bundle fits this machine, else CUDA, else the CPU.
             threads: threads inside an operator; None lets ONNX Runtime use every core.
-            accuracy_level: arithmetic of int8 and int4 weights on the CPU: 1 float32, 4 8-bit
-                activations, faster and less exact; None takes what the bundle was exported with.
+            accuracy_level: of int8 and int4 weights on the CPU: 1 float32 arithmetic, 4 8-bit
+                activations, faster and less exact; None takes the bundle's own.
 
         Raises:
             BundleError: the bundle is not whole.
             EngineError: an unknown backend or level, one that can't run here, or a precision it
                 does not run.
         """
+        check_choice(backend, threads, accuracy_level)  # before all of the bundle is read
         return cls(open_bundle(path), backend, threads, accuracy_level)
 
     def __enter__(self) -> Self:
@@ -203,11 +204,12 @@ class Engine:
             dataclasses.replace(self.new_request(ids, row_depth, one), halt_threshold=threshold)
             for ids, row_depth, one in zip(rows, depths, asked, strict=True)
         ]
-        cancelled = request.make_cancelled(cancel)
-        decoder = self.new_decoder(depths)
+        decoder = self.new_decoder(depths, threshold)
         states = [self.new_row(one) for one in requests]
-        for _ in serve(decoder, requests, states, cancelled):
+        for _ in serve(decoder, requests, states, request.make_cancelled(cancel)):
             pass
+        if threshold:
+            self.warn_untrained([row.depth for row in states])
         results = [row.result() for row in states]
         return results if batch else results[0]
 
@@ -306,19 +308,32 @@ class Engine:
         with self._lock:
             return self._chat.make()
 
-    def new_decoder(self, row_depth: Sequence[int]) -> Decoder:
-        """An empty cache for a batch; the lower-level way in, which `generate` is built on.
+    def new_decoder(self, row_depth: Sequence[int], halt_threshold: float = 0.0) -> Decoder:
+        """An empty cache for a batch: the lower-level way in.
 
         Args:
             row_depth: the depth of each row, checked.
+            halt_threshold: above 0 the rows choose theirs, told to `warn_untrained` once fed.
 
         Raises:
             EngineError: the engine is closed, or its plan takes fewer rows.
         """
         backend = self._require_open()
         request.check_batch(len(row_depth), backend)
-        self._warn_untrained(row_depth)
+        if not halt_threshold:
+            self.warn_untrained(row_depth, stacklevel=4)
         return Decoder(backend, self.manifest, row_depth)
+
+    def warn_untrained(self, depths: Sequence[int], stacklevel: int = 3) -> None:
+        """Warns of depths that were never trained, of each once; levels as `warnings.warn` has."""
+        trained = self.manifest.depth.trained
+        with self._lock:
+            fresh = sorted({d for d in depths if d not in trained} - self._warned)
+            if not fresh or (not trained and self._warned):
+                return
+            self._warned.update(fresh)
+        message = request.describe_untrained(fresh, trained)
+        warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
     def check_length(self, prompt: int, new: int) -> None:
         """Refuses a sequence that does not fit, before anything runs.
@@ -383,18 +398,3 @@ class Engine:
                 for text in texts
             ], batch
         return [request.encode_prompt(item, self.codec, self.manifest) for item in prompts], batch
-
-    def _warn_untrained(self, depths: Sequence[int]) -> None:
-        trained = self.manifest.depth.trained
-        with self._lock:
-            fresh = sorted({d for d in depths if d not in trained} - self._warned)
-            if not fresh or (not trained and self._warned):
-                return
-            self._warned.update(fresh)
-        if trained:
-            shown = ", ".join(map(str, fresh))
-            known = ", ".join(map(str, trained))
-            message = f"depth {shown} was never trained (trained: {known}); expect poorer text"
-        else:
-            message = "this model was never trained; expect poor text, or run `ouro train` first"
-        warnings.warn(message, UserWarning, stacklevel=4)

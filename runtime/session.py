@@ -81,6 +81,11 @@ class Session:
         self._chosen = not self._halt_threshold
         self._forget()
 
+    @property
+    def _threshold(self) -> float:
+        """Of the depth still to be chosen; 0 where it is fixed."""
+        return 0.0 if self._chosen else self._halt_threshold
+
     def _forget(self) -> None:
         """Forgets the conversation; its depth stays."""
         self._version += 1
@@ -159,7 +164,7 @@ class Session:
         cancelled = request.make_cancelled(cancel)
         turn = self._read(prompt, asked, chat)
         if self._decoder is None:
-            self._decoder = self._engine.new_decoder([self.depth])
+            self._decoder = self._engine.new_decoder([self.depth], self._threshold)
         return self._answer(turn, lambda: self._read(prompt, asked, chat), cancelled, whole)
 
     def _answer(
@@ -182,26 +187,32 @@ class Session:
             if turn.restart:
                 self._forget()
             if self._decoder is None:
-                self._decoder = self._engine.new_decoder([self.depth])
+                self._decoder = self._engine.new_decoder([self.depth], self._threshold)
             # The last token of an answer has not been fed: it comes first now. An empty cache gets
             # the first prompt apart, as it was: a mean is frozen on it.
             held = self._decoder.cache.lengths[0] or self._first
-            threshold = 0.0 if self._chosen else self._halt_threshold
             fed = dataclasses.replace(
-                asked, ids=asked.prompt[held:], before=asked.prompt[:held], halt_threshold=threshold
+                asked,
+                ids=asked.prompt[held:],
+                before=asked.prompt[:held],
+                halt_threshold=self._threshold,
             )
             row = self._engine.new_row(fed)
             self.tokens = list(asked.prompt)
             self._messages, self._text = turn.messages, turn.text
             self._first = self._first or len(asked.prompt)
             for pieces in serve(self._decoder, [fed], [row], cancelled):
-                self.depth, self._chosen = row.depth, True
+                if not self._chosen:
+                    self._engine.warn_untrained([row.depth], stacklevel=5 if whole else 4)
+                    self.depth, self._chosen = row.depth, True
                 piece = pieces[0]
                 if piece is None:
                     continue
-                if piece.token is not None:
-                    self.tokens.append(piece.token)
-                texts.append(piece.text)
+                new = [] if piece.token is None else [piece.token]
+                # No call from here to the yield: CPython breaks in for Ctrl-C at calls, never at
+                # an addition, so that what is kept is what was yielded.
+                self.tokens += new
+                texts += [piece.text]
                 yield piece
         except BaseException as error:
             if whole or not isinstance(error, GeneratorExit):  # else dropped between two tokens

@@ -43,7 +43,7 @@ def smooth_model(
     """
     layers: list[Any] = [*model.prelude, *model.recurrent.layers, *model.coda]
     fed = [linear for layer in layers for linear in _fed(layer)]
-    sizes = _channel_sizes(model, [*fed, model.lm_head], windows, depth)
+    sizes = _channel_sizes(model, fed, windows, depth)
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
         query, out, gate, down = (sizes[linear] for linear in _fed(layer))
@@ -75,12 +75,24 @@ def _fed(layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
 def _channel_sizes(
     model: OuroborosForCausalLM, linears: Sequence[nn.Linear], windows: torch.Tensor, depth: int
 ) -> dict[nn.Linear, torch.Tensor]:
-    """What each input channel is to be divided by: the root of its RMS, 1 in the middle."""
+    """What each input channel of these and the LM head is to be divided by.
+
+    The root of its RMS, 1 in the middle.
+    """
     sums = {linear: torch.zeros(linear.in_features) for linear in linears}
+    head = torch.zeros(model.lm_head.in_features)
     with summing(sums):
         for batch in windows.split(BATCH):
-            model(input_ids=batch, depth=depth, use_cache=False)
-    return {linear: _even(total) for linear, total in sums.items()}
+            # The head is fed what leaves the norm. Logits of every position would take gigabytes.
+            entered = model(
+                input_ids=batch,
+                depth=depth,
+                use_cache=False,
+                output_hidden_states=True,
+                logits_to_keep=1,
+            ).hidden_states
+            head.add_(entered[-1].flatten(0, -2).square().sum(0))
+    return {linear: _even(total) for linear, total in [*sums.items(), (model.lm_head, head)]}
 
 
 def _even(squares: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE, write_module
 from ouroboros.model.configuration import OuroborosConfig
-from ouroboros.source.locate import locate, one_line
+from ouroboros.source.locate import one_line
 from ouroboros.storage.tensors import StoredTensor, write_tensors
 from ouroboros.storage.weights import build_empty, stored_names
 from runtime.files.atomic import check_place, publish
@@ -82,8 +82,7 @@ def restore_delta(
     state = empty.state_dict()
     expected = {name: tuple(state[name].shape) for name in stored_names(empty)}
     say(f"opening {source}")
-    place = locate(source)
-    original = open_source(place, record.source, str(folder))
+    place, original = open_source(source, record.source, str(folder))
     check_weights(folder, record.weights, pieces, original, expected)
     hashes: dict[str, str] = {}
     try:

@@ -36,7 +36,8 @@ from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE
 from ouroboros.model.configuration import OuroborosConfig
-from ouroboros.source.locate import Location, get_weights, locate, one_line
+from ouroboros.source.locate import get_weights, one_line
+from ouroboros.source.places import Place
 from ouroboros.source.weights import Original
 from ouroboros.storage.tensors import write_tensors
 from runtime.files.atomic import check_place, publish
@@ -115,8 +116,7 @@ def save_delta(
     config = read_config(folder)
     check_weight_files(folder)
     say(f"opening {source}")
-    place = locate(source)
-    original = open_source(place, _converted_from(config), str(folder))
+    place, original = open_source(source, _converted_from(config), str(folder))
     say("looking for what the source does not hold")
     made = Comparison(folder, config, original, chosen.dtype == BFLOAT16)
     weights = {file.name: made.compare(file) for file in weight_files(folder)}
@@ -177,7 +177,7 @@ def _converted_from(config: OuroborosConfig) -> SourceRecord:
     return SourceRecord(files=weights, **facts)
 
 
-def _describe_source(original: Original, place: Location) -> SourceRecord:
+def _describe_source(original: Original, place: Place) -> SourceRecord:
     names = [path.name for path in get_weights(place).files]
     files = {name: original.files[name] for name in names}
     return SourceRecord(original.name, original.sha256, files, original.papers.url, original.commit)

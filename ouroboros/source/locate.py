@@ -110,15 +110,18 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def locate(source: str | Path) -> Location:
+def locate(source: str | Path | Place) -> Location:
     """Finds an original model and reads its config; no code that comes with it is ever run.
+
+    Args:
+        source: hub id, directory or .gguf file, or the place of one that was found.
 
     Raises:
         CheckpointError: there is none, or its config can't be read.
         ConfigError: its architecture does not convert, or its weights are quantised.
     """
-    place = find_place(source)
-    path = place.path
+    place = source if isinstance(source, Place) else find_place(source)
+    source, path = place.source, place.path
     header = _read_gguf(path) if path.is_file() else None
     where, extra = _arguments(path)
     with quiet_transformers():
@@ -177,31 +180,35 @@ def _read_gguf(path: Path) -> GgufHeader:
     return header
 
 
-def load_source(source: str | Path | Location) -> Source:
+def load_source(source: str | Path | Location, files: dict[str, str] | None = None) -> Source:
     """Loads the original model from a hub id, a local directory or a .gguf file.
+
+    Args:
+        source: it, or where it was found.
+        files: as `hash_read_files` gives them; None hashes them.
 
     Raises:
         CheckpointError: it is missing, damaged, incomplete or holds NaN.
         ConfigError: its architecture does not convert.
     """
     place = source if isinstance(source, Location) else locate(source)
-    weights = get_weights(place)
+    weights = get_weights(place.place)
     with quiet_transformers():
         model = _load_model(place)
         tokenizer = load_tokenizer(place)
-    files = hash_read_files(place, weights)
+    files = files or hash_read_files(place.path, weights)
     return Source(
         model, tokenizer, place.name, hash_weights(weights, files), read_papers(place), files
     )
 
 
-def get_weights(place: Location) -> WeightFiles:
+def get_weights(place: Place) -> WeightFiles:
     """Returns the weight files of a model, fetched where they are not at hand.
 
     Raises:
         CheckpointError: there are none, or it is not clear which are meant.
     """
-    return find_weights(place.source, place.path, lambda *names: fetch_weights(place.place, names))
+    return find_weights(place.source, place.path, lambda *names: fetch_weights(place, names))
 
 
 def _load_model(place: Location) -> Any:
@@ -303,11 +310,11 @@ def read_papers(place: Location) -> Papers:
     return papers_of_folder(place.name, folder, metadata, place.place.facts)
 
 
-def hash_read_files(place: Location, weights: WeightFiles) -> dict[str, str]:
+def hash_read_files(path: Path, weights: WeightFiles) -> dict[str, str]:
     """Returns the sha256 of every file of a model that is read, by its name."""
-    if place.path.is_file():
-        return hash_files([place.path])
-    beside = (place.path / name for name in _READ_FILES)
+    if path.is_file():
+        return hash_files([path])
+    beside = (path / name for name in _READ_FILES)
     return hash_files([*(path for path in beside if path.is_file()), *weights.files])
 
 

@@ -41,6 +41,7 @@ class Papers:
         url: the page of the model.
         license_text: its licence file.
         notice: its NOTICE file, which some licences ask to pass on.
+        read: the files that told, of those that lie in its folder.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Papers:
     url: str = ""
     license_text: str = ""
     notice: str = ""
+    read: tuple[Path, ...] = ()
 
     def license_file(self) -> str:
         """Returns the content of the file LICENSE: the licence, or where to find it."""
@@ -108,18 +110,26 @@ def papers_of_folder(
 
 def _collect(name: str, find: Callable[[str], Path | None], known: Mapping[str, str]) -> Papers:
     card = find("README.md")
-    facts = {**(_card_facts(card) if card else {}), **known}
+    told = _card_facts(card) if card else {}
+    files = [_first(find, names) for names in (LICENSE_NAMES, NOTICE_NAMES)]
+    license_text, notice = (_text(file) for file in files)
+    # What is known from elsewhere says more than a card.
+    read = (*files, card if told.keys() - known.keys() else None)
     return Papers(
         name,
-        license_text=_first_text(find, LICENSE_NAMES),
-        notice=_first_text(find, NOTICE_NAMES),
-        **facts,
+        license_text=license_text,
+        notice=notice,
+        read=tuple(file for file in read if file is not None),
+        **{**told, **known},
     )
 
 
-def _first_text(find: Callable[[str], Path | None], names: tuple[str, ...]) -> str:
-    found = next((path for name in names if (path := find(name)) is not None), None)
-    return found.read_text(encoding="utf-8", errors="replace") if found else ""
+def _first(find: Callable[[str], Path | None], names: tuple[str, ...]) -> Path | None:
+    return next((path for name in names if (path := find(name)) is not None), None)
+
+
+def _text(file: Path | None) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file else ""
 
 
 def _card_facts(path: Path) -> dict[str, str]:

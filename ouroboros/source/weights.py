@@ -98,28 +98,32 @@ class Original:
         return self.read(found)
 
 
-def open_original(place: Location) -> Original:
+def open_original(place: Location, files: dict[str, str] | None = None) -> Original:
     """Opens an original model; its weights are still to be read where its format lets them.
+
+    Args:
+        place: where it lies.
+        files: as `hash_read_files` gives them; None hashes them.
 
     Raises:
         CheckpointError: it is missing, damaged or incomplete.
         ConfigError: its architecture does not convert.
     """
-    weights = get_weights(place)
+    weights = get_weights(place.place)
     tensors = _open_tensors(place, weights)
     if tensors is None or EMBEDDING not in tensors.files:
         # Perhaps names that transformers knows how to read; if not, it says what is missing.
-        return _load_whole(place, weights)
+        return _load_whole(place, weights, files)
     with quiet_transformers():
         skeleton = _skeleton(place)
         expected = {name: list(value.shape) for name, value in skeleton.state_dict().items()}
         _check_tensors(place, tensors, expected)
         if not {tensors.kinds[name] for name in expected if name in tensors.kinds} <= set(FLOATS):
-            return _load_whole(place, weights)
+            return _load_whole(place, weights, files)
         if place.config.tie_word_embeddings:
             expected.pop(HEAD, None)
         generation, notes = read_generation_config(place.source, place.path, place.config)
-        files = hash_read_files(place, weights)
+        files = files or hash_read_files(place.path, weights)
         tokenizer = load_tokenizer(place)
         foreign = _name_foreign_tokens(tokenizer, place.config)
         return Original(
@@ -167,6 +171,19 @@ def _name_unread(weights: WeightFiles) -> tuple[str, ...]:
     first = weights.files[0].name
     more = f" and {len(weights.files) - 1} more" if len(weights.files) > 1 else ""
     return (f"reading {first}{more}; not read: {', '.join(weights.unread)}",)
+
+
+def _name_papers(place: Location, papers: Papers) -> tuple[str, ...]:
+    """Says which papers beside a .gguf file are taken along: they may be another model's."""
+    if not place.path.is_file() or not papers.read:
+        return ()
+    called = f" (the licence is called {papers.license})" if papers.license else ""
+    taken = ", ".join(file.name for file in papers.read)
+    line = (
+        f"taking along what lies beside {place.path.name}: {taken}{called}; where that is another "
+        "model's, move the file into a folder of its own"
+    )
+    return (line,)
 
 
 def _name_foreign_tokens(tokenizer: Any, config: Any) -> tuple[str, ...]:
@@ -267,8 +284,8 @@ def _skeleton(place: Location) -> Any:
     return model
 
 
-def _load_whole(place: Location, weights: WeightFiles) -> Original:
-    source = load_source(place)
+def _load_whole(place: Location, weights: WeightFiles, files: dict[str, str] | None) -> Original:
+    source = load_source(place, files)
     state = source.model.state_dict()
     generation: Any = source.model.generation_config
     notes: tuple[str, ...] = ()
@@ -286,5 +303,10 @@ def _load_whole(place: Location, weights: WeightFiles) -> Original:
         sum(parameter.numel() for parameter in source.model.parameters()),
         tuple(state),
         state.__getitem__,
-        (*_name_unread(weights), *notes, *_name_foreign_tokens(source.tokenizer, place.config)),
+        (
+            *_name_unread(weights),
+            *notes,
+            *_name_papers(place, source.papers),
+            *_name_foreign_tokens(source.tokenizer, place.config),
+        ),
     )

@@ -172,7 +172,7 @@ def hash_teacher(source: str) -> str:
     if is_folded(source):
         return checkpoint_sha256(source)
     place = locate(source)
-    return _combine(hash_read_files(place, get_weights(place)))
+    return _combine(hash_read_files(place.path, get_weights(place.place)))
 
 
 def _combine(files: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA
 from runtime.backends.machine import Machine, check_plan_fits, describe_machine
-from runtime.backends.ort import open_cpu
+from runtime.backends.ort import check_cpu, open_cpu
 from runtime.backends.ort_cuda import PROVIDER, open_cuda
 from runtime.backends.trt import open_plan
 from runtime.bundle.manifest import ACCURACY_LEVELS, Manifest
@@ -19,6 +19,36 @@ if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
 
 BACKENDS = ("auto", "cpu", "cuda", "trt")
+
+
+def check_choice(backend: str, threads: int | None, accuracy_level: int | None = None) -> None:
+    """Refuses what no bundle can be opened with; arguments as for `open_backend`.
+
+    Raises:
+        EngineError: an unknown backend, level or number of threads.
+    """
+    if backend not in BACKENDS:
+        raise EngineError(f"backend={backend!r} is not known", f"allowed: {', '.join(BACKENDS)}")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise EngineError(f"threads={threads!r} is not a number of threads", "allowed: 1..1024")
+    if accuracy_level not in (None, *ACCURACY_LEVELS):
+        raise EngineError(
+            f"accuracy_level={accuracy_level!r} is not known", "allowed: 1, 4 or None"
+        )
+
+
+def require_backend(manifest: Manifest, backend: str, threads: int | None) -> None:
+    """Refuses what `open_backend` would, but for a damaged bundle: before long work that needs it.
+
+    Raises:
+        EngineError: an unknown backend or number of threads, or one that can't run here.
+        BundleError: no plan is of a flavour that this version knows.
+    """
+    check_choice(backend, threads)
+    if backend != "cpu":
+        backend = choose_backend(manifest, backend, describe_machine(), list_providers())
+    if backend == "cpu":
+        check_cpu(manifest)
 
 
 def open_backend(
@@ -37,14 +67,7 @@ def open_backend(
         EngineError: an unknown backend or number of threads, or one that can't run here.
         BundleError: the graph or plan does not load or is not the one its manifest describes.
     """
-    if backend not in BACKENDS:
-        raise EngineError(f"backend={backend!r} is not known", f"allowed: {', '.join(BACKENDS)}")
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise EngineError(f"threads={threads!r} is not a number of threads", "allowed: 1..1024")
-    if accuracy_level not in (None, *ACCURACY_LEVELS):
-        raise EngineError(
-            f"accuracy_level={accuracy_level!r} is not known", "allowed: 1, 4 or None"
-        )
+    check_choice(backend, threads, accuracy_level)
     manifest = bundle.manifest
     if backend == "cpu":
         return open_cpu(bundle, threads, accuracy_level)

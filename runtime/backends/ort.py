@@ -147,17 +147,26 @@ def open_session(
     return session
 
 
-def open_cpu(bundle: Bundle, threads: int | None, accuracy_level: int | None = None) -> CpuBackend:
-    """Opens a verified bundle on the CPU; arguments and errors as for `open_session`.
+def check_cpu(manifest: Manifest) -> None:
+    """Refuses a bundle of a precision that the CPU does not run.
 
     Raises:
-        EngineError: a precision that the CPU does not run.
+        EngineError: it is bfloat16.
     """
-    if bundle.manifest.precision == "bf16":
+    if manifest.precision == "bf16":
         raise EngineError(
             "the cpu engine has no bfloat16 arithmetic",
             "run this bundle on a GPU, or export with --precision fp32, fp16, int8 or int4",
         )
+
+
+def open_cpu(bundle: Bundle, threads: int | None, accuracy_level: int | None = None) -> CpuBackend:
+    """Opens a verified bundle on the CPU; arguments and errors as for `open_session`.
+
+    Raises:
+        EngineError: as `check_cpu`.
+    """
+    check_cpu(bundle.manifest)
     session = open_session(bundle, "CPUExecutionProvider", {}, threads, accuracy_level)
     return CpuBackend(session, bundle.manifest)
 

@@ -123,11 +123,6 @@ class KVCache:
         """The most recurrences of a row; 1 where there is none."""
         return int(self.row_depth.max(initial=1))
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes held for keys and values."""
-        return self._keys.layers.nbytes + self._keys.recurrent.nbytes
-
     def reserve(self, slots: int, rows: int = 0, depth: int = 1) -> bool:
         """Makes room for as many slots, rows and steps; true if the buffers are new ones.
 

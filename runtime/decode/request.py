@@ -261,6 +261,19 @@ def choose_depths(
     return [halting.max] * rows, float(given)  # type: ignore[arg-type]
 
 
+def describe_untrained(depths: Sequence[int], trained: Sequence[int]) -> str:
+    """What a warning says of depths that were never trained.
+
+    Args:
+        depths: which they are.
+        trained: the bundle's trained depths; none of a model that was only converted.
+    """
+    if not trained:
+        return "this model was never trained; expect poor text, or run `ouro train` first"
+    shown, known = (", ".join(map(str, some)) for some in (depths, trained))
+    return f"depth {shown} was never trained (trained: {known}); expect poorer text"
+
+
 def check_seeds(seed: object, rows: int) -> list[Any]:
     """One seed a row: a single number seeds each row alike, so that a row equals itself alone.
 

@@ -40,7 +40,7 @@ class Sampler:
         """Takes checked options, and the tokens before the first new one."""
         self._options = options
         self._penalty = float(options.repetition_penalty or 1.0)
-        self._seen = set(prompt) if self._penalty != 1.0 else set[int]()
+        self._seen = np.unique(np.array(prompt if self._penalty != 1.0 else (), np.int64))
         self._drawn = 0
 
     def choose(self, logits: Array) -> int:
@@ -56,7 +56,7 @@ class Sampler:
         if not math.isfinite(logits[best]):
             raise EngineError("the model's logits are not finite", "run `ouro check` on the bundle")
         if self._penalty != 1.0:
-            logits = penalise(logits, sorted(self._seen), self._penalty)
+            logits = penalise(logits, self._seen, self._penalty)
             best = int(logits.argmax())
             if not math.isfinite(logits[best]):
                 raise EngineError(
@@ -66,8 +66,8 @@ class Sampler:
         token = best
         if self._options.temperature and self._options.top_k != 1:
             token = draw(logits, best, self._options, self._draw)
-        if self._penalty != 1.0:
-            self._seen.add(token)
+        if self._penalty != 1.0 and token not in self._seen:
+            self._seen = np.append(self._seen, token)
         return token
 
     def describe(self, logits: Array, token: int) -> TokenLogprob | None:
@@ -88,20 +88,20 @@ class Sampler:
         return drawn
 
 
-def penalise(logits: Array, seen: Sequence[int], penalty: float) -> Array:
+def penalise(logits: Array, seen: Array, penalty: float) -> Array:
     """Logits in float64, those of tokens that were there made less likely.
 
     Args:
         logits: float32 [V].
-        seen: ids, each once.
+        seen: ids int64 [n], each once.
         penalty: a logit above 0 is divided by it, any other multiplied.
 
     Source: Keskar et al., CTRL, arXiv 1909.05858, section 4.1; as Hugging Face has it.
     """
     wide = logits.astype(np.float64)
-    chosen = wide[list(seen)]
+    chosen = wide[seen]
     with np.errstate(over="ignore"):  # told of by who chooses
-        wide[list(seen)] = np.where(chosen > 0, chosen / penalty, chosen * penalty)
+        wide[seen] = np.where(chosen > 0, chosen / penalty, chosen * penalty)
     return wide
 
 

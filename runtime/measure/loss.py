@@ -183,11 +183,13 @@ def _score(
     total, steps = 0.0, 0
     for first in range(0, len(windows), batch):
         rows = windows[first : first + batch]
-        decoder = engine.new_decoder([depth] * len(rows))
+        decoder = engine.new_decoder([depth] * len(rows), halt_threshold)
         start = 0
         if frozen_mean or halt_threshold:
             decoder.prefill(list(rows[:, :prefix]), halt_threshold)
             start = prefix
+        if halt_threshold:
+            engine.warn_untrained(decoder.cache.row_depth.tolist())
         steps += int(decoder.cache.row_depth.sum())
         for offset, logits in decoder.score(list(rows[:, start:-1])):
             position = start + offset

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.choose import open_backend
+from runtime.backends.choose import check_choice, open_backend
 from runtime.bundle.contract import LOGITS
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import CASES_NAME, open_bundle
@@ -138,6 +138,7 @@ def check_bundle(
         BundleError: the bundle is not whole.
         EngineError: an unknown backend.
     """
+    check_choice(backend, threads)  # before all of the bundle is read
     bundle = open_bundle(path)
     manifest = bundle.manifest
     wanted = tuple(range(manifest.depth.min, manifest.depth.max + 1) if depths is None else depths)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from cli.bench import bench, parse_numbers
 from cli.check import check
 from cli.errors import CommandError
+from cli.evaluate import evaluate
 from cli.inspect import inspect
 from cli.run import run
 from export.errors import ExportError
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 
 def ouro(*arguments: object) -> Result:
     app = typer.Typer()
-    for command in (run, check, inspect, bench):
+    for command in (run, check, inspect, bench, evaluate):
         app.command(command.__name__)(command)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -184,6 +185,29 @@ def test_check_passes_and_writes_its_files(tiny_bundle: Path, tmp_path: Path) ->
 def test_check_live_compares_with_the_checkpoint(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     result = ouro("check", tiny_bundle, "--live", tiny_checkpoint, "--seed", 5)
     assert result.exit_code == 0, result.output
+
+
+def test_options_are_refused_before_long_work(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a bundle or a checkpoint was loaded first")
+
+    for name in ("export.live.record_live", "runtime.Engine.open", "cli.evaluate.open_model"):
+        monkeypatch.setattr(name, read)
+    for words, said in (
+        (("check", "--backend", "gpu", "--live", tmp_path), "backend='gpu' is not known"),
+        (("check", "--backend", "trt", "--live", tmp_path), "backend 'trt' needs a TensorRT plan"),
+        (("check", "--threads", 0, "--live", tmp_path), "threads=0 is not a number of threads"),
+        (("run", "Hello", "--depth", 99), "depth=99 is outside"),
+        (("run", "Hello", "--halt-threshold", 0.5), "no effect at a fixed depth"),
+        (("run", "Hello", "--top-k", -3), "top_k=-3 is not allowed"),
+        (("bench", "--depth", "x"), "--depth x is not a list"),
+        (("bench", "--context", "0"), "--context 0 is not a list"),
+        (("evaluate", "--text", tmp_path, "--depth", "x"), "--depth x is not a list"),
+    ):
+        result = ouro(words[0], tiny_bundle, *words[1:])
+        assert said in str(result.exception)
 
 
 def test_check_live_refuses_a_seed_below_zero(tiny_bundle: Path, tiny_checkpoint: Path) -> None:

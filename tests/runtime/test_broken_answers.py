@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +138,37 @@ def test_an_interrupt_inside_a_token_keeps_only_what_was_yielded(
     # The rest of the interrupted token is in the past; the chat may be written anew without it.
     assert answer.tokens == engine.generate(chat, 2, **WILD, chat=True).tokens
     assert session._messages[:-1] == chat
+
+
+def test_an_interrupt_behind_any_call_keeps_only_what_was_yielded(engine: Engine) -> None:
+    """At calls is where CPython looks for Ctrl-C."""
+    for place in itertools.count():
+        session = two_turns(engine, PLAIN, 0)
+        before, yielded = list(session.tokens), list[int]()
+        calls = itertools.count()
+
+        def interrupt(
+            frame: Any, event: str, _: Any, calls: Any = calls, place: int = place
+        ) -> None:
+            caller = {"c_return": frame, "return": frame.f_back}.get(event)
+            inside = caller is not None and caller.f_code is Session._speak.__code__
+            if inside and next(calls) == place:
+                raise KeyboardInterrupt
+
+        stream = session.stream(PLAIN[1], max_new_tokens=3)
+        sys.setprofile(interrupt)
+        try:
+            for piece in stream:
+                yielded.append(piece.token or 0)
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        finally:
+            sys.setprofile(None)
+        assert session.tokens == [*before, *(PLAIN[1] if yielded else ()), *yielded]
+    assert place > 3
+    assert len(yielded) == 3
 
 
 def test_a_first_answer_that_fails_leaves_an_empty_session(engine: Engine) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from runtime.decode.decoder import Decoder
 from runtime.errors import EngineError
 from runtime.measure.loss import score_auto, score_windows
 from tests.support.decoding import WatchedBackend, decode
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 
 THRESHOLDS = (0.2, 0.5, 0.8)
 NEW = 6
@@ -31,13 +35,6 @@ def prompts(count: int = 8, longest: int = 40) -> list[list[int]]:
     return [
         generator.integers(3, 200, generator.integers(4, longest)).tolist() for _ in range(count)
     ]
-
-
-@pytest.fixture(autouse=True)
-def untrained_depths_are_no_news() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "_warn_untrained", lambda self, depths: None)
-        yield
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -64,6 +61,40 @@ def test_depths_differ_and_a_lower_threshold_takes_fewer_steps(adaptive: Engine)
     assert all(1 <= depth <= most.max for depths in chosen for depth in depths)
     assert any(len(set(depths)) > 1 for depths in chosen)
     assert sum(chosen[0]) < sum(chosen[1]) < sum(chosen[2])
+
+
+@pytest.mark.parametrize("way", ["generate", "stream", "session", "score"])
+def test_what_is_warned_of_are_depths_that_were_chosen(
+    adaptive: Engine, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    rows, manifest = prompts(16), adaptive.manifest
+    chosen = [one.depth for one in adaptive.generate(rows, "auto", max_new_tokens=1)]
+    least, other = min(chosen), max(chosen)
+    depth = dataclasses.replace(manifest.depth, trained=(least,))
+    changed = dataclasses.replace(manifest, depth=depth)
+    monkeypatch.setattr(Engine, "manifest", property(lambda engine: changed))
+    monkeypatch.setattr(adaptive, "_warned", set())
+
+    def answer(prompt: list[int]) -> None:
+        if way == "generate":
+            adaptive.generate(prompt, "auto", max_new_tokens=1)
+        elif way == "stream":
+            list(adaptive.stream(prompt, "auto", max_new_tokens=1))
+        elif way == "session":
+            adaptive.session("auto").generate(prompt, max_new_tokens=1)
+        else:
+            score_auto(adaptive, np.array([[*prompt, 5, 5]]), len(prompt))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answer(rows[chosen.index(least)])
+        assert not caught
+        for _ in range(2):
+            answer(rows[chosen.index(other)])
+    assert [str(one.message) for one in caught] == [
+        f"depth {other} was never trained (trained: {least}); expect poorer text"
+    ]
+    assert caught[0].filename == __file__ or way == "score"
 
 
 def test_no_threshold_is_the_bundle_s(adaptive: Engine) -> None:

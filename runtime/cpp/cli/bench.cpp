@@ -236,11 +236,9 @@ int bench(const Given& given) {
   const std::string& bundle = given.arguments()[0];
   if (json) require_writable(*json, bundle);
   const auto threads = given.integer("--threads");
-  const auto engine = core::Engine::open(bundle, given.text("--backend").value_or("auto"), threads);
   const auto listed = given.text("--depth");
-  const std::vector<std::int64_t> depths =
-      listed ? parse_numbers(*listed, "--depth")
-             : std::vector<std::int64_t>{engine->manifest().depth.default_depth};
+  std::vector<std::int64_t> depths;
+  if (listed) depths = parse_numbers(*listed, "--depth");
   const auto contexts = parse_numbers(given.text("--context").value_or("64,1024"), "--context");
   const std::int64_t tokens = given.integer("--tokens").value_or(32);
   const std::int64_t repeats = given.integer("--repeats").value_or(3);
@@ -248,6 +246,8 @@ int bench(const Given& given) {
     throw core::engine_error("repeats=" + std::to_string(repeats) + " is not allowed",
                              "a whole number of 1 or more");
   }
+  const auto engine = core::Engine::open(bundle, given.text("--backend").value_or("auto"), threads);
+  if (!listed) depths = {engine->manifest().depth.default_depth};
   core::Options options;
   options.max_new_tokens = tokens;
   core::check_options(options, engine->manifest().sampling);

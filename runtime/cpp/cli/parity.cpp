@@ -206,6 +206,7 @@ std::size_t ParityReport::ambiguous() const {
 
 ParityReport check_bundle(const std::filesystem::path& path, const std::string& backend,
                           std::optional<std::int64_t> threads) {
+  core::check_choice(backend, threads);
   const core::Bundle bundle = core::open_bundle(path);
   const core::Manifest& manifest = bundle.manifest();
   ParityReport report;

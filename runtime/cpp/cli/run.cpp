@@ -77,10 +77,14 @@ int run(const Given& given) {
       given.arguments()[0], given.text("--backend").value_or("auto"), given.integer("--threads"));
   const auto session = std::make_shared<core::Session>(engine, depth);
   const auto stream = session->stream(prompt, options);
-  for (const std::string& warning : engine->take_warnings()) {
-    std::fprintf(stderr, "warning: %s\n", warning.c_str());
-  }
+  const auto tell = [&engine] {
+    for (const std::string& warning : engine->take_warnings()) {
+      std::fprintf(stderr, "warning: %s\n", warning.c_str());
+    }
+  };
+  tell();
   for (core::Piece piece; stream->next(piece);) {
+    tell();  // a depth is chosen with the first piece
     std::fwrite(piece.text.data(), 1, piece.text.size(), stdout);
     std::fflush(stdout);
   }

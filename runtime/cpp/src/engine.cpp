@@ -24,6 +24,7 @@ void check_id(Token token, std::int64_t vocabulary) {
 std::shared_ptr<Engine> Engine::open(const std::filesystem::path& path, const std::string& backend,
                                      std::optional<std::int64_t> threads,
                                      std::optional<std::int64_t> accuracy_level) {
+  check_choice(backend, threads, accuracy_level);
   auto engine = std::make_shared<Engine>(open_bundle(path));
   Opened opened = open_backend_with_reason(engine->bundle_, backend, threads, accuracy_level);
   engine->backend_ = std::move(opened.backend);
@@ -68,7 +69,8 @@ std::vector<Generation> Engine::generate(const std::vector<Asked>& asked,
     requests.push_back(new_request(std::move(prompts[row]), depth.steps, asked[row].options));
     requests.back().halt_threshold = depth.threshold;
   }
-  const auto decoder = new_decoder(depths);
+  const double threshold = requests[0].halt_threshold;
+  const auto decoder = new_decoder(depths, threshold);
   std::vector<Row> rows;
   for (const Request& request : requests) rows.push_back(new_row(request));
   Serving serving(*decoder, requests, rows);
@@ -76,7 +78,12 @@ std::vector<Generation> Engine::generate(const std::vector<Asked>& asked,
   while (serving.next(cancelled, pieces)) {
   }
   std::vector<Generation> results;
-  for (const Row& row : rows) results.push_back(row.result());
+  std::vector<std::int64_t> chosen;
+  for (const Row& row : rows) {
+    results.push_back(row.result());
+    chosen.push_back(row.depth());
+  }
+  if (threshold > 0.0) warn_untrained(chosen);
   return results;
 }
 
@@ -158,7 +165,8 @@ std::int64_t Engine::fixed_depth(const Depth& depth) const {
   return steps;
 }
 
-std::unique_ptr<Decoder> Engine::new_decoder(const std::vector<std::int64_t>& row_depth) {
+std::unique_ptr<Decoder> Engine::new_decoder(const std::vector<std::int64_t>& row_depth,
+                                             double halt_threshold) {
   std::shared_ptr<Backend> backend = require_open();
   const std::int64_t most = backend->limits().max_batch;
   const auto rows = static_cast<std::int64_t>(row_depth.size());
@@ -167,7 +175,7 @@ std::unique_ptr<Decoder> Engine::new_decoder(const std::vector<std::int64_t>& ro
         show(rows) + " sequences at once, this bundle's plan takes up to " + show(most),
         "give fewer at a time, or export again with --max-batch " + show(rows));
   }
-  warn_untrained(row_depth);
+  if (halt_threshold == 0.0) warn_untrained(row_depth);
   return std::make_unique<Decoder>(std::move(backend), manifest(), row_depth);
 }
 

@@ -76,7 +76,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     double threshold;    // 0 where the depth is fixed
   };
   ChosenDepth choose_depth(const Depth& depth) const;
-  std::unique_ptr<Decoder> new_decoder(const std::vector<std::int64_t>& row_depth);
+  // Above 0 of `halt_threshold` the rows choose theirs, told to warn_untrained once fed.
+  std::unique_ptr<Decoder> new_decoder(const std::vector<std::int64_t>& row_depth,
+                                       double halt_threshold = 0.0);
+  // Warns of depths that were never trained, of each once.
+  void warn_untrained(const std::vector<std::int64_t>& depths);
   Request new_request(Tokens ids, std::int64_t depth, const Options& options,
                       Tokens before = {}) const;
   Row new_row(const Request& request) const;
@@ -89,7 +93,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
  private:
   std::shared_ptr<Backend> require_open() const;
   std::int64_t fixed_depth(const Depth& depth) const;
-  void warn_untrained(const std::vector<std::int64_t>& depths);
 
   Bundle bundle_;
   Codec codec_;

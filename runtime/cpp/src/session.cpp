@@ -45,6 +45,7 @@ bool Stream::next(Piece& piece) {
     }
     const std::lock_guard<std::mutex> guard(session_->mutex_);
     Conversation& talk = session_->talk_;
+    if (!talk.chosen) session_->engine_->warn_untrained({rows_[0].depth()});
     talk.depth = rows_[0].depth();
     talk.chosen = true;
     if (pieces[0]->token) talk.tokens.push_back(*pieces[0]->token);
@@ -70,7 +71,7 @@ void Stream::begin() {
   // All that may fail first: the conversation is then unchanged.
   const bool anew = turn_->restart || !session.decoder_;
   std::unique_ptr<Decoder> made;
-  if (anew) made = session.engine_->new_decoder({session.talk_.depth});
+  if (anew) made = session.engine_->new_decoder({session.talk_.depth}, session.threshold());
   Decoder& decoder = anew ? *made : *session.decoder_;
   // The last token of an answer has not been fed: it comes first now. An empty cache gets the first
   // prompt apart, as it was: a mean is frozen on it.
@@ -81,7 +82,7 @@ void Stream::begin() {
   const Tokens whole = join(fed.before, fed.ids);
   fed.ids.assign(whole.begin() + held, whole.end());
   fed.before.assign(whole.begin(), whole.begin() + held);
-  fed.halt_threshold = session.talk_.chosen ? 0.0 : session.halt_threshold_;
+  fed.halt_threshold = session.threshold();
   Conversation talk = {session.talk_.depth, session.talk_.chosen, whole,
                        turn_->messages,     turn_->text,          first > 0 ? first : whole.size()};
   rows_.clear();
@@ -132,7 +133,7 @@ std::unique_ptr<Stream> Session::stream(Prompt prompt, const Options& options,
                                          std::move(cancelled));
   const std::lock_guard<std::mutex> guard(mutex_);
   stream->turn_ = read(stream->prompt_, options);
-  if (!busy_ && !decoder_) decoder_ = engine_->new_decoder({talk_.depth});
+  if (!busy_ && !decoder_) decoder_ = engine_->new_decoder({talk_.depth}, threshold());
   return stream;
 }
 

@@ -105,6 +105,8 @@ class Session : public std::enable_shared_from_this<Session> {
   Tokens continue_plain(const Prompt& prompt) const;
   Tokens continue_chat(const std::string& text, bool& restart) const;
   void start_over() noexcept;
+  // Of the depth still to be chosen; 0 where it is fixed.
+  double threshold() const { return talk_.chosen ? 0.0 : halt_threshold_; }
 
   std::shared_ptr<Engine> engine_;
   std::int64_t most_;

@@ -86,6 +86,17 @@ def test_smoothed_model_computes_what_it_did(model: Any, windows: torch.Tensor) 
     torch.testing.assert_close(logits(model, windows), before, rtol=1e-4, atol=1e-4)
 
 
+def test_smoothing_makes_no_logits_of_every_position(model: Any, windows: torch.Tensor) -> None:
+    """Of 8 windows and 150,000 tokens of vocabulary they would take a gigabyte."""
+    made: list[int] = []
+    handle = model.lm_head.register_forward_hook(
+        lambda module, inputs, output: made.append(output.shape[1])
+    )
+    smooth_model(model, windows, DEPTH)
+    handle.remove()
+    assert set(made) == {1}
+
+
 def test_smoothing_evens_out_the_inputs(model: Any, windows: torch.Tensor) -> None:
     with torch.no_grad():
         model.norm.weight[0] *= 100.0

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ouroboros import restore_delta, save_delta
+from ouroboros import convert, restore_delta, save_delta
 from ouroboros.delta.record import INDEX, read_record
 from ouroboros.errors import CheckpointError, ConfigError
 from tests.support.deltas import require_same_files
+from tests.support.gguf import write_gguf
 from tests.support.processes import call_ouro
 
 
@@ -135,6 +136,31 @@ def test_another_source_is_refused(
         restore_delta(tmp_path / "delta", tmp_path / "back", str(other))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_a_damaged_source_is_told_by_its_hash(
+    kind: str, tiny_original: Path, tmp_path: Path
+) -> None:
+    """Nothing of it is read before its hash is right."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_original, source)
+    file = source / "model.safetensors"
+    if kind == "gguf":
+        file = source = tmp_path / "model.gguf"
+        write_gguf(tiny_original, file)
+    options: dict[str, Any] = {"prelude": 2, "coda": 2, "recurrent": 3, "rank": 4}
+    options |= {"norm_init": "ones", "bridge": "none", "max_depth": 8, "depth": 4}
+    convert(str(source), tmp_path / "checkpoint", **options)
+    save_delta(tmp_path / "checkpoint", tmp_path / "delta", str(source))
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:100], whole[:12] + b"\xff" * 60 + whole[72:], whole[:-1000]):
+        file.write_bytes(damaged)
+        words = rf"not the model that .* stands on; its {file.name} has sha256"
+        with pytest.raises(CheckpointError, match=words):
+            restore_delta(tmp_path / "delta", tmp_path / "back", str(source))
+        with pytest.raises(CheckpointError, match=words):
+            save_delta(tmp_path / "checkpoint", tmp_path / "other", str(source))
 
 
 def test_what_stands_in_the_way_is_left_alone(

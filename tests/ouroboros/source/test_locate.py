@@ -83,6 +83,27 @@ def test_gguf_converts_with_its_licence_and_author(tiny_original: Path, tmp_path
     )
 
 
+def test_papers_taken_from_beside_a_gguf_are_named(tiny_original: Path, tmp_path: Path) -> None:
+    """A folder of downloads may hold another model's."""
+    file, said = tmp_path / "tiny.gguf", list[str]()
+    write_gguf(tiny_original, file, general__license="apache-2.0")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    names = ["LICENSE.md", "NOTICE"]
+    for name in names:
+        (tmp_path / name).write_text(f"The {name} of some model.\n")
+    convert(str(file), tmp_path / "out", recurrent=2, norm_init="ones", report=said.append, **SMALL)
+    assert (tmp_path / "out/LICENSE").read_text() == "The LICENSE.md of some model.\n"
+    assert (
+        "taking along what lies beside tiny.gguf: LICENSE.md, NOTICE (the licence is called "
+        "apache-2.0); where that is another model's, move the file into a folder of its own"
+    ) in said
+    for name in names:  # the card says nothing that the file does not
+        (tmp_path / name).unlink()
+    said.clear()
+    convert(str(file), tmp_path / "out", recurrent=2, norm_init="ones", report=said.append, **SMALL)
+    assert not [line for line in said if "taking along" in line]
+
+
 def test_damaged_gguf_is_refused_in_one_line(tiny_original: Path, tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(tiny_original, file)

@@ -1,16 +1,17 @@
-"""Which backend is taken where; machines are described, not patched in."""
+"""Which backend is taken where; machines are described."""
 
 from __future__ import annotations
 
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runtime import Engine, EngineError
-from runtime.backends.choose import choose_backend, choose_plan
+from runtime.backends.choose import choose_backend, choose_plan, require_backend
 from runtime.backends.gpu import Gpu, describe_gpu
 from runtime.backends.machine import Machine
 from runtime.backends.ort import open_session
@@ -18,6 +19,7 @@ from runtime.backends.trt_flavours import TENSORRT, Installed
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import open_bundle
+from runtime.parity.check import check_bundle
 from tests.support.paths import ROOT
 
 GPU = Gpu("NVIDIA L4", "8.9", 24 << 30, "13.0")
@@ -48,6 +50,31 @@ def test_auto_takes_trt_then_cuda_then_cpu(manifest: Manifest) -> None:
     assert choose_backend(manifest, "auto", BARE, CPU) == "cpu"
     newer = dataclasses.replace(manifest, plans=(plan(flavour="tensorrt_next"),))
     assert choose_backend(newer, "auto", WITH_TRT, CUDA) == "cuda"
+
+
+@pytest.mark.parametrize("call", [Engine.open, check_bundle])
+@pytest.mark.parametrize(
+    ("given", "words"), [({"backend": "gpu"}, "backend='gpu'"), ({"threads": 0}, "threads=0")]
+)
+def test_what_no_bundle_is_opened_with_is_told_before_one_is_read(
+    call: Callable[..., object], given: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=words):
+        call(tmp_path / "nowhere", **given)
+
+
+def test_what_can_t_run_here_is_told_before_a_bundle_is_read(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.backends.choose.describe_machine", lambda: BARE)
+    for backend in ("gpu", "cuda", "trt"):
+        with pytest.raises(EngineError, match=f"backend.*{backend}"):
+            require_backend(manifest, backend, None)
+    half = dataclasses.replace(manifest, precision="bf16")
+    for backend in ("cpu", "auto"):
+        require_backend(manifest, backend, 1)
+        with pytest.raises(EngineError, match="no bfloat16 arithmetic"):
+            require_backend(half, backend, 1)
 
 
 def test_named_backend_is_never_replaced(manifest: Manifest) -> None:

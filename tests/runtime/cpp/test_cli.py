@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from runtime import Engine
+from runtime.bundle.reader import write_manifest
 from runtime.parity.cases import Case, load_cases, save_cases
 from runtime.parity.check import check_bundle
 from tests.conformance.bundles import bundle_of
+from tests.support import manifests
 from tests.support.cpp import BUILD
 from tests.support.parity import seal
 
@@ -197,6 +199,17 @@ def test_run_chooses_a_depth(halting_bundle: Path) -> None:
                     "--halt-threshold", "0.2")  # fmt: skip
     assert done.stdout == expected.text + "\n"
     assert f"depth {expected.depth}, chosen on the prompt" in done.stderr
+
+
+def test_run_warns_of_the_depth_that_was_chosen(halting_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(halting_bundle, tmp_path / "bundle")
+    words = ("run", bundle, "The sea", "--max-new-tokens=1", "--depth=auto")
+    chosen = int(ouro_cli(*words).stderr.rpartition("depth ")[2].partition(",")[0])
+    for trained in (chosen, 5):
+        write_manifest(bundle, **manifests.changed(bundle, "depth", "trained", value=[trained]))
+        said = f"depth {chosen} was never trained (trained: 5)"
+        assert (said in ouro_cli(*words).stderr) == ("never trained" in ouro_cli(*words).stderr)
+        assert (said in ouro_cli(*words).stderr) == (trained == 5)
 
 
 def test_bench_measures(tiny_bundle: Path, tmp_path: Path) -> None:

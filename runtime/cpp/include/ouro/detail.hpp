@@ -106,8 +106,8 @@ struct Given {
   }
 };
 
-// Carries a C++ function through the C interface: what it throws is kept, ends the generation, and
-// is thrown again behind it.
+// Carries a C++ function through the C interface: what it throws is kept, fails the call, and is
+// thrown again behind it.
 struct Asking {
   const Cancelled& function;
   std::exception_ptr thrown;
@@ -118,14 +118,28 @@ struct Asking {
       return self.function() ? 1 : 0;
     } catch (...) {
       self.thrown = std::current_exception();
-      return 1;
+      return OURO_ASKING_FAILED;
     }
   }
-  ouro_cancelled pointer() const { return function ? ask : nullptr; }
-  void rethrow() const {
-    if (thrown) std::rethrow_exception(thrown);
-  }
 };
+
+// As `obtain`, of a function whose last arguments before the handle are an ouro_cancelled and what
+// is handed to it.
+template <class Owned, class Function, class... Arguments>
+Owned obtain_asking(const Cancelled& cancelled, Function function, Arguments... arguments) {
+  Asking asking{cancelled, nullptr};
+  const ouro_cancelled ask = cancelled ? Asking::ask : nullptr;
+  typename Owned::pointer handle = nullptr;
+  ouro_error* error = nullptr;
+  const ouro_status status = function(arguments..., ask, &asking, &handle, &error);
+  Owned owned(handle);
+  if (asking.thrown) {
+    ouro_error_release(error);
+    std::rethrow_exception(asking.thrown);
+  }
+  check(status, error);
+  return owned;
+}
 
 inline Logprob read(const ouro_logprob& from) {
   Logprob one{from.token, from.logprob, {}};

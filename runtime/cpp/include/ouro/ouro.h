@@ -205,8 +205,13 @@ typedef struct ouro_piece {
   int64_t depth;               /**< recurrences that it was made with */
 } ouro_piece;
 
-/** Asked before every token; anything but 0 ends the generation. */
+/**
+ * Asked before every token. 0 goes on; OURO_ASKING_FAILED fails the call, as any failure does;
+ * anything else ends the generation.
+ */
 typedef int (*ouro_cancelled)(void* user);
+/** What an ouro_cancelled returns that can't tell. */
+enum { OURO_ASKING_FAILED = -1 };
 
 /** OURO_ABI_VERSION of the library. */
 OURO_API uint32_t ouro_abi_version(void);

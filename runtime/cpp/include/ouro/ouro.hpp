@@ -112,16 +112,13 @@ class Session {
 
   /**
    * Adds a prompt and answers it. The prompts of a session are text and ids, or all messages. Where
-   * it fails the conversation is as it was; what `cancelled` throws ends the answer as true does.
+   * it fails, also by what `cancelled` throws, the conversation is as it was.
    */
   Generation generate(const Prompt& prompt, const Options& options = {},
                       const Cancelled& cancelled = {}) {
     const detail::Given given(prompt, options, {});
-    detail::Asking asking{cancelled, nullptr};
-    const auto result = detail::obtain<detail::Result>(
-        ouro_session_generate, handle_.get(), &given.prompt, &given.options, asking.pointer(),
-        static_cast<void*>(&asking));
-    asking.rethrow();
+    const auto result = detail::obtain_asking<detail::Result>(
+        cancelled, ouro_session_generate, handle_.get(), &given.prompt, &given.options);
     return detail::read_generation(result.get(), 0);
   }
   /** Adds a prompt and answers it, a token at a time. */
@@ -253,11 +250,8 @@ class Engine {
  private:
   std::vector<Generation> run(const ouro_request* requests, std::size_t count,
                               const Cancelled& cancelled) {
-    detail::Asking asking{cancelled, nullptr};
-    const auto result =
-        detail::obtain<detail::Result>(ouro_generate, handle_.get(), requests, count,
-                                       asking.pointer(), static_cast<void*>(&asking));
-    asking.rethrow();
+    const auto result = detail::obtain_asking<detail::Result>(cancelled, ouro_generate,
+                                                              handle_.get(), requests, count);
     std::vector<Generation> generations;
     for (std::size_t index = 0; index < count; ++index) {
       generations.push_back(detail::read_generation(result.get(), index));

@@ -82,7 +82,13 @@ Asked read_request(const ouro_request* given) {
 
 Cancelled read_cancelled(ouro_cancelled cancelled, void* user) {
   if (cancelled == nullptr) return {};
-  return [cancelled, user] { return cancelled(user) != 0; };
+  return [cancelled, user] {
+    const int answer = cancelled(user);
+    if (answer == OURO_ASKING_FAILED) {
+      throw engine_error("the function that is asked before every token failed");
+    }
+    return answer != 0;
+  };
 }
 
 std::vector<ouro_candidate> list_candidates(const TokenLogprob& one) {

@@ -89,6 +89,10 @@ struct Opened {
   std::string reason;  // why this one
 };
 
+// Refuses what no bundle can be opened with: before all of one is read. Throws engine_error.
+void check_choice(const std::string& backend, std::optional<std::int64_t> threads,
+                  std::optional<std::int64_t> accuracy_level = std::nullopt);
+
 // Loads a verified bundle. `backend` is "auto", "cpu", "cuda" or "trt"; `threads` those inside an
 // operator; `accuracy_level` the arithmetic of int8 and int4 weights on the CPU, 1 or 4.
 // Throws engine_error for what is not known or can't run here, bundle_error for a graph that does

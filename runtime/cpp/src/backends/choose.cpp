@@ -52,9 +52,8 @@ FittingPlan choose_plan(const Bundle& bundle) {
 
 }  // namespace
 
-Opened open_backend_with_reason(const Bundle& bundle, const std::string& backend,
-                                std::optional<std::int64_t> threads,
-                                std::optional<std::int64_t> accuracy_level) {
+void check_choice(const std::string& backend, std::optional<std::int64_t> threads,
+                  std::optional<std::int64_t> accuracy_level) {
   const std::string known[] = {"auto", "cpu", "cuda", "trt"};
   if (std::find(std::begin(known), std::end(known), backend) == std::end(known)) {
     throw engine_error("backend='" + backend + "' is not known", "allowed: auto, cpu, cuda, trt");
@@ -67,6 +66,12 @@ Opened open_backend_with_reason(const Bundle& bundle, const std::string& backend
     throw engine_error("accuracy_level=" + std::to_string(*accuracy_level) + " is not known",
                        "allowed: 1, 4 or None");
   }
+}
+
+Opened open_backend_with_reason(const Bundle& bundle, const std::string& backend,
+                                std::optional<std::int64_t> threads,
+                                std::optional<std::int64_t> accuracy_level) {
+  check_choice(backend, threads, accuracy_level);
   if (backend == "cpu") return {open_cpu(bundle, threads, accuracy_level), "asked for"};
   std::string passed;  // why better ones were not taken
   if (backend != "cuda") {

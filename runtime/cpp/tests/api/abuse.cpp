@@ -164,6 +164,21 @@ void callbacks(const std::string& bundle) {
     caught = std::string(error.what()) == "mine";
   }
   require(caught, "what a callback throws does not come out");
+  ouro::Session session = engine.session(2);
+  session.generate(kPrompt, options(4));
+  const ouro::Ids before = session.ids();
+  for (const int after : {0, 2}) {
+    caught = false;
+    try {
+      session.generate(kPrompt, options(16), [left = after]() mutable -> bool {
+        if (left-- == 0) throw std::logic_error("mine");
+        return false;
+      });
+    } catch (const std::logic_error& error) {
+      caught = std::string(error.what()) == "mine";
+    }
+    require(caught && session.ids() == before, "a callback that throws leaves something behind");
+  }
   std::size_t seen = 0;
   engine.stream(kPrompt, 2, options(16)).each([&seen](const ouro::Piece&) { return ++seen < 5; });
   require(seen == 5, "a callback that asks to stop");
@@ -224,6 +239,10 @@ void handles(const std::string& bundle) {
   require(ouro_session_generate(session, &prompt, nullptr, nullptr, nullptr, nullptr, nullptr) ==
               OURO_INVALID_ARGUMENT,
           "no output of a session");
+  const ouro_cancelled failing = [](void*) -> int { return OURO_ASKING_FAILED; };
+  require(ouro_session_generate(session, &prompt, nullptr, failing, nullptr, &result, nullptr) ==
+              OURO_FAILED,
+          "a callback that fails");
   require(ouro_session_ids(session, &result, nullptr) == OURO_OK, "the ids of a session");
   const int64_t* kept = nullptr;
   size_t held = 7;
