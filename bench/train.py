@@ -31,8 +31,9 @@ from ouroboros.training.recipe import TrainOptions
 
 DEMO = Path("build/demo")
 AIMS = {"speed_ratio": ">= 2.5", "memory_ratio": "<= 0.5"}
-LOSSES_APART = {"fp32": 1e-4, "bf16": 1e-2}
-"""How far the first losses of two forms may lie apart: by rounding alone."""
+LOSSES_APART = {"fp32": 5e-4, "bf16": 1e-2}
+"""How far the first losses of two forms may lie apart: by rounding alone, that of states which are
+kept in float16 among it (5e-5 on SmolLM2)."""
 
 
 class Child:
