@@ -27,7 +27,7 @@ from runtime.backends.trt import TrtBackend
 from runtime.backends.trt_flavours import TENSORRT, Installed
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.plans import read_plan
-from runtime.bundle.reader import open_bundle, read_manifest
+from runtime.bundle.reader import hash_file, open_bundle, read_manifest
 from runtime.errors import BundleError, EngineError
 from runtime.parity.cases import load_cases, recorded_results
 from runtime.parity.replay import run
@@ -222,6 +222,14 @@ def test_graph_without_replaceable_weights_is_not_built(tmp_path: Path, stand_in
     with pytest.raises(ExportError, match="TensorRT keeps no weight of this graph replac"):
         build_plans(tmp_path / "g.onnx", tmp_path / "plans", TrtOptions(refit=True), FACTS)
     assert not (tmp_path / "plans").exists()
+
+
+def test_hash_of_the_plan_is_handed_on(old: Path, tmp_path: Path) -> None:
+    graph = read_manifest(old).graphs.onnx
+    hashes = {name: read_manifest(old).files[name].sha256 for name in (graph.file, *graph.data)}
+    known, out = dict(hashes), tmp_path / "plans"
+    (spec,) = refit_plans(old / "model.onnx", out, old, TrtOptions(), FACTS, hashes=known)
+    assert known == hashes | {spec.file: hash_file(tmp_path / spec.file)}
 
 
 def test_changed_plan_is_not_refitted(old: Path, tmp_path: Path) -> None:
