@@ -120,6 +120,9 @@ def test_new_checkpoint_goes_into_the_old_plan(
         ({"max_seq": 64}, {}, r"attention_mask up to \[4, 513\], asked for is \[4, 65\]"),
         ({"timing_cache": Path("cache")}, {}, "timing_cache is of a build, and refit_from builds"),
         ({"workspace_mb": 64}, {}, "workspace_mb is of a build, and refit_from builds nothing"),
+        ({"opt_batch": 2}, {}, "opt_batch is of a build, and refit_from builds nothing"),
+        ({"opt_past": 64}, {}, "opt_past is of a build"),
+        ({"opt_new": 32}, {}, "opt_new is of a build"),
     ],
 )
 def test_plan_for_something_else_is_refused(
