@@ -7,10 +7,10 @@ import json
 import re
 import subprocess
 from collections.abc import Collection, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.measure import PACKAGES
 from cli.errors import CommandError
 from cli.output import write_json
 from runtime.measure.speed import describe_machine
@@ -70,15 +70,10 @@ def describe_device() -> dict[str, Any]:
 
     from runtime.backends.machine import describe_machine as describe_gpu_machine
 
-    here = describe_machine()
+    here = describe_machine((*PACKAGES, "onnxruntime-gpu", "cuda-bindings"))
     machine = describe_gpu_machine()
     here["gpu"] = None if machine.gpu is None else dataclasses.asdict(machine.gpu)
     here["driver"] = read_driver()
-    for name in ("torch", "transformers", "onnx", "onnxruntime-gpu", "cuda-bindings"):
-        try:
-            here["versions"][name] = version(name)
-        except PackageNotFoundError:
-            here["versions"][name] = "not installed"
     # Two packages bring the module onnxruntime, and either may be the one that is imported.
     here["versions"]["onnxruntime"] = onnxruntime.__version__
     here["versions"] |= {one.flavour.name: one.version for one in machine.installed}
