@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.measure import describe_machine, make_parser
+from bench.measure import PACKAGES, make_parser
+from runtime.measure.speed import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "The sea is wide and the ships are"  # 8 tokens
@@ -160,7 +161,7 @@ def main() -> None:
     figures = measure(given.cli, given.bundle, given.depth, given.threads, given.rounds)
     report = {
         "bundle": given.bundle.name, "depth": given.depth, "threads": given.threads,
-        "medians": figures, "ratios": compare(figures), "machine": describe_machine(),
+        "medians": figures, "ratios": compare(figures), "machine": describe_machine(PACKAGES),
     }  # fmt: skip
     for key, value in {**figures, **report["ratios"]}.items():
         print(f"{key:36} {value:10.4f}")

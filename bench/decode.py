@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import (
-    describe_machine,
+    PACKAGES,
     make_parser,
     measure_in_turn,
     measure_memory,
@@ -23,6 +23,7 @@ from bench.measure import (
 )
 from cli.errors import one_line_errors
 from cli.output import require_writable, write_json
+from runtime.measure.speed import describe_machine
 
 DEMO = Path("build/demo")
 # What is asked for; printed beside the figures.
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures["memory"] = measure_memory(
                 engine, given.memory_depth, sequences, max(1, given.memory // sequences)
             )
-    figures["machine"] = describe_machine()
+    figures["machine"] = describe_machine(PACKAGES)
     print_figures(figures)
     if given.json is not None:
         write_json(given.json, figures)

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from bench.decode import DEMO
 from bench.large import OURO, Stage, run_stage
-from bench.measure import describe_machine, make_parser
+from bench.measure import PACKAGES, make_parser
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from export.precision import PRECISIONS
+from runtime.measure.speed import describe_machine
 
 LIMIT_S = 60
 
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     print_exports(rows)
     if given.json is not None:
-        figures = {"machine": describe_machine(), "rows": [asdict(row) for row in rows]}
+        figures = {"machine": describe_machine(PACKAGES), "rows": [asdict(row) for row in rows]}
         write_json(given.json, figures)
 
 

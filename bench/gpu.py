@@ -7,8 +7,9 @@ python -m bench.gpu --parity-only --reuse checks those; the GPU may do something
 python -m bench.gpu --speed-only --json   times those, and writes the parity found before as well
 
 A part, parity or speed, goes into the file as soon as it is done, with the date and versions of its
-own; what else is in the file stays. All defaults together take about five minutes on a data-centre
-GPU.
+own, and `untimed` says what could not be timed and why. What else is in the file stays: of the part
+itself the precisions and backends that were not asked for, where they are of the same checkpoint,
+device and versions. All defaults together take about five minutes on a data-centre GPU.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ WORK = Path("build/gpu")
 PYTORCH = {"fp32": "float32", "fp16": "float16"}
 PARTS = ("export", "parity", "speed")
 PARITY = "parity.json"
+FAILURES = {"parity": "parity", "speed": "untimed"}
+"""Which rows say what failed in a part."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ def bench_gpu(
     tokens: int,
     torch_device: str | None,
     parts: Sequence[str] = PARTS,
-    keep: Callable[[Sequence[ParityRow]], None] = lambda rows: None,
+    keep: Callable[[str, Sequence[ParityRow]], None] = lambda kind, rows: None,
 ) -> tuple[list[ParityRow], list[SpeedRow]]:
     """Exports, checks and times a checkpoint at every precision on every backend.
 
@@ -106,7 +109,8 @@ def bench_gpu(
         tokens: tokens timed a turn.
         torch_device: where PyTorch runs; None leaves it out.
         parts: of PARTS, what to do.
-        keep: called with the parity when all of it is known, before anything is timed.
+        keep: called with `parity` and its rows when all are known, and with `untimed` and what
+            can't be timed before anything is.
 
     Returns:
         Parity, a row too for what could not be timed; and speeds.
@@ -118,6 +122,7 @@ def bench_gpu(
     with contextlib.ExitStack() as opened:
         for part in (one for one in ("parity", "speed") if one in parts):
             pairs = ((precision, backend) for precision in precisions for backend in backends)
+            rows: list[ParityRow] = []
             for precision, backend in (pair for pair in pairs if pair not in failed):
                 bundle, refused = made[precision]
                 try:
@@ -125,15 +130,15 @@ def bench_gpu(
                         raise EngineError(refused)
                     if part == "parity":
                         bundles.report(f"{precision}: parity on {backend}")
-                        parity.append(check_parity(bundle, precision, backend))
+                        rows.append(check_parity(bundle, precision, backend))
                     else:
                         engine = opened.enter_context(Engine.open(bundle, backend=backend))
                         subjects.append(Subject(precision, backend, partial(time_engine, engine)))
                 except RuntimeFault as error:
                     failed.add((precision, backend))
-                    parity.append(ParityRow(precision, backend, "ERROR", None, str(error)))
-            if part == "parity":
-                keep(parity)
+                    rows.append(ParityRow(precision, backend, "ERROR", None, str(error)))
+            keep(FAILURES[part], rows)
+            parity += rows
         if not subjects:
             return parity, []
         if torch_device is not None:
@@ -309,14 +314,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "device": device,
     }
 
-    def keep(rows: Sequence[ParityRow], how: dict[str, Any] = how) -> None:
-        write_part(given.work / PARITY, "parity", rows, how)
+    asked = [(precision, backend) for precision in given.precisions for backend in backends]
+
+    def keep(kind: str, rows: Sequence[ParityRow], how: dict[str, Any] = how) -> None:
+        if kind == "parity":
+            write_part(given.work / PARITY, kind, rows, how, asked)
         if given.json:
-            write_part(file, "parity", rows, how)
+            write_part(file, kind, rows, how, asked)
 
     before, measured = find_parity(given.work, how) if given.only == "speed" else ([], how)
     if before:
-        keep(before, measured)
+        keep("parity", before, measured)
     parity, speeds = bench_gpu(
         Bundles(
             given.checkpoint,
@@ -340,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.json:
         if speeds:
             timed = {"rounds": given.rounds, "tokens": given.tokens}
-            write_part(file, "speed", speeds, how | timed)
+            write_part(file, "speed", speeds, how | timed, asked)
         print(f"written to {file}")
 
 

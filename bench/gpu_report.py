@@ -6,11 +6,11 @@ import dataclasses
 import json
 import re
 import subprocess
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.measure import PACKAGES
 from cli.errors import CommandError
 from cli.output import write_json
 from runtime.measure.speed import describe_machine
@@ -70,15 +70,10 @@ def describe_device() -> dict[str, Any]:
 
     from runtime.backends.machine import describe_machine as describe_gpu_machine
 
-    here = describe_machine()
+    here = describe_machine((*PACKAGES, "onnxruntime-gpu", "cuda-bindings"))
     machine = describe_gpu_machine()
     here["gpu"] = None if machine.gpu is None else dataclasses.asdict(machine.gpu)
     here["driver"] = read_driver()
-    for name in ("torch", "transformers", "onnx", "onnxruntime-gpu", "cuda-bindings"):
-        try:
-            here["versions"][name] = version(name)
-        except PackageNotFoundError:
-            here["versions"][name] = "not installed"
     # Two packages bring the module onnxruntime, and either may be the one that is imported.
     here["versions"]["onnxruntime"] = onnxruntime.__version__
     here["versions"] |= {one.flavour.name: one.version for one in machine.installed}
@@ -164,23 +159,45 @@ def read_results(file: Path) -> dict[str, Any]:
 
 
 def write_part(
-    file: Path, part: str, rows: Sequence[ParityRow | SpeedRow], how: dict[str, Any]
+    file: Path,
+    part: str,
+    rows: Sequence[ParityRow | SpeedRow],
+    how: dict[str, Any],
+    asked: Collection[tuple[str, str]] = (),
 ) -> None:
-    """Puts one part of the figures into a file in place of what it had; all others stay.
+    """Puts rows of one part of the figures into a file; all other parts stay.
+
+    Of the part itself others' rows stay too where they were measured in the same way, on another
+    day perhaps: `date` then names every day. Else they all go.
 
     Args:
         file: is made where it is not there.
-        part: "parity" or "speed".
+        part: "parity", "speed" or "untimed".
         rows: the figures.
         how: they were measured: `date`, `checkpoint`, its hash, `device` and whatever else counts;
             kept as `measured` of the part, since other parts may be of another day. A part without
             one is of the `device` that the file itself names.
+        asked: precisions and backends whose rows go in any case, beside those of `rows`.
     """
     found = read_results(file)
-    measured = found.get("measured", {}) | {part: how}
-    file.parent.mkdir(parents=True, exist_ok=True)
+    if not rows and part not in found:
+        return
     figures = [dataclasses.asdict(row) for row in rows]
-    write_json(file, found | {part: figures, "measured": measured})
+    measured = found.get("measured", {})
+    before = measured.get(part, {})
+    if before | {"date": ""} == how | {"date": ""}:
+        replaced = {*asked, *map(_pair, figures)}
+        if others := [row for row in found[part] if _pair(row) not in replaced]:
+            figures = others + figures
+            days = {*before.get("date", how["date"]).split(", "), *how["date"].split(", ")}
+            how = how | {"date": ", ".join(sorted(days))}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, found | {part: figures, "measured": measured | {part: how}})
+
+
+def _pair(row: dict[str, Any]) -> tuple[str, str]:
+    """The precision of a row, and its backend or subject."""
+    return row["precision"], row["subject"] if "subject" in row else row["backend"]
 
 
 def has_tensorrt(device: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import describe_machine, make_parser
+from bench.measure import PACKAGES, make_parser
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from ouroboros.halting.fit import Choice, choose_at, sweep
@@ -25,6 +25,7 @@ from ouroboros.halting.options import KINDS, HalterOptions
 from ouroboros.halting.run import choose_depth, choose_halter, choose_windows, prompt_ends
 from ouroboros.model.halting import Halter
 from ouroboros.model.modeling import OuroborosForCausalLM
+from runtime.measure.speed import describe_machine
 
 TOLERANCE = 5e-4  # nats; losses closer than this are called equal
 
@@ -276,7 +277,7 @@ def main() -> None:
         found = measure(given.checkpoint, given.text, options, given.seq_len, given.windows)
         print_study(found)
         if given.json is not None:
-            write_json(given.json, {"machine": describe_machine(), **asdict(found)})
+            write_json(given.json, {"machine": describe_machine(PACKAGES), **asdict(found)})
 
 
 if __name__ == "__main__":

@@ -195,8 +195,9 @@ def print_stages(stages: list[Stage]) -> None:
 
 def main() -> None:
     """Measures, prints and, with --json, writes the figures with their machine."""
-    from bench.measure import describe_machine
+    from bench.measure import PACKAGES
     from cli.output import require_writable, write_json
+    from runtime.measure.speed import describe_machine
 
     parser = argparse.ArgumentParser(prog="python -m bench.large", description=__doc__)
     parser.add_argument("scratch", type=Path)
@@ -228,7 +229,7 @@ def main() -> None:
     print_stages(stages)
     if arguments.json is not None:
         figures: dict[str, Any] = {
-            "machine": describe_machine(),
+            "machine": describe_machine(PACKAGES),
             "stages": [asdict(stage) for stage in stages],
         }
         write_json(arguments.json, figures)

@@ -1,4 +1,4 @@
-"""Two things measured in turn within one run, and the machine they were measured on."""
+"""Two things measured in turn within one run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.measure.speed import DecodeTiming
+
+PACKAGES = ("torch", "transformers", "onnx")
+"""Whose versions matter beside those of the runtime, for `describe_machine`."""
 
 
 def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -141,13 +143,3 @@ def measure_memory(engine: Any, depth: int, sequences: int, tokens: int) -> dict
         "resident_mb": [round(one / 1e6, 1) for one in resident],
         "growth_mb": round((resident[-1] - resident[start]) / 1e6, 1),
     }
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, system and the versions that matter, PyTorch's included."""
-    from runtime.measure.speed import describe_machine as describe_runtime
-
-    machine = describe_runtime()
-    for name in ("torch", "transformers", "onnx"):
-        machine["versions"][name] = version(name)
-    return machine

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.measure import describe_machine, make_parser
+from bench.measure import PACKAGES, make_parser
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from runtime import Engine
 from runtime.bundle.manifest import ACCURACY_LEVELS
 from runtime.bundle.reader import read_manifest
+from runtime.measure.speed import describe_machine
 from runtime.parity.comparison import measure_text
 from runtime.parity.metrics import log_softmax
 
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     rows = measure_quality(reference, subjects, windows, given.depth, report)
     if given.json is not None:
-        figures = {"machine": describe_machine(), "rows": [asdict(row) for row in rows]}
+        figures = {"machine": describe_machine(PACKAGES), "rows": [asdict(row) for row in rows]}
         write_json(given.json, figures)
 
 

@@ -21,18 +21,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.measure import describe_machine, make_parser
+from bench.measure import PACKAGES, make_parser
 from bench.train_form import FILL, FORMS, OURS, PLAIN
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from demo import settings
 from demo.packages import default_cache
 from ouroboros.training.recipe import TrainOptions
+from runtime.measure.speed import describe_machine
 
 DEMO = Path("build/demo")
 AIMS = {"speed_ratio": ">= 2.5", "memory_ratio": "<= 0.5"}
-LOSSES_APART = {"fp32": 1e-4, "bf16": 1e-2}
-"""How far the first losses of two forms may lie apart: by rounding alone."""
+LOSSES_APART = {"fp32": 5e-4, "bf16": 1e-2}
+"""How far the first losses of two forms may lie apart: by rounding alone, that of states which are
+kept in float16 among it (5e-5 on SmolLM2)."""
 
 
 class Child:
@@ -182,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "threads": given.threads,
         "steps": given.steps,
         "precisions": precisions,
-        "machine": describe_machine(),
+        "machine": describe_machine(PACKAGES),
     }
     print_figures(figures)
     if given.json is not None:

@@ -24,8 +24,6 @@ from torch.nn import functional
 
 from bench.measure import resident_bytes
 from ouroboros.checkpoint import load_with_tokenizer
-from ouroboros.model.pooling import describe_sequences
-from ouroboros.source.locate import load_source
 from ouroboros.text.windows import IGNORED, collate, load_windows
 from ouroboros.training.adapters import mark_trained
 from ouroboros.training.arguments import training_arguments
@@ -33,7 +31,7 @@ from ouroboros.training.depth import draw_train_step
 from ouroboros.training.frozen_states import open_states
 from ouroboros.training.order import run_order
 from ouroboros.training.recipe import TrainOptions, make_options
-from ouroboros.training.teacher import teacher_dtype
+from ouroboros.training.teacher import Teacher, load_teacher
 from ouroboros.training.trainer import OuroborosTrainer
 
 OURS, RECOMPUTED, PLAIN, FILL = "ours", "ours_recomputed", "plain", "fill"
@@ -64,9 +62,13 @@ class Form:
                 self.model, self.model.lm_head.weight, windows, order, options, arguments.device,
                 0, lambda line: print(line, file=sys.stderr), opened,
             )  # fmt: skip
+        self.teacher: Teacher | None = None
+        if options.teacher and states is None:
+            self.teacher = load_teacher(options.teacher, self.model.lm_head.weight)
         trainer = OuroborosTrainer(
-            self.model, options, windows, {}, work, {}, [], arguments, states=states
-        )
+            self.model, options, windows, {}, work, {}, [], arguments,
+            teacher=self.teacher, states=states,
+        )  # fmt: skip
         self.optimizer = trainer.create_optimizer()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         size = options.batch_size
@@ -91,9 +93,6 @@ class Form:
         trainer.halved.restore()
         half = options.precision == "bf16"
         self.model.requires_grad_(True)
-        original = None
-        if options.teacher:
-            original = load_source(options.teacher).model.to(teacher_dtype(options.precision))
 
         def loss(number: int, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
             ids, positions, labels = (batch[n] for n in ("input_ids", "position_ids", "labels"))
@@ -103,18 +102,14 @@ class Form:
                     input_ids=ids, position_ids=positions, labels=labels, depth=depth
                 )
             total: torch.Tensor = output.loss
-            if original is not None:
-                with torch.no_grad():
-                    mask = describe_sequences(
-                        len(ids), ids.shape[1], 0, None, positions, ids.device
+            if self.teacher is not None:
+                guide = self.teacher.final_state(ids, positions)
+                head = self.teacher.head
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    wanted = functional.linear(
+                        guide, self.model.lm_head.weight if head is None else head
                     )
-                    guide = original(
-                        input_ids=ids,
-                        attention_mask=mask.additive_mask(original.dtype),
-                        position_ids=positions,
-                        use_cache=False,
-                    ).logits
-                total = _mix(total, output.logits, guide, labels, options)
+                total = _mix(total, output.logits, wanted, labels, options)
             return total
 
         return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -240,7 +240,7 @@ def plan_builder(
     max_depth: int,
     precision: str,
     say: Callable[[str], None],
-) -> Callable[[Path, Mapping[str, str]], list[PlanSpec]]:
+) -> Callable[[Path, dict[str, str]], list[PlanSpec]]:
     """Checks what is asked of TensorRT before the graph is made, which may take minutes.
 
     Args:
@@ -252,7 +252,7 @@ def plan_builder(
 
     Returns:
         What builds the plans of a bundle's directory, once the graph is in it, whose files'
-        sha256 it takes by name.
+        sha256 it takes by name and adds those of the plans to.
 
     Raises:
         ExportError: an option is not allowed, or nothing here can build such plans.

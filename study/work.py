@@ -213,7 +213,7 @@ class Study:
             tokens_per_s=report.tokens_per_s,
             train_s=report.seconds,
             score_s=time.perf_counter() - began,
-            machine=describe_machine(),
+            machine=name_machine(),
             code=self.code,
         )
         self.scoring.baseline(run.prefix, self.plan.seq_len, self.plan.windows)
@@ -370,12 +370,12 @@ def read_curve(
     return curve
 
 
-def describe_machine() -> str:
+def name_machine() -> str:
     """Says what a run was made on: the processor, its threads, and torch's version."""
     import torch
 
-    from bench.measure import describe_machine as describe
+    from runtime.measure.speed import describe_machine
 
-    machine = describe()
+    machine = describe_machine(["torch"])
     versions, threads = machine["versions"], torch.get_num_threads()
     return f"{machine['processor']}, {threads} threads, torch {versions['torch']}"

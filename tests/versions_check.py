@@ -118,7 +118,7 @@ def run_tests(python: Path, tests: Sequence[str], bundles: Path | None) -> str:
     if bundles is not None:
         environment["OURO_TEST_BUNDLES"] = str(bundles)
     # Other versions may warn of what is to come; that is no failure.
-    options = ("-q", "-W", "default", "-p", "no:cacheprovider")
+    options = ("-q", "--durations", "25", "-W", "default", "-p", "no:cacheprovider")
     spread = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
     command = [python, "-m", "pytest", *options, *spread, *tests]
     done = subprocess.run(

@@ -6,7 +6,7 @@ network is strongly typed, so that the plan computes in the types that the graph
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ def build_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
-    hashes: Mapping[str, str] | None = None,
+    hashes: dict[str, str] | None = None,
 ) -> list[PlanSpec]:
     """Builds one plan for all compute capabilities asked for, and writes it into `out_dir`.
 
@@ -61,7 +61,8 @@ def build_plans(
         options: the user's.
         facts: of the model.
         report: called with a line of progress now and then.
-        hashes: the sha256 of the graph's files by name, as far as they are known.
+        hashes: the sha256 of the graph's files by name, as far as they are known; the plan's is
+            added by its `PlanSpec.file`.
 
     Returns:
         One entry a plan.
@@ -95,16 +96,17 @@ def build_plans(
         "timing_cache": _absolute(options.timing_cache),
     }
     done = make_plan(graph, out_dir / name, flavour.title, request, options.timing_cache)
-    return [
-        _describe(
-            f"{out_dir.name}/{name}",
-            target,
-            profiles,
-            precision=facts.precision,
-            digest=hash_graph_files(files, hashes),
-            done=done,
-        )
-    ]
+    known = {} if hashes is None else hashes
+    spec = _describe(
+        f"{out_dir.name}/{name}",
+        target,
+        profiles,
+        precision=facts.precision,
+        digest=hash_graph_files(files, known),
+        done=done,
+    )
+    known[spec.file] = done["sha256"]
+    return [spec]
 
 
 def _absolute(file: Path | None) -> str | None:

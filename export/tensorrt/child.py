@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import signal
@@ -33,9 +34,9 @@ def main() -> None:
     (names of the weights that differ from the plan's), plan.
 
     Events: {"at": layer}, {"failed": problem, "cure": cure, "log": lines},
-    {"errno": n, "strerror": s}, {"done": {version, bytes, layers, refittable, inputs}}, where
-    inputs are the shapes of the network's inputs as TensorRT reads them, by name, -1 what varies;
-    {"done": {}} of a refit.
+    {"errno": n, "strerror": s}, {"done": {version, bytes, sha256, layers, refittable, inputs}},
+    where sha256 is the plan's and inputs are the shapes of the network's inputs as TensorRT reads
+    them, by name, -1 what varies; {"done": {sha256}} of a refit.
     """
     _end_with_parent()
     request = json.loads(sys.stdin.buffer.readline())
@@ -86,7 +87,7 @@ def _refit(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     except RuntimeFault as error:
         return _fail(error)
     Path(request["plan"]).write_bytes(refitted)
-    return {"done": {}}
+    return {"done": {"sha256": hashlib.sha256(refitted).hexdigest()}}
 
 
 def _build(trt: Any, request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _build(trt: Any, request: dict[str, Any], events: IO[str]) -> dict[str, Any]
     layers = network.num_layers
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {one.name: list(one.shape) for one in inputs}
-    written = _write_plan(trt, builder, network, config, request["plan"])
+    written, digest = _write_plan(trt, builder, network, config, request["plan"])
     if not written:
         failure = describe_builder_error(title, logger.errors, "")
         return _fail(failure, logger.errors)
@@ -146,6 +147,7 @@ def _build(trt: Any, request: dict[str, Any], events: IO[str]) -> dict[str, Any]
     done = {
         "version": str(trt.__version__),
         "bytes": written,
+        "sha256": digest,
         "layers": layers,
         "refittable": refittable,
         "inputs": shapes,
@@ -224,20 +226,22 @@ def _mark_refittable(trt: Any, network: Any) -> int:
     return marked
 
 
-def _write_plan(trt: Any, builder: Any, network: Any, config: Any, file: str) -> int:
-    """Builds and writes the plan; returns its bytes, 0 where the build failed."""
+def _write_plan(trt: Any, builder: Any, network: Any, config: Any, file: str) -> tuple[int, str]:
+    """Builds and writes the plan; returns its bytes, 0 where the build failed, and its sha256."""
 
     class Writer(trt.IStreamWriter):
         def __init__(self, opened: IO[bytes]) -> None:
             trt.IStreamWriter.__init__(self)
             self.opened = opened
             self.written = 0
+            self.digest = hashlib.sha256()
             self.error: OSError | None = None
 
         def write(self, data: Any) -> int:
             # An exception must not cross TensorRT's frames: it is kept and raised behind them.
             try:
                 rest = memoryview(data).cast("B")
+                self.digest.update(rest)
                 while rest:  # one write ends early on a full disk, and after 2 GB
                     rest = rest[self.opened.write(rest) :]
             except OSError as error:
@@ -251,7 +255,7 @@ def _write_plan(trt: Any, builder: Any, network: Any, config: Any, file: str) ->
         built = builder.build_serialized_network_to_stream(network, config, writer)
         if writer.error is not None:
             raise writer.error
-    return writer.written if built else 0
+    return writer.written if built else 0, writer.digest.hexdigest()
 
 
 def _make_logger(trt: Any, events: IO[str]) -> Any:

@@ -73,8 +73,9 @@ def check_options(options: TrtOptions, max_positions: int, whole_prompt: bool = 
         if given is not None and given < smallest:
             raise ExportError(f"{name}={given} is not allowed", f"give {smallest} or more")
     _check_served_best(options, max_seq, whole_prompt)
-    for name in ("timing_cache", "workspace_mb"):
-        if options.refit_from is not None and getattr(options, name) is not None:
+    for name in ("timing_cache", "workspace_mb", "opt_batch", "opt_past", "opt_new"):
+        given = getattr(options, name)
+        if options.refit_from is not None and given != getattr(TrtOptions, name):
             raise ExportError(
                 f"{name} is of a build, and refit_from builds nothing", "leave one of them out"
             )

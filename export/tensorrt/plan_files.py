@@ -41,7 +41,7 @@ def make_plan(
         timing_cache: where the child's timing cache is kept; None keeps none.
 
     Returns:
-        The child's `done`.
+        The child's `done`, the plan's `sha256` in it.
 
     Raises:
         ExportError: TensorRT refused or crashed, or the timing cache can't be written.

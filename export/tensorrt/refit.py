@@ -6,7 +6,7 @@ compared, for TensorRT would take the weights of another graph too and compute s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ def refit_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
-    hashes: Mapping[str, str] | None = None,
+    hashes: dict[str, str] | None = None,
 ) -> list[PlanSpec]:
     """Writes the plan of another bundle into `out_dir`, with the weights of `onnx_file`.
 
@@ -47,7 +47,8 @@ def refit_plans(
         options: what its plan must be built for.
         facts: of the new model.
         report: called with lines of progress.
-        hashes: the sha256 of the graph's files by name, as far as they are known.
+        hashes: the sha256 of the graph's files by name, as far as they are known; the plan's is
+            added by its `PlanSpec.file`.
 
     Raises:
         ExportError: the plan can't be refitted, see `find_refittable` and `changed_weights`, or
@@ -68,9 +69,12 @@ def refit_plans(
         "sha256": bundle.manifest.files[spec.file].sha256,
         "changed": changed,
     }
-    make_plan(graph, out_dir / name, installed.flavour.title, request)
-    digest = hash_graph_files(files, hashes)
-    return [replace(spec, file=f"{out_dir.name}/{name}", graph_sha256=digest)]
+    done = make_plan(graph, out_dir / name, installed.flavour.title, request)
+    known = {} if hashes is None else hashes
+    digest = hash_graph_files(files, known)
+    made = replace(spec, file=f"{out_dir.name}/{name}", graph_sha256=digest)
+    known[made.file] = done["sha256"]
+    return [made]
 
 
 def find_refittable(

@@ -8,6 +8,7 @@ calibration text. Ours; nothing is trained for it.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 HELD_ASIDE = 5  # every so many windows one is kept from the fit, to choose the regularisation on
 _BATCH = 8
+TELL_S = 10  # between two lines of progress
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def original_states(
     read: Callable[[int], dict[str, torch.Tensor]],
     windows: torch.Tensor,
     last: int,
+    say: Say | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields what enters each layer of the original, from the prelude's end on.
 
@@ -67,6 +72,8 @@ def original_states(
         read: returns the weights of a layer of the original model, by its number.
         windows: int64 `[windows, seq]`.
         last: the last layer whose input is wanted.
+        say: called with a line of progress now and then, what the caller does between two layers
+            counted.
 
     Yields:
         The layer's number and the state that enters it, float32 `[windows, seq, hidden]`. The
@@ -82,8 +89,11 @@ def original_states(
         states[batch] = run_prelude(model, windows[batch])
     number = model.config.prelude
     yield number, states
-    looped = _layer_to_read_into(model)
+    looped, told_s = _layer_to_read_into(model), time.monotonic()
     while number < last:
+        if say is not None and time.monotonic() - told_s >= TELL_S:
+            say(f"running layer {number} of the original, up to {last - 1}")
+            told_s = time.monotonic()
         looped.load_state_dict(read(number), strict=False)
         for batch in batches:
             states[batch] = looped(states[batch], **inputs)
@@ -145,6 +155,7 @@ def fit_entries(
     read: Callable[[int], dict[str, torch.Tensor]],
     windows: torch.Tensor,
     wanted: Mapping[int, Collection[int]],
+    say: Say | None = None,
 ) -> dict[tuple[int, int], Fit]:
     """Fits the maps from the ends of preludes to the inputs of layers, in one pass over the text.
 
@@ -155,6 +166,7 @@ def fit_entries(
         windows: calibration text, int64 `[windows, seq]`.
         wanted: by the number of layers in a prelude, the layers to fit a map to: their original
             numbers, none of them in that prelude.
+        say: called with a line of progress now and then.
 
     Returns:
         The maps, by prelude and layer.
@@ -162,7 +174,7 @@ def fit_entries(
     sources: dict[int, torch.Tensor] = {}
     fits: dict[tuple[int, int], Fit] = {}
     last = max(max(layers) for layers in wanted.values())
-    for number, states in original_states(model, read, windows, last):
+    for number, states in original_states(model, read, windows, last, say):
         if number in wanted:
             sources[number] = states.clone()
         for prelude in [one for one in sources if number in wanted[one]]:
@@ -177,6 +189,7 @@ def states_before(
     read: Callable[[int], dict[str, torch.Tensor]],
     windows: torch.Tensor,
     layers: Collection[int],
+    say: Say | None = None,
 ) -> dict[int, torch.Tensor]:
     """Returns what enters some layers of the original, float32 `[windows, seq, hidden]` each.
 
@@ -184,7 +197,7 @@ def states_before(
     """
     return {
         number: states.clone()
-        for number, states in original_states(model, read, windows, max(layers))
+        for number, states in original_states(model, read, windows, max(layers), say)
         if number in layers
     }
 

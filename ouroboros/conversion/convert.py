@@ -37,6 +37,12 @@ CALIBRATION_TOKENS = 256
 CALIBRATION_WINDOWS = 8
 FIT_WINDOWS = 96
 STATE_BYTES = 1 << 28  # of hidden states held for a fit; two tensors of them are
+# What modulates: as a sentence names one of them, and as a list does.
+MODULATORS = {
+    "controller": ("a Controller", "Controller"),
+    "static": ("a modulation vector a step", "modulation vectors"),
+    "free": ("a low-rank update a step", "low-rank updates"),
+}
 BASED = ("controller", "static")  # the modulations that have frozen bases
 MEASURED = ("bridge.", "recurrent.norm.")  # names of what measuring sets
 # Of a conversion that loops nothing: what would be of the steps is as small as it gets.
@@ -216,13 +222,8 @@ def _changes(config: OuroborosConfig) -> str:
     last = config.original_layers
     kept = [*range(config.prelude), *range(last - config.coda, last)]
     dropped = _dropped(config)
-    modulators = {
-        "controller": "a Controller",
-        "static": "a modulation vector a step",
-        "free": "a low-rank update a step",
-    }
     steps = [
-        *([modulators[config.modulation]] if config.modulation in modulators else []),
+        *MODULATORS.get(config.modulation, ())[:1],
         *(["low-rank bases"] if config.modulation in BASED else []),
         "per-step norms",
         *(["a gate"] if config.gate else []),
@@ -348,10 +349,9 @@ def _describe(
     last = config.original_layers - 1
     coda = f"layers {config.original_layers - config.coda}..{last}" if config.coda else "none"
     prelude = f"layers 0..{config.prelude - 1}" if config.prelude else "none"
-    modulators = {"static": ["modulation vectors"], "free": ["low-rank updates"], "none": []}
     own: list[str] = []
     if config.recurrent_layers:
-        own += modulators.get(config.modulation, ["Controller"])
+        own += MODULATORS.get(config.modulation, ())[1:]
         own += ["gate"] if model.recurrent.gate is not None else []
         own += ["step norms"]
     own += ["bridge"] if model.bridge is not None else []

@@ -13,13 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ouroboros.conversion.bridge import Fit, fit_entries, fit_exit, states_before
+from ouroboros.conversion.bridge import Fit, Say, fit_entries, fit_exit, states_before
 from ouroboros.conversion.splits import Split, list_splits, move_split, name_split, shortlist
 from ouroboros.model.block import name_block
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.prelude import run_prelude
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -212,10 +210,11 @@ def _fit(
         if config.bridge == "entry":
             say(f"fitting the bridge on {windows.numel():,} tokens")
             wanted = {prelude: layers for (prelude, _), layers in possible.items() if layers}
-            entries = fit_entries(model, read, windows, wanted)
+            entries = fit_entries(model, read, windows, wanted, say)
         else:
             starts = {config.original_layers - coda for _, coda in possible}
-            exits = states_before(model, read, windows, starts)
+            say(f"running the original on {windows.numel():,} tokens")
+            exits = states_before(model, read, windows, starts, say)
         move_split(model, read, given)
     return Scale(model, read, windows, few, depth, entries, exits)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ouroboros.delta.record import INDEX, SHARD
-from ouroboros.storage.tensors import DTYPES, StoredTensor, write_tensors
+from ouroboros.storage.tensors import DTYPES, StoredTensor, write_files
 
 # Room in a header: for itself, and for an entry beside the name (type, shape, two offsets).
 _HEADER, _ENTRY = 256, 192
@@ -77,16 +77,11 @@ def write_shards(
     """
     pieces = {tensor.name: cut(tensor, limit) for tensor in tensors}
     groups = _group([one for ones in pieces.values() for one in ones], limit)
-    hashes: dict[str, str] = {}
-    places: dict[str, str] = {}
-    for number, group in enumerate(groups, start=1):
-        name = SHARD.format(number=number, count=len(groups))
-        with (folder / name).open("wb") as file:
-            hashes[name] = write_tensors(file, group)
-        places |= {piece.name: name for piece in group}
-    total = sum(piece.nbytes for group in groups for piece in group)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", "utf-8")
+    files = {
+        SHARD.format(number=number, count=len(groups)): group
+        for number, group in enumerate(groups, start=1)
+    }
+    hashes = write_files(folder, files, INDEX)
     return hashes, {name: [one.name for one in ones] for name, ones in pieces.items()}
 
 

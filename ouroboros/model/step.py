@@ -14,6 +14,7 @@ from torch import nn
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import PROJECTIONS, OuroborosConfig
 from ouroboros.model.modulation import (
+    Controller,
     Gate,
     Injection,
     ModulatedLinear,
@@ -69,7 +70,9 @@ class RecurrentStep(nn.Module):
         if not self.layers:
             return hidden
         count = len(self.layers)
-        pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
+        pooled = hidden  # a cache keeps the pooled state, read or not: a bundle's graph does too
+        if cache is not None or isinstance(self.controller, Controller):
+            pooled = self.pool(hidden, sequences, cache, step).to(hidden.dtype)
         modulation: Sequence[torch.Tensor | None] = [None] * count
         if self.controller is not None:
             modulation = self.controller(pooled, step).chunk(count, -1)

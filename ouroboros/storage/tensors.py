@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -99,6 +100,33 @@ def write_tensors(
             came = tensor.nbytes - left
             raise ValueError(f"{tensor.name}: {came} bytes came, its shape says {tensor.nbytes}")
     return digest.hexdigest()
+
+
+def write_files(
+    folder: Path, files: Mapping[str, Sequence[StoredTensor]], index: str
+) -> dict[str, str]:
+    """Writes several safetensors files and the index that says which holds a tensor.
+
+    Args:
+        folder: the directory to write into.
+        files: the tensors of each file, by its name.
+        index: the index's name.
+
+    Returns:
+        The sha256 of each file by its name, the index not among them.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    hashes = {}
+    for name, tensors in files.items():
+        with (folder / name).open("wb") as file:
+            hashes[name] = write_tensors(file, tensors)
+    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
+    places = {tensor.name: name for name, tensors in files.items() for tensor in tensors}
+    content = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / index).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+    return hashes
 
 
 def _header(ordered: Sequence[StoredTensor], metadata: Mapping[str, str]) -> bytes:

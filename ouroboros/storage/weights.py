@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of, write_tensors
+from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of, write_files, write_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = "model-{number:05}-of-{count:05}.safetensors"
 MAX_FILE_BYTES = 50 * 10**9  # transformers' own limit
 _NARROW = (torch.bfloat16, torch.float16)
 _BITS = {4: torch.int32, 2: torch.int16, 8: torch.int64}
@@ -90,26 +90,14 @@ def write_weights(
         OSError: the disk is full or can't be written.
     """
     groups = _group(list(plan_weights(model)), limit)
-    names = [SINGLE]
-    if len(groups) > 1:
-        count = len(groups)
-        names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-    hashes = {}
-    for name, tensors in zip(names, groups, strict=True):
-        with (folder / name).open("wb") as file:
-            hashes[name] = write_tensors(file, tensors)
-    if len(groups) > 1:
-        total = sum(tensor.nbytes for tensors in groups for tensor in tensors)
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": {
-                tensor.name: name
-                for name, tensors in zip(names, groups, strict=True)
-                for tensor in tensors
-            },
-        }
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
-    return hashes
+    if len(groups) == 1:
+        with (folder / SINGLE).open("wb") as file:
+            return {SINGLE: write_tensors(file, groups[0])}
+    files = {
+        SHARD.format(number=number, count=len(groups)): group
+        for number, group in enumerate(groups, start=1)
+    }
+    return write_files(folder, files, INDEX)
 
 
 def _group(tensors: Sequence[StoredTensor], limit: int) -> list[list[StoredTensor]]:

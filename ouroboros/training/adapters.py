@@ -99,7 +99,8 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
     """Marks what a run trains, and puts adapters into the model where it trains some.
 
     Raises:
-        ConfigError: as `Adapters`, nothing trains, or a rate is of what the model lacks.
+        ConfigError: as `Adapters`, nothing trains, a rate is of what the model lacks, or the
+            embedding is to train and gets no gradient at any depth.
     """
     adapters = None
     if options.adapted:
@@ -115,7 +116,24 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
             "none",
             "leave it out",
         )
+    _check_embedding(model, options)
     return adapters
+
+
+def _check_embedding(model: OuroborosForCausalLM, options: TrainOptions) -> None:
+    """Refuses an embedding that trains behind steps through which no gradient goes back.
+
+    A tied one has the LM head's gradient, and with injection each step has the entry's.
+    """
+    steps, least = options.backprop_steps, options.depth_range[0]
+    apart = not model.config.tie_word_embeddings and model.recurrent.injection is None
+    if options.train_embedding != "frozen" and 0 < steps < least and apart:
+        raise ConfigError(
+            f"train_embedding={options.train_embedding} trains an embedding apart from the LM "
+            f"head, and with backprop_steps={steps} no depth from {least} on gives it a gradient",
+            f"give --backprop-steps {least} or more, draw lesser depths too, or leave one of the "
+            "two out",
+        )
 
 
 def gather_updates(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,12 +110,17 @@ def part(model: nn.Module) -> None:
             module.reshard()
 
 
-def gather(parameters: Mapping[str, nn.Parameter], keep: bool) -> dict[str, torch.Tensor]:
+def gather(
+    parameters: Mapping[str, nn.Parameter],
+    keep: bool,
+    check: Callable[[str, torch.Tensor], None],
+) -> dict[str, torch.Tensor]:
     """Puts parameters together, one after the other; every process must call it.
 
     Args:
         parameters: by name.
         keep: whether this process wants them.
+        check: called in every process with each, whole, and its name: what it raises all raise.
 
     Returns:
         Tensors in the CPU's memory, none where they are not kept.
@@ -123,6 +128,7 @@ def gather(parameters: Mapping[str, nn.Parameter], keep: bool) -> dict[str, torc
     gathered: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         tensor = whole(parameter.detach())
+        check(name, tensor)
         if keep:
             gathered[name] = tensor.cpu().contiguous()
     return gathered

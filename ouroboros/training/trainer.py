@@ -296,9 +296,6 @@ class OuroborosTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         part(self.model)
-        for name, parameter in self._trainable().items():
-            if not bool(torch.isfinite(whole(parameter)).all()):
-                raise self._divergence(f"{name} holds NaN or infinity", self.state.global_step)
         try:
             self._publish_state(model, trial)
         except (SafetensorError, RuntimeError) as error:  # theirs and torch.save's for a full disk
@@ -328,8 +325,16 @@ class OuroborosTrainer(Trainer):
             save_file(tensors, os.path.join(output_dir, WEIGHTS))
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """Returns what trains in the one process that saves, none in others; all must call it."""
-        return gather(self._trainable(), bool(self.args.should_save))
+        """Returns what trains in the one process that saves, none in others; all must call it.
+
+        Raises:
+            TrainingError: it holds NaN or infinity.
+        """
+        return gather(self._trainable(), bool(self.args.should_save), self._require_finite)
+
+    def _require_finite(self, name: str, tensor: torch.Tensor) -> None:
+        if not bool(torch.isfinite(tensor).all()):
+            raise self._divergence(f"{name} holds NaN or infinity", self.state.global_step)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:  # transformers would save the whole model beside it

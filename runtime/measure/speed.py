@@ -194,10 +194,14 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, system and the versions that matter."""
+def describe_machine(more: Sequence[str] = ()) -> dict[str, Any]:
+    """Processor, cores, system and the versions that matter.
+
+    Args:
+        more: packages whose versions matter too.
+    """
     versions = {}
-    for name in ("ouroboros-llm", "onnxruntime", "numpy", "tokenizers"):
+    for name in ("ouroboros-llm", "onnxruntime", "numpy", "tokenizers", *more):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

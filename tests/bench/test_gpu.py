@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from bench import gpu
-from bench.gpu_report import describe_device, result_name, write_part
+from bench.gpu_report import SpeedRow, describe_device, result_name, write_part
 from bench.measure import time_torch
 from cli.errors import CommandError
 from export.errors import ExportError
 from ouroboros import load_checkpoint
+from runtime.errors import EngineError
 from runtime.measure.speed import DecodeTiming
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
@@ -145,6 +146,60 @@ def test_parity_outlives_a_timing_that_fails_and_other_parts_outlive_both(
     file.write_text("{")
     with pytest.raises(CommandError, match="holds no figures that can be read; move it away"):
         gpu.main(asked)
+
+
+def speed_row(precision: str, subject: str, decode_ms: float = 1.0) -> SpeedRow:
+    return SpeedRow(precision, subject, 1, 1, 8, decode_ms, 1e3, 1e3, 0.0, None)
+
+
+def test_what_cannot_be_timed_is_kept_until_it_is_timed(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise EngineError("no memory is left")
+
+    monkeypatch.setattr(gpu.Bundles, "make", lambda *given: (tiny_bundle, ""))
+    monkeypatch.setattr(gpu, "time_shapes", lambda *given: [speed_row("fp32", "cpu")])
+    folders = ["--work", str(tmp_path / "work"), "--json", "--results", str(tmp_path)]
+    asked = [str(tiny_checkpoint), *SMALL, "--torch-device", "none", *folders, "--speed-only"]
+    file = tmp_path / result_name(describe_device())
+    with monkeypatch.context() as broken:
+        broken.setattr(gpu.Engine, "open", refuse)
+        gpu.main(asked)
+    figures = json.loads(file.read_text())
+    (row,) = figures["untimed"]
+    assert (row["precision"], row["backend"], row["reason"]) == ("fp32", "cpu", "no memory is left")
+    assert figures["measured"]["untimed"]["device"] == describe_device()
+    assert not {"parity", "speed"} & set(figures)
+    gpu.main(asked)
+    figures = json.loads(file.read_text())
+    assert figures["untimed"] == []
+    assert [row["subject"] for row in figures["speed"]] == ["cpu"]
+
+
+def test_rows_that_were_not_asked_for_stay_where_they_are_of_the_same_model(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "figures.json"
+    how = {"checkpoint": "sha", "device": {"gpu": "one"}, "date": "2001-02-03"}
+
+    def write(rows: list[SpeedRow], asked: list[tuple[str, str]], **other: Any) -> dict[str, Any]:
+        write_part(file, "speed", rows, how | other, asked)
+        figures = json.loads(file.read_text())
+        shown = {f"{r['precision']} {r['subject']}": r["decode_ms"] for r in figures["speed"]}
+        return shown | {"date": figures["measured"]["speed"]["date"]}
+
+    all_of_them = [speed_row(one, "cuda") for one in ("fp32", "fp16", "int4")]
+    write([*all_of_them, speed_row("fp32", "pytorch")], [])
+    found = write(
+        [speed_row("int4", "cuda", 2.0), speed_row("fp32", "pytorch", 3.0)],
+        [("int4", "cuda"), ("fp16", "cuda")],  # which could not be timed
+        date="2001-02-04",
+    )
+    days = "2001-02-03, 2001-02-04"
+    assert found == {"fp32 cuda": 1.0, "int4 cuda": 2.0, "fp32 pytorch": 3.0, "date": days}
+    found = write([speed_row("int4", "cuda", 4.0)], [], date="2001-02-05", checkpoint="another")
+    assert found == {"int4 cuda": 4.0, "date": "2001-02-05"}
 
 
 def test_medians_are_over_all_turns() -> None:

@@ -16,7 +16,7 @@ from tests.support.training import options, tiny_model, tiny_tokenizer, write_te
 
 
 @pytest.mark.parametrize(
-    ("taught", "precision"), [(False, "fp32"), (True, "fp32"), (False, "bf16")]
+    ("taught", "precision"), [(False, "fp32"), (True, "fp32"), (False, "bf16"), (True, "bf16")]
 )
 def test_forms_take_the_same_train_steps(tmp_path: Path, taught: bool, precision: str) -> None:
     text = tmp_path / "text.txt"
@@ -41,6 +41,9 @@ def test_forms_take_the_same_train_steps(tmp_path: Path, taught: bool, precision
             assert all(p.requires_grad for p in form.model.parameters()) == (name == PLAIN)
             kinds = {p.dtype for p in form.model.parameters()}
             assert (kinds == {torch.float32}) == (name == PLAIN or precision == "fp32")
+            if taught and name == PLAIN:  # it turns positions as the student does
+                assert form.teacher is not None
+                assert form.teacher.body.rotary_emb.inv_freq.dtype == torch.float32
             weight = form.model.prelude[0].mlp.up_proj.weight
             assert torch.equal(weight, tiny_model().prelude[0].mlp.up_proj.weight.to(weight.dtype))
     for name in FORMS:

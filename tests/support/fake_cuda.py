@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import hashlib
 import types
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,7 @@ class FakeBuilder:
         return {
             "version": "10.14.1",
             "bytes": len(self.PLAN),
+            "sha256": hashlib.sha256(self.PLAN).hexdigest(),
             "layers": 1,
             "refittable": 0,
             "inputs": self.shapes,

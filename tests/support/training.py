@@ -29,13 +29,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
-def tiny_model(vocabulary: int = VOCABULARY, **changes: Any) -> OuroborosForCausalLM:
+def tiny_model(
+    vocabulary: int = VOCABULARY, tied: bool = True, **changes: Any
+) -> OuroborosForCausalLM:
     """A random Llama of 6 layers, 2 | 1 | 2, large enough weights that every part matters."""
     torch.manual_seed(0)
     base = {
         "model_type": "llama", "vocab_size": vocabulary, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": tied,
     }  # fmt: skip
     fields = {"prelude": 2, "coda": 2, "recurrent": 3, "rank": 4, "style_size": 8}
     config = OuroborosConfig(base_config=base, **{**fields, "max_depth": 6, "depth": 3, **changes})

@@ -54,10 +54,12 @@ def test_hashes_that_the_graph_was_written_with_are_not_taken_again(
     manifest = read_manifest(tiny_bundle)
     graph = manifest.graphs.onnx
     hashes = {name: manifest.files[name].sha256 for name in (graph.file, *graph.data)}
+    known = dict(hashes)
     (spec,) = build_plans(
-        tiny_bundle / "model.onnx", tmp_path / PLANS, TrtOptions(), FACTS, hashes=hashes
+        tiny_bundle / "model.onnx", tmp_path / PLANS, TrtOptions(), FACTS, hashes=known
     )
     check_plan_graph(spec, hashes)
+    assert known == hashes | {spec.file: hash_file(tmp_path / spec.file)}
 
 
 def test_tensorrt_is_given_a_copy_whose_depth_is_a_vector(

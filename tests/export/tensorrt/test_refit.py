@@ -27,7 +27,7 @@ from runtime.backends.trt import TrtBackend
 from runtime.backends.trt_flavours import TENSORRT, Installed
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.plans import read_plan
-from runtime.bundle.reader import open_bundle, read_manifest
+from runtime.bundle.reader import hash_file, open_bundle, read_manifest
 from runtime.errors import BundleError, EngineError
 from runtime.parity.cases import load_cases, recorded_results
 from runtime.parity.replay import run
@@ -120,6 +120,9 @@ def test_new_checkpoint_goes_into_the_old_plan(
         ({"max_seq": 64}, {}, r"attention_mask up to \[4, 513\], asked for is \[4, 65\]"),
         ({"timing_cache": Path("cache")}, {}, "timing_cache is of a build, and refit_from builds"),
         ({"workspace_mb": 64}, {}, "workspace_mb is of a build, and refit_from builds nothing"),
+        ({"opt_batch": 2}, {}, "opt_batch is of a build, and refit_from builds nothing"),
+        ({"opt_past": 64}, {}, "opt_past is of a build"),
+        ({"opt_new": 32}, {}, "opt_new is of a build"),
     ],
 )
 def test_plan_for_something_else_is_refused(
@@ -222,6 +225,14 @@ def test_graph_without_replaceable_weights_is_not_built(tmp_path: Path, stand_in
     with pytest.raises(ExportError, match="TensorRT keeps no weight of this graph replac"):
         build_plans(tmp_path / "g.onnx", tmp_path / "plans", TrtOptions(refit=True), FACTS)
     assert not (tmp_path / "plans").exists()
+
+
+def test_hash_of_the_plan_is_handed_on(old: Path, tmp_path: Path) -> None:
+    graph = read_manifest(old).graphs.onnx
+    hashes = {name: read_manifest(old).files[name].sha256 for name in (graph.file, *graph.data)}
+    known, out = dict(hashes), tmp_path / "plans"
+    (spec,) = refit_plans(old / "model.onnx", out, old, TrtOptions(), FACTS, hashes=known)
+    assert known == hashes | {spec.file: hash_file(tmp_path / spec.file)}
 
 
 def test_changed_plan_is_not_refitted(old: Path, tmp_path: Path) -> None:

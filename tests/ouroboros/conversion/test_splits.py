@@ -198,7 +198,10 @@ def test_named_layer_is_kept_and_its_splits_tried(tiny_original: Path, tmp_path:
 def test_original_runs_over_the_text_once(
     deeper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the end of the shortest prelude to the input of the last layer that is looped."""
+    """From the end of the shortest prelude to the input of the last layer that is looped.
+
+    How far it is it says now and then.
+    """
     from ouroboros.conversion import bridge
 
     passes: list[list[int]] = []
@@ -211,8 +214,12 @@ def test_original_runs_over_the_text_once(
             yield number, states
 
     monkeypatch.setattr(bridge, "original_states", counted)
-    convert_any(deeper, tmp_path / "out", (2, 2))
+    monkeypatch.setattr(bridge, "TELL_S", 0)
+    _, lines = convert_any(deeper, tmp_path / "out", (2, 2))
     assert passes == [list(range(1, 9))]
+    assert [line for line in lines if line.startswith("running layer")] == [
+        f"running layer {number} of the original, up to 7" for number in range(1, 8)
+    ]
 
 
 @pytest.mark.parametrize(

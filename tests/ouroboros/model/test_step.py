@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, Qwen3Config
 
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
+from ouroboros.model.cache import CACHE
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.modulation import ModulatedLinear
 from ouroboros.model.pooling import describe_sequences
@@ -92,3 +93,24 @@ def test_block_is_its_layers_one_after_the_other(family: Any, modulation: str, b
         found = loop(hidden, step, sequences, None, **inputs)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         hidden = expected
+
+
+@pytest.mark.parametrize("modulation", ["controller", "static", "free", "none"])
+def test_only_a_controller_and_a_cache_ask_for_the_pooled_state(
+    modulation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(LlamaConfig, modulation=modulation)
+    pool, steps = model.recurrent.pool, list[int]()
+
+    def count(hidden: Any, sequences: Any, cache: Any, step: int) -> torch.Tensor:
+        steps.append(step)
+        return pool(hidden, sequences, cache, step)
+
+    monkeypatch.setattr(model.recurrent, "pool", count)
+    ids = torch.arange(LENGTH)[None] + 1
+    with torch.inference_mode():
+        alone = model(ids, depth=3, use_cache=False).logits
+        assert steps == (list(range(3)) if modulation == "controller" else [])
+        kept = model(ids, depth=3, use_cache=True)
+    assert torch.equal(kept.logits, alone)
+    assert sorted(kept[CACHE].pool) == [0, 1, 2]

@@ -16,6 +16,7 @@ from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.source.locate import load_source
 from ouroboros.text.windows import collate, load_windows
 from ouroboros.training import loss as losses
+from ouroboros.training.adapters import mark_trained
 from ouroboros.training.depth import DrawnDepth, depth_loss, draw_train_step, greatest_depth
 from ouroboros.training.loss import IGNORED
 from ouroboros.training.order import RunOrder
@@ -224,3 +225,21 @@ def test_a_bridge_trains_where_depth_is_within_the_steps(corpus: Path, tmp_path:
         train(checkpoint, out, options(corpus, depth=depth, backprop_steps=2, weight_decay=0.1))
         weight = load_checkpoint(out)[0].get_parameter("bridge.weight")
         assert bool(weight.any()) == (depth == "2")
+
+
+def test_an_embedding_that_would_get_no_gradient_is_refused(corpus: Path) -> None:
+    def mark(depth: str, **changes: Any) -> OuroborosForCausalLM:
+        model = tiny_model(**changes)
+        mark_trained(model, options(corpus, depth=depth, train_embedding="full", backprop_steps=2))
+        return model
+
+    with pytest.raises(ConfigError, match=r"no depth from 3 on.*; give --backprop-steps 3 or more"):
+        mark("3-5", tied=False)
+    for depth, changes in (
+        ("2-5", {"tied": False}),
+        ("3-5", {"tied": True}),
+        ("3-5", {"tied": False, "input_injection": "add"}),
+    ):
+        model = mark(depth, **changes)
+        model(IDS, labels=IDS, depth=int(depth[0]), backprop_steps=2).loss.backward()
+        assert gradients(model)["embed_tokens.weight"] is not None

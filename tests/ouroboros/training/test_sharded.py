@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from ouroboros.checkpoint import load_checkpoint
 from ouroboros.errors import TrainingError
+from ouroboros.training import sharded, trainer
 from ouroboros.training.run import train
 from ouroboros.training.sharded import ASKED, check_sharded, check_sharding
 from ouroboros.training.state import list_steps
@@ -210,3 +211,25 @@ def test_asked_for_on_a_cpu_it_says_that_there_is_none(
     monkeypatch.setenv(ASKED, "true")
     train(checkpoint, tmp_path / "out", options(corpus, train_steps=1), console=console)
     assert written.getvalue().count("warning: accelerate has no FSDP for CPUs") == 1
+
+
+def test_a_saved_state_puts_each_parameter_together_once(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_together: list[int] = []
+    whole, save = sharded.whole, trainer.OuroborosTrainer._save_checkpoint
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        put_together.append(tensor.data_ptr())
+        return whole(tensor)
+
+    def save_counted(self: trainer.OuroborosTrainer, model: Any, trial: Any) -> None:
+        put_together.clear()
+        save(self, model, trial)
+        assert sorted(put_together) == sorted(p.data_ptr() for p in self._trainable().values())
+
+    monkeypatch.setattr(sharded, "whole", count)
+    monkeypatch.setattr(trainer, "whole", count)
+    monkeypatch.setattr(trainer.OuroborosTrainer, "_save_checkpoint", save_counted)
+    train(checkpoint, tmp_path / "out", options(corpus, train_steps=1))
+    assert put_together

@@ -80,4 +80,6 @@ def test_bench_reports_every_pair(engine: Engine, monkeypatch: pytest.MonkeyPatc
 
 def test_machine_is_described() -> None:
     assert 1e8 < measure_read_rate(1, 64, 1) < 1e13
-    assert describe_machine()["versions"]["onnxruntime"] != "not installed"
+    versions = describe_machine(["safetensors", "no-such-package"])["versions"]
+    assert versions["onnxruntime"] != "not installed"
+    assert versions["safetensors"] != versions["no-such-package"] == "not installed"
