@@ -83,7 +83,7 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
             b'{"text": "ok"}\n{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
             "a.jsonl: line 2 is not JSON .*recursion",
         ),
-        ("a.parquet", b"PAR1 nonsense", "a.parquet: not a readable parquet file"),
+        ("a.parquet", b"PAR1 nonsense", "a.parquet: damaged or no parquet file"),
         ("a.csv", b"a,b", "files ending in '.csv' are not read; allowed are .txt"),
         ("a", b"a,b", "files ending in 'nothing' are not read"),
     ],
@@ -114,7 +114,11 @@ def test_parquet_that_is_not_utf8_is_refused(
     raw = pyarrow.array([b"abcdef", b"caf\xe9 noir"])
     texts = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
-    with pytest.raises(DataError, match=r"a.parquet: column 'text' holds text that is not UTF-8"):
+    with pytest.raises(DataError, match=r"a.parquet: holds text that is not UTF-8 .* 'text'"):
+        load_windows([path], letters, 4)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["abc"], "#name#": [1]}), path)
+    path.write_bytes(path.read_bytes().replace(b"#name#", b"#n\xffme#"))
+    with pytest.raises(DataError, match=r"a.parquet: holds text that is not UTF-8"):
         load_windows([path], letters, 4)
 
 
