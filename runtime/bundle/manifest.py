@@ -85,10 +85,22 @@ def render_manifest(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
-def _read_json(text: str | bytes) -> object:
+def read_json(text: str | bytes) -> object:
+    """Reads JSON as all of a bundle's is read: no key twice, no NaN, no infinity.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_json(text: str | bytes) -> object:
+    try:
+        return read_json(text)
+    except ValueError as error:
         raise BundleError(f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}") from error
 
 
