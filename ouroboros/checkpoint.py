@@ -27,10 +27,28 @@ from ouroboros.storage.weights import INDEX as INDEX
 from ouroboros.storage.weights import SINGLE, build_empty, write_weights
 from runtime.errors import errors_as
 from runtime.files.atomic import check_place, publish
-from runtime.files.destinations import CHECKPOINT, DELTA_NAME, RUN
+from runtime.files.destinations import (
+    BUNDLE,
+    CHECKPOINT,
+    DELTA,
+    DELTA_NAME,
+    FILE,
+    NAMES,
+    RUN,
+    TRITON,
+    kind_of,
+)
 from runtime.files.hashing import hash_file as hash_file
 
 PAPERS = ("LICENSE", "ATTRIBUTION")
+_INSTEAD = {
+    FILE: "give the directory of a checkpoint",
+    BUNDLE: "give the checkpoint that it was exported from",
+    TRITON: "give the checkpoint that it was exported from",
+    DELTA: "make the whole checkpoint: `ouro restore DELTA OUT --source SOURCE`",
+    RUN: "it holds no weights yet: let `ouro train` go on with --resume to its end",
+}
+"""What to do where something else stands in the place of a checkpoint."""
 
 
 def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
@@ -95,10 +113,7 @@ def read_config(path: Path) -> OuroborosConfig:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise CheckpointError(
-            f"{path}: no checkpoint here (config.json is missing)",
-            "make one with `ouro convert SOURCE OUT`",
-        )
+        raise _no_checkpoint(path)
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -116,6 +131,16 @@ def read_config(path: Path) -> OuroborosConfig:
     if not config.base_config:
         raise ConfigError(f"{file}: has no base_config", "convert the model again")
     return config
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    kind = kind_of(path)
+    if cure := _INSTEAD.get(kind):
+        return CheckpointError(f"{path} is {NAMES.get(kind, 'a file')}, not a checkpoint", cure)
+    return CheckpointError(
+        f"{path}: no checkpoint here (config.json is missing)",
+        "make one with `ouro convert SOURCE OUT`",
+    )
 
 
 def weight_files(path: Path) -> list[Path]:
