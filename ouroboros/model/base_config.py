@@ -187,6 +187,11 @@ def check_base_config(values: dict[str, Any]) -> None:
     eps = values.get("rms_norm_eps")
     if eps is not None and not (is_number(eps) and eps >= 0):
         raise ConfigError(f"base_config: rms_norm_eps={eps!r:.80} must be a number, 0 or more")
+    dropout = values.get("attention_dropout")
+    if dropout is not None and not (is_number(dropout) and 0 <= dropout < 1):
+        raise ConfigError(
+            f"base_config: attention_dropout={dropout!r:.80} must be a share, 0 to below 1"
+        )
     _check_rope(values)
 
 
@@ -206,6 +211,12 @@ def _check_rope(values: dict[str, Any]) -> None:
     theta = rope.get("rope_theta", values.get("rope_theta"))
     if theta is not None and not (is_number(theta) and theta > 0):
         raise ConfigError(f"base_config: rope_theta={theta!r:.80} must be a finite number above 0")
+    part = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if part not in (None, 1):
+        raise ConfigError(
+            f"base_config: partial_rotary_factor={part!r:.80} turns a part of each head",
+            "these architectures turn whole heads: take it out where the model was trained so",
+        )
     for name in set(rope) - {"rope_type", "type", "rope_theta", "truncate"}:
         parts = rope[name] if isinstance(rope[name], list) else [rope[name]]
         if not all(part is None or is_number(part) for part in parts):
