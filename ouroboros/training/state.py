@@ -9,6 +9,7 @@ and resumes silently to other weights when a file is missing.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -22,6 +23,9 @@ from runtime.files.hashing import hash_file
 
 HASHES = "hashes.json"
 OPTIONS = "options.json"
+WEIGHTS = "trainable.safetensors"
+PROGRESS = "trainer_state.json"
+_NEEDED = (WEIGHTS, PROGRESS, "optimizer.*", "scheduler.pt", "rng_state*.pth")
 # On how many threads a sum is split decides the order of its terms, and so its last bits.
 THREADS = "cpu_threads"
 MACHINE = "machine"
@@ -98,6 +102,28 @@ def find_newest_valid(state_dir: Path, warn: Callable[[str], None]) -> Path | No
     return None
 
 
+def check_state(folder: Path) -> None:
+    """Refuses a state that lacks what is gone on from: transformers would pass over it in silence.
+
+    Raises:
+        TrainingError: a file is missing, or it says that it is of another train step.
+    """
+    names = [path.name for path in folder.iterdir()]
+    for pattern in _NEEDED:
+        if not fnmatch.filter(names, pattern):
+            raise TrainingError(f"{folder} lacks {pattern}", older_state(folder))
+    said = (_read_table(folder / PROGRESS) or {}).get("global_step")
+    if said != train_step_of(folder):
+        raise TrainingError(
+            f"{folder / PROGRESS} is damaged: it is of train step {said!r:.80}", older_state(folder)
+        )
+
+
+def older_state(folder: Path) -> str:
+    """Says what to do where a state can't be gone on from."""
+    return f"delete {folder} to go on from an older state, or from the beginning"
+
+
 @contextlib.contextmanager
 def stage_step(state_dir: Path, train_step: int) -> Iterator[Path]:
     """Yields a hidden folder to write into; on success publishes it as `step-{train_step}`.
@@ -172,8 +198,7 @@ def check_options(
     saved = _read_table(folder / OPTIONS)
     if saved is None:
         raise TrainingError(
-            f"{folder / OPTIONS} is missing or not a table of options",
-            f"delete {folder} to go on from an older state",
+            f"{folder / OPTIONS} is missing or not a table of options", older_state(folder)
         )
     given = json.loads(json.dumps(dict(options)))
     before, now = saved.pop(THREADS, None), given.pop(THREADS, None)
