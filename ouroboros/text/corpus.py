@@ -226,8 +226,12 @@ def read_documents(path: Path, report: Report | None = None) -> Iterator[str]:
 def _require_file(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a folder", "name a file")
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path}: no such file", "check the path")
+    if not path.is_file():
+        raise DataError(
+            f"{path}: a pipe or a device, and a text is read more than once", "write it to a file"
+        )
 
 
 @contextmanager

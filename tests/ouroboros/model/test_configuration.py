@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,6 @@ def test_scaled_rope_of_an_older_config_is_kept() -> None:
         ({"base_config": {**BASE, "hidden_act": "foo"}}, r"hidden_act='foo' is unknown; .*silu"),
         ({"base_config": {**BASE, "rms_norm_eps": float("nan")}}, r"rms_norm_eps=nan must be"),
         ({"base_config": {**BASE, "attention_dropout": 5.0}}, r"attention_dropout=5\.0 must be"),
-        ({"base_config": {**BASE, "attention_dropout": math.nan}}, "attention_dropout=nan must be"),
         (
             {"base_config": {**BASE, "partial_rotary_factor": 0.5}},
             r"partial_rotary_factor=0\.5 turns a part of each head",

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ouroboros.text.windows import (
     load_windows,
     read_documents,
     read_text,
+    read_whole,
 )
 from tests.support.letters import LETTERS
 
@@ -120,6 +122,13 @@ def test_parquet_that_is_not_utf8_is_refused(
     path.write_bytes(path.read_bytes().replace(b"#name#", b"#n\xffme#"))
     with pytest.raises(DataError, match=r"a.parquet: holds text that is not UTF-8"):
         load_windows([path], letters, 4)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    for read in (read_whole, lambda path: list(read_documents(path))):
+        with pytest.raises(DataError, match=r"a\.txt: a pipe or a device, .*; write it to a file"):
+            read(tmp_path / "a.txt")
 
 
 def test_missing_and_empty_paths_are_refused(tmp_path: Path) -> None:
