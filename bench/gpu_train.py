@@ -165,8 +165,7 @@ def collect(work: Path, out: Path, part: int, parts: int) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from ouroboros.training.state import list_steps
-    from ouroboros.training.trainer import WEIGHTS
+    from ouroboros.training.state import WEIGHTS, list_steps
 
     converted = load_file(work / "converted" / "model.safetensors")
     ended, states = work / "trained" / "model.safetensors", list_steps(work / "trained" / "state")

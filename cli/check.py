@@ -84,6 +84,7 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
     """
     from rich.markup import escape
 
+    from cli.errors import visible
     from cli.screen import print_prose, print_table
 
     if every:
@@ -91,10 +92,11 @@ def print_report(report: ParityReport, console: Console, every: bool) -> None:
     else:
         print_table(depth_table(report), console)
     for problem in report.problems:
-        print_prose(f"[bold red]missing:[/] {escape(problem)}", console, markup=True)
+        print_prose(f"[bold red]missing:[/] {escape(visible(problem))}", console, markup=True)
     failed = [row for row in report.rows if row.verdict == "FAIL"]
     for row in failed[:10]:
-        where = escape(f"{row.measurement.case}, {row.measurement.output}: {row.reason}")
+        one = row.measurement
+        where = escape(visible(f"{one.case}, {one.output}: {row.reason}"))
         print_prose(f"[bold red]FAIL[/] {where}", console, markup=True)
     if len(failed) > 10:
         print_prose(f"... and {len(failed) - 10} more; --all or --json shows them", console)
@@ -175,6 +177,7 @@ def full_table(report: ParityReport) -> Table:
     """
     from rich.table import Table
 
+    from cli.screen import as_written
     from runtime.bundle.contract import NEW_PREFIX
 
     table = Table(title="engine against PyTorch")
@@ -185,8 +188,8 @@ def full_table(report: ParityReport) -> Table:
         one = row.measurement
         table.add_row(
             str(one.depth),
-            one.case,
-            one.output.removeprefix(NEW_PREFIX),
+            as_written(one.case),
+            as_written(one.output.removeprefix(NEW_PREFIX)),
             f"{one.difference.max_abs:.1e}",
             f"{one.difference.mean_abs:.1e}",
             f"{one.worst_relative_l2:.1e}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ EXTRAS = {
 NO_MEMORY = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
 # safetensors, torch and numpy report a full disk in exceptions of their own.
 FULL_DISK = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Returns a text with its control characters written out, which would steer a terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def describe(error: BaseException) -> str | None:
@@ -92,7 +99,7 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         line = describe(error)
         if line is None:
             raise
-        sys.stderr.write(f"error: {line}\n")
+        sys.stderr.write(f"error: {visible(line)}\n")
         raise SystemExit(1) from None
 
 

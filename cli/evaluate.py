@@ -127,20 +127,18 @@ def print_rows(rows: Sequence[Row], console: Any) -> None:
     """
     from functools import partial
 
-    from rich.text import Text
-
-    from cli.screen import new_table, print_table, split_columns
+    from cli.screen import as_written, new_table, print_table, split_columns
 
     def make(columns: Sequence[Column]) -> Table:
         table = new_table(title="held-out next-token loss (nats per token)")
         table.add_column("model", no_wrap=True)
         for name in ("depth", *(heading for heading, _ in columns)):
-            table.add_column(Text(name), justify="right", no_wrap=True)
+            table.add_column(as_written(name), justify="right", no_wrap=True)
         for row in rows:
             depth = "–" if row.depth is None else str(row.depth)
             if row.mean_depth is not None:
                 depth += f" {row.mean_depth:.2f}"
-            table.add_row(row.model, depth, *(cell(row) for _, cell in columns))
+            table.add_row(as_written(row.model), depth, *(cell(row) for _, cell in columns))
         return table
 
     means: list[Column] = [

@@ -31,7 +31,14 @@ def inspect(
     from cli.errors import CommandError
     from runtime.bundle.reader import is_bundle
 
-    if (path / "config.json").is_file() and not is_bundle(path):
+    checkpoint = (path / "config.json").is_file()
+    if path.is_dir() and not checkpoint and not is_bundle(path):
+        raise CommandError(
+            f"{path} is neither a bundle nor a checkpoint: it has no manifest.json and no "
+            "config.json",
+            "give a directory that `ouro convert`, `ouro train` or `ouro export` wrote",
+        )
+    if checkpoint and not is_bundle(path):
         if graph:
             raise CommandError(f"{path} is a checkpoint and has no graph", "export it first")
         print_checkpoint(path, Console(), tensors)
@@ -69,7 +76,7 @@ def print_bundle(path: Path, console: Any, tensors: bool) -> None:
     """
     import dataclasses
 
-    from cli.screen import new_table, print_facts, print_table
+    from cli.screen import as_written, new_table, print_facts, print_table
     from runtime.bundle.reader import find_damage, read_manifest
 
     manifest = read_manifest(path)
@@ -89,13 +96,15 @@ def print_bundle(path: Path, console: Any, tensors: bool) -> None:
     table = new_table("file", "bytes", "sha256", "state")
     damage = find_damage(path, manifest)
     for name, spec in manifest.files.items():
-        table.add_row(name, f"{spec.bytes:,}", spec.sha256[:12], _state(damage.get(name)))
+        table.add_row(
+            as_written(name), f"{spec.bytes:,}", spec.sha256[:12], _state(damage.get(name))
+        )
     print_table(table, console)
     if tensors:
         graph = manifest.graphs.onnx
         listing = new_table("tensor", "type", "shape")
         for tensor in (*graph.inputs, *graph.outputs):
-            listing.add_row(tensor.name, tensor.dtype, _escape(tensor.shape))
+            listing.add_row(tensor.name, tensor.dtype, as_written(list(tensor.shape)))
         print_table(listing, console)
     for problem in damage.values():
         raise problem
@@ -116,7 +125,7 @@ def print_checkpoint(path: Path, console: Any, tensors: bool) -> None:
         CheckpointError: it is an original model, or not whole; the tables are printed before.
         ConfigError: its configuration holds what this version does not know.
     """
-    from cli.screen import new_table, print_facts, print_table
+    from cli.screen import as_written, new_table, print_facts, print_table
     from ouroboros.inspection import inspect_checkpoint
 
     report = inspect_checkpoint(path)
@@ -125,9 +134,9 @@ def print_checkpoint(path: Path, console: Any, tensors: bool) -> None:
     listing = new_table("tensor", "type", "shape")
     for file in report.files:
         numbers = (f"{file.bytes:,}", str(len(file.tensors)), f"{file.parameters:,}")
-        files.add_row(file.name, *numbers, _state(file.problem))
+        files.add_row(as_written(file.name), *numbers, _state(file.problem))
         for entry in file.tensors:
-            listing.add_row(entry.name, entry.dtype, _escape(entry.shape))
+            listing.add_row(as_written(entry.name), entry.dtype, as_written(list(entry.shape)))
     if report.files:
         print_table(files, console)
     if tensors:
@@ -163,9 +172,3 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             facts[name] = value
     return facts
-
-
-def _escape(shape: Any) -> str:
-    from rich.markup import escape
-
-    return escape(str(list(shape)))

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from cli.errors import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 Column = TypeVar("Column")
 
@@ -19,6 +22,13 @@ def new_table(*columns: str, title: str | None = None) -> Table:
     from rich.table import Table
 
     return Table(*columns, title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+
+
+def as_written(text: object) -> Text:
+    """Returns what stands in a file for a table: no markup, and nothing that steers a terminal."""
+    from rich.text import Text
+
+    return Text(visible(str(text)))
 
 
 def print_prose(
@@ -40,10 +50,12 @@ def print_facts(facts: Mapping[str, object], console: Console) -> None:
 
     from rich.text import Text
 
+    facts = {visible(name): value for name, value in facts.items()}
     left = max(map(len, facts)) + 2
     room = console.width - left if console.is_terminal else 0
     for name, value in facts.items():
-        shown = f"{value:,}" if isinstance(value, int) and value >= 1_000_000 else str(value)
+        large = isinstance(value, int) and value >= 1_000_000
+        shown = visible(f"{value:,}" if large else str(value))
         # On a narrow terminal values stand below their names.
         start, indent = (f"{name:{left}}", left) if room >= 20 or not room else (f"{name}\n  ", 2)
         width = max(20, console.width - indent)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,36 @@ from transformers import AutoTokenizer
 from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.names import current_name
 from ouroboros.source.locate import FLOATS, one_line, quiet_transformers, require_finite
+from ouroboros.source.sampling_defaults import read_generation_config
 from ouroboros.source.templates import check_templates
 from ouroboros.storage.weights import INDEX as INDEX
-from ouroboros.storage.weights import SINGLE, write_weights
+from ouroboros.storage.weights import SINGLE, build_empty, write_weights
+from runtime.errors import errors_as
 from runtime.files.atomic import check_place, publish
-from runtime.files.destinations import CHECKPOINT, DELTA_NAME, RUN
+from runtime.files.destinations import (
+    BUNDLE,
+    CHECKPOINT,
+    DELTA,
+    DELTA_NAME,
+    FILE,
+    NAMES,
+    RUN,
+    TRITON,
+    kind_of,
+)
 from runtime.files.hashing import hash_file as hash_file
 
 PAPERS = ("LICENSE", "ATTRIBUTION")
+_INSTEAD = {
+    FILE: "give the directory of a checkpoint",
+    BUNDLE: "give the checkpoint that it was exported from",
+    TRITON: "give the checkpoint that it was exported from",
+    DELTA: "make the whole checkpoint: `ouro restore DELTA OUT --source SOURCE`",
+    RUN: "it holds no weights yet: let `ouro train` go on with --resume to its end",
+}
+"""What to do where something else stands in the place of a checkpoint."""
 
 
 def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
@@ -39,24 +60,24 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
     """
     path = Path(path)
     config = read_config(path)
-    check_weight_files(path)
+    # Before transformers makes room for all that config.json asks for.
+    _require_complete(path, config, check_weight_files(path))
     with quiet_transformers():
+        # In the place of a file that it can't read transformers takes defaults, without a word.
+        read_generation_config(str(path), path, config)
         try:
-            model, info = OuroborosForCausalLM.from_pretrained(
+            model = OuroborosForCausalLM.from_pretrained(
                 path,
                 config=config,
                 dtype=torch.float32,
-                output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # named below, all of them
             )
         except OuroborosError:
             raise
         except Exception as error:
             raise CheckpointError(f"{path}: can't load the weights: {one_line(error)}") from error
         tokenizer = _load_tokenizer(path)
-    _require_complete(path, config, info)
     _require_one_head(path, model)
     require_finite(model, str(path))
     return model.eval(), tokenizer
@@ -92,10 +113,7 @@ def read_config(path: Path) -> OuroborosConfig:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise CheckpointError(
-            f"{path}: no checkpoint here (config.json is missing)",
-            "make one with `ouro convert SOURCE OUT`",
-        )
+        raise _no_checkpoint(path)
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -113,6 +131,16 @@ def read_config(path: Path) -> OuroborosConfig:
     if not config.base_config:
         raise ConfigError(f"{file}: has no base_config", "convert the model again")
     return config
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    kind = kind_of(path)
+    if cure := _INSTEAD.get(kind):
+        return CheckpointError(f"{path} is {NAMES.get(kind, 'a file')}, not a checkpoint", cure)
+    return CheckpointError(
+        f"{path}: no checkpoint here (config.json is missing)",
+        "make one with `ouro convert SOURCE OUT`",
+    )
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -136,6 +164,8 @@ def weight_files(path: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not a safetensors index: {one_line(error)}") from error
+    if not names:
+        raise CheckpointError(f"{index}: names no file", "copy it again")
     files = [path / str(name) for name in names]
     for file in files:
         if file.parent != path or not file.is_file():
@@ -149,36 +179,58 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def check_weight_files(path: Path) -> None:
+def check_weight_files(path: Path) -> dict[str, tuple[int, ...]]:
     """Opens every safetensors header, so that a damaged file is named before anything loads.
 
+    Returns:
+        The shape of each tensor, by the name that it has now.
+
     Raises:
-        CheckpointError: a file is missing, truncated or no safetensors file, or holds integers.
+        CheckpointError: a file is missing, truncated or no safetensors file, or holds integers, or
+            two tensors have one name.
     """
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(path):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (no dict)
-                    kind = tensors.get_slice(name).get_dtype()
-                    if kind not in FLOATS:
+                    part = tensors.get_slice(name)
+                    if (kind := part.get_dtype()) not in FLOATS:
                         raise CheckpointError(
                             f"{file}: {name} is {kind}, allowed: {', '.join(FLOATS)}",
                             "convert or train again",
                         )
+                    if (now := current_name(name)) in shapes:
+                        raise CheckpointError(
+                            f"{file}: holds {name}, which the checkpoint holds elsewhere too",
+                            "take away the one that is not meant",
+                        )
+                    shapes[now] = tuple(part.get_shape())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{file}: truncated or not a safetensors file ({one_line(error)})", "copy it again"
             ) from error
+    return shapes
 
 
-def _require_complete(path: Path, config: OuroborosConfig, info: dict[str, Any]) -> None:
+def _require_complete(
+    path: Path, config: OuroborosConfig, held: Mapping[str, tuple[int, ...]]
+) -> None:
+    wanted = {name: tuple(one.shape) for name, one in build_empty(config).state_dict().items()}
     # A tied head is the embedding and never in the file.
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        found = [key if isinstance(key, str) else _mismatch(*key) for key in info.get(kind) or []]
-        if keys := sorted(key for key in found if kind != "missing_keys" or key not in tied):
+    both = wanted.keys() & held.keys()
+    for kind, names in (
+        ("missing", wanted.keys() - held.keys() - tied),
+        ("unexpected", held.keys() - wanted.keys()),
+        ("mismatched", {name for name in both if wanted[name] != held[name]}),
+    ):
+        if names:
+            first = min(names)
+            if kind == "mismatched":
+                first += f": {list(held[first])} instead of {list(wanted[first])},"
             raise CheckpointError(
-                f"{path}: {len(keys)} {kind.removesuffix('_keys')} weights, {keys[0]} first",
+                f"{path}: {len(names)} {kind} weights, {first} first",
                 "config.json and model.safetensors are not of one checkpoint",
             )
 
@@ -194,19 +246,13 @@ def _require_one_head(path: Path, model: OuroborosForCausalLM) -> None:
         )
 
 
-def _mismatch(name: str, held: Sequence[int], wanted: Sequence[int]) -> str:
-    return f"{name}: {list(held)} instead of {list(wanted)},"
-
-
 def _load_tokenizer(path: Path) -> Any:
     if not (path / "tokenizer.json").is_file():
         return None
-    try:
+    with errors_as(CheckpointError, f"{path}: can't load the tokenizer", "copy it again"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:
-        raise CheckpointError(f"{path}: can't load the tokenizer: {one_line(error)}") from error
     check_templates(tokenizer, str(path))
     return tokenizer
 

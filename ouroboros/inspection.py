@@ -98,7 +98,8 @@ def inspect_checkpoint(path: Path) -> CheckpointReport:
     """
     config = read_plain_config(path)
     # Adapters are in the weights already.
-    names = (file for file in sorted(path.glob("*.safetensors")) if file.name != ADAPTERS)
+    found = (file for file in sorted(path.glob("*.safetensors")) if file.is_file())
+    names = (file for file in found if file.name != ADAPTERS)
     files = tuple(inspect_weights(file) for file in names)
     if not files:
         problem = CheckpointError(f"{path} holds no .safetensors file", "convert it again")
@@ -233,18 +234,14 @@ def require_matching(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         ConfigError: the configuration holds what this version does not know.
         ModuleNotFoundError: torch or transformers is not installed.
     """
-    import torch
-
     from ouroboros.checkpoint import read_config, weight_files
-    from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.model.names import current_name
+    from ouroboros.storage.weights import build_empty
 
     config = read_config(path)
     weight_files(path)
     shapes = {current_name(name): shape for name, shape in shapes.items()}
-    with torch.device("meta"):
-        model = OuroborosForCausalLM(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = {name: tuple(one.shape) for name, one in build_empty(config).state_dict().items()}
     if config.tie_word_embeddings and "lm_head.weight" not in shapes:
         wanted.pop("lm_head.weight", None)
     for name in sorted(wanted.keys() | shapes.keys()):

@@ -15,6 +15,8 @@ The numbers are the errors' codes. They never change, and the C library returns 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -87,3 +89,27 @@ class CommandError(OuroError):
 
 RuntimeFault = OuroError
 """The name that the runtime's users have caught so far."""
+
+
+@contextmanager
+def errors_as(kind: type[OuroError], problem: str, cure: str = "") -> Iterator[None]:
+    """Makes one of our errors of whatever a library raises in the block, a panic of Rust too.
+
+    Args:
+        kind: of the error.
+        problem: what could not be done; what the library said follows it.
+        cure: what to do next.
+
+    Raises:
+        OuroError: as the block does, or of `kind`.
+    """
+    try:
+        yield
+    except OuroError:
+        raise
+    except BaseException as error:
+        # pyo3's PanicException is no Exception, and another class in every extension module.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise kind(f"{problem}: {said}", cure) from error

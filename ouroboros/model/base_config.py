@@ -24,6 +24,7 @@ FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies are one table, which is what a graph can hold."""
 
 MOST_LAYERS = 4096
+MOST_LABELS = 1 << 16
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -116,18 +117,38 @@ def refuse_quantized(source: str, values: dict[str, Any]) -> None:
     )
 
 
-def check_layers(values: Mapping[str, Any], source: str) -> None:
-    """Refuses a number of layers that no model has, before anything of that length is built.
+def check_lengths(values: Mapping[str, Any], source: str) -> None:
+    """Refuses a number of layers or labels that no model has, before a list of them is made.
 
     Raises:
-        ConfigError: it is above `MOST_LAYERS`.
+        ConfigError: it is above `MOST_LAYERS` or `MOST_LABELS`.
     """
-    layers = values.get("num_hidden_layers")
-    if layers is not None and is_whole(layers) and layers > MOST_LAYERS:
-        raise ConfigError(
-            f"{source}: num_hidden_layers={layers!r:.80} is above {MOST_LAYERS:,}",
-            "get an intact copy of config.json",
-        )
+    for name, most in (("num_hidden_layers", MOST_LAYERS), ("num_labels", MOST_LABELS)):
+        value = values.get(name)
+        if value is not None and is_whole(value) and value > most:
+            raise ConfigError(
+                f"{source}: {name}={value!r:.80} is above {most:,}",
+                "get an intact copy of config.json",
+            )
+
+
+def refuse_kernels(values: Mapping[str, Any]) -> None:
+    """Refuses a file that says how its model is to be computed, which is for its user to say.
+
+    A name may be a kernel of the hub's, which transformers fetches and runs.
+
+    Args:
+        values: what the file holds.
+
+    Raises:
+        ConfigError: it names an implementation.
+    """
+    for name in ("attn_implementation", "experts_implementation"):
+        if any(values.get(key) is not None for key in (name, f"_{name}", f"_{name}_internal")):
+            raise ConfigError(
+                f"config.json chooses an {name}, which is for the one who loads it to choose",
+                "take it out of config.json",
+            )
 
 
 def check_base_config(values: dict[str, Any]) -> None:
@@ -149,7 +170,7 @@ def check_base_config(values: dict[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (is_whole(value) and value >= 1):
             raise ConfigError(f"base_config: {name}={value!r:.80} must be a whole number above 0")
-    check_layers(values, "base_config")
+    check_lengths(values, "base_config")
     heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
     if heads and groups and heads % groups:
         raise ConfigError(
@@ -166,6 +187,11 @@ def check_base_config(values: dict[str, Any]) -> None:
     eps = values.get("rms_norm_eps")
     if eps is not None and not (is_number(eps) and eps >= 0):
         raise ConfigError(f"base_config: rms_norm_eps={eps!r:.80} must be a number, 0 or more")
+    dropout = values.get("attention_dropout")
+    if dropout is not None and not (is_number(dropout) and 0 <= dropout < 1):
+        raise ConfigError(
+            f"base_config: attention_dropout={dropout!r:.80} must be a share, 0 to below 1"
+        )
     _check_rope(values)
 
 
@@ -185,6 +211,12 @@ def _check_rope(values: dict[str, Any]) -> None:
     theta = rope.get("rope_theta", values.get("rope_theta"))
     if theta is not None and not (is_number(theta) and theta > 0):
         raise ConfigError(f"base_config: rope_theta={theta!r:.80} must be a finite number above 0")
+    part = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if part not in (None, 1):
+        raise ConfigError(
+            f"base_config: partial_rotary_factor={part!r:.80} turns a part of each head",
+            "these architectures turn whole heads: take it out where the model was trained so",
+        )
     for name in set(rope) - {"rope_type", "type", "rope_theta", "truncate"}:
         parts = rope[name] if isinstance(rope[name], list) else [rope[name]]
         if not all(part is None or is_number(part) for part in parts):

@@ -14,7 +14,9 @@ from ouroboros.model.base_config import (
     KEYS_OF_TRANSFORMERS,
     check_architecture,
     check_base_config,
+    check_lengths,
     declared_fields,
+    refuse_kernels,
     refuse_sliding_window,
 )
 from ouroboros.model.block import check_bases, check_block, check_unlooped, removed_by_layer
@@ -183,6 +185,8 @@ class OuroborosConfig(PreTrainedConfig):
         Raises:
             ConfigError: a value is refused, or differs from what `base_config` says.
         """
+        check_lengths(config_dict, "config")
+        refuse_kernels(config_dict)
         found = super().from_dict(config_dict, **kwargs)
         config = found[0] if isinstance(found, tuple) else found
         if config.base_config:

@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, Pr
 from transformers.utils import logging as transformers_logging
 
 from ouroboros.errors import CheckpointError, ConfigError
-from ouroboros.model.base_config import check_architecture, check_layers, refuse_quantized
+from ouroboros.model.base_config import check_architecture, check_lengths, refuse_quantized
 from ouroboros.source.agreement import check_names, lines_of, require_one_head
 from ouroboros.source.gguf_config import check_model
 from ouroboros.source.gguf_header import GgufHeader, read_header
@@ -26,6 +26,7 @@ from ouroboros.source.papers import LICENSE_NAMES, NOTICE_NAMES, Papers, papers_
 from ouroboros.source.places import Place, fetch_weights, find_place
 from ouroboros.source.templates import check_templates
 from ouroboros.source.weight_files import WeightFiles, find_weights, hash_files
+from runtime.errors import errors_as
 
 _PIECE = 1 << 24
 FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors calls them
@@ -134,7 +135,7 @@ def locate(source: str | Path | Place) -> Location:
             ) from error
         _require_architecture(place.source, model_type)
         refuse_quantized(place.source, values)
-        check_layers(values, place.source)
+        check_lengths(values, place.source)
         if "transformers_weights" in values:
             raise ConfigError(
                 f"{place.source}: transformers_weights in config.json names other weights than "
@@ -148,6 +149,8 @@ def locate(source: str | Path | Place) -> Location:
             config = CONFIG_MAPPING[model_type].from_dict(values)
         except Exception as error:
             raise ConfigError(f"{source}: bad value in its config: {one_line(error)}") from error
+        # A name here may be a kernel of the hub's, which transformers would fetch and run.
+        config._attn_implementation = config._experts_implementation = None
     return Location(place, config, header)
 
 
@@ -262,18 +265,14 @@ def load_tokenizer(place: Location) -> Any:
     Raises:
         CheckpointError: it can't be read.
     """
-    if place.gguf:
-        kind = place.gguf.metadata.get("tokenizer.ggml.model", "none")
-        return None if kind in ("none", "no_vocab") else build_tokenizer(place.gguf)
-    if place.path.is_dir() and not _tokenizer_files(place):
+    if not place.gguf and not _tokenizer_files(place):
         return None
-    where, extra = _arguments(place.path)
-    try:
+    with errors_as(CheckpointError, f"{place.source}: can't load its tokenizer", "get it again"):
+        if place.gguf:
+            kind = place.gguf.metadata.get("tokenizer.ggml.model", "none")
+            return None if kind in ("none", "no_vocab") else build_tokenizer(place.gguf)
+        where, extra = _arguments(place.path)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
-    except Exception as error:
-        raise CheckpointError(
-            f"{place.source}: can't load its tokenizer: {one_line(error)}"
-        ) from error
     check_templates(tokenizer, place.source)
     return tokenizer
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from ouroboros.errors import ConfigError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of, write_files, write_tensors
+from runtime.errors import errors_as
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = "model-{number:05}-of-{count:05}.safetensors"
@@ -21,8 +23,14 @@ _BITS = {4: torch.int32, 2: torch.int16, 8: torch.int64}
 
 
 def build_empty(config: OuroborosConfig) -> OuroborosForCausalLM:
-    """Returns the model of a config without memory for its weights: their names and shapes."""
-    with torch.device("meta"):
+    """Returns the model of a config without memory for its weights: their names and shapes.
+
+    Raises:
+        ConfigError: there can be no such model.
+    """
+    # Of sizes whose product no number holds, for one.
+    problem = "no model can be built as config.json says"
+    with errors_as(ConfigError, problem, "get an intact copy of it"), torch.device("meta"):
         return OuroborosForCausalLM(copy.deepcopy(config))
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.errors import DataError
+from runtime.errors import errors_as
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedTokenizerBase
 
 # What ends a document, by family. An instruction-tuned model's eos often ends a chat turn instead.
@@ -21,14 +24,38 @@ END_OF_TEXT = (
 )
 
 
+def encode(
+    tokenizer: Any, texts: Sequence[str], add_special_tokens: bool = False
+) -> list[list[int]]:
+    """Returns the token ids of each text.
+
+    Args:
+        tokenizer: as transformers has it.
+        texts: any number of them.
+        add_special_tokens: put around each what the tokenizer puts around one.
+
+    Raises:
+        DataError: the tokenizer can't, which one that loads may still turn out to be unable to.
+    """
+    problem = "the tokenizer can't turn text into tokens"
+    with errors_as(DataError, problem, "put the model's own tokenizer beside its weights"):
+        found: list[list[int]] = tokenizer(
+            list(texts), add_special_tokens=add_special_tokens, verbose=False
+        )["input_ids"]
+    return found
+
+
 def prefix_ids(tokenizer: Any) -> list[int]:
     """Returns the tokens that the tokenizer itself puts before every text, mostly none or one.
 
     They go before every document of the training text and every window that is scored or
     calibrated on, as before every prompt. What it puts after a text is left out.
+
+    Raises:
+        DataError: As `encode`.
     """
-    (plain,) = tokenizer(["a"], add_special_tokens=False)["input_ids"]
-    (whole,) = tokenizer(["a"], add_special_tokens=True)["input_ids"]
+    (plain,) = encode(tokenizer, ["a"])
+    (whole,) = encode(tokenizer, ["a"], add_special_tokens=True)
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
             return [int(token) for token in whole[:start]]
@@ -45,7 +72,7 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     model's end of a turn is not taken for the end of a document.
 
     Raises:
-        DataError: The tokenizer has none.
+        DataError: The tokenizer has none, or as `encode`.
     """
     eos = tokenizer.eos_token_id
     if eos is not None and tokenizer.eos_token in END_OF_TEXT:
@@ -60,8 +87,8 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
             return int(vocabulary[name])
     for name in known:
         # One that a text written out as it never becomes is no word of the text either.
-        written = tokenizer(name, add_special_tokens=False)["input_ids"]
-        if vocabulary[name] in added or list(written) != [vocabulary[name]]:
+        (written,) = encode(tokenizer, [name])
+        if vocabulary[name] in added or written != [vocabulary[name]]:
             return int(vocabulary[name])
     if eos is None:
         raise DataError(

@@ -226,8 +226,12 @@ def read_documents(path: Path, report: Report | None = None) -> Iterator[str]:
 def _require_file(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a folder", "name a file")
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path}: no such file", "check the path")
+    if not path.is_file():
+        raise DataError(
+            f"{path}: a pipe or a device, and a text is read more than once", "write it to a file"
+        )
 
 
 @contextmanager
@@ -351,25 +355,20 @@ def _read_parquet(path: Path) -> Iterator[str | None]:
 
     _require_file(path)
     try:
-        table = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not a readable parquet file ({first_line(error)})", "write it again"
-        ) from error
-    with table:
-        _require_strings(path, table.schema_arrow)
-        try:
+        with parquet.ParquetFile(path) as table:
+            _require_strings(path, table.schema_arrow)
             for batch in table.iter_batches(columns=[FIELD]):
                 yield from batch.column(0).to_pylist()
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: column {FIELD!r} holds text that is not UTF-8 ({error.reason})",
-                "mend or drop the row",
-            ) from error
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(
-                f"{path}: damaged parquet file ({first_line(error)})", "write it again"
-            ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: holds text that is not UTF-8 ({error.reason}), in the column {FIELD!r} or a "
+            "column's name",
+            "mend it or drop the row",
+        ) from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: damaged or no parquet file ({first_line(error)})", "write it again"
+        ) from error
 
 
 def _require_strings(path: Path, schema: Any) -> None:

@@ -24,7 +24,7 @@ from ouroboros.source.locate import (
     locate,
     quiet_transformers,
 )
-from ouroboros.text.boundaries import end_of_text_id, prefix_ids
+from ouroboros.text.boundaries import encode, end_of_text_id, prefix_ids
 from ouroboros.text.corpus import Report, find_files, read_documents
 from ouroboros.text.sample_options import SampleOptions
 
@@ -141,7 +141,7 @@ def _openings(tokenizer: Any, options: SampleOptions, report: Report | None) -> 
     for file in find_files(options.openings, report):
         for document in read_documents(file, report):
             # A few characters a token are enough of it.
-            ids = tokenizer(document[: 16 * options.opening], add_special_tokens=False)["input_ids"]
+            (ids,) = encode(tokenizer, [document[: 16 * options.opening]])
             if len(ids) >= options.opening:
                 pieces.append(ids[: options.opening])
     if not pieces:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ouroboros.errors import DataError
-from ouroboros.text.boundaries import end_of_text_id, prefix_ids
+from ouroboros.model.limits import check_ids
+from ouroboros.text.boundaries import encode, end_of_text_id, prefix_ids
 from ouroboros.text.corpus import (
     Report,
     find_files,
@@ -124,7 +125,9 @@ def pack_documents(
     end, begin = end_of_text_id(tokenizer), prefix_ids(tokenizer)
     pieces: list[np.ndarray] = []
     for ids in _tokenise(documents, tokenizer):
-        pieces.append(np.asarray([*begin, *ids, end], dtype=np.int32))
+        piece = np.asarray([*begin, *ids, end], dtype=np.int64)
+        check_ids(name, piece, 1 << 31)  # so that int32 holds them
+        pieces.append(piece.astype(np.int32))
     if not pieces:
         raise DataError(f"{name}: no documents in it", "give files with text in them")
     lengths = np.asarray([len(piece) for piece in pieces])
@@ -260,7 +263,7 @@ def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> I
     for document in documents:
         group.append(document)
         if len(group) == _DOCUMENTS_A_CALL:
-            yield from tokenizer(group, add_special_tokens=False, verbose=False)["input_ids"]
+            yield from encode(tokenizer, group)
             group = []
     if group:
-        yield from tokenizer(group, add_special_tokens=False, verbose=False)["input_ids"]
+        yield from encode(tokenizer, group)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ouroboros.model.limits import check_seq_len
 from ouroboros.training.half import halve_frozen, parts_run
 from ouroboros.training.loss import CHUNK_ELEMENTS, head_loss
 from ouroboros.training.qat import round_as_asked, rounded_once
@@ -65,15 +66,17 @@ def plan_memory(config: OuroborosConfig, options: TrainOptions, device: str = "c
 
     Raises:
         ConfigError: a depth is above the config's max_depth.
+        DataError: `seq_len` is above the config's positions.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.storage.weights import build_empty
     from ouroboros.training.adapters import mark_trained
 
     config.check_depth(options.depth_range[1])
+    check_seq_len(options.seq_len, config.max_position_embeddings)
+    model = build_empty(config).train()
     with torch.device("meta"):
-        model = OuroborosForCausalLM(config).train()
         mark_trained(model, options)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").tie_weights()
@@ -107,7 +110,7 @@ def describe_plan(checkpoint: Path, options: TrainOptions) -> str:
 
     Raises:
         CheckpointError: the checkpoint has no readable config.
-        ConfigError: as `plan_memory`.
+        ConfigError, DataError: as `plan_memory`.
     """
     from ouroboros.checkpoint import read_config
 
@@ -174,10 +177,10 @@ def _count_teacher(config: OuroborosConfig, source: str) -> int:
     from transformers import AutoModel
 
     from ouroboros.checkpoint import read_config
-    from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.storage.weights import build_empty
 
     if is_folded(source):
-        folded = OuroborosForCausalLM(read_config(Path(source)))
+        folded = build_empty(read_config(Path(source)))
         return sum(tensor.numel() for tensor in _own_tensors(folded).values())
     body: torch.nn.Module = AutoModel.from_config(config.base())
     return sum(p.numel() for p in body.parameters())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+import sys
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from typing import Any
 from ouroboros.errors import TrainingError
 from ouroboros.model.integer_blocks import BLOCKS
 from ouroboros.model.trainable import CODA_CHOICES, EMBEDDING_CHOICES, RECURRENT_CHOICES
+from runtime.errors import errors_as
 from runtime.options import flag_of, option
 
 PRECISIONS = ("fp32", "bf16")
@@ -23,6 +26,10 @@ DRAWS = ("uniform", "inverse")
 QAT_KINDS = ("none", "int4", "int8")
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_LEARNING_RATE = 1e30  # Adam's first steps multiply it by up to 10, in float32
+MAX_WHOLE = 2**31 - 1
+MAX_DRAWN = 2**53  # windows of a run, counted in all its processes
+MAX_STATE_CACHE_GB = 1e9
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what no path and no name holds
 
 
 @dataclass(frozen=True)
@@ -125,12 +132,20 @@ class TrainOptions:
             ("seed", 0), ("eval_every", 0), ("eval_windows", 1), ("save_every", 1),
             ("adapter_rank", 1), ("depth_curriculum", 0), ("backprop_steps", 0),
         ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise TrainingError(
-                    f"{name}={getattr(self, name)} is not allowed", f"give {least} or more"
-                )
+            given = getattr(self, name)
+            if given < least:
+                raise TrainingError(f"{name}={given} is not allowed", f"give {least} or more")
+            if given > MAX_WHOLE and name != "seed":
+                raise TrainingError(f"{name}={given} is not allowed", f"give at most {MAX_WHOLE}")
         if self.seed > MAX_SEED:
             raise TrainingError(f"seed={self.seed} is not allowed", f"give 0..{MAX_SEED}")
+        drawn = self.train_steps * self.batch_size * self.grad_accum
+        if drawn > MAX_DRAWN:
+            raise TrainingError(
+                f"train_steps={self.train_steps} of batch_size={self.batch_size} times "
+                f"grad_accum={self.grad_accum} draw {drawn:,} windows",
+                f"give less: {MAX_DRAWN:,} are the most",
+            )
         if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
             raise TrainingError(
                 f"learning_rate={self.learning_rate} is not allowed",
@@ -140,9 +155,11 @@ class TrainOptions:
             "weight_decay", "max_grad_norm", "layer_learning_rate", "gate_learning_rate",
             "depth_term",
         ):  # fmt: skip
-            if not 0 <= getattr(self, name) < float("inf"):
+            highest = MAX_LEARNING_RATE if "rate" in name else sys.float_info.max
+            if not 0 <= getattr(self, name) <= highest:
+                at_most = f", at most {highest:g}" if "rate" in name else ""
                 raise TrainingError(
-                    f"{name}={getattr(self, name)} is not allowed", "give 0 or more"
+                    f"{name}={getattr(self, name)} is not allowed", f"give 0 or more{at_most}"
                 )
         for name, choices in (
             ("precision", PRECISIONS), ("scheduler", SCHEDULERS), ("train_coda", CODA_CHOICES),
@@ -161,10 +178,13 @@ class TrainOptions:
             raise TrainingError(
                 f"temperature={self.temperature} is not allowed", "give more than 0; 1 is usual"
             )
-        for name in ("adapter_alpha", "state_cache_gb"):
-            if not 0 < getattr(self, name) < float("inf"):
+        for name, highest in (
+            ("adapter_alpha", sys.float_info.max), ("state_cache_gb", MAX_STATE_CACHE_GB),
+        ):  # fmt: skip
+            if not 0 < getattr(self, name) <= highest:
                 raise TrainingError(
-                    f"{name}={getattr(self, name)} is not allowed", "give more than 0"
+                    f"{name}={getattr(self, name)} is not allowed",
+                    f"give more than 0, at most {highest:g}",
                 )
         for depth in (*self.depth_range, *self.eval_depths):
             if depth < 1:
@@ -245,7 +265,7 @@ class TrainOptions:
             first, last = 1, 0
         if first > last:
             raise TrainingError(
-                f"depth={self.depth!r} is no depth", "give a number like 8 or a range like 1-16"
+                f"depth={self.depth!r:.80} is no depth", "give a number like 8 or a range like 1-16"
             )
         return first, last
 
@@ -287,23 +307,32 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path}: can't read the recipe ({error})", "check the path") from error
     if path.suffix == ".toml":
-        try:
+        with errors_as(TrainingError, f"{path}: not TOML", "mend the recipe"):
             content: Any = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise TrainingError(f"{path}: not TOML ({error})", "mend the recipe") from error
     elif path.suffix in (".yaml", ".yml"):
-        import yaml  # type: ignore[import-untyped]
-
-        try:
-            content = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            where = str(error).replace("\n", " ")
-            raise TrainingError(f"{path}: not YAML ({where})", "mend the recipe") from error
+        with errors_as(TrainingError, f"{path}: not YAML", "mend the recipe"):
+            content = _load_yaml(text)
     else:
         raise TrainingError(f"{path}: a recipe is a .toml, .yaml or .yml file", "rename it")
     if not isinstance(content, dict):
         raise TrainingError(f"{path}: a recipe is a table of options, like `train_steps: 300`")
     return {name: _convert(name, value, path) for name, value in content.items()}
+
+
+def _load_yaml(text: str) -> Any:
+    """Returns what a text of YAML holds, an empty table where it holds nothing.
+
+    Raises:
+        ValueError: an option is given twice, of which YAML would take the last.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    whole = yaml.compose(text, Loader=yaml.SafeLoader)
+    given = [key.value for key, _ in whole.value] if isinstance(whole, yaml.MappingNode) else []
+    for place, name in enumerate(given):
+        if name in given[:place]:
+            raise ValueError(f"{name!r:.80} is given twice")
+    return {} if whole is None else yaml.safe_load(text)
 
 
 def make_options(flags: Mapping[str, Any], recipe: Path | None = None) -> TrainOptions:
@@ -328,8 +357,12 @@ def _convert(name: str, value: Any, path: Path) -> Any:
         raise TrainingError(f"{path}: unknown option {name!r}", cure)
     kind = kinds[name]
     given = value
-    if typing.get_origin(kind) is tuple and not isinstance(value, list):
-        given = [value]
+    if any(isinstance(one, str) and _NO_TEXT.search(one) for one in _items(value)):
+        raise TrainingError(
+            f"{path}: {name}={value!r:.80} holds NUL or half a surrogate pair", "mend the recipe"
+        )
+    if typing.get_origin(kind) is tuple:
+        given = _items(value)
     if name == "depth" and type(value) is int:
         given = str(value)
 
@@ -343,6 +376,10 @@ def _convert(name: str, value: Any, path: Path) -> Any:
         return msgspec.convert(given, kind, strict=kind is not float, dec_hook=read_path)
     except msgspec.ValidationError as error:
         raise TrainingError(f"{path}: {name}={value!r:.80} is not {_describe(kind)}") from error
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _describe(kind: Any) -> str:

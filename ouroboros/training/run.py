@@ -331,6 +331,7 @@ def _find_state(state_dir: Path, fingerprint: Mapping[str, Any], console: Consol
     if found is None:
         say(f"no state in {state_dir} yet: starting from the beginning")
         return None
+    state.check_state(found)
     usual = TrainOptions(data=(Path(),)).exactness()
     state.check_options(found, fingerprint, warn, usual)
     say(f"going on after train step {state.train_step_of(found)}")

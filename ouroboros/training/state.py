@@ -9,6 +9,7 @@ and resumes silently to other weights when a file is missing.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -22,6 +23,9 @@ from runtime.files.hashing import hash_file
 
 HASHES = "hashes.json"
 OPTIONS = "options.json"
+WEIGHTS = "trainable.safetensors"
+PROGRESS = "trainer_state.json"
+_NEEDED = (WEIGHTS, PROGRESS, "optimizer.*", "scheduler.pt", "rng_state*.pth")
 # On how many threads a sum is split decides the order of its terms, and so its last bits.
 THREADS = "cpu_threads"
 MACHINE = "machine"
@@ -49,19 +53,27 @@ def train_step_of(folder: Path) -> int:
 
 def find_problem(folder: Path) -> str | None:
     """Says what is wrong with a step folder; None where every file is there and has its hash."""
-    try:
-        expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"{HASHES} is missing or unreadable"
-    if not isinstance(expected, dict):
-        return f"{HASHES} is not a table of hashes"
+    expected = _read_table(folder / HASHES)
+    if expected is None:
+        return f"{HASHES} is missing or not a table of hashes"
     present = {p.name for p in folder.iterdir()} - {HASHES}
     for name in sorted(present.symmetric_difference(expected)):
         return f"{name} is {'missing' if name in expected else 'not one of its files'}"
     for name, digest in expected.items():
+        if not (folder / name).is_file():  # a pipe would be waited for
+            return f"{name} is no file"
         if hash_file(folder / name) != digest:
             return f"{name} has changed"
     return None
+
+
+def _read_table(file: Path) -> dict[str, Any] | None:
+    """Returns the JSON object that a file holds; None where it holds none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def find_newest_valid(state_dir: Path, warn: Callable[[str], None]) -> Path | None:
@@ -88,6 +100,28 @@ def find_newest_valid(state_dir: Path, warn: Callable[[str], None]) -> Path | No
             f"delete {state_dir} to start from the beginning",
         )
     return None
+
+
+def check_state(folder: Path) -> None:
+    """Refuses a state that lacks what is gone on from: transformers would pass over it in silence.
+
+    Raises:
+        TrainingError: a file is missing, or it says that it is of another train step.
+    """
+    names = [path.name for path in folder.iterdir()]
+    for pattern in _NEEDED:
+        if not fnmatch.filter(names, pattern):
+            raise TrainingError(f"{folder} lacks {pattern}", older_state(folder))
+    said = (_read_table(folder / PROGRESS) or {}).get("global_step")
+    if said != train_step_of(folder):
+        raise TrainingError(
+            f"{folder / PROGRESS} is damaged: it is of train step {said!r:.80}", older_state(folder)
+        )
+
+
+def older_state(folder: Path) -> str:
+    """Says what to do where a state can't be gone on from."""
+    return f"delete {folder} to go on from an older state, or from the beginning"
 
 
 @contextlib.contextmanager
@@ -158,9 +192,14 @@ def check_options(
         usual: the defaults of what has some: an option that came since counts as its own.
 
     Raises:
-        TrainingError: Some option differs; the message names each with both values.
+        TrainingError: Some option differs; the message names each with both values. Or there is no
+            telling, since the state holds none.
     """
-    saved = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+    saved = _read_table(folder / OPTIONS)
+    if saved is None:
+        raise TrainingError(
+            f"{folder / OPTIONS} is missing or not a table of options", older_state(folder)
+        )
     given = json.loads(json.dumps(dict(options)))
     before, now = saved.pop(THREADS, None), given.pop(THREADS, None)
     made_on, made_now = saved.pop(MACHINE, None), given.pop(MACHINE, None)

@@ -125,7 +125,7 @@ class StateStore:
             staged.replace(path)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise TrainingError(f"{path} is damaged", f"delete {self.folder}")

@@ -7,10 +7,11 @@ killed at any moment and resumed ends, on the CPU, in the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
 
-WEIGHTS = "trainable.safetensors"
 SAMPLE_WINDOWS = 2
 
 
@@ -322,7 +322,7 @@ class OuroborosTrainer(Trainer):
         tensors = self.trained()
         if self.args.should_save and output_dir is not None:
             os.makedirs(output_dir, exist_ok=True)
-            save_file(tensors, os.path.join(output_dir, WEIGHTS))
+            save_file(tensors, os.path.join(output_dir, state.WEIGHTS))
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Returns what trains in the one process that saves, none in others; all must call it.
@@ -344,16 +344,25 @@ class OuroborosTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_sharded(resume_from_checkpoint, self.is_fsdp_enabled)
-        stored = load_file(os.path.join(resume_from_checkpoint, WEIGHTS))
+        with _reading(resume_from_checkpoint):
+            stored = load_file(os.path.join(resume_from_checkpoint, state.WEIGHTS))
         saved = {current_name(name): tensor for name, tensor in stored.items()}
         parameters = self._trainable()
-        if saved.keys() != parameters.keys():
+        if _shapes(saved) != _shapes(parameters):
             raise TrainingError(
                 f"{resume_from_checkpoint} holds other parameters than this model trains",
                 "start over in another folder",
             )
         for name, parameter in parameters.items():
             put(parameter, saved[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _trainable(self) -> dict[str, torch.nn.Parameter]:
         named = self._unwrapped().named_parameters()
@@ -366,3 +375,23 @@ class OuroborosTrainer(Trainer):
 def _predicting(state: torch.Tensor) -> torch.Tensor:
     """Returns the states `[positions, hidden]` that predict a token: of each window all but one."""
     return state[:, :-1].flatten(0, 1)
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def _reading(folder: str | None) -> Iterator[None]:
+    """Names the state where reading it fails; None where there is none to read."""
+    try:
+        yield
+    except (TrainingError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if folder is None:
+            raise
+        # Without PyTorch's own words, which advise to read a pickle of a stranger's as one.
+        raise TrainingError(
+            f"{folder} can't be read ({type(error).__name__})", state.older_state(Path(folder))
+        ) from error

@@ -39,6 +39,7 @@ from runtime.bundle.specs import ParitySpec as ParitySpec
 from runtime.bundle.specs import QuantizationSpec as QuantizationSpec
 from runtime.bundle.specs import SamplingSpec as SamplingSpec
 from runtime.bundle.specs import TokenizerSpec as TokenizerSpec
+from runtime.bundle.strict_json import read_json
 from runtime.errors import BundleError
 
 SPECIAL_TOKENS = ("tokenizer.bos_token", "tokenizer.eos_token")  # may be a line break
@@ -87,8 +88,8 @@ def render_manifest(data: dict[str, Any]) -> str:
 
 def _read_json(text: str | bytes) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return read_json(text)
+    except ValueError as error:
         raise BundleError(f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}") from error
 
 
@@ -128,19 +129,6 @@ def parse_manifest(data: object) -> Manifest:
 def _is_plain(text: str) -> bool:
     """No control characters, which steer a terminal, and no half of a surrogate pair."""
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key!r} appears twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

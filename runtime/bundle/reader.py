@@ -81,7 +81,10 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
                 f"{directory} is a file", f"a bundle is a directory with {MANIFEST_NAME}"
             )
         if not file.is_file():
-            raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}")
+            raise BundleError(
+                f"{directory} is not a bundle: it has no {MANIFEST_NAME}",
+                "make one with `ouro export CHECKPOINT OUT`",
+            )
         if file.stat().st_size > MANIFEST_BYTES_LIMIT:
             raise BundleError(f"{file} is larger than {MANIFEST_BYTES_LIMIT} bytes")
         text, hashes = file.read_bytes(), directory / HASH_NAME

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.contract import HALT_THRESHOLD
-from runtime.bundle.rules import MAX_DEPTH, shorten
+from runtime.bundle.rules import INT64, MAX_DEPTH, shorten
+from runtime.bundle.strict_json import read_json
 from runtime.errors import BundleError
 
 KINDS = ("prefill", "decode", "padded", "mixed", "greedy", "far", "long", "halting")
@@ -26,6 +27,9 @@ REQUIRED = (*EVERY_DEPTH, "mixed", "greedy", "far", "long")  # kinds that a reco
 HALTING = "halting"  # and, where the model has a halter, this one
 HALT_SCORES = "halt_scores"
 """PyTorch's halting score after each step, float32 [batch, depth]: no output of the graph."""
+
+TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "bool")
+"""Element types that a recorded tensor may have."""
 
 Array = NDArray[Any]
 
@@ -104,12 +108,14 @@ def recorded_results(cases: Iterable[Case]) -> list[Result]:
             case.positions,
             case.valid,
             case.reference_error,
-            threshold=float(case.inputs[HALT_THRESHOLD][0])
-            if HALT_THRESHOLD in case.inputs
-            else None,
+            threshold=_threshold(case.inputs.get(HALT_THRESHOLD)),
         )
         for case in cases
     ]
+
+
+def _threshold(given: Array | None) -> float | None:
+    return None if given is None or not given.size else float(given.reshape(-1)[0])
 
 
 def save_cases(cases: Sequence[Case], file: Path) -> None:
@@ -144,7 +150,7 @@ def load_cases(file: Path) -> list[Case]:
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise BundleError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     try:
-        entries = json.loads(metadata["cases"])
+        entries = read_json(metadata["cases"])
     except (KeyError, ValueError) as error:
         raise BundleError(f"{file} holds no list of cases", "export the bundle again") from error
     return make_cases(tensors, entries)
@@ -188,6 +194,10 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
     parts: dict[str, dict[str, dict[str, Array]]] = {}
     for name, tensor in tensors.items():
         case, part, rest = _split(name)
+        if tensor.dtype.name not in TYPES:
+            raise BundleError(
+                f"the recorded tensor {name} is {tensor.dtype.name}", "export the bundle again"
+            )
         parts.setdefault(case, {"in": {}, "out": {}, "valid": {}})[part][rest] = tensor
     cases: list[Case] = []
     for entry in entries:
@@ -201,13 +211,17 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
         if name not in parts:
             raise BundleError(f"the recorded case {name} is listed twice or has no tensors")
         own = parts.pop(name)
-        positions = entry.get("positions") or []
-        if not isinstance(positions, list) or not all(type(p) is int and p >= 0 for p in positions):
+        positions = [] if (found := entry.get("positions")) is None else found
+        if not isinstance(positions, list) or not all(
+            type(p) is int and 0 <= p <= INT64 for p in positions
+        ):
             raise BundleError(f"the recorded case {name} has no list of positions")
         after = entry.get("after")
-        if after is not None and after not in {case.name for case in cases}:
-            raise BundleError(f"the recorded case {name} follows {after!r}, which is not before it")
-        errors = entry.get("reference_error") or {}
+        if after is not None and after not in [case.name for case in cases]:
+            raise BundleError(
+                f"the recorded case {name} follows {shorten(after)}, which is not before it"
+            )
+        errors = {} if (found := entry.get("reference_error")) is None else found
         if not isinstance(errors, Mapping) or not all(
             e is None or (type(e) is float and 0 <= e < math.inf) for e in errors.values()
         ):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import BundleError, EngineError
+from runtime.errors import BundleError, EngineError, errors_as
 from runtime.text.stop_strings import StopScanner as StopScanner
 from runtime.text.stream import TextStream as TextStream
 from runtime.text.stream import Unsettled, find_unsettled
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Text to put before a continuation: tokenizers join few things to at least one of these.
 ANCHORS = ("\n", "a", ".", "0")
 CONTINUED = 32  # tokens before a continuation that are encoded along
+_AGAIN = "export the bundle again, with the model's own tokenizer"
 
 
 class Codec:
@@ -28,10 +29,8 @@ class Codec:
 
         spec = bundle.manifest.tokenizer
         file = bundle.file(spec.file)
-        try:
+        with errors_as(BundleError, f"{file} is not a tokenizer"):
             self._tokenizer: Any = Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BundleError(f"{file} is not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._first = list(spec.prefix_token_ids)
@@ -45,6 +44,7 @@ class Codec:
 
         Raises:
             EngineError: it holds half a surrogate pair, as a command line that is not UTF-8 does.
+            BundleError: the tokenizer can't encode it.
         """
         try:
             text.encode()
@@ -54,7 +54,8 @@ class Codec:
                 "Unicode character",
                 "give text that is UTF-8",
             ) from error
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with errors_as(BundleError, "the tokenizer can't turn the text into tokens", _AGAIN):
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [*self._first, *ids] if first else list(ids)
 
     def encode_after(self, before: Sequence[int], text: str) -> list[int]:
@@ -119,5 +120,10 @@ class Codec:
         return frozenset(token.content for token in added if token.special)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        """The text of token ids.
+
+        Raises:
+            BundleError: the tokenizer can't decode them.
+        """
+        with errors_as(BundleError, "the tokenizer can't turn tokens into a text", _AGAIN):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))

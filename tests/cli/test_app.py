@@ -203,6 +203,12 @@ def test_full_disk_is_one_line(error: Exception) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_an_error_steers_no_terminal() -> None:
+    error = errors.OuroError("the tensor \x1b]0;title\x07 is\n\x9b31m unknown")
+    result = CliRunner().invoke(make_app(raiser(error)), ["go"])
+    assert result.stderr == "error: the tensor \\x1b]0;title\\x07 is \\x9b31m unknown\n"
+
+
 def test_full_disk_is_seen_through_wrapping() -> None:
     cause = OSError(errno.ENOSPC, "No space left on device")
     error = RuntimeError("cannot save")

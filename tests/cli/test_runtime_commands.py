@@ -147,6 +147,21 @@ def test_inspect_checkpoint_finds_broken_values(
     assert "damaged" in result.stdout
 
 
+def test_inspect_shows_names_as_they_are_written(copied_checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    file = copied_checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "[/b]\x1b[31m": tensors["norm.weight"]}, file, {"format": "pt"})
+    result = ouro("inspect", copied_checkpoint, "--tensors")
+    assert isinstance(result.exception, CheckpointError)
+    assert "[/b]\\x1b[31m" in result.stdout
+    (tmp_path / "empty").mkdir()
+    assert "is neither a bundle nor a checkpoint" in str(
+        ouro("inspect", tmp_path / "empty").exception
+    )
+
+
 def test_inspect_checkpoint_refuses_unknown_keys_and_tensors(copied_checkpoint: Path) -> None:
     from safetensors.numpy import load_file, save_file
 

@@ -202,3 +202,17 @@ def test_missing_and_broken_config(tmp_path: Path, copy: Path) -> None:
     (copy / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="JSON"):
         load_checkpoint(copy)
+
+
+def test_what_stands_in_the_place_of_a_checkpoint_is_named(copy: Path, tmp_path: Path) -> None:
+    def refuse(path: Path, words: str) -> None:
+        with pytest.raises(CheckpointError, match=words):
+            load_checkpoint(path)
+
+    refuse(copy / "config.json", "config.json is a file, not a checkpoint; give the directory")
+    (tmp_path / "run" / "state" / "step-1").mkdir(parents=True)
+    refuse(tmp_path / "run", "is a training run, not a checkpoint; it holds no weights yet")
+    (tmp_path / "bundle").mkdir()
+    manifest = {"format_version": 4, "files": {}, "graphs": {}}
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps(manifest))
+    refuse(tmp_path / "bundle", "is a bundle, not a checkpoint; give the checkpoint that it was")

@@ -50,3 +50,19 @@ def test_problem_and_cure_are_joined_when_shown(cure: str) -> None:
     assert str(error) == ("depth=0 is none; give 1 or more" if cure else "depth=0 is none")
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.cure) == (errors.EngineError, str(error), cure)
+
+
+def test_what_a_library_raises_becomes_ours_a_panic_too() -> None:
+    class PanicException(BaseException):
+        """As pyo3 has it."""
+
+    for said in (ValueError("a\n b"), PanicException("a b")):
+        with (
+            pytest.raises(errors.DataError, match=r"^no text: a b; write one$") as caught,
+            errors.errors_as(errors.DataError, "no text", "write one"),
+        ):
+            raise said
+        assert caught.value.__cause__ is said
+    for other in (errors.BundleError("ours"), KeyboardInterrupt(), SystemExit(3)):
+        with pytest.raises(type(other)), errors.errors_as(errors.DataError, "no text"):
+            raise other

@@ -23,6 +23,8 @@ constexpr const char* kRequired[] = {"prefill", "decode", "padded", "mixed",
                                      "greedy",  "far",    "long"};
 constexpr std::size_t kEveryDepth = 3;
 constexpr char kHalting[] = "halting";
+// Element types that a recorded tensor may have: those that doubles_of reads.
+constexpr const char* kTypes[] = {"float32", "float64", "float16", "bfloat16", "int64", "bool"};
 
 using Parts = std::map<std::string, std::map<std::string, Arrays>>;  // by case, then part
 
@@ -37,6 +39,9 @@ void add_tensor(const std::string& name, const core::StoredTensor& tensor, Parts
     const std::string dotted = std::string(".") + part + ".";
     const std::size_t place = name.find(dotted);
     if (place == std::string::npos) continue;
+    if (std::find(std::begin(kTypes), std::end(kTypes), tensor.dtype) == std::end(kTypes)) {
+      throw core::bundle_error("the recorded tensor " + name + " is " + tensor.dtype, kAgain);
+    }
     auto& own = parts[name.substr(0, place)];
     core::HostArray& array = own[part][name.substr(place + dotted.size())];
     array = {tensor.dtype, tensor.shape, std::vector<std::byte>(tensor.bytes)};

@@ -65,6 +65,25 @@ int start(const std::vector<std::string>& words) {
       2);
 }
 
+// A text with its control characters written out, which would steer a terminal.
+std::string visible(const std::string& text) {
+  std::string shown;
+  for (std::size_t place = 0; place < text.size(); ++place) {
+    auto byte = static_cast<unsigned char>(text[place]);
+    const auto next = static_cast<unsigned char>(place + 1 < text.size() ? text[place + 1] : 0);
+    const bool high = byte == 0xC2 && next >= 0x80 && next < 0xA0;  // U+0080 to U+009F in UTF-8
+    if (byte >= 0x20 && byte != 0x7F && !high) {
+      shown += text[place];
+      continue;
+    }
+    if (high) byte = static_cast<unsigned char>(text[++place]);
+    char code[5];
+    std::snprintf(code, sizeof code, "\\x%02x", static_cast<unsigned>(byte));
+    shown += code;
+  }
+  return shown;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -82,6 +101,6 @@ int main(int count, char** words) {
   } catch (const std::exception& error) {
     problem = std::string("a fault of ouro-cli: ") + error.what();
   }
-  std::fprintf(stderr, "error: %s\n", ouro::core::one_line(problem).c_str());
+  std::fprintf(stderr, "error: %s\n", visible(ouro::core::one_line(problem)).c_str());
   return status;
 }

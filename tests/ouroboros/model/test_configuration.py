@@ -97,6 +97,11 @@ def test_scaled_rope_of_an_older_config_is_kept() -> None:
         ),
         ({"base_config": {**BASE, "hidden_act": "foo"}}, r"hidden_act='foo' is unknown; .*silu"),
         ({"base_config": {**BASE, "rms_norm_eps": float("nan")}}, r"rms_norm_eps=nan must be"),
+        ({"base_config": {**BASE, "attention_dropout": 5.0}}, r"attention_dropout=5\.0 must be"),
+        (
+            {"base_config": {**BASE, "partial_rotary_factor": 0.5}},
+            r"partial_rotary_factor=0\.5 turns a part of each head",
+        ),
         ({"base_config": {**BASE, "rope_parameters": {"rope_type": "foo"}}}, r"rope_type='foo' is"),
         ({"base_config": {**BASE, "rope_scaling": {"type": "foo"}}}, r"rope_type='foo' is unknown"),
         ({"base_config": {**BASE, "rope_parameters": 3}}, r"rope_parameters=3 must be an object"),

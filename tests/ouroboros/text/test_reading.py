@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ouroboros.text.windows import (
     load_windows,
     read_documents,
     read_text,
+    read_whole,
 )
 from tests.support.letters import LETTERS
 
@@ -83,7 +85,7 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
             b'{"text": "ok"}\n{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
             "a.jsonl: line 2 is not JSON .*recursion",
         ),
-        ("a.parquet", b"PAR1 nonsense", "a.parquet: not a readable parquet file"),
+        ("a.parquet", b"PAR1 nonsense", "a.parquet: damaged or no parquet file"),
         ("a.csv", b"a,b", "files ending in '.csv' are not read; allowed are .txt"),
         ("a", b"a,b", "files ending in 'nothing' are not read"),
     ],
@@ -114,8 +116,19 @@ def test_parquet_that_is_not_utf8_is_refused(
     raw = pyarrow.array([b"abcdef", b"caf\xe9 noir"])
     texts = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
-    with pytest.raises(DataError, match=r"a.parquet: column 'text' holds text that is not UTF-8"):
+    with pytest.raises(DataError, match=r"a.parquet: holds text that is not UTF-8 .* 'text'"):
         load_windows([path], letters, 4)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["abc"], "#name#": [1]}), path)
+    path.write_bytes(path.read_bytes().replace(b"#name#", b"#n\xffme#"))
+    with pytest.raises(DataError, match=r"a.parquet: holds text that is not UTF-8"):
+        load_windows([path], letters, 4)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    for read in (read_whole, lambda path: list(read_documents(path))):
+        with pytest.raises(DataError, match=r"a\.txt: a pipe or a device, .*; write it to a file"):
+            read(tmp_path / "a.txt")
 
 
 def test_missing_and_empty_paths_are_refused(tmp_path: Path) -> None:

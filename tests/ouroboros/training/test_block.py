@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.training.run import train
-from ouroboros.training.state import HASHES, find_problem
-from ouroboros.training.trainer import WEIGHTS
+from ouroboros.training.state import HASHES, WEIGHTS, find_problem
 from runtime.files.hashing import hash_file
 from tests.support.tiny import name_as_before
 from tests.support.training import options, tiny_model, tiny_tokenizer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ouroboros import load_checkpoint
-from ouroboros.errors import ConfigError
+from ouroboros.errors import ConfigError, DataError
 from ouroboros.model.rounding import Rounding
 from ouroboros.training.adapters import mark_trained
 from ouroboros.training.half import halve_frozen, parts_run
@@ -127,6 +127,12 @@ def test_a_depth_beyond_the_model_is_refused(tiny_checkpoint: Path) -> None:
     config = load_checkpoint(tiny_checkpoint)[0].config
     with pytest.raises(ConfigError, match="depth=9 is outside"):
         plan_memory(config, replace(OPTIONS, depth="9"))
+
+
+def test_a_window_beyond_the_positions_is_refused(tiny_checkpoint: Path) -> None:
+    config = load_checkpoint(tiny_checkpoint)[0].config
+    with pytest.raises(DataError, match="seq_len=1000000000 is more than the model's 512 posi"):
+        plan_memory(config, replace(OPTIONS, seq_len=10**9))
 
 
 def test_the_command_prints_the_plan_and_writes_nothing(

@@ -127,10 +127,38 @@ def test_recipes_of_the_repository_are_read(path: Path) -> None:
         ("eval_depths: &a [*a]", "eval_depths=.* is not a whole number, or a list"),
         ("- 1", "a recipe is a table"),
         ("a: [", "not YAML"),
+        ("seed: 1\nseed: 2", "not YAML: 'seed' is given twice; mend the recipe"),
+        ("train_steps: 2024-13-45", "not YAML: month must be in"),
+        ("data: " + "[" * 5000, "not YAML: maximum recursion depth"),
+        ('data: "\\ud800"', "data='.*' holds NUL or half a surrogate pair"),
+        ('state_cache: "a\\0b"', "state_cache='.*' holds NUL or half a surrogate pair"),
+        ("[]", "a recipe is a table"),
+        ("false", "a recipe is a table"),
     ],
 )
 def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "r.yaml"
+    refuse_recipe(tmp_path / "r.yaml", content, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed = 1\nseed = 2", "not TOML: Cannot overwrite a value"),
+        ("train_steps = " + "9" * 5000, "not TOML: Exceeds the limit"),
+        ("data = " + "[" * 5000, "not TOML: maximum recursion depth"),
+    ],
+)
+def test_bad_toml_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    refuse_recipe(tmp_path / "r.toml", content, message)
+
+
+def test_an_empty_recipe_holds_nothing(tmp_path: Path) -> None:
+    for name in ("r.yaml", "r.toml"):
+        (tmp_path / name).write_text("# nothing yet\n")
+        assert read_recipe(tmp_path / name) == {}
+
+
+def refuse_recipe(path: Path, content: str, message: str) -> None:
     path.write_text(content)
     with pytest.raises(TrainingError, match=message) as caught:
         read_recipe(path)
@@ -195,6 +223,12 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
         ({"backprop_steps": -1}, "backprop_steps=-1 is not allowed"),
         ({"adapter_alpha": 8.0}, "adapter_alpha=8.0 is of adapters, .* leave --adapter-alpha"),
         ({"data": ()}, "no training text"),
+        ({"train_steps": 10**30}, "train_steps=10+ is not allowed; give at most 2147483647"),
+        ({"batch_size": 2**31}, "batch_size=2147483648 is not allowed"),
+        ({"batch_size": 2**30, "grad_accum": 2**30}, "draw [0-9,]+ windows; give less"),
+        ({"state_cache": "x", "state_cache_gb": 1e300}, r"state_cache_gb=1e\+300 is not allowed"),
+        ({"gate_learning_rate": 1e38}, r"gate_learning_rate=1e\+38 is .*, at most 1e\+30"),
+        ({"depth": "9" * 5000}, "^depth='9{79} is no depth"),
     ],
 )
 def test_bad_option_is_refused(changes: dict[str, Any], message: str) -> None:

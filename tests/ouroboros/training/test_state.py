@@ -59,7 +59,9 @@ def test_failed_save_leaves_no_trace(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-5"]
 
 
-@pytest.mark.parametrize("damage", ["bit", "missing", "extra", "truncated", "hashes"])
+@pytest.mark.parametrize(
+    "damage", ["bit", "missing", "extra", "truncated", "hashes", "deep", "pipe"]
+)
 def test_damaged_state_is_passed_over(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 5)
     newest = save(tmp_path, 10)
@@ -75,6 +77,11 @@ def test_damaged_state_is_passed_over(tmp_path: Path, damage: str) -> None:
             (newest / "a.bin").write_bytes(b"weig")
         case "hashes":
             (newest / "hashes.json").write_text('{"a.bin": ')
+        case "deep":
+            (newest / "hashes.json").write_text("[" * 100_000)
+        case "pipe":
+            (newest / "a.bin").unlink()
+            os.mkfifo(newest / "a.bin")
     warnings: list[str] = []
     assert find_newest_valid(tmp_path, warnings.append) == tmp_path / "step-5"
     assert len(warnings) == 1
@@ -96,6 +103,10 @@ def test_differing_options_are_named(tmp_path: Path) -> None:
     check_options(folder, {"seed": 1, "seq_len": 8, "depth": "8"}, pytest.fail)
     with pytest.raises(TrainingError, match="depth was '8', now '4'; seed was 1, now 2; give"):
         check_options(folder, {"seed": 2, "seq_len": 8, "depth": "4"}, pytest.fail)
+    for content in ("[]", "{", "[" * 100_000):
+        (folder / "options.json").write_text(content)
+        with pytest.raises(TrainingError, match="not a table of options; delete"):
+            check_options(folder, {"seed": 1}, pytest.fail)
 
 
 def test_an_option_that_came_since_is_its_default(tmp_path: Path) -> None:

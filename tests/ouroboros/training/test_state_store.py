@@ -102,9 +102,10 @@ def test_states_of_something_else_are_not_read(stores: Stores, changes: dict[str
     (name,) = changes
     with pytest.raises(TrainingError, match=f"something else: {name} is .*, wanted .*; delete it"):
         stores(other_key)
-    (other.folder / KEY).write_text("{")
-    with pytest.raises(TrainingError, match=r"key\.json is damaged; delete .*prelude|teacher-"):
-        stores(other_key)
+    for damaged in ("{", "[" * 100_000):
+        (other.folder / KEY).write_text(damaged)
+        with pytest.raises(TrainingError, match=r"key\.json is damaged; delete .*prelude|teacher-"):
+            stores(other_key)
     (other.folder / KEY).write_text(json.dumps({"format": 3}))
     with pytest.raises(TrainingError, match="format is 3, wanted 2"):
         stores(other_key)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import Engine
+from runtime import BundleError, Engine
 from runtime.bundle.reader import write_manifest
 from runtime.parity.cases import Case, load_cases, save_cases
 from runtime.parity.check import check_bundle
@@ -22,6 +22,7 @@ from tests.conformance.bundles import bundle_of
 from tests.support import manifests
 from tests.support.cpp import BUILD
 from tests.support.parity import seal
+from tests.support.recordings import WRONG, rewrite
 
 CLI = BUILD / "ouro-cli"
 pytestmark = pytest.mark.skipif(not CLI.exists(), reason=f"{CLI} is not there: make cpp builds it")
@@ -158,6 +159,23 @@ def test_check_sees_what_python_sees(
     verdict = assert_same_report(bundle, tmp_path)
     unharmed = ("own error", "scores", "overflow")
     assert verdict == "FAIL" or name in unharmed
+
+
+@pytest.mark.parametrize("name", [*WRONG, "int32"])
+def test_check_refuses_the_cases_that_python_refuses(
+    name: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    file = bundle / "cases.safetensors"
+    if name == "int32":
+        rewrite(file, json.dumps, dtype=np.int32)
+    else:
+        rewrite(file, WRONG[name][0])
+    seal(bundle)
+    with pytest.raises(BundleError) as caught:
+        load_cases(file)
+    done = ouro_cli("check", bundle)
+    assert (done.returncode, done.stderr.strip()) == (1, f"error: {caught.value}")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
-from runtime import Engine, EngineError
+from runtime import BundleError, Engine, EngineError
 from runtime.decode.generation import Row
 from runtime.decode.options import Options
 from runtime.decode.request import Request
@@ -32,6 +36,23 @@ def test_encode_refuses_half_a_surrogate_pair(engine: Engine, text: str, where: 
         engine.codec.encode(text)
     str(caught.value).encode("ascii")  # can be printed anywhere
     assert engine.codec.encode("\U0001f600")
+
+
+def test_a_tokenizer_that_breaks_off_is_named(tmp_path: Path) -> None:
+    """Parts of tokenizers panic, which pyo3 hands on as no Exception."""
+    core = byte_level()()
+    core.normalizer = normalizers.Replace("", "x")
+    with pytest.raises(BundleError, match=r"can't turn the text into tokens: .*; export the bund"):
+        make_codec(core).encode("some text")
+    made = json.loads(core.to_str())
+    made["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(made))
+    spec = SimpleNamespace(file=file.name, prefix_token_ids=())
+    manifest = SimpleNamespace(tokenizer=spec)
+    bundle: Any = SimpleNamespace(manifest=manifest, file=lambda name: tmp_path / name)
+    with pytest.raises(BundleError, match="is not a tokenizer: Precompiled"):
+        Codec(bundle)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kCopyAgain[] = "copy or export it again";
+constexpr char kMakeOne[] = "make one with `ouro export CHECKPOINT OUT`";
 constexpr std::size_t kMostLinks = 400;  // on the way to one file
 
 std::string describe(int code) { return std::generic_category().message(code); }
@@ -160,15 +161,15 @@ Manifest read_manifest(const fs::path& path) {
   const fs::path folder = plain(path), file = folder / kManifestName, hashes = folder / kHashName;
   const fs::file_type type = type_of(folder, file);
   if (type == fs::file_type::not_found || type == fs::file_type::none) {
-    throw bundle_error(say("no bundle at {}", folder.native()),
-                       "make one with `ouro export CHECKPOINT OUT`");
+    throw bundle_error(say("no bundle at {}", folder.native()), kMakeOne);
   }
   if (type != fs::file_type::directory) {
     throw bundle_error(say("{} is a file", folder.native()),
                        say("a bundle is a directory with {}", kManifestName));
   }
   if (type_of(file, file) != fs::file_type::regular) {
-    throw bundle_error(say("{} is not a bundle: it has no {}", folder.native(), kManifestName));
+    throw bundle_error(say("{} is not a bundle: it has no {}", folder.native(), kManifestName),
+                       kMakeOne);
   }
   std::error_code error;
   if (fs::file_size(file, error) > kManifestBytesLimit && !error) {
