@@ -4,6 +4,7 @@ from runtime.errors import CheckpointError as CheckpointError
 from runtime.errors import ConfigError as ConfigError
 from runtime.errors import DataError as DataError
 from runtime.errors import OuroError
+from runtime.errors import SourceError as SourceError
 from runtime.errors import TrainingError as TrainingError
 
 OuroborosError = OuroError

@@ -2,7 +2,8 @@
 
     OuroError            0   anything a user can be told about in one line
     ├─ ConfigError       1   a dimension, option or argument is outside what the model allows
-    ├─ CheckpointError   3   a checkpoint or original model is missing, damaged or of the wrong kind
+    ├─ CheckpointError   3   a checkpoint is missing, damaged or of the wrong kind
+    │  └─ SourceError    2   an original model is, or is of a kind that is not read
     ├─ DataError         4   a text file can't be used: empty, binary, too short or malformed
     ├─ TrainingError     5   a training run can't start, resume or go on
     ├─ ExportError       6   a checkpoint can't be exported as asked
@@ -10,7 +11,7 @@
     ├─ EngineError       8   a request that an engine can't serve: depth, prompt, options, backend
     └─ CommandError      9   a command line that can't be carried out, for no library's reason
 
-The numbers are the errors' codes. They never change, and the C library returns them too; 2 is free.
+The numbers are the errors' codes. They never change, and the C library returns them too.
 """
 
 from __future__ import annotations
@@ -46,9 +47,15 @@ class ConfigError(OuroError, ValueError):
 
 
 class CheckpointError(OuroError):
-    """A checkpoint or original model is missing, damaged or of the wrong kind."""
+    """A checkpoint is missing, damaged or of the wrong kind."""
 
     code = 3
+
+
+class SourceError(CheckpointError):
+    """An original model is missing, damaged or of a kind that is not read."""
+
+    code = 2
 
 
 class DataError(OuroError):

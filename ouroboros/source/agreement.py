@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ouroboros.errors import CheckpointError
+from ouroboros.errors import SourceError
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _NOT_ONE = "config.json and the weights are not of one model"
@@ -54,10 +54,10 @@ def check_names(source: str, config: Any, held: Collection[str], wanted: Collect
         wanted: names of the weights by the config; a tied LM head among them or not.
 
     Raises:
-        CheckpointError: naming the field of the config that disagrees, where one does.
+        SourceError: naming the field of the config that disagrees, where one does.
     """
     if quantized := sorted(name for name in held if _QUANTIZED.search(name)):
-        raise CheckpointError(
+        raise SourceError(
             f"{source}: {quantized[0]} is of a quantised model, though config.json has no "
             "quantization_config",
             "give the unquantised original",
@@ -70,20 +70,20 @@ def check_names(source: str, config: Any, held: Collection[str], wanted: Collect
     layers = {int(found[1]) for name in held if (found := _LAYER.match(name))}
     count = max(layers, default=-1) + 1
     if count and count != config.num_hidden_layers:
-        raise CheckpointError(
+        raise SourceError(
             f"{source}: the files hold layers 0..{count - 1}, config.json says num_hidden_layers="
             f"{config.num_hidden_layers}",
             f"{_NOT_ONE}",
         )
     if unmerged := [name for name in extra if ".lora_" in name or ".base_layer." in name]:
-        raise CheckpointError(
+        raise SourceError(
             f"{source}: {unmerged[0]} is of an adapter that was not merged",
             "merge it into its base "
             "model (peft: merge_and_unload, save_pretrained) and give the result",
         )
     if missing:
-        raise CheckpointError(f"{source}: {_explain_missing(config, missing, extra)}")
-    raise CheckpointError(f"{source}: {_explain_extra(config, extra)}")
+        raise SourceError(f"{source}: {_explain_missing(config, missing, extra)}")
+    raise SourceError(f"{source}: {_explain_extra(config, extra)}")
 
 
 def _explain_missing(config: Any, missing: list[str], extra: list[str]) -> str:
@@ -135,12 +135,12 @@ def check_shapes(source: str, held: dict[str, list[int]], wanted: dict[str, list
     """Refuses weights whose shape is not what the config says.
 
     Raises:
-        CheckpointError: naming the first one and the fields that its shape follows from.
+        SourceError: naming the first one and the fields that its shape follows from.
     """
     for name, shape in wanted.items():
         if name in held and held[name] != shape:
             part = name.split(".")[-2]
-            raise CheckpointError(
+            raise SourceError(
                 f"{source}: can't load the weights: {name} is {held[name]}, by its config {shape}",
                 f"{_NOT_ONE} (see {_FIELDS.get(part, 'hidden_size')})",
             )
@@ -155,11 +155,11 @@ def require_one_head(source: str, head: Rows, embedding: Rows) -> None:
         embedding: the embedding in the same pieces.
 
     Raises:
-        CheckpointError: they differ.
+        SourceError: they differ.
     """
     if all(torch.equal(*pair) for pair in zip(head, embedding, strict=True)):
         return
-    raise CheckpointError(
+    raise SourceError(
         f"{source}: tie_word_embeddings is true in config.json, but {HEAD} differs from the "
         f"embedding",
         f"set it to false to keep the head, or take {HEAD} away",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ouroboros.errors import CheckpointError, ConfigError
+from ouroboros.errors import ConfigError, SourceError
 from ouroboros.model.base_config import is_whole
 from ouroboros.source.gguf_header import GgufHeader
 
@@ -54,11 +54,11 @@ def check_model(header: GgufHeader, architecture: str) -> dict[str, Any]:
         Fields of the Hugging Face config by name, which go before those that transformers reads.
 
     Raises:
-        CheckpointError: a value is missing, of a wrong type, or belies the tensors.
+        SourceError: a value is missing, of a wrong type, or belies the tensors.
         ConfigError: it has something that transformers' reader would drop.
     """
     if not header.tensors:
-        raise CheckpointError(
+        raise SourceError(
             f"{header.path}: holds no weights, only a vocabulary", "give the .gguf of the model"
         )
     sizes = {
@@ -92,7 +92,7 @@ def _whole(header: GgufHeader, key: str, required: bool) -> int | None:
         return None
     if not is_whole(value) or not 1 <= value < MAX_SIZE:
         said = "is missing" if value is None else f"is {value!r:.60}"
-        raise CheckpointError(
+        raise SourceError(
             f"{header.path}: {key} {said}, it must be one whole number above 0", "download it again"
         )
     return int(value)
@@ -103,7 +103,7 @@ def _positive(header: GgufHeader, key: str, default: float | None) -> float:
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or value <= 0:
         said = "is missing" if value is None else f"is {value!r:.60}"
-        raise CheckpointError(
+        raise SourceError(
             f"{header.path}: {key} {said}, it must be a finite number above 0", "download it again"
         )
     return float(value)
@@ -113,7 +113,7 @@ def _head_dim(header: GgufHeader, architecture: str, sizes: dict[str, int | None
     heads, hidden = sizes["num_attention_heads"] or 1, sizes["hidden_size"] or 1
     key = _whole(header, f"{architecture}.attention.key_length", False) or hidden // heads
     if (kept := sizes["num_key_value_heads"] or 1) > heads or heads % kept:
-        raise CheckpointError(
+        raise SourceError(
             f"{header.path}: {kept} key-value heads do not divide {heads} heads",
             "download it again",
         )
@@ -172,7 +172,7 @@ def _check_positions(header: GgufHeader, architecture: str, context: int) -> Non
 def _vocabulary(header: GgufHeader, architecture: str) -> int:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointError(
+        raise SourceError(
             f"{header.path}: has no token_embd.weight of two dimensions", "download it again"
         )
     rows = embedding.shape[0]
@@ -185,7 +185,7 @@ def _vocabulary(header: GgufHeader, architecture: str) -> int:
         said["tokenizer.ggml.tokens"] = len(tokens) if isinstance(tokens, list) else -1
     for key, count in said.items():
         if count is not None and count != rows:
-            raise CheckpointError(
+            raise SourceError(
                 f"{header.path}: {key} counts {count} tokens and token_embd.weight has {rows} rows",
                 "they are not of one model",
             )
@@ -199,7 +199,7 @@ def _check_tensors(header: GgufHeader, architecture: str, fields: dict[str, Any]
     # From the tensors there are, so that a false block_count costs nothing.
     layers = fields["num_hidden_layers"]
     if layers * 9 > len(header.tensors):
-        raise CheckpointError(
+        raise SourceError(
             f"{header.path}: {architecture}.block_count is {layers} and only "
             f"{len(header.tensors)} tensors are there",
             "download it again",
@@ -210,7 +210,7 @@ def _check_tensors(header: GgufHeader, architecture: str, fields: dict[str, Any]
         **{f"blk.{n}.{name}": shape for n in range(layers) for name, shape in expected.items()},
     }
     if missing := [name for name in wanted if name not in header.tensors]:
-        raise CheckpointError(
+        raise SourceError(
             f"{header.path}: {len(missing)} weights are missing, {missing[0]} first",
             "download it again",
         )
@@ -223,7 +223,7 @@ def _check_tensors(header: GgufHeader, architecture: str, fields: dict[str, Any]
     for name, tensor in header.tensors.items():
         right = wanted.get(name) or optional[name]
         if tensor.shape != right:
-            raise CheckpointError(
+            raise SourceError(
                 f"{header.path}: {name} is {list(tensor.shape)}, by the metadata {list(right)}",
                 "download it again",
             )

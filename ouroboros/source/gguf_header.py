@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ouroboros.errors import CheckpointError, ConfigError
+from ouroboros.errors import ConfigError, SourceError
 
 MAX_ITEMS = 1 << 22  # of all arrays together; a vocabulary of 256k with its merges has 1.3 million
 MAX_ENTRIES = 1 << 16  # keys, tensors
@@ -126,7 +126,7 @@ def read_header(path: Path) -> GgufHeader:
     """Reads and checks the header of a .gguf file; its weights are not touched.
 
     Raises:
-        CheckpointError: it is truncated, damaged or no GGUF file.
+        SourceError: it is truncated, damaged or no GGUF file.
         ConfigError: it is of a version or byte order, or a part of a model, that is not read.
     """
     try:
@@ -136,12 +136,12 @@ def read_header(path: Path) -> GgufHeader:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(path, _Cursor(data))
     except _BadHeaderError as error:
-        raise CheckpointError(
+        raise SourceError(
             f"{path}: truncated or not a GGUF file ({' '.join(str(error).split())})",
             "download it again",
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be read: {error.strerror or error}") from error
+        raise SourceError(f"{path}: can't be read: {error.strerror or error}") from error
 
 
 def _parse(path: Path, cursor: _Cursor) -> GgufHeader:

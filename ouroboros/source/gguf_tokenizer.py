@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ouroboros.errors import CheckpointError, ConfigError
+from ouroboros.errors import ConfigError, SourceError
 from ouroboros.model.base_config import is_whole
 from ouroboros.source.gguf_header import GgufHeader
 from ouroboros.source.gguf_pre import RULES, Rule
@@ -51,7 +51,7 @@ def check_tokenizer(header: GgufHeader) -> None:
     """Refuses what `build_tokenizer` can't honour, before anything is loaded.
 
     Raises:
-        CheckpointError: the vocabulary is damaged.
+        SourceError: the vocabulary is damaged.
         ConfigError: it needs something that is not read from a .gguf file.
     """
     if has_tokenizer(header):
@@ -78,7 +78,7 @@ def build_tokenizer(header: GgufHeader) -> Any:
     """Returns the tokenizer as transformers has it; its tokenizer.json says everything.
 
     Raises:
-        CheckpointError: the vocabulary is damaged.
+        SourceError: the vocabulary is damaged.
         ConfigError: it needs something that is not read from a .gguf file.
     """
     from transformers import PreTrainedTokenizerFast
@@ -155,8 +155,8 @@ class _Reader:
             self.id(key)
         self.templates()
 
-    def bad(self, reason: str) -> CheckpointError:
-        return CheckpointError(
+    def bad(self, reason: str) -> SourceError:
+        return SourceError(
             f"{self.path}: bad tokenizer: {' '.join(reason.split())}", "download it again"
         )
 

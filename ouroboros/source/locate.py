@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from ouroboros.errors import CheckpointError, ConfigError
+from ouroboros.errors import CheckpointError, ConfigError, SourceError
 from ouroboros.model.base_config import check_architecture, check_lengths, refuse_quantized
 from ouroboros.source.agreement import check_names, lines_of, require_one_head
 from ouroboros.source.gguf_config import check_model
@@ -118,7 +118,7 @@ def locate(source: str | Path | Place) -> Location:
         source: hub id, directory or .gguf file, or the place of one that was found.
 
     Raises:
-        CheckpointError: there is none, or its config can't be read.
+        SourceError: there is none, or its config can't be read.
         ConfigError: its architecture does not convert, or its weights are quantised.
     """
     place = source if isinstance(source, Place) else find_place(source)
@@ -130,7 +130,7 @@ def locate(source: str | Path | Place) -> Location:
             values, _ = PreTrainedConfig.get_config_dict(where, **extra)
             model_type = values.get("model_type")
         except Exception as error:  # every loader raises its own kind for a file it can't read
-            raise CheckpointError(
+            raise SourceError(
                 f"{source}: can't read the model's config: {one_line(error)}"
             ) from error
         _require_architecture(place.source, model_type)
@@ -172,7 +172,7 @@ def _read_gguf(path: Path) -> GgufHeader:
     """Returns the checked header of a .gguf file.
 
     Raises:
-        CheckpointError: it is truncated, damaged or incomplete.
+        SourceError: it is truncated, damaged or incomplete.
         ConfigError: its architecture does not convert, or not from a .gguf file.
     """
     header = read_header(path)
@@ -191,7 +191,7 @@ def load_source(source: str | Path | Location, files: dict[str, str] | None = No
         files: as `hash_read_files` gives them; None hashes them.
 
     Raises:
-        CheckpointError: it is missing, damaged, incomplete or holds NaN.
+        SourceError: it is missing, damaged, incomplete or holds NaN.
         ConfigError: its architecture does not convert.
     """
     place = source if isinstance(source, Location) else locate(source)
@@ -209,7 +209,7 @@ def get_weights(place: Place) -> WeightFiles:
     """Returns the weight files of a model, fetched where they are not at hand.
 
     Raises:
-        CheckpointError: there are none, or it is not clear which are meant.
+        SourceError: there are none, or it is not clear which are meant.
     """
     return find_weights(place.source, place.path, lambda *names: fetch_weights(place, names))
 
@@ -231,7 +231,7 @@ def _load_model(place: Location) -> Any:
                 **extra,
             )
     except Exception as error:
-        raise CheckpointError(f"{source}: can't load the weights: {one_line(error)}") from error
+        raise SourceError(f"{source}: can't load the weights: {one_line(error)}") from error
     # A GGUF comes out dense, yet transformers would refuse to save it as "quantized with gguf".
     for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
         if getattr(holder, name, None) is not None:
@@ -263,11 +263,11 @@ def load_tokenizer(place: Location) -> Any:
     """Returns the tokenizer, None where the model comes without one.
 
     Raises:
-        CheckpointError: it can't be read.
+        SourceError: it can't be read.
     """
     if not place.gguf and not _tokenizer_files(place):
         return None
-    with errors_as(CheckpointError, f"{place.source}: can't load its tokenizer", "get it again"):
+    with errors_as(SourceError, f"{place.source}: can't load its tokenizer", "get it again"):
         if place.gguf:
             kind = place.gguf.metadata.get("tokenizer.ggml.model", "none")
             return None if kind in ("none", "no_vocab") else build_tokenizer(place.gguf)

@@ -20,7 +20,7 @@ from huggingface_hub.utils.tqdm import (
     enable_progress_bars,
 )
 
-from ouroboros.errors import CheckpointError
+from ouroboros.errors import SourceError
 
 HUB_PAGE = "https://huggingface.co/"
 # All but the weights: config, tokenizer, templates, licence, card.
@@ -61,7 +61,7 @@ def find_place(source: str | Path) -> Place:
     """Finds an original model; of one on the hub everything but the weights is fetched.
 
     Raises:
-        CheckpointError: there is none, or it can't be fetched.
+        SourceError: there is none, or it can't be fetched.
     """
     source = str(source)
     path = _local_path(source)
@@ -85,7 +85,7 @@ def fetch_weights(place: Place, names: Sequence[str]) -> None:
         names: of the files; those that the model does not have are no error.
 
     Raises:
-        CheckpointError: they can't be fetched.
+        SourceError: they can't be fetched.
     """
     missing = [name for name in names if not (place.path / name).is_file()]
     if place.fetched and missing:
@@ -95,19 +95,19 @@ def fetch_weights(place: Place, names: Sequence[str]) -> None:
 def _local_path(source: str) -> Path | None:
     """Returns the directory or .gguf file that `source` names, None where it may be a hub id."""
     if not source.strip():
-        raise CheckpointError(
+        raise SourceError(
             "the source is empty", "give a Hugging Face model directory, a .gguf file or a hub id"
         )
     path = _plain(source)
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return path
     if path.exists():
-        raise CheckpointError(
+        raise SourceError(
             f"{source}: neither a model directory nor a .gguf file", "give one of these or a hub id"
         )
     if path.suffix.lower() == ".gguf" or not _is_repo_id(source):
         what = "file" if path.suffix else "directory"
-        raise CheckpointError(f"{source}: no such {what}", f"{_near(path)}check the path")
+        raise SourceError(f"{source}: no such {what}", f"{_near(path)}check the path")
     return None
 
 
@@ -153,7 +153,7 @@ def _cached_as(path: Path) -> tuple[str, str]:
 def _require_model(source: str, folder: Path) -> None:
     """Refuses a directory that holds no model, or more than one."""
     if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
+        raise SourceError(
             f"{source}: holds a PEFT adapter (adapter_config.json), which would be left out",
             "merge "
             "it into its base model (peft: merge_and_unload, save_pretrained) and give the result",
@@ -161,7 +161,7 @@ def _require_model(source: str, folder: Path) -> None:
     if (folder / "config.json").is_file():
         return
     if files := sorted(p.name for p in folder.iterdir() if p.suffix.lower() == ".gguf"):
-        raise CheckpointError(
+        raise SourceError(
             f"{source}: no config.json in this directory but a .gguf file",
             f"give the file: {folder / files[0]}",
         )
@@ -169,10 +169,10 @@ def _require_model(source: str, folder: Path) -> None:
         if parent.name == "snapshots" and parent.is_dir():
             inside = sorted(p for p in parent.iterdir() if (p / "config.json").is_file())
             if inside:
-                raise CheckpointError(
+                raise SourceError(
                     f"{source}: a folder of the hub's cache", f"give the model in it: {inside[-1]}"
                 )
-    raise CheckpointError(
+    raise SourceError(
         f"{source}: no config.json {'in this directory' if folder == _plain(source) else 'in it'}",
         "give a Hugging Face model directory, a .gguf file or a hub id",
     )
@@ -190,7 +190,7 @@ def _refuse_only_gguf(repo: str, folder: Path) -> None:
     except Exception:  # without a connection: what is missing is said without it
         return
     if found := sorted(name for name in files if name.lower().endswith(".gguf")):
-        raise CheckpointError(
+        raise SourceError(
             f"{repo}: holds .gguf files and no config.json",
             f"fetch one of them, `hf download {repo} {found[0]}`, and give the path that prints",
         )
@@ -202,21 +202,21 @@ def _fetch(repo: str, commit: str | None, patterns: Sequence[str]) -> Path:
         with _quiet_hub():
             found = snapshot_download(repo, revision=commit, allow_patterns=list(patterns))
     except errors.GatedRepoError as error:
-        raise CheckpointError(
+        raise SourceError(
             f"{repo}: a gated model", f"accept its terms at {HUB_PAGE}{repo} and log in: {_LOG_IN}"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(_explain_unknown(repo)) from error
+        raise SourceError(_explain_unknown(repo)) from error
     except errors.LocalEntryNotFoundError as error:
         if getattr(error, "snapshot_path", None):  # of IncompleteSnapshotError, which is newer
-            raise CheckpointError(
+            raise SourceError(
                 f"{repo}: only part of it lies in the hub's cache and the hub can't be reached",
                 "run this again with a connection",
             ) from error
-        raise CheckpointError(_explain_unreachable(repo)) from error
+        raise SourceError(_explain_unreachable(repo)) from error
     except Exception as error:  # of the connection, the server, the disk: each raises its own kind
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f"{repo}: can't be fetched from the hub: {reason}") from error
+        raise SourceError(f"{repo}: can't be fetched from the hub: {reason}") from error
     return Path(found)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ouroboros.errors import CheckpointError
+from ouroboros.errors import SourceError
 from runtime.files.hashing import hash_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -41,7 +41,7 @@ def find_weights(source: str, path: Path, fetch: Callable[..., None]) -> WeightF
         fetch: makes files of these names stand in the directory where the model has them.
 
     Raises:
-        CheckpointError: there are none, one that an index names is missing, or two sets of the
+        SourceError: there are none, one that an index names is missing, or two sets of the
             same form lie side by side.
     """
     if path.is_file():
@@ -53,7 +53,7 @@ def find_weights(source: str, path: Path, fetch: Callable[..., None]) -> WeightF
             _refuse_pointers(source, files)
             beside = {found.name for pattern in _PATTERNS for found in path.glob(pattern)}
             return WeightFiles(files, pickled, tuple(sorted(beside - set(names) - _TRAINING)))
-    raise CheckpointError(
+    raise SourceError(
         f"{source}: can't load the weights: there is no {SINGLE}, {INDEX} or {PICKLED}",
         "download it again",
     )
@@ -63,7 +63,7 @@ def _refuse_pointers(source: str, files: tuple[Path, ...]) -> None:
     for file in files:
         with file.open("rb") as stream:
             if stream.read(len(_POINTER)) == _POINTER:
-                raise CheckpointError(
+                raise SourceError(
                     f"{source}: {file.name} is a Git LFS pointer, not the weights",
                     "run `git lfs pull` in the clone",
                 )
@@ -77,13 +77,13 @@ def _named(
         return [single] if one else []
     names = _shards(path / index)
     if one and names != [single]:
-        raise CheckpointError(
+        raise SourceError(
             f"{source}: holds {single} and {index}, which names other files ({names[0]}, ...)",
             "they may differ, so take away the one that is not meant",
         )
     fetch(*names)
     if gone := [name for name in names if not (path / name).is_file()]:
-        raise CheckpointError(
+        raise SourceError(
             f"{source}: can't load the weights: {index} names {gone[0]}, which is missing",
             "download it again",
         )
@@ -95,12 +95,12 @@ def _shards(index: Path) -> list[str]:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f"{index}: not a safetensors index: {reason}") from error
+        raise SourceError(f"{index}: not a safetensors index: {reason}") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index}: names {name!r:.80}, no file beside it")
+            raise SourceError(f"{index}: names {name!r:.80}, no file beside it")
     if not names:
-        raise CheckpointError(f"{index}: names no file", "download it again")
+        raise SourceError(f"{index}: names no file", "download it again")
     return sorted(names)
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
-from ouroboros.errors import CheckpointError
+from ouroboros.errors import SourceError
 from ouroboros.source.agreement import (
     EMBEDDING,
     HEAD,
@@ -62,7 +62,7 @@ class Original:
         papers: its licence and whose weights these are.
         parameters: how many numbers it holds, a tied LM head counted once.
         names: of its weights; a tied LM head may be missing.
-        read: returns the weight of a name, float32 and finite. Raises CheckpointError.
+        read: returns the weight of a name, float32 and finite. Raises SourceError.
         notes: what was found beside the model and is not used, a line each.
     """
 
@@ -106,7 +106,7 @@ def open_original(place: Location, files: dict[str, str] | None = None) -> Origi
         files: as `hash_read_files` gives them; None hashes them.
 
     Raises:
-        CheckpointError: it is missing, damaged or incomplete.
+        SourceError: it is missing, damaged or incomplete.
         ConfigError: its architecture does not convert.
     """
     weights = get_weights(place.place)
@@ -156,7 +156,7 @@ def _check_tensors(place: Location, tensors: TensorFiles, expected: dict[str, li
         kind = tensors.kinds.get(name, FLOATS[0])
         # Of a vector they are what they say; of a matrix they mean nothing without their scales.
         if kind not in FLOATS and len(shape) > 1:
-            raise CheckpointError(
+            raise SourceError(
                 f"{place.source}: {name} is {kind}, allowed: {', '.join(FLOATS)}; the weights are "
                 "quantised, though config.json has no quantization_config",
                 "give the unquantised original",
@@ -221,7 +221,7 @@ class TensorFiles:
         """Returns a tensor in float32.
 
         Raises:
-            CheckpointError: it can't be read, or holds NaN or infinity.
+            SourceError: it can't be read, or holds NaN or infinity.
         """
         try:
             with safe_open(self.files[name], framework="pt") as file:
@@ -235,7 +235,7 @@ class TensorFiles:
         """Returns a matrix in float32, some rows at a time.
 
         Raises:
-            CheckpointError: it can't be read.
+            SourceError: it can't be read.
         """
         for start in range(0, self.shapes[name][0], _ROWS):
             try:
@@ -258,7 +258,7 @@ def _open_tensors(place: Location, weights: WeightFiles) -> TensorFiles | None:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no dict)
                     if name in files:
-                        raise CheckpointError(
+                        raise SourceError(
                             f"{place.source}: {name} is in {files[name].name} and in {path.name}",
                             "they may differ, so download it again",
                         )
@@ -270,8 +270,8 @@ def _open_tensors(place: Location, weights: WeightFiles) -> TensorFiles | None:
     return TensorFiles(place.source, files, shapes, kinds)
 
 
-def _unreadable(source: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{source}: can't load the weights: {one_line(error)}")
+def _unreadable(source: str, error: Exception) -> SourceError:
+    return SourceError(f"{source}: can't load the weights: {one_line(error)}")
 
 
 def _skeleton(place: Location) -> Any:

@@ -15,6 +15,7 @@ from runtime.errors import OuroError
 CODES = {
     "OuroError": 0,
     "ConfigError": 1,
+    "SourceError": 2,
     "CheckpointError": 3,
     "DataError": 4,
     "TrainingError": 5,

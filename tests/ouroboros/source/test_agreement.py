@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from ouroboros import convert, load_checkpoint
-from ouroboros.errors import CheckpointError
+from ouroboros.errors import SourceError
 from ouroboros.source.locate import load_source, locate
 from ouroboros.source.weights import open_original
 from tests.support.tiny import DIMENSIONS, EMBEDDING, OPTIONS
@@ -139,10 +139,10 @@ def test_what_config_and_files_disagree_on_is_refused(
     edit(copy, change, **config)
     if form == "pickled":
         pickle_weights(copy)
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with pytest.raises(SourceError, match=words) as caught:
         open_original(locate(str(copy)))
     assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(SourceError, match=words):
         load_source(str(copy))
 
 
@@ -151,7 +151,7 @@ def test_shapes_name_the_fields_they_follow_from(
     copy: Path, config: dict[str, Any], words: str
 ) -> None:
     edit(copy, nothing, **config)
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with pytest.raises(SourceError, match=words) as caught:
         open_original(locate(str(copy)))
     assert "\n" not in str(caught.value)
 
@@ -200,7 +200,7 @@ def test_biases_that_the_config_names_are_kept(tmp_path: Path) -> None:
 def test_bias_that_no_qwen_reads_is_refused_by_its_type(tmp_path: Path) -> None:
     folder = build(Qwen2Config(**DIMENSIONS), tmp_path / "source")
     edit(folder, lambda t: t.update({f"{LAYER}self_attn.o_proj.bias": torch.ones(32)}))
-    with pytest.raises(CheckpointError, match=r"which model_type=qwen2 of config.json would leave"):
+    with pytest.raises(SourceError, match=r"which model_type=qwen2 of config.json would leave"):
         open_original(locate(str(folder)))
 
 
@@ -209,7 +209,7 @@ def test_head_dim_against_the_norms_of_qwen3(tmp_path: Path) -> None:
     folder = build(Qwen3Config(**DIMENSIONS, head_dim=16), tmp_path / "source")
     edit(folder, nothing, head_dim=32, num_attention_heads=2, num_key_value_heads=1)
     words = r"_norm.weight is \[16\], by its config \[32\].*see head_dim"
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(SourceError, match=words):
         open_original(locate(str(folder)))
 
 
@@ -221,7 +221,7 @@ def test_a_base_model_without_a_head_is_read_where_it_is_tied(copy: Path, tmp_pa
     found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "expected"))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     edit(copy, nothing, tie_word_embeddings=False)
-    with pytest.raises(CheckpointError, match="tie_word_embeddings is false"):
+    with pytest.raises(SourceError, match="tie_word_embeddings is false"):
         open_original(locate(str(copy)))
 
 
@@ -229,7 +229,7 @@ def test_a_base_model_without_a_head_is_read_where_it_is_tied(copy: Path, tmp_pa
 def test_quantised_matrices_without_a_word_in_the_config_are_refused(copy: Path, kind: Any) -> None:
     name = f"{LAYER}mlp.up_proj.weight"
     edit(copy, lambda t: t.update({name: t[name].to(kind)}))
-    with pytest.raises(CheckpointError, match=r"up_proj.weight is .*, allowed: .* are quantised"):
+    with pytest.raises(SourceError, match=r"up_proj.weight is .*, allowed: .* are quantised"):
         open_original(locate(str(copy)))
 
 
@@ -254,7 +254,7 @@ def rename(old: str, new: str) -> Callable[[Tensors], Any]:
 )
 def test_names_of_other_tools_are_said(copy: Path, change: Any, words: str) -> None:
     edit(copy, change)
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with pytest.raises(SourceError, match=words) as caught:
         open_original(locate(str(copy)))
     assert "\n" not in str(caught.value)
 

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from ouroboros.errors import CheckpointError, ConfigError
+from ouroboros.errors import ConfigError, SourceError
 from ouroboros.source.gguf_header import read_header
 from ouroboros.source.gguf_pre import RULES
 from ouroboros.source.gguf_tokenizer import build_tokenizer
@@ -73,7 +73,7 @@ LIES = {
 def test_header_that_lies_is_refused_in_one_line(tmp_path: Path, lie: str) -> None:
     file = tmp_path / "tiny.gguf"
     file.write_bytes(LIES[lie])
-    with pytest.raises(CheckpointError, match="truncated or not a GGUF file") as caught:
+    with pytest.raises(SourceError, match="truncated or not a GGUF file") as caught:
         locate(str(file))
     assert "\n" not in str(caught.value)
 
@@ -99,9 +99,9 @@ def test_other_kinds_of_gguf_are_refused_by_name(
 
 def test_vocabulary_alone_and_a_directory_of_gguf_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(gguf_bytes([ARCH], []))
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(SourceError, match="holds no weights"):
         locate(str(tmp_path / "x.gguf"))
-    with pytest.raises(CheckpointError, match=r"give the file: .*x\.gguf"):
+    with pytest.raises(SourceError, match=r"give the file: .*x\.gguf"):
         locate(str(tmp_path))
 
 
@@ -120,7 +120,7 @@ def test_mutated_headers_raise_nothing_but_our_errors(tiny_original: Path, tmp_p
         file.write_bytes(content)
         try:
             locate(str(file))
-        except (CheckpointError, ConfigError) as error:
+        except (SourceError, ConfigError) as error:
             said.append(str(error))
     assert said
     assert not any("\n" in line for line in said)
@@ -188,9 +188,9 @@ def test_every_rule_loses_no_text(tmp_path: Path) -> None:
         ({"ggml__pre": "mambo"}, ConfigError, "tokenizer.ggml.pre='mambo' is unknown"),
         ({}, ConfigError, r"tokenizer\.ggml\.pre is missing"),
         ({"ggml__pre": "gpt-2", "ggml__add_sep_token": True}, ConfigError, "add_sep_token"),
-        ({"ggml__pre": "gpt-2", "ggml__eos_token_id": 1 << 31}, CheckpointError, "outside of"),
-        ({"ggml__pre": "gpt-2", "merges": ["a zz"]}, CheckpointError, "names a token that is not"),
-        ({"ggml__pre": "gpt-2", "ggml__add_eos_token": True}, CheckpointError, "does not name"),
+        ({"ggml__pre": "gpt-2", "ggml__eos_token_id": 1 << 31}, SourceError, "outside of"),
+        ({"ggml__pre": "gpt-2", "merges": ["a zz"]}, SourceError, "names a token that is not"),
+        ({"ggml__pre": "gpt-2", "ggml__add_eos_token": True}, SourceError, "does not name"),
     ],
 )
 def test_tokenizers_that_would_be_wrong_are_refused(
@@ -206,7 +206,7 @@ def test_a_token_as_long_as_a_book_is_refused(tmp_path: Path) -> None:
     file = write_vocabulary(
         tmp_path, "llama", tokens, types=[2, 3, 3, 1], scores=[0.0, 0.0, 0.0, -1.0]
     )
-    with pytest.raises(CheckpointError, match="a token is 1,000,000 characters long, 4,096 are"):
+    with pytest.raises(SourceError, match="a token is 1,000,000 characters long, 4,096 are"):
         build_tokenizer(read_header(file))
 
 
@@ -276,5 +276,5 @@ def test_upper_case_suffix_and_a_false_block_count(tiny_original: Path, tmp_path
     ):
         raw[at : at + 4] = struct.pack("<I", count)
         file.write_bytes(raw)
-        with pytest.raises((CheckpointError, ConfigError), match=words):
+        with pytest.raises((SourceError, ConfigError), match=words):
             locate(str(file))

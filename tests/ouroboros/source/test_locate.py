@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ouroboros import convert, load_checkpoint
-from ouroboros.errors import CheckpointError, ConfigError
+from ouroboros.errors import CheckpointError, ConfigError, SourceError
 from ouroboros.model.auto_map import AUTO_MAP
 from ouroboros.source import papers
 from ouroboros.source.locate import load_source, locate
@@ -110,7 +110,7 @@ def test_damaged_gguf_is_refused_in_one_line(tiny_original: Path, tmp_path: Path
     whole = file.read_bytes()
     for content in (whole[:-1000], whole[:5000], whole[:10], b"", b"\0" * 5000):
         file.write_bytes(content)
-        with pytest.raises(CheckpointError, match="truncated or not a GGUF file") as caught:
+        with pytest.raises(SourceError, match="truncated or not a GGUF file") as caught:
             convert(str(file), tmp_path / "out", **SMALL)
         assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.gguf"]
@@ -233,8 +233,8 @@ def test_recurrent_is_checked_on_the_command_line(copy: Path, tmp_path: Path) ->
             ConfigError,
             "transformers_weights in config.json names other weights .*; take it out",
         ),
-        ([1], CheckpointError, "can't read the model's config"),
-        (3, CheckpointError, "can't read the model's config"),
+        ([1], SourceError, "can't read the model's config"),
+        (3, SourceError, "can't read the model's config"),
     ],
 )
 def test_bad_configs_of_a_source_are_refused(
@@ -248,7 +248,7 @@ def test_bad_configs_of_a_source_are_refused(
 
 def test_deeply_nested_config_of_a_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 100_000)
-    with pytest.raises(CheckpointError, match="can't read the model's config"):
+    with pytest.raises(SourceError, match="can't read the model's config"):
         locate(str(tmp_path))
 
 
@@ -264,7 +264,7 @@ def test_source_without_a_tokenizer_has_none_and_a_broken_one_is_named(
     copy: Path, tmp_path: Path
 ) -> None:
     (copy / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="can't load its tokenizer"):
+    with pytest.raises(SourceError, match="can't load its tokenizer"):
         load_source(str(copy))
     for file in copy.glob("*token*"):
         file.unlink()

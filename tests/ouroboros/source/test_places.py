@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from ouroboros import convert, load_checkpoint
-from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
+from ouroboros.errors import ConfigError, OuroborosError, SourceError
 from ouroboros.source.locate import load_source, locate
 from ouroboros.source.weights import open_original
 from tests.support.hub import FakeHub, fill_cache, serving
@@ -227,7 +227,7 @@ def test_what_the_hub_can_not_give_is_one_line_with_its_cure(original: Path, hub
         "acme/empty": r"no config\.json in it; give",
         "acme/nothing": r"nor a model on the hub; .*if the model is private, log in: `hf auth",
     }.items():
-        with pytest.raises(CheckpointError, match=f"^{repo}: .*{words}") as caught:
+        with pytest.raises(SourceError, match=f"^{repo}: .*{words}") as caught:
             convert(repo, "out", **OPTIONS)
         assert "\n" not in str(caught.value)
 
@@ -257,7 +257,7 @@ def test_mistyped_paths_are_named_with_what_is_near(
     (tmp_path / "models" / "llama").mkdir(parents=True)
     (tmp_path / "models" / "llama.gguf").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with pytest.raises(SourceError, match=words) as caught:
         locate(source)
     assert "\n" not in str(caught.value)
     assert "internet" not in str(caught.value)
@@ -265,14 +265,14 @@ def test_mistyped_paths_are_named_with_what_is_near(
 
 def test_an_unreachable_hub_is_said_so(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"acme/tiny: .*the hub can't be reached.*connection"):
+    with pytest.raises(SourceError, match=r"acme/tiny: .*the hub can't be reached.*connection"):
         locate("acme/tiny")
 
 
 def test_a_folder_of_the_cache_without_its_snapshot_is_named(original: Path, cache: Path) -> None:
     snapshot = fill_cache(cache, "acme/tiny", original, FIRST)
     for folder in (snapshot.parent, snapshot.parent.parent):
-        with pytest.raises(CheckpointError, match=f"give the model in it: {snapshot}"):
+        with pytest.raises(SourceError, match=f"give the model in it: {snapshot}"):
             locate(str(folder))
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ouroboros import convert, load_checkpoint
-from ouroboros.errors import CheckpointError, OuroborosError
+from ouroboros.errors import OuroborosError, SourceError
 from ouroboros.source.locate import locate
 from ouroboros.source.weights import open_original
 from tests.support.tiny import EMBEDDING, OPTIONS
@@ -32,7 +32,7 @@ def shard(folder: Path, keep_single: bool) -> None:
 
 def test_two_sets_of_safetensors_are_refused(copy: Path) -> None:
     shard(copy, keep_single=True)
-    with pytest.raises(CheckpointError, match=r"holds model.safetensors and model.safetensors.ind"):
+    with pytest.raises(SourceError, match=r"holds model.safetensors and model.safetensors.ind"):
         open_original(locate(str(copy)))
     index = {"weight_map": {EMBEDDING: "model.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -46,7 +46,7 @@ def test_a_tensor_in_two_shards_is_refused(copy: Path) -> None:
     shard(copy, keep_single=False)
     file = copy / "model-1.safetensors"
     save_file({**load_file(file), EMBEDDING: torch.ones(259, 64)}, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"embed_tokens.weight is in model-0.safetensors and"):
+    with pytest.raises(SourceError, match=r"embed_tokens.weight is in model-0.safetensors and"):
         open_original(locate(str(copy)))
 
 
@@ -56,7 +56,7 @@ def test_stale_index_is_refused(copy: Path) -> None:
     words = (
         r"can't load the weights: model.safetensors.index.json names model-1.*, which is missing"
     )
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(SourceError, match=words):
         open_original(locate(str(copy)))
 
 
@@ -71,26 +71,20 @@ def test_weight_files_that_are_not_read_are_said(copy: Path, tmp_path: Path) -> 
 
 def test_no_weights_at_all(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"there is no model.safetensors, .*download it again"
-    ):
+    with pytest.raises(SourceError, match=r"there is no model.safetensors, .*download it again"):
         open_original(locate(str(copy)))
 
 
 def test_a_git_lfs_pointer_is_named(copy: Path) -> None:
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n"
     (copy / "model.safetensors").write_text(text)
-    with pytest.raises(
-        CheckpointError, match=r"model.safetensors is a Git LFS pointer, .*lfs pull"
-    ):
+    with pytest.raises(SourceError, match=r"model.safetensors is a Git LFS pointer, .*lfs pull"):
         open_original(locate(str(copy)))
 
 
 def test_adapter_beside_a_model_is_refused(copy: Path) -> None:
     (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(
-        CheckpointError, match=r"holds a PEFT adapter .*would be left out; merge it"
-    ):
+    with pytest.raises(SourceError, match=r"holds a PEFT adapter .*would be left out; merge it"):
         convert(copy, copy.parent / "out", **OPTIONS)
 
 
