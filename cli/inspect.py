@@ -31,14 +31,14 @@ def inspect(
     from cli.errors import CommandError
     from runtime.bundle.reader import is_bundle
 
-    checkpoint = (path / "config.json").is_file()
-    if path.is_dir() and not checkpoint and not is_bundle(path):
+    bundle, checkpoint = is_bundle(path), (path / "config.json").is_file()
+    if path.is_dir() and not checkpoint and not bundle:
         raise CommandError(
             f"{path} is neither a bundle nor a checkpoint: it has no manifest.json and no "
             "config.json",
             "give a directory that `ouro convert`, `ouro train` or `ouro export` wrote",
         )
-    if checkpoint and not is_bundle(path):
+    if checkpoint and not bundle:
         if graph:
             raise CommandError(f"{path} is a checkpoint and has no graph", "export it first")
         print_checkpoint(path, Console(), tensors)

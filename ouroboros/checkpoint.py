@@ -16,16 +16,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from ouroboros.errors import CheckpointError, ConfigError, OuroborosError
+from ouroboros.errors import CheckpointError, ConfigError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.names import current_name
-from ouroboros.source.locate import FLOATS, one_line, quiet_transformers, require_finite
+from ouroboros.source.locate import FLOATS, quiet_transformers, require_finite
 from ouroboros.source.sampling_defaults import read_generation_config
 from ouroboros.source.templates import check_templates
 from ouroboros.storage.weights import INDEX as INDEX
-from ouroboros.storage.weights import SINGLE, build_empty, write_weights
-from runtime.errors import errors_as
+from ouroboros.storage.weights import SINGLE, shapes_of, write_weights
+from runtime.errors import errors_as, one_line
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import (
     BUNDLE,
@@ -65,7 +65,7 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
     with quiet_transformers():
         # In the place of a file that it can't read transformers takes defaults, without a word.
         read_generation_config(str(path), path, config)
-        try:
+        with errors_as(CheckpointError, f"{path}: can't load the weights"):
             model = OuroborosForCausalLM.from_pretrained(
                 path,
                 config=config,
@@ -73,10 +73,6 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        except OuroborosError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{path}: can't load the weights: {one_line(error)}") from error
         tokenizer = _load_tokenizer(path)
     _require_one_head(path, model)
     require_finite(model, str(path))
@@ -216,7 +212,7 @@ def check_weight_files(path: Path) -> dict[str, tuple[int, ...]]:
 def _require_complete(
     path: Path, config: OuroborosConfig, held: Mapping[str, tuple[int, ...]]
 ) -> None:
-    wanted = {name: tuple(one.shape) for name, one in build_empty(config).state_dict().items()}
+    wanted = shapes_of(config)
     # A tied head is the embedding and never in the file.
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     both = wanted.keys() & held.keys()

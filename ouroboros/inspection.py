@@ -236,12 +236,12 @@ def require_matching(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """
     from ouroboros.checkpoint import read_config, weight_files
     from ouroboros.model.names import current_name
-    from ouroboros.storage.weights import build_empty
+    from ouroboros.storage.weights import shapes_of
 
     config = read_config(path)
     weight_files(path)
     shapes = {current_name(name): shape for name, shape in shapes.items()}
-    wanted = {name: tuple(one.shape) for name, one in build_empty(config).state_dict().items()}
+    wanted = shapes_of(config)
     if config.tie_word_embeddings and "lm_head.weight" not in shapes:
         wanted.pop("lm_head.weight", None)
     for name in sorted(wanted.keys() | shapes.keys()):

@@ -98,6 +98,11 @@ RuntimeFault = OuroError
 """The name that the runtime's users have caught so far."""
 
 
+def one_line(error: BaseException) -> str:
+    """Returns an error's text on one line, or its class where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 @contextmanager
 def errors_as(kind: type[OuroError], problem: str, cure: str = "") -> Iterator[None]:
     """Makes one of our errors of whatever a library raises in the block, a panic of Rust too.
@@ -118,5 +123,4 @@ def errors_as(kind: type[OuroError], problem: str, cure: str = "") -> Iterator[N
         # pyo3's PanicException is no Exception, and another class in every extension module.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise kind(f"{problem}: {said}", cure) from error
+        raise kind(f"{problem}: {one_line(error)}", cure) from error

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from ouroboros.delta.record import INDEX, TensorRecord, UpdateRecord, WeightsRecord
 from ouroboros.errors import CheckpointError
 from ouroboros.model.names import current_name
-from ouroboros.source.locate import FLOATS, one_line, require_finite_tensor
+from ouroboros.source.locate import FLOATS, require_finite_tensor
 from ouroboros.source.weights import Original
 from ouroboros.storage.adapters import Update, add_updates, factor_names
 from ouroboros.storage.tensors import StoredTensor, pieces_of
+from runtime.errors import one_line
 
 ANEW = "get an intact copy of the delta"
 

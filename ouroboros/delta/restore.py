@@ -28,9 +28,9 @@ from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE, write_module
 from ouroboros.model.configuration import OuroborosConfig
-from ouroboros.source.locate import one_line
 from ouroboros.storage.tensors import StoredTensor, write_tensors
 from ouroboros.storage.weights import build_empty, stored_names
+from runtime.errors import one_line
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import ADAPTERS, CHECKPOINT, DELTA_NAME, find_strangers
 

@@ -36,10 +36,11 @@ from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE
 from ouroboros.model.configuration import OuroborosConfig
-from ouroboros.source.locate import get_weights, one_line
+from ouroboros.source.locate import get_weights
 from ouroboros.source.places import Place
 from ouroboros.source.weights import Original
 from ouroboros.storage.tensors import write_tensors
+from runtime.errors import one_line
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import ADAPTERS, DELTA, DELTA_NAME, RUN, find_strangers, list_files
 

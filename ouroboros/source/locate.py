@@ -26,7 +26,7 @@ from ouroboros.source.papers import LICENSE_NAMES, NOTICE_NAMES, Papers, papers_
 from ouroboros.source.places import Place, fetch_weights, find_place
 from ouroboros.source.templates import check_templates
 from ouroboros.source.weight_files import WeightFiles, find_weights, hash_files
-from runtime.errors import errors_as
+from runtime.errors import errors_as, one_line
 
 _PIECE = 1 << 24
 FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors calls them
@@ -280,11 +280,6 @@ def load_tokenizer(place: Location) -> Any:
 def _tokenizer_files(place: Location) -> list[str]:
     """Returns the tokenizer's files that a directory holds."""
     return [name for name in _TOKENIZER_FILES if (place.path / name).is_file()]
-
-
-def one_line(error: BaseException) -> str:
-    """Returns an error's text on one line, or its class where it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def require_finite(model: nn.Module, name: str) -> None:

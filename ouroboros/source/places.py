@@ -21,6 +21,7 @@ from huggingface_hub.utils.tqdm import (
 )
 
 from ouroboros.errors import SourceError
+from runtime.errors import one_line
 
 HUB_PAGE = "https://huggingface.co/"
 # All but the weights: config, tokenizer, templates, licence, card.
@@ -215,8 +216,7 @@ def _fetch(repo: str, commit: str | None, patterns: Sequence[str]) -> Path:
             ) from error
         raise SourceError(_explain_unreachable(repo)) from error
     except Exception as error:  # of the connection, the server, the disk: each raises its own kind
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SourceError(f"{repo}: can't be fetched from the hub: {reason}") from error
+        raise SourceError(f"{repo}: can't be fetched from the hub: {one_line(error)}") from error
     return Path(found)
 
 

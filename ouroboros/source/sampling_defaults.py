@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from ouroboros.errors import CheckpointError
 from ouroboros.model.base_config import is_whole
+from runtime.errors import one_line
 
 FILE = "generation_config.json"
 # Without effect where `do_sample` is not true; transformers may then refuse to write them.
@@ -50,7 +51,7 @@ def read_generation_config(source: str, folder: Path, config: Any) -> tuple[Any,
         else:
             found = GenerationConfig.from_model_config(config)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: {_line(error)}", "correct it or take it away") from error
+        raise CheckpointError(f"{file}: {one_line(error)}", "correct it or take it away") from error
     _check_ids(source, found)
     return _writable(source, found)
 
@@ -90,9 +91,5 @@ def _why_unwritable(found: Any) -> str | None:
         try:
             found.save_pretrained(folder)
         except (ValueError, TypeError) as error:
-            return _line(error)
+            return one_line(error)
     return None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.errors import SourceError
+from runtime.errors import one_line
 from runtime.files.hashing import hash_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -94,8 +95,7 @@ def _shards(index: Path) -> list[str]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SourceError(f"{index}: not a safetensors index: {reason}") from error
+        raise SourceError(f"{index}: not a safetensors index: {one_line(error)}") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise SourceError(f"{index}: names {name!r:.80}, no file beside it")

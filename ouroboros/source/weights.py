@@ -34,7 +34,6 @@ from ouroboros.source.locate import (
     hash_weights,
     load_source,
     load_tokenizer,
-    one_line,
     quiet_transformers,
     read_papers,
     require_finite_tensor,
@@ -43,6 +42,7 @@ from ouroboros.source.papers import Papers
 from ouroboros.source.sampling_defaults import read_generation_config
 from ouroboros.source.weight_files import INDEX as INDEX
 from ouroboros.source.weight_files import WeightFiles
+from runtime.errors import one_line
 
 _ROWS = 4096  # of a matrix, read at a time where two are compared
 

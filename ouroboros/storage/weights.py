@@ -34,6 +34,15 @@ def build_empty(config: OuroborosConfig) -> OuroborosForCausalLM:
         return OuroborosForCausalLM(copy.deepcopy(config))
 
 
+def shapes_of(config: OuroborosConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each weight of a config's model by name, a tied LM head among them.
+
+    Raises:
+        ConfigError: there can be no such model.
+    """
+    return {name: tuple(one.shape) for name, one in build_empty(config).state_dict().items()}
+
+
 def stored_names(model: OuroborosForCausalLM) -> list[str]:
     """Returns the names of the tensors that a checkpoint holds, in state-dict order.
 
