@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,15 +31,18 @@ def divergence(what: str, train_step: int, learning_rate: float, origin: str = "
 
 
 @torch.no_grad()
-def find_origin(model: nn.Module, call: Callable[[], object]) -> str:
+def find_origin(
+    model: nn.Module, call: Callable[[], object], guide: torch.Tensor | None = None
+) -> str:
     """Says which part of a model is the first to hold or to give NaN or infinity.
 
     Args:
         model: its parameters are looked at first, in their order, then what its modules give.
         call: runs it, as it was run when that was found.
+        guide: what a teacher gave; looked at last, since a model is more often at fault.
 
     Returns:
-        A parameter or a module by name; `the LM head` where all before it is finite.
+        A parameter or a module by name; `the teacher`; or `the LM head` where all else is finite.
     """
     for name, parameter in model.named_parameters():
         if not _is_finite(parameter):
@@ -59,7 +63,29 @@ def find_origin(model: nn.Module, call: Callable[[], object]) -> str:
     finally:
         for handle in handles:
             handle.remove()
+    if not found and guide is not None and not _is_finite(guide):
+        return "the teacher"
     return found[0] if found else "the LM head"
+
+
+@torch.no_grad()
+def spoilt_gradient(parameters: Mapping[str, nn.Parameter], last: str = "") -> str:
+    """Says where on the way back gradients stopped being numbers; "" where all are numbers.
+
+    What is no number in one part is none in all parts before it, so it began in the last one.
+
+    Args:
+        parameters: by name, in the order in which the model runs them.
+        last: how the names of those begin that it runs behind the loop, though they stand before.
+    """
+    found = {name: one.grad for name, one in parameters.items() if one.grad is not None}
+    # One look at all of them first, without a sum that could overflow.
+    if math.isfinite(nn.utils.get_total_norm(list(found.values()), math.inf)):
+        return ""
+    names = [name for name, gradient in found.items() if not _is_finite(gradient)]
+    behind = [name for name in names if name.startswith(("coda.", "norm.", "lm_head."))]
+    moved = [name for name in names if last and name.startswith(last)]
+    return f"the gradient of {[*names, *moved, *behind][-1]}"
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ouroboros.errors import TrainingError
 from runtime.files.destinations import STEP
 from runtime.files.hashing import hash_file
@@ -117,6 +119,31 @@ def check_state(folder: Path) -> None:
         raise TrainingError(
             f"{folder / PROGRESS} is damaged: it is of train step {said!r:.80}", older_state(folder)
         )
+
+
+def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def reading(folder: str | None) -> Iterator[None]:
+    """Names the state where reading it fails; None where there is none to read.
+
+    Raises:
+        TrainingError: it can't be read.
+    """
+    try:
+        yield
+    except (TrainingError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if folder is None:
+            raise
+        # Without PyTorch's own words, which advise to read a pickle of a stranger's as one.
+        raise TrainingError(
+            f"{folder} can't be read ({type(error).__name__})", older_state(Path(folder))
+        ) from error
 
 
 def older_state(folder: Path) -> str:

@@ -7,11 +7,10 @@ killed at any moment and resumed ends, on the CPU, in the same bits.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,7 +35,7 @@ from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.arguments import OwnPace
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
-from ouroboros.training.divergence import divergence, find_origin
+from ouroboros.training.divergence import divergence, find_origin, spoilt_gradient
 from ouroboros.training.frozen_states import PRELUDE, TEACHER, StatedWindows
 from ouroboros.training.half import halve_frozen, parts_run
 from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
@@ -171,12 +170,22 @@ class OuroborosTrainer(Trainer):
                 loss = loss + options.depth_term * term
         loss = self._per_token(loss, targets, num_items_in_batch)
         if not math.isfinite(loss.detach()):
-            # Before the update, so that weights and saved states are the last good ones.
-            origin = find_origin(self._unwrapped(), lambda: model(**asked, **depth))
+            # Before the update, so that weights and saved states are the last good ones. Without
+            # what wraps the model: the other processes would have to run theirs too.
+            plain = self._unwrapped()
+            origin = find_origin(plain, lambda: plain(**asked, **depth), guide)
             raise self._divergence(
                 f"the loss is {float(loss.detach()):g}", self.state.global_step + 1, origin
             )
         return (loss, output) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Computes loss and gradients; stops before an update by what is no number."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        behind = "bridge." if self._unwrapped().config.bridge == "exit" else ""
+        if origin := spoilt_gradient(self._trainable(), behind):
+            raise self._divergence("a gradient is no number", self.state.global_step + 1, origin)
+        return loss
 
     def _guide(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
         """The teacher's final state `[batch, seq, hidden]`, from disk or computed; None without."""
@@ -344,11 +353,11 @@ class OuroborosTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_sharded(resume_from_checkpoint, self.is_fsdp_enabled)
-        with _reading(resume_from_checkpoint):
+        with state.reading(resume_from_checkpoint):
             stored = load_file(os.path.join(resume_from_checkpoint, state.WEIGHTS))
         saved = {current_name(name): tensor for name, tensor in stored.items()}
         parameters = self._trainable()
-        if _shapes(saved) != _shapes(parameters):
+        if state.shapes_of(saved) != state.shapes_of(parameters):
             raise TrainingError(
                 f"{resume_from_checkpoint} holds other parameters than this model trains",
                 "start over in another folder",
@@ -357,11 +366,11 @@ class OuroborosTrainer(Trainer):
             put(parameter, saved[name])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
+        with state.reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
+        with state.reading(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -375,23 +384,3 @@ class OuroborosTrainer(Trainer):
 def _predicting(state: torch.Tensor) -> torch.Tensor:
     """Returns the states `[positions, hidden]` that predict a token: of each window all but one."""
     return state[:, :-1].flatten(0, 1)
-
-
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-@contextlib.contextmanager
-def _reading(folder: str | None) -> Iterator[None]:
-    """Names the state where reading it fails; None where there is none to read."""
-    try:
-        yield
-    except (TrainingError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if folder is None:
-            raise
-        # Without PyTorch's own words, which advise to read a pickle of a stranger's as one.
-        raise TrainingError(
-            f"{folder} can't be read ({type(error).__name__})", state.older_state(Path(folder))
-        ) from error
