@@ -44,6 +44,7 @@ COMPANIONS = (
 )
 COMPANION_SUFFIXES = (".sha256", ".md5", ".crc", ".lock", ".gitignore", ".gitattributes")
 _NAMES_A_KIND = 3
+_ROWS_A_BATCH = 256  # of a parquet file, held at a time: a row group may be as large as the file
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -357,7 +358,7 @@ def _read_parquet(path: Path) -> Iterator[str | None]:
     try:
         with parquet.ParquetFile(path) as table:
             _require_strings(path, table.schema_arrow)
-            for batch in table.iter_batches(columns=[FIELD]):
+            for batch in table.iter_batches(_ROWS_A_BATCH, columns=[FIELD]):
                 yield from batch.column(0).to_pylist()
     except UnicodeDecodeError as error:
         raise DataError(

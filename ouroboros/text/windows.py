@@ -4,15 +4,19 @@ A document starts with what the tokenizer puts before a text, if anything, and e
 end-of-text token; all are joined and cut into windows of one length. A document that does not fit
 goes on in the next window. Positions restart at 0 at every document and at every
 window, and the model takes a position of 0 as the sign to restart attention and pooling.
+
+Texts may be larger than memory: they are read piece by piece, and tokens beyond `HELD_BYTES` lie on
+disk, in a file without a name that goes with the process.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,7 +53,10 @@ __all__ = [
 ]
 
 IGNORED = -100
+HELD_BYTES = 1 << 28
+"""Of tokens, and of marks where documents start, that are kept in memory."""
 _DOCUMENTS_A_CALL = 512
+_WINDOWS_A_PIECE = 1 << 12  # hashed at a time; a multiple of 8, since marks are hashed as bits
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,11 @@ class PackedWindows:
     def fingerprint(self) -> str:
         """Returns a sha256 over every token and document start."""
         digest = hashlib.sha256(str(self.input_ids.shape).encode())
-        digest.update(np.ascontiguousarray(self.input_ids).tobytes())
-        digest.update(np.packbits(self.starts).tobytes())
+        pieces = [slice(at, at + _WINDOWS_A_PIECE) for at in range(0, len(self), _WINDOWS_A_PIECE)]
+        for piece in pieces:
+            digest.update(np.ascontiguousarray(self.input_ids[piece]).tobytes())
+        for piece in pieces:
+            digest.update(np.packbits(self.starts[piece]).tobytes())
         return digest.hexdigest()
 
 
@@ -123,28 +133,75 @@ def pack_documents(
     if seq_len < 2:
         raise DataError(f"seq_len={seq_len} leaves nothing to predict", "allowed is 2 or more")
     end, begin = end_of_text_id(tokenizer), prefix_ids(tokenizer)
-    pieces: list[np.ndarray] = []
-    for ids in _tokenise(documents, tokenizer):
-        piece = np.asarray([*begin, *ids, end], dtype=np.int64)
-        check_ids(name, piece, 1 << 31)  # so that int32 holds them
-        pieces.append(piece.astype(np.int32))
-    if not pieces:
-        raise DataError(f"{name}: no documents in it", "give files with text in them")
-    lengths = np.asarray([len(piece) for piece in pieces])
-    total = int(lengths.sum())
-    count = total // seq_len
-    if count == 0:
-        raise DataError(
-            f"{name}: {total} tokens in all, shorter than one sequence of {seq_len}",
-            f"give more text or a --seq-len of at most {total}",
-        )
-    starts = np.zeros(total, dtype=bool)
-    starts[np.cumsum(lengths) - lengths] = True
-    kept = count * seq_len
-    return PackedWindows(
-        np.concatenate(pieces)[:kept].reshape(count, seq_len),
-        starts[:kept].reshape(count, seq_len),
-        len(begin),
+    with _Column(np.dtype(np.int32)) as tokens, _Column(np.dtype(bool)) as starts:
+        for ids in _tokenise(documents, tokenizer):
+            piece = np.asarray([*begin, *ids, end], dtype=np.int64)
+            check_ids(name, piece, 1 << 31)  # so that int32 holds them
+            tokens.add(piece)
+            starts.add(np.arange(len(piece)) == 0)
+        total = tokens.count
+        if not total:
+            raise DataError(f"{name}: no documents in it", "give files with text in them")
+        count = total // seq_len
+        if count == 0:
+            raise DataError(
+                f"{name}: {total} tokens in all, shorter than one sequence of {seq_len}",
+                f"give more text or a --seq-len of at most {total}",
+            )
+        shape, kept = (count, seq_len), count * seq_len
+        ids, marks = tokens.take(kept).reshape(shape), starts.take(kept).reshape(shape)
+        return PackedWindows(ids, marks, len(begin))
+
+
+class _Column:
+    """Numbers of one type, written one after the other: in memory, and on disk where they are many.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self, kind: np.dtype[Any]) -> None:
+        self.kind, self.count = kind, 0
+        self._file = tempfile.SpooledTemporaryFile(max_size=HELD_BYTES)  # noqa: SIM115 (closed below)
+
+    def __enter__(self) -> _Column:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, numbers: np.ndarray) -> None:
+        """Writes numbers behind those that are there.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        self.count += len(numbers)
+        try:
+            self._file.write(numbers.astype(self.kind).tobytes())
+        except OSError as error:
+            raise _no_room(error) from error
+
+    def take(self, count: int) -> np.ndarray:
+        """Returns the first of them, `[count]`, to be read only; they outlive the column.
+
+        Raises:
+            DataError: as `add`.
+        """
+        if self.count * self.kind.itemsize <= HELD_BYTES:
+            self._file.seek(0)
+            return np.frombuffer(self._file.read(count * self.kind.itemsize), self.kind)
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _no_room(error) from error
+        return np.asarray(np.memmap(self._file, self.kind, "r", shape=count))
+
+
+def _no_room(error: OSError) -> DataError:
+    return DataError(
+        f"{tempfile.gettempdir()} can't hold the tokens of the text ({error.strerror or error})",
+        "make room there, or set TMPDIR to a folder on a larger disk",
     )
 
 
