@@ -29,6 +29,7 @@ from ouroboros.model.limits import check_ids
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.source.locate import locate
 from ouroboros.source.weights import Original, open_original
+from ouroboros.text.boundaries import encode
 from ouroboros.text.windows import eval_windows, prefix_ids, read_whole
 from runtime.files.atomic import check_place
 from runtime.files.destinations import CHECKPOINT
@@ -176,7 +177,8 @@ def _measure(
 ) -> list[Candidate]:
     """Makes the choices that need text: split, looped layers, bridge and step norms."""
     count = fit_windows(model.config.hidden_size)
-    windows = _calibration_windows(original, text, chosen.calibration, count)
+    rows = 0 if chosen.bridge == "none" else model.config.hidden_size + 1
+    windows = _calibration_windows(original, text, chosen.calibration, count, rows)
     few, split = _few_windows(windows), chosen.split == AUTO
     return choose_parts(model, original.layer, windows, few, layer, split, chosen.depth, say)
 
@@ -303,9 +305,11 @@ def _calibration_text(path: Path | None) -> str:
 
 
 def _calibration_windows(
-    original: Original, text: str, path: Path | None, count: int
+    original: Original, text: str, path: Path | None, count: int, rows: int
 ) -> torch.Tensor:
     """Returns int64 `[windows, seq]` of the calibration text, at most `count` of them.
+
+    `rows` are those of the bridge that is fitted on it, 0 where there is none.
 
     Raises:
         DataError: the text is shorter than one window, or holds a token the model lacks.
@@ -323,6 +327,10 @@ def _calibration_windows(
         windows = eval_windows(text, original.tokenizer, seq, count)
     except DataError as error:
         reason = error.problem.replace("sequence", "window")
+        # The first position of a window counts for nothing.
+        rank = max(0, len(encode(original.tokenizer, [text])[0]) - 1)
+        if rank < rows:
+            reason += f", which supports a map of rank {rank}, and the bridge has {rows:,} rows"
         raise DataError(
             f"{path or 'the calibration text'}: {reason}", "give a longer text"
         ) from error

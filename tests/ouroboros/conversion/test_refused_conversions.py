@@ -113,8 +113,12 @@ def _lose(file: Path) -> None:
 
 def test_short_calibration_text_is_refused(tiny_original: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
-    with pytest.raises(DataError, match="shorter than one window"):
-        convert(str(tiny_original), tmp_path / "out", calibration=tmp_path / "short.txt", **SMALL)
+    given = {**SMALL, "calibration": tmp_path / "short.txt"}
+    with pytest.raises(DataError, match=r"shorter than one window of \d+; give a longer text"):
+        convert(str(tiny_original), tmp_path / "out", **given)
+    supported = r"of \d+, which supports a map of rank 9, and the bridge has \d+ rows; give a long"
+    with pytest.raises(DataError, match=supported):
+        convert(str(tiny_original), tmp_path / "out", **given | {"bridge": "entry"})
 
 
 def test_calibration_text_is_looked_for_before_the_weights(
