@@ -79,6 +79,7 @@ def open_states(
     rank: int,
     say: Say,
     opened: ExitStack,
+    tokenizer: Any = None,
 ) -> StatedWindows:
     """Opens the states of a run, and computes those that are missing.
 
@@ -92,6 +93,7 @@ def open_states(
         rank: of this process among those of the run; each computes a part.
         say: gets a line now and then.
         opened: closes the stores when the run is done.
+        tokenizer: the model's, which a teacher's is held against.
 
     Raises:
         CheckpointError: the teacher can't be loaded.
@@ -124,7 +126,7 @@ def open_states(
             return _prelude_of(model, options, device)
 
         def teacher() -> Compute:
-            return _teacher_of(head, options, device)
+            return _teacher_of(head, tokenizer, options, device)
 
         batch = 1 if device.type == "cpu" else options.batch_size
         computes = {PRELUDE: prelude, TEACHER: teacher}
@@ -248,8 +250,10 @@ def _prelude_of(
     return compute
 
 
-def _teacher_of(head: torch.Tensor, options: TrainOptions, device: torch.device) -> Compute:
-    teacher = load_teacher(options.teacher, head)
+def _teacher_of(
+    head: torch.Tensor, tokenizer: Any, options: TrainOptions, device: torch.device
+) -> Compute:
+    teacher = load_teacher(options.teacher, head, tokenizer)
     if teacher.head is not None:
         raise TrainingError(
             f"{options.teacher} has another LM head than the checkpoint, and states of it are kept "

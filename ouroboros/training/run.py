@@ -122,8 +122,9 @@ def _train(
     rounded = round_as_asked(model, options)
     head = rounded.head if rounded else model.lm_head.weight
     _drop_fitted(model, options, checkpoint, console)
-    states = _open_states(model, head, windows, options, arguments, console, opened)
-    teacher = load_teacher(options.teacher, head) if options.teacher and not states else None
+    states = _open_states(model, head, windows, options, arguments, console, opened, tokenizer)
+    asked = options.teacher and not states
+    teacher = load_teacher(options.teacher, head, tokenizer) if asked else None
     if teacher is not None and teacher.head is not None:
         _warn(console, f"{options.teacher} has another LM head than {checkpoint}, and keeps it")
     taught = states.teacher if states else teacher.sha256 if teacher else ""
@@ -277,6 +278,7 @@ def _open_states(
     arguments: TrainingArguments,
     console: Console,
     opened: contextlib.ExitStack,
+    tokenizer: Any,
 ) -> StatedWindows | None:
     """What is computed once, for the windows that the run will draw; None where it keeps none."""
     if not options.state_cache:
@@ -286,9 +288,8 @@ def _open_states(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     drawn = run_order(options, len(windows), arguments.world_size)
-    return open_states(
-        model, head, windows, drawn, options, arguments.device, arguments.process_index, say, opened
-    )
+    device, rank = arguments.device, arguments.process_index
+    return open_states(model, head, windows, drawn, options, device, rank, say, opened, tokenizer)
 
 
 def _check_out(checkpoint: Path, out: Path, resume: bool, options: TrainOptions) -> None:

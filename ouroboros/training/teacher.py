@@ -24,6 +24,7 @@ from ouroboros.source.locate import get_weights, hash_read_files, load_source, l
 from ouroboros.training.qat import round_model
 from runtime.files.destinations import CHECKPOINT, RUN, kind_of
 
+FEW_TOKENS = 0.01  # share of tokens that may be other ones
 LIKE = 0.75  # cosine of two rows of one token; of two tokens it is 0.5 at the most, in the median
 
 
@@ -98,24 +99,27 @@ def _turns(module: nn.Module) -> bool:
     return isinstance(getattr(module, "inv_freq", None), torch.Tensor)
 
 
-def load_teacher(source: str, own: torch.Tensor) -> Teacher:
+def load_teacher(source: str, own: torch.Tensor, tokenizer: Any = None) -> Teacher:
     """Loads the teacher of a student.
 
     Args:
         source: the original by hub id, folder or .gguf, or the folder of an Ouroboros checkpoint.
         own: the student's LM head `[vocab, hidden]`, as it was or trained further.
+        tokenizer: the student's; where both have one, the teacher's must number tokens as it does.
 
     Raises:
         CheckpointError: it can't be loaded.
-        TrainingError: its LM head knows other tokens than the student's.
+        TrainingError: its tokenizer or its LM head knows other tokens than the student's.
     """
     if is_folded(source):
-        body: Any = load_checkpoint(source)[0].requires_grad_(False)
+        body, theirs = load_checkpoint(source)
+        check_tokenizer(source, theirs, tokenizer)
         if body.config.qat:  # it is what its integers stand for
             round_model(body, Rounding(**body.config.qat))
         head, sha256 = body.lm_head.weight, checkpoint_sha256(source)
     else:
         original = load_source(source)
+        check_tokenizer(source, original.tokenizer, tokenizer)
         head, sha256 = original.model.get_output_embeddings().weight, _combine(original.files)
         body = original.model.base_model
     head = head.detach().to(own.dtype)
@@ -129,6 +133,35 @@ def load_teacher(source: str, own: torch.Tensor) -> Teacher:
         )
     body.eval().requires_grad_(False)
     return Teacher(body, None if shared else head, sha256)
+
+
+def check_tokenizer(source: str, theirs: Any, own: Any) -> None:
+    """Refuses a teacher that reads the student's token ids as other tokens.
+
+    A few may differ: added ones are named anew where a model is tuned.
+
+    Args:
+        source: the teacher, as it was given.
+        theirs: its tokenizer; None where it has none.
+        own: the student's, likewise.
+
+    Raises:
+        TrainingError: more than a few differ; it names one.
+    """
+    if theirs is None or own is None:
+        return
+    tables = ({number: token for token, number in one.get_vocab().items()} for one in (theirs, own))
+    there, here = tables
+    shared = sorted(there.keys() & here.keys())
+    other = [number for number in shared if there[number] != here[number]]
+    if len(other) > FEW_TOKENS * len(shared):
+        first = other[0]
+        raise TrainingError(
+            f"{source} has another tokenizer than this checkpoint: {len(other):,} of "
+            f"{len(shared):,} tokens differ, token {first} is {there[first]!r:.40} there and "
+            f"{here[first]!r:.40} here",
+            "give the model that the checkpoint was converted from to --teacher",
+        )
 
 
 def head_to_learn_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.errors import CheckpointError, TrainingError
 from ouroboros.training.run import train
-from ouroboros.training.teacher import hash_teacher, load_teacher
+from ouroboros.training.teacher import check_tokenizer, hash_teacher, load_teacher
 from tests.support.training import options, write_teacher
 
 
@@ -127,3 +128,43 @@ def test_teacher_of_other_tokens_is_refused(checkpoint: Path, corpus: Path) -> N
             options(corpus, teacher=str(corpus.parent / "nowhere")),
         )
     assert not (corpus.parent / "out").exists()
+
+
+@pytest.mark.parametrize("state_cache", ["", "states"])
+@pytest.mark.parametrize("folded", [True, False])
+def test_teacher_of_another_tokenizer_is_refused(
+    checkpoint: Path, corpus: Path, state_cache: str, folded: bool
+) -> None:
+    """Its weights are right, and its ids stand for other tokens."""
+    other = corpus.parent / "other"
+    if folded:
+        shutil.copytree(checkpoint, other)
+    else:
+        write_teacher(checkpoint, other)
+    file = other / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {
+        token: {3: 4, 4: 3}.get(number, number) for token, number in vocabulary.items()
+    }
+    file.write_text(json.dumps(content))
+    kept = {"state_cache": str(corpus.parent / state_cache)} if state_cache else {}
+    differ = r"other has another tokenizer .*: 2 of 29 tokens differ, token 3 is 'c' there and 'b'"
+    with pytest.raises(TrainingError, match=differ):
+        train(checkpoint, corpus.parent / "out", options(corpus, teacher=str(other), **kept))
+
+
+def test_a_tokenizer_may_name_a_few_tokens_anew() -> None:
+    class Tokenizer:
+        def __init__(self, **changed: int) -> None:
+            self.changed = changed
+
+        def get_vocab(self) -> dict[str, int]:
+            plain = {f"t{number}": number for number in range(200)}
+            named = set(self.changed.values())
+            return {t: n for t, n in plain.items() if n not in named} | self.changed
+
+    check_tokenizer("other", Tokenizer(system=7, tool=250), Tokenizer())
+    check_tokenizer("other", None, Tokenizer())
+    with pytest.raises(TrainingError, match="3 of 200 tokens differ, token 7 is 'a' there"):
+        check_tokenizer("other", Tokenizer(a=7, b=8, c=9), Tokenizer())
