@@ -99,13 +99,19 @@ def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters
     """Marks what a run trains, and puts adapters into the model where it trains some.
 
     Raises:
-        ConfigError: as `Adapters`, nothing trains, a rate is of what the model lacks, or the
-            embedding is to train and gets no gradient at any depth.
+        ConfigError: as `Adapters`, nothing trains, a choice or a rate is of what the model lacks,
+            or the embedding is to train and gets no gradient at any depth.
     """
     adapters = None
     if options.adapted:
         adapters = Adapters(
             model, options.adapted, options.adapter_rank, options.adapter_alpha, options.seed
+        )
+    if options.train_recurrent != "frozen" and not model.recurrent.layers:
+        raise ConfigError(
+            f"train_recurrent={options.train_recurrent} is of looped layers, and this model loops "
+            "none",
+            "leave it out",
         )
     model.mark_trainable(options.train_coda, options.train_recurrent, options.train_embedding)
     if not model.trainable_names():

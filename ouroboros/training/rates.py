@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 GATE_RATE = 0.1
 # What is trained of the original's own.
 LAYERS = ("coda.", "recurrent.layers.", "norm.", "embed_tokens.", "lm_head.")
+# Tables of a vector a step, no matrices: where they decayed, steps never trained would leave their
+# start.
+STEP_TABLES = (".step_embedding.weight", ".controller.vectors")
 
 
 def highest_rate(name: str, options: TrainOptions) -> float:

@@ -108,14 +108,12 @@ def _train(
 ) -> TrainReport:
     from rich.console import Console as RichConsole
 
-    console = console or RichConsole(quiet=True)
     began = time.perf_counter()
     state_dir = out / "state"
     _check_out(checkpoint, out, resume, options)
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
-    if not main:
-        console = RichConsole(quiet=True)
+    console = console if console and main else RichConsole(quiet=True)
     model, tokenizer = _load(checkpoint, options)
     windows, heldout = read_texts(options, model.config.vocab_size, tokenizer, console)
     earlier, adapters = read_updates(checkpoint), mark_trained(model, options)
@@ -357,6 +355,9 @@ def _describe(
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
+    if options.warmup > options.train_steps:
+        rising = f"warmup={options.warmup} is longer than the {options.train_steps} train steps"
+        _warn(console, f"{rising}: the learning rate only rises, and not to its height")
 
 
 def _name(device: torch.device) -> str:

@@ -42,7 +42,7 @@ from ouroboros.training.loss import IGNORED, PieceLoss, head_loss, piece_loss
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE
 from ouroboros.training.qat import rounded_once
-from ouroboros.training.rates import highest_rate
+from ouroboros.training.rates import STEP_TABLES, highest_rate
 from ouroboros.training.sharded import (
     casting,
     check_sharded,
@@ -227,6 +227,8 @@ class OuroborosTrainer(Trainer):
             for name, parameter in self._trainable().items():
                 rate = highest_rate(name, self.options)
                 matrix = name in matrices and parameter.ndim > 1
+                # A decay of 0 leaves the groups as they were, by which saved states are read.
+                matrix &= not (self.options.weight_decay and name.endswith(STEP_TABLES))
                 groups.setdefault((rate, matrix), []).append(parameter)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
             parts = [

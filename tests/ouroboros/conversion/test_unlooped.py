@@ -16,6 +16,7 @@ from ouroboros.conversion.bridge import fit_bridge
 from ouroboros.errors import ConfigError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.text.windows import eval_windows
+from ouroboros.training.adapters import mark_trained
 from ouroboros.training.run import train
 from tests.support.processes import call_ouro
 from tests.support.training import options
@@ -74,6 +75,14 @@ def test_it_is_the_layers_that_are_kept_and_the_map(unlooped: Path, tiny_origina
     assert set(model.trainable_names()) == (
         {"bridge.weight", "bridge.bias"} if model.bridge is not None else set()
     )
+
+
+def test_looped_layers_that_are_not_there_can_not_be_asked_to_train(
+    unlooped: Path, tmp_path: Path
+) -> None:
+    run = options(tmp_path, depth="1", train_coda="full", train_recurrent="full")
+    with pytest.raises(ConfigError, match="train_recurrent=full is of looped layers, and this mod"):
+        mark_trained(load_checkpoint(unlooped)[0], run)
 
 
 def test_it_generates_with_its_cache_what_it_does_without(unlooped: Path) -> None:

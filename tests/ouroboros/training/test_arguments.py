@@ -87,3 +87,4 @@ def test_matrices_alone_decay(corpus: Path, tmp_path: Path) -> None:
         if not group["weight_decay"]
     }
     assert "recurrent.injection.weight" in still
+    assert "recurrent.controller.step_embedding.weight" in still

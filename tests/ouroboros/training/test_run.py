@@ -163,8 +163,9 @@ def test_it_is_said_on_what_is_trained_and_that_rounding_is_left(
     (checkpoint / "config.json").write_text(json.dumps(config))
     written = io.StringIO()
     console = Console(file=written, width=400)
-    train(checkpoint, corpus.parent / "out", options(corpus), console=console)
+    train(checkpoint, corpus.parent / "out", options(corpus, warmup=9), console=console)
     assert "parameters on CPU at depth 1-3" in written.getvalue()
+    assert "warmup=9 is longer than the 4 train steps" in written.getvalue()
     assert "was trained for rounded weights" in written.getvalue()
     assert "--qat int4 keeps to" in written.getvalue()
     assert load_checkpoint(corpus.parent / "out")[0].config.qat == {}
