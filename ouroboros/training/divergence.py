@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ouroboros.errors import TrainingError
+from ouroboros.training.sharded import whole
 
 
 def divergence(what: str, train_step: int, learning_rate: float, origin: str = "") -> TrainingError:
@@ -74,15 +75,17 @@ def spoilt_gradient(parameters: Mapping[str, nn.Parameter], last: str = "") -> s
 
     What is no number in one part is none in all parts before it, so it began in the last one.
 
+    Every process must call it, where parameters are pieces.
+
     Args:
         parameters: by name, in the order in which the model runs them.
         last: how the names of those begin that it runs behind the loop, though they stand before.
     """
     found = {name: one.grad for name, one in parameters.items() if one.grad is not None}
     # One look at all of them first, without a sum that could overflow.
-    if math.isfinite(nn.utils.get_total_norm(list(found.values()), math.inf)):
+    if math.isfinite(whole(nn.utils.get_total_norm(list(found.values()), math.inf))):
         return ""
-    names = [name for name, gradient in found.items() if not _is_finite(gradient)]
+    names = [name for name, gradient in found.items() if not _is_finite(whole(gradient))]
     behind = [name for name in names if name.startswith(("coda.", "norm.", "lm_head."))]
     moved = [name for name in names if last and name.startswith(last)]
     return f"the gradient of {[*names, *moved, *behind][-1]}"
