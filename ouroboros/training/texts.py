@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.model.limits import check_ids
+from ouroboros.text.boundaries import encode
 from ouroboros.text.corpus import read_whole, text_name
 from ouroboros.text.overlap import SHARED_WORDS, Overlap
 from ouroboros.text.windows import PackedWindows, load_eval_windows, load_windows
@@ -38,16 +40,32 @@ def read_texts(
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     heldout = load_eval_windows(options.eval, tokenizer, options.seq_len, options.eval_windows, say)
-    overlap = Overlap({text_name(path): read_whole(path) for path in options.eval})
-    watch = overlap.look if options.eval else None
+    watched: dict[str, str] = {}
+    for path in options.eval:
+        name, text = text_name(path), read_whole(path)
+        whole = f"held-out text {name!r}"
+        # Of a long one only the start is scored: what overlaps there may be little of the whole.
+        watched[whole] = text
+        watched[f"what is scored of {whole}"] = _start_of(text, tokenizer, heldout[name].size)
+    overlap = Overlap(watched)
+    watch = overlap.look if watched else None
     windows = load_windows(options.data, tokenizer, options.seq_len, say, watch)
-    for name, share in overlap.shares().items():
+    shares = list(overlap.shares().items())
+    for both in zip(shares[::2], shares[1::2], strict=True):
+        text, share = max(both, key=lambda one: one[1])
         if share >= OVERLAP_TOLD:
             say(
-                f"warning: {share:.0%} of the runs of {SHARED_WORDS} words of held-out text "
-                f"{name!r} stand in the training text too; its loss is not that of unseen text"
+                f"warning: {share:.0%} of the runs of {SHARED_WORDS} words of {text} stand in the "
+                "training text too; its loss is not that of unseen text"
             )
     check_ids("the training text", windows.input_ids, vocab_size)
     for name, array in heldout.items():
         check_ids(f"held-out text {name!r}", array, vocab_size)
     return windows, heldout
+
+
+def _start_of(text: str, tokenizer: Any, tokens: int) -> str:
+    """Returns about what the first so many tokens of a text stand for."""
+    start = text[: 8 * tokens]
+    (ids,) = encode(tokenizer, [start])
+    return start[: math.ceil(len(start) * tokens / max(1, len(ids)))]

@@ -243,6 +243,22 @@ def test_held_out_text_in_the_training_text_is_told_of(corpus: Path, checkpoint:
     assert "warning: 100% of the runs of 13 words of held-out text 'seen' stand in" in told[0]
 
 
+def test_what_is_scored_of_a_long_text_is_held_against_the_training_text(
+    corpus: Path, checkpoint: Path
+) -> None:
+    """Forty words of it are scored, which are a thousandth of the whole."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), size=5)) for _ in range(40_000)]
+    (corpus / "seen.txt").write_text(" ".join(words[:40]))
+    long = corpus.parent / "long.txt"
+    long.write_text(" ".join(words))
+    console = Console(file=io.StringIO(), width=300, record=True)
+    run = options(corpus, train_steps=1, eval=(long,), seq_len=60, batch_size=1, eval_windows=4)
+    train(checkpoint, corpus.parent / "out", run, console=console)
+    text = console.export_text()
+    assert "100% of the runs of 13 words of what is scored of held-out text 'long' stand" in text
+
+
 def test_pictures_need_no_held_out_text(corpus: Path, checkpoint: Path) -> None:
     out = corpus.parent / "trained"
     train(checkpoint, out, options(corpus, train_steps=5, eval_every=2))
