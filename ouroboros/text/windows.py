@@ -149,8 +149,8 @@ def pack_documents(
                 f"give more text or a --seq-len of at most {total}",
             )
         shape, kept = (count, seq_len), count * seq_len
-        ids, marks = tokens.take(kept).reshape(shape), starts.take(kept).reshape(shape)
-        return PackedWindows(ids, marks, len(begin))
+        rows, marks = tokens.take(kept).reshape(shape), starts.take(kept).reshape(shape)
+        return PackedWindows(rows, marks, len(begin))
 
 
 class _Column:
