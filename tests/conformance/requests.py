@@ -303,7 +303,6 @@ class Asked:
         # Of two faults every language tells the same one.
         faults = {"depth": [1, self._last + 1], "options": {"top_p": 2.0}}
         self._add("two faults", "generate", prompt=[ids, ids], **faults)
-        self._add("two faults for logits", "logits", ids=[prompts[6], [self._size]])
         self._add("seeds", "generate", prompt=[ids, ids], options={"seed": [1, 2, 3]})
         self._add("no effect", "generate", prompt=ids, depth=1, halt_threshold=0.5)
         if not self._halting:
