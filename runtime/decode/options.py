@@ -95,7 +95,7 @@ def check_stops(stop: object) -> tuple[str, ...]:
     """Stop strings: one, several, or None.
 
     Raises:
-        EngineError: not text, or empty text.
+        EngineError: not text, no Unicode, or empty text.
     """
     if stop is None:
         return ()
@@ -104,6 +104,10 @@ def check_stops(stop: object) -> tuple[str, ...]:
     for text in stops:
         if not isinstance(text, str) or not text:
             raise EngineError(f"stop={text!r} is not allowed", "a text that is not empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, which no text holds
+            raise EngineError("a stop string is not UTF-8", "give text that is UTF-8") from error
     return stops
 
 

@@ -31,6 +31,9 @@ HALT_SCORES = "halt_scores"
 TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "bool")
 """Element types that a recorded tensor may have."""
 
+UNFIT = "its recorded tokens and logits do not fit together"
+"""What is said of a greedy or a long case that can't be run or compared."""
+
 Array = NDArray[Any]
 
 

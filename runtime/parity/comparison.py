@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.contract import COMPARED_OUTPUTS, DEPTH_USED, LOGITS
-from runtime.parity.cases import HALT_SCORES, Result
+from runtime.parity.cases import HALT_SCORES, UNFIT, Result
 from runtime.parity.metrics import (
     INFINITE,
     Difference,
@@ -115,6 +115,9 @@ def _measure_halting(result: Result, reference: Result) -> list[Measurement]:
     expected, actual = (one.outputs.get(DEPTH_USED) for one in (reference, result))
     if expected is None or actual is None or expected.shape != actual.shape:
         return [unmeasured(reference, DEPTH_USED, "the result has not a depth for each row")]
+    if expected.dtype != np.int64:
+        note = f"its recorded depths are {expected.dtype.name}, not int64"
+        return [unmeasured(reference, DEPTH_USED, note)]
     held = reference.outputs.get(HALT_SCORES)
     if held is not None and (held.ndim != 2 or len(held) != len(expected) or not held.shape[1]):
         note = "its recorded halting scores do not fit its depths"
@@ -128,8 +131,9 @@ def _measure_halting(result: Result, reference: Result) -> list[Measurement]:
         error = float(np.abs(scores - own)[common].max())
     where = np.minimum(expected, actual)[differ] - 1
     margins = np.full(len(differ), np.inf)
-    if scores is not None and reference.threshold is not None and (where >= 0).all():
-        margins = np.abs(scores[differ, where] - reference.threshold)
+    if scores is not None and reference.threshold is not None:
+        known = (where >= 0) & (where < scores.shape[1])  # a score was recorded of that step
+        margins[known] = np.abs(scores[differ[known], where[known]] - reference.threshold)
     halting = _describe(
         reference,
         DEPTH_USED,
@@ -139,19 +143,8 @@ def _measure_halting(result: Result, reference: Result) -> list[Measurement]:
     )
     if len(differ) == len(expected):
         return [halting]
-    rest = _without_rows(reference, differ) if len(differ) else reference
-    return [halting, *(measure_output(result, rest, output) for output in COMPARED_OUTPUTS)]
-
-
-def _without_rows(reference: Result, rows: Array) -> Result:
-    """The reference with some rows left out of what is compared."""
-    valid = {}
-    for output in COMPARED_OUTPUTS:
-        if (expected := reference.outputs.get(output)) is not None:
-            mask = np.broadcast_to(reference.valid.get(output, True), expected.shape).copy()
-            mask[rows] = False
-            valid[output] = mask
-    return dataclasses.replace(reference, valid=valid)
+    rest = (measure_output(result, reference, output, differ) for output in COMPARED_OUTPUTS)
+    return [halting, *rest]
 
 
 def measure_text(name: str, depth: int, actual: Array, reference: Array) -> Measurement:
@@ -172,13 +165,16 @@ def measure_text(name: str, depth: int, actual: Array, reference: Array) -> Meas
     return measurement
 
 
-def measure_output(result: Result, reference: Result, output: str) -> Measurement:
+def measure_output(
+    result: Result, reference: Result, output: str, left_out: Array | None = None
+) -> Measurement:
     """Measures one output of the graph.
 
     Args:
         result: holds the output to be measured.
         reference: holds what it should be.
         output: one of COMPARED_OUTPUTS.
+        left_out: rows of the batch that are not compared, int64; None for none.
     """
     expected, actual = reference.outputs.get(output), result.outputs.get(output)
     if expected is None:
@@ -193,6 +189,9 @@ def measure_output(result: Result, reference: Result, output: str) -> Measuremen
         chosen = np.broadcast_to(True if valid is None else valid.astype(bool), expected.shape)
     except ValueError:
         return unmeasured(reference, output, "its mask of valid entries has the wrong shape")
+    if left_out is not None and left_out.size:
+        chosen = chosen.copy()
+        chosen[left_out] = False
     if not chosen.any():
         return unmeasured(reference, output, "no entry is compared")
     difference = compare_arrays(expected, actual, chosen)
@@ -255,8 +254,7 @@ def _measure_tokens(result: Result, reference: Result) -> Measurement:
     tokens, found = (one.outputs.get("tokens") for one in (reference, result))
     expected, actual = (one.outputs.get("top2") for one in (reference, result))
     if tokens is None or expected is None or expected.shape != (tokens.size, 2) or not tokens.size:
-        note = "its recorded tokens and logits do not fit together"
-        return unmeasured(reference, LOGITS, note)
+        return unmeasured(reference, LOGITS, UNFIT)
     if found is None or actual is None or found.size != tokens.size:
         return unmeasured(reference, "tokens", f"the result has not its {tokens.size} tokens")
     if actual.shape != expected.shape:
@@ -288,8 +286,7 @@ def _measure_long(result: Result, reference: Result) -> Measurement:
     expected, actual = reference.outputs.get(LOGITS), result.outputs.get(LOGITS)
     places, asked = reference.positions, result.positions
     if expected is None or expected.ndim != 3 or expected.shape[:2] != (1, len(places)):
-        note = "its recorded tokens and logits do not fit together"
-        return unmeasured(reference, LOGITS, note)
+        return unmeasured(reference, LOGITS, UNFIT)
     if actual is None or actual.shape != (1, len(asked), expected.shape[2]) or not asked:
         note = f"the result has no logits for the {len(asked)} positions it names"
         return unmeasured(reference, LOGITS, note)

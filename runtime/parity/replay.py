@@ -23,7 +23,7 @@ from runtime.bundle.contract import (
 from runtime.bundle.manifest import Manifest
 from runtime.decode.decoder import Decoder
 from runtime.errors import EngineError
-from runtime.parity.cases import HALTING, Case, Result
+from runtime.parity.cases import HALTING, UNFIT, Case, Result
 
 Array = NDArray[Any]
 
@@ -98,6 +98,7 @@ def run_in_groups(backend: Backend, inputs: Mapping[str, Array]) -> dict[str, Ar
 
 def _inputs(case: Case, manifest: Manifest, kept: dict[str, dict[str, Array]]) -> dict[str, Array]:
     inputs = dict(case.inputs)
+    _check_types(inputs, manifest)
     if case.after is not None:
         if case.after not in kept:
             raise ValueError(f"the case before it, {case.after}, did not run")
@@ -113,17 +114,50 @@ def _inputs(case: Case, manifest: Manifest, kept: dict[str, dict[str, Array]]) -
         raise ValueError(f"its row_depth input is not the {case.depth} it is listed with")
     if case.depth > manifest.depth.max:
         raise ValueError(f"its depth is above the bundle's {manifest.depth.max}")
+    for spec in manifest.graphs.onnx.inputs:
+        if spec.name not in inputs:
+            raise ValueError(f"its input {spec.name} is missing")
     return inputs
+
+
+def _check_types(inputs: Mapping[str, Array], manifest: Manifest) -> None:
+    """Refuses recorded inputs that are of no kind that the graph's are of.
+
+    What is recorded is a fact, which no backend makes fit but in one way: of a graph that takes 16
+    bits an input may be recorded in float32.
+    """
+    specs = {spec.name: spec for spec in manifest.graphs.onnx.inputs}
+    for name, array in sorted(inputs.items()):
+        if name not in specs:
+            raise ValueError(f"the graph has no {name}")
+        wanted, found = specs[name].dtype, array.dtype.name
+        narrowed = found == "float32" and wanted in ("float16", "bfloat16")
+        if found != wanted and not narrowed:
+            raise ValueError(f"its input {name} is {found}, the graph's is {wanted}")
+        if array.ndim != len(specs[name].shape):
+            raise ValueError(f"its input {name} has {array.ndim} dimensions, not those it needs")
+
+
+def _tokens(array: Array, manifest: Manifest) -> Array:
+    """Recorded tokens [n], possibly none, checked."""
+    tokens = _whole(array, "tokens").reshape(-1)
+    if ((tokens < 0) | (tokens >= manifest.model.vocab_size)).any():
+        raise ValueError("its recorded tokens are outside the vocabulary")
+    return tokens
+
+
+def _whole(array: Array, name: str) -> Array:
+    if array.dtype != np.int64:
+        raise ValueError(f"its recorded {name} are {array.dtype.name}, not int64")
+    return array
 
 
 def _run_greedy(case: Case, backend: Backend, manifest: Manifest) -> Result:
     """PyTorch's greedy continuation, fed token by token through the engine's own cache."""
-    prompt, tokens = case.inputs["prompt"].reshape(-1), case.outputs["tokens"].reshape(-1)
+    prompt = _tokens(case.inputs["prompt"], manifest)
+    tokens = _tokens(case.outputs["tokens"], manifest)
     if tokens.size == 0 or prompt.size == 0:
-        raise ValueError("its recorded tokens and logits do not fit together")
-    size = manifest.model.vocab_size
-    if min(prompt.min(), tokens.min()) < 0 or max(prompt.max(), tokens.max()) >= size:
-        raise ValueError("its recorded tokens are outside the vocabulary")
+        raise ValueError(UNFIT)
     decoder = Decoder(backend, manifest, [case.depth])
     logits = decoder.prefill([prompt])[0]
     best, top2 = np.empty(tokens.size, np.int64), np.full((tokens.size, 2), np.nan)
@@ -143,17 +177,17 @@ def _run_long(case: Case, backend: Backend, manifest: Manifest) -> Result:
     Some end near the chunk in which prompts are fed, some near where the cache grows; the tokens
     after a prompt come one by one. Prompts that a plan can't hold are left out.
     """
-    tokens, spans = case.inputs["tokens"].reshape(-1), case.inputs["spans"]
+    tokens = _tokens(case.inputs["tokens"], manifest)
+    spans = _whole(case.inputs["spans"], "spans")
     if spans.shape[1:] != (2,):
-        raise ValueError("its recorded tokens and logits do not fit together")
-    size = manifest.model.vocab_size
-    if tokens.min() < 0 or tokens.max() >= size:
-        raise ValueError("its recorded tokens are outside the vocabulary")
+        raise ValueError(UNFIT)
     asked: list[int] = []
     found: list[Array] = []
     for prompt, end in spans.tolist():
         if end > backend.max_slots:
             continue
+        if not 1 <= prompt <= end <= tokens.size:
+            raise ValueError(UNFIT)
         decoder = Decoder(backend, manifest, [case.depth])
         found.append(decoder.prefill([tokens[:prompt]])[0])
         for place in range(prompt, end):

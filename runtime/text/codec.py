@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BundleError, EngineError, errors_as
@@ -17,22 +18,54 @@ if TYPE_CHECKING:
 
 # Text to put before a continuation: tokenizers join few things to at least one of these.
 ANCHORS = ("\n", "a", ".", "0")
+UNUSED = ("post_processor", "truncation", "padding")  # parts of a tokenizer.json
 CONTINUED = 32  # tokens before a continuation that are encoded along
 _AGAIN = "export the bundle again, with the model's own tokenizer"
+
+
+def load_tokenizer(file: Path) -> Any:
+    """The tokenizers.Tokenizer of a tokenizer.json, made to give a text's own tokens, always alike.
+
+    What goes before a text stands in the manifest; so UNUSED parts do nothing, and may be of any
+    kind. Nor does dropout, which leaves out merges at random while a model is trained.
+
+    Raises:
+        BundleError: it is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    with errors_as(BundleError, f"{file} is not a tokenizer"):
+        try:
+            core: Any = Tokenizer.from_file(str(file))
+        except Exception:
+            if (text := _leave_out_unused(file)) is None:
+                raise
+            core = Tokenizer.from_str(text)
+    core.post_processor = None
+    core.no_truncation()
+    core.no_padding()
+    if getattr(core.model, "dropout", None) is not None:
+        core.model.dropout = None
+    return core
+
+
+def _leave_out_unused(file: Path) -> str | None:
+    """The text of a tokenizer.json without UNUSED parts; None where there are none to leave out."""
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or all(data.get(part) is None for part in UNUSED):
+        return None
+    return json.dumps(data | dict.fromkeys(UNUSED))
 
 
 class Codec:
     """The bundle's tokenizer. Safe to use from several threads."""
 
     def __init__(self, bundle: Bundle) -> None:
-        from tokenizers import Tokenizer
-
         spec = bundle.manifest.tokenizer
-        file = bundle.file(spec.file)
-        with errors_as(BundleError, f"{file} is not a tokenizer"):
-            self._tokenizer: Any = Tokenizer.from_file(str(file))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = load_tokenizer(bundle.file(spec.file))
         self._first = list(spec.prefix_token_ids)
 
     def encode(self, text: str, first: bool = True) -> list[int]:

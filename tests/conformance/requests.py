@@ -300,6 +300,9 @@ class Asked:
             self._add(f"bad options {number}", "generate", prompt=ids, options=options)
             self._add(f"bad options {number} of a stream", "stream", prompt=ids, options=options)
         self._add("depths", "generate", prompt=[ids, ids], depth=[1, 1, 1])
+        # Of two faults every language tells the same one.
+        faults = {"depth": [1, self._last + 1], "options": {"top_p": 2.0}}
+        self._add("two faults", "generate", prompt=[ids, ids], **faults)
         self._add("seeds", "generate", prompt=[ids, ids], options={"seed": [1, 2, 3]})
         self._add("no effect", "generate", prompt=ids, depth=1, halt_threshold=0.5)
         if not self._halting:
@@ -309,6 +312,7 @@ class Asked:
             self._add(f"bad ids {ids}", "detokenize", ids=ids)
         self._add("nowhere", "open", folder="nowhere")
         self._add("backend", "open", backend="gpu")
+        self._add("backend with a quote", "open", backend="it's")
         for threads in (0, -1):
             self._add(f"threads {threads}", "open", threads=threads)
         self._add("accuracy level", "open", accuracy_level=2)

@@ -1,7 +1,8 @@
-"""Recorded cases whose list or tensors no reader takes."""
+"""Recorded cases whose list or tensors no reader takes, and those that no engine runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from runtime.parity.cases import Case
 
 Entries = list[dict[str, Any]]
 
@@ -44,3 +47,106 @@ def rewrite(file: Path, change: Callable[[Entries], str], **dtypes: Any) -> None
     for name in sorted(tensors)[: len(dtypes)]:
         tensors[name] = np.ascontiguousarray(tensors[name].astype(dtypes["dtype"]))
     save_file(tensors, file, metadata={"cases": change(entries)})
+
+
+def altered(kind: str, **arrays: Callable[[Any], Any]) -> Callable[[list[Case]], list[Case]]:
+    """Changes arrays of the first case of a kind, `inputs__depth` for one; None takes one out."""
+
+    def make(cases: list[Case]) -> list[Case]:
+        place = next(place for place, case in enumerate(cases) if case.kind == kind)
+        for where, change in arrays.items():
+            part, _, name = where.partition("__")
+            held = dict(getattr(cases[place], part))
+            array = change(held.pop(name, None))
+            fields: dict[str, Any] = {part: held if array is None else {**held, name: array}}
+            cases[place] = dataclasses.replace(cases[place], **fields)
+        return cases
+
+    return make
+
+
+def typed(kind: type) -> Callable[[Any], Any]:
+    return lambda array: array.astype(kind)
+
+
+# Cases that fail by what they hold: of which bundle, what is changed, and what is said of it.
+ODD: dict[str, tuple[str, Callable[[list[Case]], list[Case]], str]] = {
+    "ids of floats": (
+        *("llama", altered("prefill", inputs__input_ids=typed(np.float32))),
+        "its input input_ids is float32, the graph's is int64",
+    ),
+    "depth of a float": (
+        *("llama", altered("mixed", inputs__row_depth=typed(np.float64))),
+        "its input row_depth is float64, the graph's is int64",
+    ),
+    "sums of doubles": (
+        *("llama", altered("prefill", inputs__past_pool_sum=typed(np.float64))),
+        "its input past_pool_sum is float64, the graph's is float32",
+    ),
+    "sums of halves": (
+        *("llama", altered("prefill", inputs__past_pool_sum=typed(np.float16))),
+        "its input past_pool_sum is float16, the graph's is float32",
+    ),
+    "mask of bools": (
+        *("llama", altered("padded", inputs__attention_mask=typed(bool))),
+        "its input attention_mask is bool, the graph's is int64",
+    ),
+    "depths of two dimensions": (
+        *("llama", altered("prefill", inputs__row_depth=lambda array: array[None])),
+        "its input row_depth has 2 dimensions, not those it needs",
+    ),
+    "another input": (
+        *("llama", altered("prefill", inputs__more=lambda _: np.zeros(1, np.int64))),
+        "the graph has no more",
+    ),
+    "no mask": (
+        *("llama", altered("prefill", inputs__attention_mask=lambda _: None)),
+        "its input attention_mask is missing",
+    ),
+    "prompt of floats": (
+        *("llama", altered("greedy", inputs__prompt=typed(np.float32))),
+        "its recorded tokens are float32, not int64",
+    ),
+    "spans of floats": (
+        *("llama", altered("long", inputs__spans=typed(np.float64))),
+        "its recorded spans are float64, not int64",
+    ),
+    "spans beyond the text": (
+        *("llama", altered("long", inputs__spans=lambda array: array + 10**6)),
+        "none of its prompts fits the ",
+    ),
+    "spans from nowhere": (
+        *("llama", altered("long", inputs__spans=lambda array: array * [[0, 1]])),
+        "its recorded tokens and logits do not fit together",
+    ),
+    "no long tokens": (
+        *("llama", altered("long", inputs__tokens=lambda array: array[:0])),
+        "its recorded tokens and logits do not fit together",
+    ),
+    "depths of floats": (
+        *("llama-halting", altered("halting", outputs__depth_used=typed(np.float32))),
+        "its recorded depths are float32, not int64",
+    ),
+    "mask of a shape": (
+        "llama-halting",
+        altered(
+            "halting",
+            outputs__depth_used=lambda array: np.concatenate([array[:-1], array[-1:] % 4 + 1]),
+            valid__logits=lambda _: np.ones(3, bool),
+        ),
+        "its mask of valid entries has the wrong shape",
+    ),
+    "scores of one step": (
+        "llama-halting",
+        altered(
+            "halting",
+            outputs__depth_used=lambda array: array % 4 + 1,
+            outputs__halt_scores=lambda array: array[:, :1],
+        ),
+        "",
+    ),
+    "depths of none": (
+        *("llama-halting", altered("halting", outputs__depth_used=lambda array: array * 0)),
+        "",
+    ),
+}

@@ -8,8 +8,11 @@ numbers beyond 2**53 are strings. `chat.json` is of `tests.support.chat_vectors`
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from runtime.decode.options import Options, check_options
 from runtime.decode.philox import philox, uniform
 from runtime.decode.request import Request
 from runtime.decode.sampling import Sampler, draw
-from runtime.errors import BundleError
+from runtime.errors import BundleError, OuroError
+from runtime.text.codec import load_tokenizer
+from tests.support import tokenizer_changes
 from tests.support.manifests import FIELDS, WRONG
 from tests.support.tokenizer_kinds import KINDS, make_codec
 
@@ -174,6 +179,48 @@ def make_manifests() -> dict[str, Any]:
     return {"file": MANIFEST_NAME, "code": BundleError.code, "manifest": base, "cases": cases}
 
 
+def make_tokenizers() -> dict[str, Any]:
+    """Tokenizers, changes of them, and what each makes of texts and of tokens: or the code of its
+    error."""
+    texts, ids = tokenizer_changes.TEXTS, tokenizer_changes.IDS
+    tokenizers, cases = {}, []
+    for name, build in tokenizer_changes.BASES.items():
+        tokenizers[name] = json.loads(build().to_str())
+        for change in tokenizer_changes.changes():
+            text = json.dumps(tokenizer_changes.changed(tokenizers[name], change))
+            case = {"tokenizer": name, "keys": list(change[0])}
+            case |= {} if change[1] is ... else {"value": change[1]}
+            cases.append({**case, **use_tokenizer(text, texts, ids)})
+    return {"texts": texts, "ids": ids, "tokenizers": tokenizers, "cases": cases}
+
+
+def use_tokenizer(text: str, texts: list[str], ids: list[list[int]]) -> dict[str, Any]:
+    """What a tokenizer.json makes of texts and of tokens, or the code of its error."""
+
+    def of(make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except OuroError as error:
+            return {"code": error.code}
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        file.write_text(text, encoding="utf-8")
+        core = of(lambda: load_tokenizer(file))
+    if isinstance(core, dict):
+        return core
+    codec = make_codec(core)
+    whole = functools.partial(codec.decode, skip_special_tokens=False)
+    return {
+        "tokens": [of(functools.partial(codec.encode, text)) for text in texts],
+        "decoded": [of(functools.partial(_both, codec.decode, whole, one)) for one in ids],
+    }
+
+
+def _both(first: Callable[[Any], Any], second: Callable[[Any], Any], given: Any) -> list[Any]:
+    return [first(given), second(given)]
+
+
 def _has_huge(value: Any) -> bool:
     if isinstance(value, list):
         return any(_has_huge(one) for one in value)
@@ -186,6 +233,7 @@ MAKERS = {
     "streams.json": make_streams,
     "buckets.json": make_buckets,
     "manifests.json": make_manifests,
+    "tokenizers.json": make_tokenizers,
 }
 
 

@@ -225,9 +225,9 @@ std::vector<double> doubles_of(const core::HostArray& array) {
 }
 
 std::vector<std::int64_t> integers_of(const core::HostArray& array) {
-  const std::vector<double> values = doubles_of(array);
-  std::vector<std::int64_t> integers;
-  for (const double one : values) integers.push_back(static_cast<std::int64_t>(one));
+  if (array.dtype != "int64") throw CaseError("an array of " + array.dtype + " holds no int64");
+  std::vector<std::int64_t> integers(array.bytes.size() / sizeof(std::int64_t));
+  if (!integers.empty()) std::memcpy(integers.data(), array.bytes.data(), array.bytes.size());
   return integers;
 }
 

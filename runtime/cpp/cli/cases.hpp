@@ -14,6 +14,8 @@
 namespace ouro::cli {
 
 inline constexpr char kHaltScores[] = "halt_scores";  // no output of the graph
+// What is said of a greedy or a long case that can't be run or compared.
+inline constexpr char kUnfit[] = "its recorded tokens and logits do not fit together";
 
 // Arrays of the host by name; beside the graph's types "bool" and "float64".
 using Arrays = std::map<std::string, core::HostArray>;
@@ -55,6 +57,7 @@ std::vector<std::string> missing_cases(const std::vector<Case>& cases,
 
 // The array's elements; float16 and bfloat16 become the numbers that they stand for.
 std::vector<double> doubles_of(const core::HostArray& array);
+// The elements of an array of int64.
 std::vector<std::int64_t> integers_of(const core::HostArray& array);
 core::HostArray make_array(core::Shape shape, const std::vector<std::int64_t>& values);
 core::HostArray make_array(core::Shape shape, const std::vector<double>& values);

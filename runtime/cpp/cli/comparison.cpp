@@ -14,7 +14,6 @@ namespace {
 namespace contract = core::contract;
 
 constexpr char kNotFinite[] = "NaN or infinity";
-constexpr char kUnfit[] = "its recorded tokens and logits do not fit together";
 
 const core::HostArray* find(const Arrays& arrays, const std::string& name) {
   const auto found = arrays.find(name);
@@ -160,6 +159,10 @@ std::vector<Measurement> measure_halting(const Result& result, const Case& refer
   if (given == nullptr || given->shape != wanted.shape) {
     return {unmeasured(reference, contract::kDepthUsed, "the result has not a depth for each row")};
   }
+  if (wanted.dtype != "int64") {
+    return {unmeasured(reference, contract::kDepthUsed,
+                       "its recorded depths are " + wanted.dtype + ", not int64")};
+  }
   const std::vector<double> expected = doubles_of(wanted), actual = doubles_of(*given);
   const auto *stored = find(reference.outputs, kHaltScores),
              *limit = find(reference.inputs, contract::kHaltThreshold);
@@ -180,7 +183,8 @@ std::vector<Measurement> measure_halting(const Result& result, const Case& refer
     differ.insert(static_cast<std::int64_t>(row));
     const double where = std::min(expected[row], actual[row]) - 1;
     double margin = kInfinite;
-    if (limit != nullptr && where >= 0 && where < static_cast<double>(steps)) {
+    if (limit != nullptr && !limit->bytes.empty() && where >= 0 &&
+        where < static_cast<double>(steps)) {
       const double score = scores[row * steps + static_cast<std::size_t>(where)];
       margin = std::abs(score - doubles_of(*limit).at(0));
     }

@@ -26,6 +26,14 @@ bool is_rowless(const std::string& name) {
                       [&](const char* one) { return name == one; }) != end;
 }
 
+// Whole numbers as they are recorded.
+std::vector<std::int64_t> whole_of(const core::HostArray& array, const std::string& name) {
+  if (array.dtype != "int64") {
+    throw CaseError("its recorded " + name + " are " + array.dtype + ", not int64");
+  }
+  return integers_of(array);
+}
+
 // Some rows of an array that has the batch first.
 core::HostArray rows_of(const core::HostArray& array, std::int64_t first, std::int64_t count) {
   const std::size_t row = array.bytes.size() / static_cast<std::size_t>(array.shape[0]);
@@ -99,6 +107,7 @@ class Replay {
 
  private:
   Arrays inputs_of(const Case& one) const {
+    check_types(one.inputs);
     Arrays inputs = one.inputs;
     if (one.after) {
       const auto kept = kept_.find(*one.after);
@@ -128,12 +137,37 @@ class Replay {
     if (one.depth > manifest_.depth.max) {
       throw CaseError("its depth is above the bundle's " + std::to_string(manifest_.depth.max));
     }
+    for (const core::TensorSpec& spec : manifest_.graphs.onnx.inputs) {
+      if (inputs.count(spec.name) == 0) throw CaseError("its input " + spec.name + " is missing");
+    }
     return inputs;
   }
 
-  // Tokens of a case, checked.
+  // Refuses recorded inputs that are of no kind that the graph's are of: what is recorded is a
+  // fact, which no backend makes fit but in one way. Of a graph that takes 16 bits an input may be
+  // recorded in float32.
+  void check_types(const Arrays& inputs) const {
+    const std::vector<core::TensorSpec>& specs = manifest_.graphs.onnx.inputs;
+    for (const auto& [name, array] : inputs) {
+      const auto spec = std::find_if(
+          specs.begin(), specs.end(),
+          [&sought = name](const core::TensorSpec& each) { return each.name == sought; });
+      if (spec == specs.end()) throw CaseError("the graph has no " + name);
+      const bool half = spec->dtype == "float16" || spec->dtype == "bfloat16";
+      if (array.dtype != spec->dtype && !(half && array.dtype == "float32")) {
+        throw CaseError("its input " + name + " is " + array.dtype + ", the graph's is " +
+                        spec->dtype);
+      }
+      if (array.shape.size() != spec->shape.size()) {
+        throw CaseError("its input " + name + " has " + std::to_string(array.shape.size()) +
+                        " dimensions, not those it needs");
+      }
+    }
+  }
+
+  // Recorded tokens, possibly none, checked.
   core::Tokens tokens_of(const core::HostArray& array) const {
-    core::Tokens tokens = integers_of(array);
+    core::Tokens tokens = whole_of(array, "tokens");
     for (const core::Token token : tokens) {
       if (token < 0 || token >= manifest_.model.vocab_size) {
         throw CaseError("its recorded tokens are outside the vocabulary");
@@ -147,7 +181,7 @@ class Replay {
     const core::Tokens prompt = tokens_of(require(one.inputs, "prompt"));
     const core::Tokens tokens = tokens_of(require(one.outputs, "tokens"));
     if (tokens.empty() || prompt.empty()) {
-      throw CaseError("its recorded tokens and logits do not fit together");
+      throw CaseError(kUnfit);
     }
     core::Decoder decoder(backend_, manifest_, {one.depth});
     const std::vector<float> first = decoder.prefill({prompt});
@@ -181,12 +215,10 @@ class Replay {
   // A long text, fed through the engine's own cache from prompts of several lengths; the tokens
   // after a prompt come one by one. Prompts that a plan can't hold are left out.
   Result run_long(const Case& one) const {
-    const core::HostArray& listed = require(one.inputs, "spans");
-    if (listed.shape.size() != 2 || listed.shape[1] != 2) {
-      throw CaseError("its recorded tokens and logits do not fit together");
-    }
     const core::Tokens tokens = tokens_of(require(one.inputs, "tokens"));
-    const std::vector<std::int64_t> spans = integers_of(listed);
+    const core::HostArray& listed = require(one.inputs, "spans");
+    const std::vector<std::int64_t> spans = whole_of(listed, "spans");
+    if (listed.shape.size() != 2 || listed.shape[1] != 2) throw CaseError(kUnfit);
     const std::int64_t slots = backend_->limits().max_slots;
     const auto size = static_cast<std::size_t>(manifest_.model.vocab_size);
     Result result;
@@ -195,7 +227,7 @@ class Replay {
       const std::int64_t prompt = spans[place], end = spans[place + 1];
       if (slots != 0 && end > slots) continue;
       if (prompt < 1 || prompt > end || end > static_cast<std::int64_t>(tokens.size())) {
-        throw CaseError("its recorded tokens and logits do not fit together");
+        throw CaseError(kUnfit);
       }
       core::Decoder decoder(backend_, manifest_, {one.depth});
       const std::vector<float> last = decoder.prefill({{tokens.begin(), tokens.begin() + prompt}});

@@ -56,20 +56,24 @@ std::vector<Generation> Engine::generate(const std::vector<Asked>& asked,
   if (asked.empty()) throw engine_error("empty prompt", "give at least one token");
   std::vector<Tokens> prompts;
   for (const Asked& one : asked) prompts.push_back(encode_prompt(one.prompt));
-  std::vector<Request> requests;
   std::vector<std::int64_t> depths;
+  double threshold = 0.0;
   for (std::size_t row = 0; row < asked.size(); ++row) {
     const ChosenDepth depth = choose_depth(asked[row].depth);
-    if (row > 0 && depth.threshold != requests[0].halt_threshold) {
+    if (row > 0 && depth.threshold != threshold) {
       throw engine_error(
           "depth=\"auto\" is for prompts to generate from, and for all of a batch alike",
           "allowed here: " + show(manifest().depth.min) + ".." + show(manifest().depth.max));
     }
     depths.push_back(depth.steps);
-    requests.push_back(new_request(std::move(prompts[row]), depth.steps, asked[row].options));
-    requests.back().halt_threshold = depth.threshold;
+    threshold = depth.threshold;
   }
-  const double threshold = requests[0].halt_threshold;
+  // As in Python every prompt is read first, then every depth: of two faults the same one is told.
+  std::vector<Request> requests;
+  for (std::size_t row = 0; row < asked.size(); ++row) {
+    requests.push_back(new_request(std::move(prompts[row]), depths[row], asked[row].options));
+    requests.back().halt_threshold = threshold;
+  }
   const auto decoder = new_decoder(depths, threshold);
   std::vector<Row> rows;
   for (const Request& request : requests) rows.push_back(new_row(request));
@@ -93,8 +97,8 @@ std::vector<std::vector<float>> Engine::logits(const std::vector<Prompt>& prompt
   std::vector<Tokens> rows;
   for (const Prompt& prompt : prompts) {
     rows.push_back(encode_prompt(prompt));
-    check_length(static_cast<std::int64_t>(rows.back().size()), 0);
   }
+  for (const Tokens& row : rows) check_length(static_cast<std::int64_t>(row.size()), 0);
   std::vector<std::int64_t> steps;
   for (const Depth& depth : depths) steps.push_back(fixed_depth(depth));
   const auto decoder = new_decoder(steps);

@@ -45,6 +45,9 @@ inline Error bundle_error(std::string problem, std::string cure = {}) {
   return Error(Code::kBundle, std::move(problem), std::move(cure));
 }
 
+// What to do about a tokenizer that fails in use.
+inline constexpr char kOwnTokenizer[] = "export the bundle again, with the model's own tokenizer";
+
 // A request that an engine can't serve: depth, prompt, options, backend.
 inline Error engine_error(std::string problem, std::string cure = {}) {
   return Error(Code::kEngine, std::move(problem), std::move(cure));

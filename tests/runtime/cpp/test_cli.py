@@ -22,7 +22,7 @@ from tests.conformance.bundles import bundle_of
 from tests.support import manifests
 from tests.support.cpp import BUILD
 from tests.support.parity import seal
-from tests.support.recordings import WRONG, rewrite
+from tests.support.recordings import ODD, WRONG, rewrite
 
 CLI = BUILD / "ouro-cli"
 pytestmark = pytest.mark.skipif(not CLI.exists(), reason=f"{CLI} is not there: make cpp builds it")
@@ -159,6 +159,21 @@ def test_check_sees_what_python_sees(
     verdict = assert_same_report(bundle, tmp_path)
     unharmed = ("own error", "scores", "overflow")
     assert verdict == "FAIL" or name in unharmed
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_check_fails_what_python_fails(
+    name: str,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+) -> None:
+    kind, change, _ = ODD[name]
+    bundle = shutil.copytree(bundle_of(kind, request, tmp_path_factory), tmp_path / "bundle")
+    file = bundle / "cases.safetensors"
+    save_cases(change(load_cases(file)), file)
+    seal(bundle)
+    assert assert_same_report(bundle, tmp_path) == "FAIL"
 
 
 @pytest.mark.parametrize("name", [*WRONG, "int32"])

@@ -204,6 +204,11 @@ def test_options_outside_their_range_are_refused(options: dict[str, Any]) -> Non
     assert caught.value.cure
 
 
+def test_a_stop_string_is_text() -> None:
+    with pytest.raises(EngineError, match="a stop string is not UTF-8; give text that is UTF-8"):
+        check_options(Options(stop=("a", "b\ud83d")), DEFAULTS)
+
+
 def test_options_take_the_bundles_defaults() -> None:
     defaults = SamplingSpec(0.7, 5, 0.9, 0.1, 1.2)
     found = check_options(Options(top_k=0), defaults)

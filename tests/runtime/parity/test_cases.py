@@ -12,7 +12,8 @@ import pytest
 from runtime.bundle.contract import HALT_THRESHOLD
 from runtime.errors import BundleError
 from runtime.parity.cases import Case, load_cases, recorded_results
-from tests.support.recordings import WRONG, rewrite
+from runtime.parity.check import check_bundle
+from tests.support.recordings import ODD, WRONG, rewrite
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -38,3 +39,15 @@ def test_a_threshold_without_a_number_is_none() -> None:
     inputs = {HALT_THRESHOLD: np.zeros(0, np.float32)}
     (result,) = recorded_results([Case("a", "halting", 1, (), None, inputs, {}, {})])
     assert result.threshold is None
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_case_is_run_as_it_was_recorded_or_not_at_all(
+    name: str, tiny_bundle: Path, halting_bundle: Path
+) -> None:
+    kind, change, words = ODD[name]
+    bundle = {"llama": tiny_bundle, "llama-halting": halting_bundle}[kind]
+    cases = change(load_cases(bundle / "cases.safetensors"))
+    report = check_bundle(bundle, "cpu", cases, threads=1)
+    assert report.verdict == "FAIL"
+    assert words in "".join(row.reason for row in report.rows)

@@ -13,7 +13,8 @@ from runtime import BundleError, Engine, EngineError
 from runtime.decode.generation import Row
 from runtime.decode.options import Options
 from runtime.decode.request import Request
-from runtime.text.codec import Codec, StopScanner, TextStream
+from runtime.text.codec import Codec, StopScanner, TextStream, load_tokenizer
+from tests.support.tokenizer_changes import UNUSED, Change, changed
 from tests.support.tokenizer_kinds import KINDS, byte_level, make_codec, sentence_piece
 
 
@@ -53,6 +54,31 @@ def test_a_tokenizer_that_breaks_off_is_named(tmp_path: Path) -> None:
     bundle: Any = SimpleNamespace(manifest=manifest, file=lambda name: tmp_path / name)
     with pytest.raises(BundleError, match="is not a tokenizer: Precompiled"):
         Codec(bundle)
+
+
+def load(folder: Path, change: Change) -> Codec:
+    """The codec of a tokenizer.json that was changed."""
+    made = json.loads(sentence_piece("llama")().to_str())
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(changed(made, change)))
+    return make_codec(load_tokenizer(file))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_dropout_drops_no_merge(tmp_path: Path, share: float) -> None:
+    codec = load(tmp_path, (("model", "dropout"), share))
+    plain = load(tmp_path, (("padding",), None))
+    assert {tuple(codec.encode("the cat sat")) for _ in range(50)} == {
+        tuple(plain.encode("the cat sat"))
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [(part, value) for part, values in UNUSED.items() for value in values]
+)
+def test_parts_that_no_engine_uses_change_nothing(tmp_path: Path, part: str, value: Any) -> None:
+    codec = load(tmp_path, ((part,), value))
+    assert codec.encode("the cat") == load(tmp_path, (("padding",), None)).encode("the cat")
 
 
 @pytest.mark.parametrize(

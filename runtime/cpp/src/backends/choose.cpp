@@ -6,8 +6,10 @@
 #include "backends/cuda.hpp"
 #include "backends/ort.hpp"
 #include "backends/trt.hpp"
+#include "bundle/json.hpp"
 #include "decode/options.hpp"
 #include "error.hpp"
+#include "text/unicode.hpp"
 
 namespace ouro::core {
 namespace {
@@ -56,7 +58,8 @@ void check_choice(const std::string& backend, std::optional<std::int64_t> thread
                   std::optional<std::int64_t> accuracy_level) {
   const std::string known[] = {"auto", "cpu", "cuda", "trt"};
   if (std::find(std::begin(known), std::end(known), backend) == std::end(known)) {
-    throw engine_error("backend='" + backend + "' is not known", "allowed: auto, cpu, cuda, trt");
+    throw engine_error("backend=" + repr(to_utf8(backend)) + " is not known",
+                       "allowed: auto, cpu, cuda, trt");
   }
   if (threads && (*threads < 1 || *threads > 1024)) {
     throw engine_error("threads=" + std::to_string(*threads) + " is not a number of threads",

@@ -68,12 +68,16 @@ void AddedTokens::add(AddedToken token, Id known, std::size_t size) {
   const Id id = added != kNoId ? added : known != kNoId ? known : next_++;
   ids_[token.content] = id;
   if (token.special) specials_.insert(token.content);
+  // tokenizers keeps what a normalizer has made of a token that is added again without one.
+  if (const AddedToken* before = find(id); before && !token.normalized) {
+    token.written = before->written;
+  }
   tokens_[id] = std::move(token);
 }
 
 void AddedTokens::finish() {
   for (const auto& [id, token] : tokens_) {
-    (token.normalized ? normalized_ : plain_).add(token.written, id);
+    token.normalized ? normalized_.add(token.written, id) : plain_.add(token.content, id);
   }
 }
 
@@ -107,6 +111,11 @@ void AddedTokens::split(std::string_view text, bool normalized, std::vector<Part
 const AddedToken* AddedTokens::find(Id id) const {
   const auto found = tokens_.find(id);
   return found == tokens_.end() ? nullptr : &found->second;
+}
+
+bool AddedTokens::stays_special(const std::string& text) const {
+  const AddedToken* token = find(find(text));
+  return token && token->special;
 }
 
 Id AddedTokens::find(const std::string& content) const {

@@ -74,6 +74,9 @@ class AddedTokens {
   // Whether a text is that of a special token, which decoding may leave out.
   bool is_special(const std::string& text) const { return specials_.count(text) > 0; }
 
+  // The same where one that is added twice is what it is the last time.
+  bool stays_special(const std::string& text) const;
+
  private:
   std::unordered_map<std::string, Id> ids_;
   std::unordered_map<Id, AddedToken> tokens_;

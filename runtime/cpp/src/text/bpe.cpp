@@ -99,8 +99,9 @@ void Bpe::start(std::string_view word, std::vector<Id>& symbols) const {
                           symbols) &&
                options_.unk_token) {
       if (unknown_ == kNoId) {
-        throw engine_error("the tokenizer lacks a character of the text, and its unk_token, " +
-                           *options_.unk_token + ", is not in its vocabulary");
+        throw bundle_error("the tokenizer can't turn the text into tokens: Unk token `" +
+                               *options_.unk_token + "` not found in the vocabulary",
+                           kOwnTokenizer);
       }
       if (held && !options_.fuse_unk) symbols.push_back(unknown_);
       held = true;

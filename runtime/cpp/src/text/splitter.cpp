@@ -136,8 +136,8 @@ std::optional<Splitter> Splitter::read(const json& value) {
   Splitter made;
   if (value.is_null()) return made;
   if (value.at("type") == "Metaspace") {
-    if (made.read_metaspace(value)) return made;
-    return std::nullopt;
+    made.read_metaspace(value);
+    return made;
   }
   json kind = plain(value);
   if (kind == json::parse(kLlama3)) {
@@ -157,26 +157,13 @@ std::optional<Splitter> Splitter::read(const json& value) {
   return made;
 }
 
-bool Splitter::read_metaspace(const json& value) {
-  const auto& mark = value.at("replacement").get_ref<const std::string&>();
-  if (mark.empty() || character_at(mark, 0).size != mark.size()) {
-    throw bundle_error("its Metaspace has a replacement that is not one character");
-  }
+void Splitter::read_metaspace(const json& value) {
   const std::string scheme = value.value("prepend_scheme", "always");
-  const json prefix = value.value("add_prefix_space", json());
-  const json divides = value.value("split", json());
-  if (scheme != "always" && scheme != "first" && scheme != "never") {
-    throw bundle_error("its Metaspace has the prepend_scheme " + scheme);
-  }
-  if (prefix == false && scheme != "never") {
-    throw bundle_error("its Metaspace has an add_prefix_space that its prepend_scheme contradicts");
-  }
-  mark_ = mark;
-  divides_ = divides.is_null() || divides.get<bool>();
+  mark_ = value.at("replacement").get_ref<const std::string&>();
+  divides_ = value.value("split", json()) != false;
   prepend_ = scheme == "always"  ? Prepend::kAlways
              : scheme == "first" ? Prepend::kFirst
                                  : Prepend::kNever;
-  return true;
 }
 
 void Splitter::split(std::string_view text, bool opening, std::string& changed,

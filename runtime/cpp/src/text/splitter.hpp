@@ -17,8 +17,8 @@ class Splitter {
   // Where the word that begins at a place of a text ends, as a regular expression has it.
   using Ends = std::size_t (*)(std::string_view text, std::size_t start);
 
-  // Takes the `pre_tokenizer` of a tokenizer.json, null included; none where it is of a kind that
-  // is not known here. Throws nlohmann's exceptions, and bundle_error, where it is malformed.
+  // Takes the `pre_tokenizer` of a tokenizer.json, checked, null included; none where it is of a
+  // kind that is not known here.
   static std::optional<Splitter> read(const nlohmann::json& value);
 
   // The words of a text; `opening`: it stands at the very beginning of what is encoded. They are
@@ -36,7 +36,7 @@ class Splitter {
   enum class Prepend { kNever, kFirst, kAlways };
 
   void split_bytes(std::string_view text, std::vector<std::string_view>& words) const;
-  bool read_metaspace(const nlohmann::json& value);
+  void read_metaspace(const nlohmann::json& value);
 
   Ends ends_ = nullptr;   // of byte-level kinds
   bool digits_ = false;   // each numeric character is taken out first

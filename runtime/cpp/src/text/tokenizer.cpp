@@ -1,5 +1,7 @@
 #include "text/tokenizer.hpp"
 
+#include <algorithm>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -7,12 +9,17 @@
 
 #include "error.hpp"
 #include "text/tokenizer_json.hpp"
+#include "text/tokenizer_parts.hpp"
 #include "text/unicode.hpp"
 
 namespace ouro::core {
 namespace {
 
 using nlohmann::json;
+
+constexpr const char* kKeys[] = {"version",        "truncation", "padding",
+                                 "added_tokens",   "normalizer", "pre_tokenizer",
+                                 "post_processor", "decoder",    "model"};
 
 const json& get(const json& object, const char* key) {
   static const json nothing;
@@ -45,7 +52,8 @@ Error refuse(const std::string& part) {
                       "give and take token ids");
 }
 
-Merges make_merges(const MergeList& list, const Vocabulary& vocabulary) {
+// `prefix`: the bytes that a token has in front where it goes on a word, which a merge takes out.
+Merges make_merges(const MergeList& list, const Vocabulary& vocabulary, std::size_t prefix) {
   const auto find = [&](const std::string& token) {
     const Id id = vocabulary.find(token);
     if (id != kNoId) return id;
@@ -55,7 +63,10 @@ Merges make_merges(const MergeList& list, const Vocabulary& vocabulary) {
   std::uint32_t rank = 0;
   for (const auto& [first, second] : list) {
     const Id left = find(first), right = find(second);
-    merges.set(left, right, {rank++, find(first + second)});
+    if (prefix > second.size() || (prefix < second.size() && continues(second[prefix]))) {
+      throw bundle_error("a merge has the token " + second + ", which has no prefix to take out");
+    }
+    merges.set(left, right, {rank++, find(first + second.substr(prefix))});
   }
   return merges;
 }
@@ -73,9 +84,18 @@ Tokenizer::Tokenizer(const std::string& text) {
 
 void Tokenizer::read(const json& root, const MergeList& merges) {
   if (!root.is_object()) throw bundle_error("it is not an object");
-  if (const json& version = get(root, "version"); !version.is_null() && version != "1.0") {
-    throw bundle_error("its version is " + version.dump().substr(0, 40) + ", allowed: \"1.0\"");
+  for (const auto& [key, value] : root.items()) {
+    if (std::find(std::begin(kKeys), std::end(kKeys), key) == std::end(kKeys)) {
+      throw bundle_error("it has the unknown key " + key.substr(0, 60));
+    }
+    if (key == "version" && value != "1.0") {
+      throw bundle_error("its version is " + value.dump().substr(0, 40) + ", allowed: \"1.0\"");
+    }
   }
+  for (const char* part : {"normalizer", "pre_tokenizer", "decoder"}) {
+    check_part(part, get(root, part));
+  }
+  check_model(root.at("model"));
   normalizer_ = Normalizer::read(get(root, "normalizer"));
   splitter_ = Splitter::read(get(root, "pre_tokenizer"));
   decoder_ = TokenDecoder::read(get(root, "decoder"));
@@ -88,7 +108,7 @@ void Tokenizer::read(const json& root, const MergeList& merges) {
     strange_encoding_ = name_part("pre_tokenizer", root["pre_tokenizer"]);
   if (!decoder_) strange_decoder_ = name_part("decoder", root["decoder"]);
   read_model(root.at("model"), merges);
-  if (const json& list = get(root, "added_tokens"); !list.is_null()) read_added(list);
+  if (root.count("added_tokens")) read_added(root["added_tokens"]);
   if (decoder_)
     unsettled_ = decoder_->unsettled([this](const std::string& one) { return find(one); });
 }
@@ -100,11 +120,16 @@ void Tokenizer::read_model(const json& model, const MergeList& merges) {
     for (const json& one : model.at("vocab").get_ref<const json::array_t&>()) {
       vocabulary_.add(one.at(0).get_ref<const std::string&>(), id++);
     }
-  } else if (!model.at("vocab").is_object()) {
-    throw bundle_error("its vocabulary is not an object");
   }
-  const json& dropout = get(model, "dropout");
-  bool known = type == "BPE" && (dropout.is_null() || dropout.get<double>() == 0.0);
+  // Dropout leaves out merges at random while a model is trained: here it is checked, no more.
+  if (const json& dropout = get(model, "dropout"); type == "BPE" && !dropout.is_null()) {
+    const auto share = dropout.get<double>();
+    if (!(share > -1 && share < 2) || !(static_cast<float>(share) >= 0) ||
+        static_cast<float>(share) > 1) {
+      throw bundle_error("its dropout is " + dropout.dump() + ", allowed: 0..1");
+    }
+  }
+  bool known = type == "BPE";
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const json& value = get(model, key);
     known = known && (value.is_null() || value.get_ref<const std::string&>().empty());
@@ -117,9 +142,11 @@ void Tokenizer::read_model(const json& model, const MergeList& merges) {
   options.fuse_unk = read_flag(model, "fuse_unk");
   options.byte_fallback = read_flag(model, "byte_fallback");
   options.ignore_merges = read_flag(model, "ignore_merges");
+  const json& before = get(model, "continuing_subword_prefix");
+  Merges made = make_merges(merges, vocabulary_,
+                            before.is_null() ? 0 : before.get_ref<const std::string&>().size());
   if (!known) return;
-  if (!model.at("merges").is_array()) throw bundle_error("its merges are not a list");
-  model_.emplace(vocabulary_, make_merges(merges, vocabulary_), std::move(options),
+  model_.emplace(vocabulary_, std::move(made), std::move(options),
                  splitter_ && splitter_->byte_level());
 }
 
@@ -133,6 +160,8 @@ void Tokenizer::read_added(const json& list) {
     token.rstrip = one.at("rstrip");
     token.normalized = one.at("normalized");
     token.special = one.at("special");
+    // How it is written, and so what it decodes to, is the normalizer's affair.
+    if (token.normalized && !normalizer_) strange_decoder_ = strange_encoding_;
     const bool changes = token.normalized && normalizer_ && !normalizer_->empty();
     token.written = changes ? normalizer_->apply(token.content) : token.content;
     const Id known = vocabulary_.find(token.content);
@@ -189,7 +218,7 @@ std::string Tokenizer::decode(const Tokens& ids, bool skip_special) const {
 
 std::optional<std::string> Tokenizer::special(Token token) const {
   const std::optional<std::string_view> text = token_text(token);
-  if (!text || !added_.is_special(std::string(*text))) return std::nullopt;
+  if (!text || !added_.stays_special(std::string(*text))) return std::nullopt;
   return std::string(*text);
 }
 

@@ -151,6 +151,8 @@ class Reader final : public nlohmann::json_sax<json> {
 }  // namespace
 
 json read_tokenizer_json(const std::string& text, Vocabulary& vocabulary, MergeList& merges) {
+  // The library would pass over a byte order mark.
+  if (text.compare(0, 3, "\xEF\xBB\xBF") == 0) throw bundle_error("it begins with no JSON");
   Reader reader(vocabulary, merges);
   json::sax_parse(text, &reader);
   return reader.take();
