@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA
-from runtime.backends.machine import Machine, check_plan_fits, describe_machine
+from runtime.backends.machine import Machine, check_plan_fits, find_machine
 from runtime.backends.ort import check_cpu, open_cpu
 from runtime.backends.ort_cuda import PROVIDER, open_cuda
 from runtime.backends.trt import open_plan
 from runtime.bundle.manifest import ACCURACY_LEVELS, Manifest
+from runtime.bundle.reader import Bundle, open_bundle, read_manifest
 from runtime.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
     from runtime.backends.memory import Backend
     from runtime.bundle.plans import PlanSpec
-    from runtime.bundle.reader import Bundle
 
 BACKENDS = ("auto", "cpu", "cuda", "trt")
 
@@ -37,18 +38,43 @@ def check_choice(backend: str, threads: int | None, accuracy_level: int | None =
         )
 
 
-def require_backend(manifest: Manifest, backend: str, threads: int | None) -> None:
+def require_backend(
+    manifest: Manifest, backend: str, threads: int | None, accuracy_level: int | None = None
+) -> None:
     """Refuses what `open_backend` would, but for a damaged bundle: before long work that needs it.
 
     Raises:
-        EngineError: an unknown backend or number of threads, or one that can't run here.
+        EngineError: an unknown backend, level or number of threads, or one that can't run here.
         BundleError: no plan is of a flavour that this version knows.
     """
-    check_choice(backend, threads)
+    check_choice(backend, threads, accuracy_level)
     if backend != "cpu":
-        backend = choose_backend(manifest, backend, describe_machine(), list_providers())
+        backend = choose_backend(manifest, backend, find_machine(), list_providers())
     if backend == "cpu":
         check_cpu(manifest)
+
+
+def open_for(
+    path: str | os.PathLike[str],
+    backend: str,
+    threads: int | None,
+    accuracy_level: int | None = None,
+) -> Bundle:
+    """Verifies a bundle for `open_backend`, once its manifest alone tells that this can run it.
+
+    Args:
+        path: the bundle's directory.
+        backend: as for `open_backend`.
+        threads: likewise.
+        accuracy_level: likewise.
+
+    Raises:
+        BundleError: the bundle is not whole.
+        EngineError: as `require_backend`.
+    """
+    check_choice(backend, threads, accuracy_level)
+    require_backend(read_manifest(path), backend, threads, accuracy_level)
+    return open_bundle(path)
 
 
 def open_backend(
@@ -71,7 +97,7 @@ def open_backend(
     manifest = bundle.manifest
     if backend == "cpu":
         return open_cpu(bundle, threads, accuracy_level)
-    machine = describe_machine()
+    machine = find_machine()
     chosen = choose_backend(manifest, backend, machine, list_providers())
     if chosen == "cpu":
         return open_cpu(bundle, threads, accuracy_level)
@@ -98,7 +124,7 @@ def choose_backend(
     Args:
         manifest: the bundle's.
         backend: of BACKENDS. One that is named is never replaced by another.
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
         providers: from `list_providers`.
 
     Raises:
