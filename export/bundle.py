@@ -51,6 +51,9 @@ FORMATS = ("onnx", "trt")
 PLANS = "plans"
 GRAPH_NAME = "model.onnx"
 
+PlanBuilder = Callable[[Path, Mapping[str, str]], tuple[list[PlanSpec], dict[str, str]]]
+"""See `plan_builder`."""
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -109,16 +112,9 @@ def export_bundle(
     if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
         raise ExportError(f"{out} {obstacle}")
     found = _stamps(checkpoint)
-    # What can be told of the configuration alone comes before the weights.
-    config = read_config(checkpoint)
-    _require_loop(checkpoint, config)
-    chosen, how = _check_options(as_trained(asked, config.qat), trt)
-    require_halter(config.halter, chosen, asked.format == "trt")
-    max_depth = _choose_depth(asked.max_depth, config.max_depth)
-    text = None if asked.calibration is None else read_whole(asked.calibration)
-    build = None
-    if asked.format == "trt":
-        build = plan_builder(trt or TrtOptions(), config, max_depth, asked.precision, say)
+    chosen, how, max_depth, build = _settle(checkpoint, asked, trt, say)
+    file = asked.calibration
+    calibration = None if file is None else (file, read_whole(file))
     say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
     if tokenizer is None:
@@ -127,10 +123,7 @@ def export_bundle(
     tokens = _describe_text(checkpoint, model, tokenizer, say)
     quantized, spec = None, None
     if how is not None:
-        windows = None
-        if text is not None and asked.calibration is not None:
-            windows = cut_calibration(asked.calibration, text, tokenizer)
-        how = replace(how, depth=min(config.depth, max_depth))
+        windows = None if calibration is None else cut_calibration(*calibration, tokenizer)
         quantized = quantize_model(model, how, windows, say)
         spec = how.describe(windows)
     say("tracing prelude, step and coda")
@@ -181,6 +174,27 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
     files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
     found = {file.name: file.stat() for file in files}
     return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in found.items()}
+
+
+def _settle(
+    checkpoint: Path, asked: ExportOptions, trt: TrtOptions | None, say: Callable[[str], None]
+) -> tuple[Precision, Quantization | None, int, PlanBuilder | None]:
+    """Settles what the config alone decides, and refuses what it forbids: before the weights.
+
+    Returns:
+        The precision, how integers are made, the largest depth, and what builds plans.
+    """
+    config = read_config(checkpoint)
+    _require_loop(checkpoint, config)
+    chosen, how = _check_options(as_trained(asked, config.qat), trt)
+    require_halter(config.halter, chosen, asked.format == "trt")
+    max_depth = _choose_depth(asked.max_depth, config.max_depth)
+    if how is not None:
+        how = replace(how, depth=min(config.depth, max_depth))
+    if asked.format != "trt":
+        return chosen, how, max_depth, None
+    build = plan_builder(trt or TrtOptions(), config, max_depth, asked.precision, say)
+    return chosen, how, max_depth, build
 
 
 def _check_options(
@@ -245,7 +259,7 @@ def plan_builder(
     max_depth: int,
     precision: str,
     say: Callable[[str], None],
-) -> Callable[[Path, Mapping[str, str]], tuple[list[PlanSpec], dict[str, str]]]:
+) -> PlanBuilder:
     """Checks what is asked of TensorRT before the graph is made, which may take minutes.
 
     Args:

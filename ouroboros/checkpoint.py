@@ -258,7 +258,7 @@ def _require_one_head(path: Path, config: OuroborosConfig) -> None:
     if not config.tie_word_embeddings:
         return
     with contextlib.ExitStack() as opened:
-        found = {}
+        found: dict[str, Any] = {}
         for file in weight_files(path):
             tensors = opened.enter_context(safe_open(file, framework="pt"))
             names = {HEAD, EMBEDDING} & set(tensors.keys())

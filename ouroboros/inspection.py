@@ -136,7 +136,9 @@ def read_plain_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} can't be read: {one_line(error)}", "copy it again") from error
+        raise CheckpointError(
+            f"{file} can't be read: {one_line(error)}", "copy it again"
+        ) from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(config, dict) or kind != "ouroboros":
         raise CheckpointError(
@@ -222,4 +224,3 @@ def require_finite(file: Path, entries: Sequence[TensorEntry]) -> None:
                     f"{file} is damaged: {entry.name} holds NaN or infinity",
                     "copy or make it again",
                 )
-

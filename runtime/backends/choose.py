@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,12 @@ from runtime.backends.ort import check_cpu, open_cpu
 from runtime.backends.ort_cuda import PROVIDER, open_cuda
 from runtime.backends.trt import open_plan
 from runtime.bundle.manifest import ACCURACY_LEVELS, Manifest
-from runtime.bundle.reader import Bundle, open_bundle, read_manifest
 from runtime.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
     from runtime.backends.memory import Backend
     from runtime.bundle.plans import PlanSpec
+    from runtime.bundle.reader import Bundle
 
 BACKENDS = ("auto", "cpu", "cuda", "trt")
 
@@ -52,29 +51,6 @@ def require_backend(
         backend = choose_backend(manifest, backend, find_machine(), list_providers())
     if backend == "cpu":
         check_cpu(manifest)
-
-
-def open_for(
-    path: str | os.PathLike[str],
-    backend: str,
-    threads: int | None,
-    accuracy_level: int | None = None,
-) -> Bundle:
-    """Verifies a bundle for `open_backend`, once its manifest alone tells that this can run it.
-
-    Args:
-        path: the bundle's directory.
-        backend: as for `open_backend`.
-        threads: likewise.
-        accuracy_level: likewise.
-
-    Raises:
-        BundleError: the bundle is not whole.
-        EngineError: as `require_backend`.
-    """
-    check_choice(backend, threads, accuracy_level)
-    require_backend(read_manifest(path), backend, threads, accuracy_level)
-    return open_bundle(path)
 
 
 def open_backend(

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from cli.bench import bench, parse_numbers
+from cli.bench import bench
 from cli.check import check
 from cli.errors import CommandError
 from cli.evaluate import evaluate
@@ -281,11 +281,3 @@ def test_bench_prints_the_machine(tiny_bundle: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert re.search(r"\d+ cores?, ", result.stdout)
     assert len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 2
-
-
-def test_parse_numbers() -> None:
-    assert parse_numbers("1,4, 8", "--depth") == [1, 4, 8]
-    assert parse_numbers("1-4,2,9", "--depth") == [1, 2, 3, 4, 9]
-    for bad in ("", "a", "0", "4-1", "1,,2", "1-99999999"):
-        with pytest.raises(EngineError, match="--depth"):
-            parse_numbers(bad, "--depth")

@@ -76,6 +76,7 @@ def test_it_is_the_layers_that_are_kept_and_the_map(unlooped: Path, tiny_origina
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 def test_it_generates_with_its_cache_what_it_does_without(unlooped: Path) -> None:
     model, _ = load_checkpoint(unlooped)
     for cached in (True, False):

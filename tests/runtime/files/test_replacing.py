@@ -26,9 +26,14 @@ def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(target) as staged:
-        staged.write_text("half")
-        raise KeyboardInterrupt
+
+    def write() -> None:
+        with replacing(target) as staged:
+            staged.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
