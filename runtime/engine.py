@@ -89,8 +89,8 @@ class Engine:
             EngineError: an unknown backend or level, one that can't run here, or a precision it
                 does not run.
         """
-        check_choice(backend, threads, accuracy_level)  # before anything is read, and then all
-        require_backend(read_manifest(path), backend, threads, accuracy_level)
+        check_choice(backend, threads, accuracy_level)  # of the arguments alone
+        require_backend(read_manifest(path), backend, threads, accuracy_level)  # of the manifest
         return cls(open_bundle(path), backend, threads, accuracy_level)
 
     def __enter__(self) -> Self:

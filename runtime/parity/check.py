@@ -138,8 +138,8 @@ def check_bundle(
         BundleError: the bundle is not whole.
         EngineError: an unknown backend.
     """
-    check_choice(backend, threads)  # before anything is read, and then all
-    require_backend(read_manifest(path), backend, threads)
+    check_choice(backend, threads)  # of the arguments alone
+    require_backend(read_manifest(path), backend, threads)  # of the manifest
     bundle = open_bundle(path)
     manifest = bundle.manifest
     wanted = tuple(range(manifest.depth.min, manifest.depth.max + 1) if depths is None else depths)
