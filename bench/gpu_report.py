@@ -68,10 +68,10 @@ def describe_device() -> dict[str, Any]:
     """The GPU, its driver, the processor and every version that matters."""
     import onnxruntime
 
-    from runtime.backends.machine import describe_machine as describe_gpu_machine
+    from runtime.backends.machine import find_machine
 
     here = describe_machine((*PACKAGES, "onnxruntime-gpu", "cuda-bindings"))
-    machine = describe_gpu_machine()
+    machine = find_machine()
     here["gpu"] = None if machine.gpu is None else dataclasses.asdict(machine.gpu)
     here["driver"] = read_driver()
     # Two packages bring the module onnxruntime, and either may be the one that is imported.

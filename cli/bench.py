@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import Backend, Threads
-
-LARGEST = 1_000_000
+from cli.options import Backend, Threads, parse_numbers
 
 
 def bench(
@@ -36,18 +34,24 @@ def bench(
     from cli.output import require_writable, write_json
     from cli.screen import new_table, print_prose, print_table
     from runtime import Engine
-    from runtime.measure.speed import bench_engine
+    from runtime.bundle.reader import read_manifest
+    from runtime.measure.speed import bench_engine, check_runs
 
     require_writable(json, [bundle])
     console = Console()
     listed = parse_numbers(depth, "--depth") if depth else []
     contexts = parse_numbers(context, "--context")
-    with plain_warnings(), Engine.open(bundle, backend=backend, threads=threads) as engine:
-        depths = listed or [engine.manifest.depth.default]
-        with console.status("measuring") as status:
-            report = bench_engine(
-                engine, depths, contexts, tokens, repeats, threads, progress=status.update
-            )
+    manifest = read_manifest(bundle)  # what is wrong is told before all of the bundle is read
+    depths = listed or [manifest.depth.default]
+    check_runs(manifest, depths, contexts, tokens, repeats)
+    with (
+        plain_warnings(),
+        Engine.open(bundle, backend=backend, threads=threads) as engine,
+        console.status("measuring") as status,
+    ):
+        report = bench_engine(
+            engine, depths, contexts, tokens, repeats, threads, progress=status.update
+        )
     console.print(
         f"{bundle}: batch 1, medians of {repeats} x {tokens} tokens",
         markup=False,
@@ -80,27 +84,3 @@ def bench(
     )
     if json is not None:
         write_json(json, report.to_json())
-
-
-def parse_numbers(text: str, option: str) -> list[int]:
-    """Numbers from `1,4,8`, `1-16` or a mixture.
-
-    Args:
-        text: what the user gave.
-        option: its name, for the error.
-
-    Raises:
-        EngineError: it is not such a list.
-    """
-    from runtime.errors import EngineError
-
-    numbers: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.strip().partition("-")
-            numbers.extend(range(int(first), min(int(last or first), LARGEST) + 1))
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1 or max(numbers) >= LARGEST:
-        raise EngineError(f"{option} {text} is not a list of numbers such as 1,4,8 or 1-16")
-    return list(dict.fromkeys(numbers))

@@ -18,6 +18,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 EXTRAS = {
     "torch": "train",
     "transformers": "train",
+    "huggingface_hub": "train",
     "accelerate": "train",
     "pyarrow": "train",
     "gguf": "train",
@@ -25,10 +26,12 @@ EXTRAS = {
     "google": "train",
     "tensorboard": "train",
     "msgspec": "train",
+    "yaml": "train",
     "peft": "train",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",
+    "ml_dtypes": "export",
     "matplotlib": "plot",
 }
 # torch has a full memory in exceptions of its own, on a GPU and on the CPU.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.options import parse_numbers
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -60,22 +62,31 @@ def evaluate(
     from cli.output import require_writable, write_json
     from cli.screen import counting_bar, print_prose
     from ouroboros.held_out import evaluate_texts
+    from ouroboros.source.places import find_place
+    from ouroboros.text.windows import check_eval_sizes, read_eval_texts
 
-    if not text:  # before a model is loaded
+    if not text:
         raise CommandError("no held-out text", "give --text FILE")
     require_writable(json, [model, *text, converted, Path(original) if original else None])
     depths = parse_depths(depth) if depth else []
+    # What is wrong is told before all of a model is read.
+    check_eval_sizes(seq_len, windows)
+    check_model(model, depths, seq_len)
+    if converted is not None:
+        check_model(converted, [], seq_len)
+    if original is not None:
+        find_place(original)
+    texts = read_eval_texts(text, lambda line: typer.echo(line, err=True))
     console = get_console()
     with plain_warnings():
         evaluation = evaluate_texts(
             open_model(model),
-            text,
+            texts,
             depths,
             seq_len=seq_len,
             windows=windows,
             converted=None if converted is None else open_model(converted),
             original=original,
-            report=lambda line: typer.echo(line, err=True),
             bar=partial(counting_bar, "scoring windows"),
         )
     print_rows(evaluation.rows, console)
@@ -93,12 +104,43 @@ def parse_depths(text: str) -> list[int | str]:
     Raises:
         EngineError: something else.
     """
-    from cli.bench import parse_numbers
-
     parts = [part.strip() for part in text.split(",")]
     numbers = ",".join(part for part in parts if part != "auto")
     found: list[int | str] = list(parse_numbers(numbers, "--depth")) if numbers else []
     return [*found, "auto"] if "auto" in parts else found
+
+
+def check_model(path: Path, depths: Sequence[int | str], seq_len: int) -> None:
+    """Refuses, of a model's configuration or manifest alone, what it can't be asked for.
+
+    Args:
+        path: the directory of a bundle or a checkpoint.
+        depths: to be run, `auto` may be among them.
+        seq_len: tokens a window.
+
+    Raises:
+        BundleError: the manifest can't be read.
+        CheckpointError: there is no checkpoint.
+        ConfigError: a depth that the checkpoint does not run, or a configuration of none.
+        EngineError: a depth that the bundle does not run.
+        DataError: the model has no such position.
+    """
+    from ouroboros.checkpoint import read_config
+    from ouroboros.held_out import check_depth
+    from ouroboros.model.limits import check_seq_len
+    from runtime.bundle.reader import is_bundle, read_manifest
+    from runtime.decode.request import choose_depths
+
+    if is_bundle(path):
+        manifest = read_manifest(path)
+        for one in depths:
+            choose_depths(one, None, 1, manifest.depth)
+        check_seq_len(seq_len, manifest.model.max_position_embeddings)
+    else:
+        config = read_config(path)
+        for one in depths:
+            check_depth(config, one)
+        check_seq_len(seq_len, config.max_position_embeddings)
 
 
 def open_model(path: Path) -> Scored:

@@ -14,6 +14,8 @@ import typer
 
 from runtime.options import FLAGS, HELP
 
+LARGEST = 1_000_000  # that a list of numbers may hold
+
 # Of every command that opens a bundle.
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: every core")]
 Backend = Annotated[
@@ -91,3 +93,27 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     return f"{default:g}" if isinstance(default, int | float) else str(default)
+
+
+def parse_numbers(text: str, option: str) -> list[int]:
+    """Numbers from `1,4,8`, `1-16` or a mixture.
+
+    Args:
+        text: what the user gave.
+        option: its name, for the error.
+
+    Raises:
+        CommandError: it is not such a list.
+    """
+    from cli.errors import CommandError
+
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.strip().partition("-")
+            numbers.extend(range(int(first), min(int(last or first), LARGEST) + 1))
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or max(numbers) >= LARGEST:
+        raise CommandError(f"{option} {text} is not a list of numbers such as 1,4,8 or 1-16")
+    return list(dict.fromkeys(numbers))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cli.errors import CommandError
+from runtime.files.replacing import replacing
 
 
 def require_writable(file: Path | None, apart: Iterable[Path | None]) -> None:
@@ -35,8 +36,12 @@ def require_writable(file: Path | None, apart: Iterable[Path | None]) -> None:
         raise CommandError(f"{file} is a directory", "give a file to write to")
     if not file.parent.is_dir():
         raise CommandError(f"{file}: its directory is not there", "make it, or give another file")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise CommandError(f"{file}: may not be written", "give another file")
+    # A file is replaced, which is a change of its directory; a pipe or device is written to.
+    changed = [real] if real.exists() else []
+    changed += [] if real.exists() and not real.is_file() else [real.parent]
+    for path in changed:
+        if not os.access(path, os.W_OK):
+            raise CommandError(f"{file}: may not be written", "give another file")
 
 
 def write_output(file: Path, write: Callable[[Path], object]) -> None:
@@ -53,15 +58,12 @@ def write_output(file: Path, write: Callable[[Path], object]) -> None:
     if target.exists() and not target.is_file():
         write(target)
         return
-    staged = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
-        write(staged)
-        staged.replace(target)
+        with replacing(target) as staged:
+            write(staged)
     except OSError as error:
         reason = error.strerror or error
         raise CommandError(f"{file}: can't be written: {reason}", "it is as it was") from error
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def write_json(file: Path, data: object) -> None:

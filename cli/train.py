@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import takes_options
+from cli.options import parse_numbers, takes_options
 from ouroboros.training.recipe import TrainOptions
 
 
@@ -39,7 +39,6 @@ def train(
       ouro train converted trained --recipe recipe.yaml --resume
       ouro train converted trained --recipe recipe.yaml --plan
     """
-    from cli.bench import parse_numbers
     from ouroboros.training.recipe import make_options
 
     for name in ("data", "eval"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from export.manifest import describe_bundle
 from export.options import ExportOptions, TrtOptions, with_paths
 from export.precision import Precision, find_precision
 from export.quantize.model import Quantization, quantize_model
-from export.quantize.options import as_trained, make_quantization, read_calibration
+from export.quantize.options import as_trained, cut_calibration, make_quantization
 from export.tensorrt.builder import GraphFacts, build_plans
 from export.tensorrt.check import require_buildable
 from export.tensorrt.options import check_options
@@ -36,9 +36,10 @@ from export.tokens import (
     name_unused,
     name_unused_templates,
 )
-from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
+from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, read_config
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.text.corpus import read_whole
 from runtime.bundle.plans import PlanSpec
 from runtime.bundle.reader import CASES_NAME, write_manifest
 from runtime.files.atomic import check_place, publish
@@ -49,6 +50,9 @@ DEPTH = 16
 FORMATS = ("onnx", "trt")
 PLANS = "plans"
 GRAPH_NAME = "model.onnx"
+
+PlanBuilder = Callable[[Path, Mapping[str, str]], tuple[list[PlanSpec], dict[str, str]]]
+"""See `plan_builder`."""
 
 
 @dataclass(frozen=True)
@@ -107,26 +111,19 @@ def export_bundle(
     read = [checkpoint, asked.calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
     if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
         raise ExportError(f"{out} {obstacle}")
-    say(f"loading {checkpoint}")
     found = _stamps(checkpoint)
+    chosen, how, max_depth, build = _settle(checkpoint, asked, trt, say)
+    file = asked.calibration
+    calibration = None if file is None else (file, read_whole(file))
+    say(f"loading {checkpoint}")
     model, tokenizer = load_checkpoint(checkpoint)
-    _require_loop(checkpoint, model.config)
-    chosen, how = _check_options(as_trained(asked, model.config.qat), trt)
-    require_halter(model.config.halter, chosen, asked.format == "trt")
-    max_depth = _choose_depth(asked.max_depth, model.config.max_depth)
     if tokenizer is None:
         raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = _describe_text(checkpoint, model, tokenizer, say)
-    build = None
-    if asked.format == "trt":
-        build = plan_builder(trt or TrtOptions(), model.config, max_depth, asked.precision, say)
     quantized, spec = None, None
     if how is not None:
-        windows = (
-            None if asked.calibration is None else read_calibration(asked.calibration, tokenizer)
-        )
-        how = replace(how, depth=min(model.config.depth, max_depth))
+        windows = None if calibration is None else cut_calibration(*calibration, tokenizer)
         quantized = quantize_model(model, how, windows, say)
         spec = how.describe(windows)
     say("tracing prelude, step and coda")
@@ -136,12 +133,13 @@ def export_bundle(
     try:
         with publish(out, replaces=(BUNDLE,)) as staging:
             say("writing the graph")
-            nodes, hashes = _write_graph(graph, staging / GRAPH_NAME)
+            nodes, graph_hashes = _write_graph(graph, staging / GRAPH_NAME)
             # Before PyTorch's outputs, which take minutes: TensorRT may refuse the graph.
-            plans = build(staging, hashes) if build else []
+            plans, plan_hashes = build(staging, graph_hashes) if build else ([], {})
             say(f"recording PyTorch's outputs at depths 1..{max_depth}")
             cases = record_cases(model, tokenizer, range(1, max_depth + 1), half=chosen.half)
-            save_cases(cases, staging / CASES_NAME)
+            hashes = {CASES_NAME: save_cases(cases, staging / CASES_NAME)}
+            hashes |= graph_hashes | plan_hashes
             _copy_papers(checkpoint, staging)
             fields = describe_bundle(
                 model,
@@ -176,6 +174,27 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
     files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
     found = {file.name: file.stat() for file in files}
     return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in found.items()}
+
+
+def _settle(
+    checkpoint: Path, asked: ExportOptions, trt: TrtOptions | None, say: Callable[[str], None]
+) -> tuple[Precision, Quantization | None, int, PlanBuilder | None]:
+    """Settles what the config alone decides, and refuses what it forbids: before the weights.
+
+    Returns:
+        The precision, how integers are made, the largest depth, and what builds plans.
+    """
+    config = read_config(checkpoint)
+    _require_loop(checkpoint, config)
+    chosen, how = _check_options(as_trained(asked, config.qat), trt)
+    require_halter(config.halter, chosen, asked.format == "trt")
+    max_depth = _choose_depth(asked.max_depth, config.max_depth)
+    if how is not None:
+        how = replace(how, depth=min(config.depth, max_depth))
+    if asked.format != "trt":
+        return chosen, how, max_depth, None
+    build = plan_builder(trt or TrtOptions(), config, max_depth, asked.precision, say)
+    return chosen, how, max_depth, build
 
 
 def _check_options(
@@ -240,7 +259,7 @@ def plan_builder(
     max_depth: int,
     precision: str,
     say: Callable[[str], None],
-) -> Callable[[Path, dict[str, str]], list[PlanSpec]]:
+) -> PlanBuilder:
     """Checks what is asked of TensorRT before the graph is made, which may take minutes.
 
     Args:
@@ -251,8 +270,8 @@ def plan_builder(
         say: called with a line of progress now and then.
 
     Returns:
-        What builds the plans of a bundle's directory, once the graph is in it, whose files'
-        sha256 it takes by name and adds those of the plans to.
+        What builds the plans of a bundle's directory, once the graph is in it. It takes the sha256
+        of the graph's files by name, and gives the plans and theirs.
 
     Raises:
         ExportError: an option is not allowed, or nothing here can build such plans.

@@ -5,6 +5,7 @@ Nothing is pickled, and a checkpoint loads alone, with no base model at hand.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -41,6 +42,8 @@ from runtime.files.destinations import (
 from runtime.files.hashing import hash_file as hash_file
 
 PAPERS = ("LICENSE", "ATTRIBUTION")
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+_ROWS = 4096  # of head and embedding, compared at a time
 _INSTEAD = {
     FILE: "give the directory of a checkpoint",
     BUNDLE: "give the checkpoint that it was exported from",
@@ -59,24 +62,43 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
         ConfigError: config.json holds unknown keys or values outside what is allowed.
     """
     path = Path(path)
+    config, tokenizer = check_checkpoint(path)
+    with (
+        quiet_transformers(),
+        errors_as(CheckpointError, f"{path}: can't load the weights"),
+    ):
+        model = OuroborosForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    require_finite(model, str(path))
+    return model.eval(), tokenizer
+
+
+def check_checkpoint(path: Path) -> tuple[OuroborosConfig, Any]:
+    """Checks all of a checkpoint but whether each value of its weights is a number.
+
+    Of the weights only headers are read, and a tied LM head that is stored all the same.
+
+    Returns:
+        Its config and its tokenizer, None where it has none.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or damaged, or a weight is missing, left over
+            or of another shape.
+        ConfigError: config.json holds unknown keys or values outside what is allowed.
+    """
     config = read_config(path)
     # Before transformers makes room for all that config.json asks for.
     _require_complete(path, config, check_weight_files(path))
+    _require_one_head(path, config)
     with quiet_transformers():
         # In the place of a file that it can't read transformers takes defaults, without a word.
         read_generation_config(str(path), path, config)
-        with errors_as(CheckpointError, f"{path}: can't load the weights"):
-            model = OuroborosForCausalLM.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-        tokenizer = _load_tokenizer(path)
-    _require_one_head(path, model)
-    require_finite(model, str(path))
-    return model.eval(), tokenizer
+        return config, _load_tokenizer(path)
 
 
 def load_with_tokenizer(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
@@ -214,7 +236,7 @@ def _require_complete(
 ) -> None:
     wanted = shapes_of(config)
     # A tied head is the embedding and never in the file.
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    tied = {HEAD} if config.tie_word_embeddings else set()
     both = wanted.keys() & held.keys()
     for kind, names in (
         ("missing", wanted.keys() - held.keys() - tied),
@@ -227,19 +249,31 @@ def _require_complete(
                 first += f": {list(held[first])} instead of {list(wanted[first])},"
             raise CheckpointError(
                 f"{path}: {len(names)} {kind} weights, {first} first",
-                "config.json and model.safetensors are not of one checkpoint",
+                "config.json and the weights are not of one checkpoint",
             )
 
 
-def _require_one_head(path: Path, model: OuroborosForCausalLM) -> None:
-    # transformers leaves a head untied that differs from the embedding it should be tied to.
-    if model.config.tie_word_embeddings and not torch.equal(
-        model.lm_head.weight, model.embed_tokens.weight
-    ):
-        raise CheckpointError(
-            f"{path}: tie_word_embeddings is true, but lm_head.weight differs from the embedding",
-            "set tie_word_embeddings to false, in base_config and beside it, to keep the head",
-        )
+def _require_one_head(path: Path, config: OuroborosConfig) -> None:
+    """Refuses a stored head that should be the embedding and differs: it would be left untied."""
+    if not config.tie_word_embeddings:
+        return
+    with contextlib.ExitStack() as opened:
+        found: dict[str, Any] = {}
+        for file in weight_files(path):
+            tensors = opened.enter_context(safe_open(file, framework="pt"))
+            names = {HEAD, EMBEDDING} & set(tensors.keys())
+            found |= {name: tensors.get_slice(name) for name in names}
+        if HEAD not in found:
+            return
+        # In pieces and as they are loaded.
+        for first in range(0, found[HEAD].get_shape()[0], _ROWS):
+            head, embedding = (found[name][first : first + _ROWS] for name in (HEAD, EMBEDDING))
+            if not torch.equal(head.float(), embedding.float()):
+                raise CheckpointError(
+                    f"{path}: tie_word_embeddings is true, but {HEAD} differs from the embedding",
+                    "set tie_word_embeddings to false, in base_config and beside it, to keep the "
+                    "head",
+                )
 
 
 def _load_tokenizer(path: Path) -> Any:

@@ -22,7 +22,7 @@ from ouroboros.evaluate import (
 )
 from ouroboros.model.halters import AUTO, check_threshold
 from ouroboros.model.limits import check_ids, check_seq_len
-from ouroboros.text.windows import load_eval_windows
+from ouroboros.text.windows import cut_eval_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +80,13 @@ class Scored(Protocol):
         ...
 
 
+def check_depth(config: Any, depth: int | str) -> object:
+    """As `OuroborosConfig.check_depth`; "auto" asks for a halter."""
+    if depth == AUTO:
+        return check_threshold(config.halt_threshold, config)
+    return config.check_depth(depth)
+
+
 @dataclass(frozen=True)
 class ScoredCheckpoint:
     """A checkpoint as `Scored` has it.
@@ -128,10 +135,8 @@ class ScoredCheckpoint:
         return int(self.config.max_depth)
 
     def check_depth(self, depth: int | str) -> object:
-        """As `OuroborosConfig.check_depth`; "auto" asks for a halter."""
-        if depth == AUTO:
-            return check_threshold(self.config.halt_threshold, self.config)
-        return self.config.check_depth(depth)
+        """As the function of this name."""
+        return check_depth(self.config, depth)
 
     def score(
         self, windows: np.ndarray, depth: int | None, *, prefix: int, advance: Advance
@@ -154,21 +159,20 @@ def no_bar(total: int) -> Iterator[Advance]:
 
 def evaluate_texts(
     main: Scored,
-    texts: Sequence[Path],
+    texts: Mapping[Path, str],
     depths: Sequence[int | str] = (),
     *,
     seq_len: int = 512,
     windows: int = 8,
     converted: Scored | None = None,
     original: str | None = None,
-    report: Callable[[str], None] | None = None,
     bar: Callable[[int], AbstractContextManager[Advance]] = no_bar,
 ) -> Evaluation:
     """Scores held-out files by depth, every row on the same windows: the first of each file.
 
     Args:
         main: the model.
-        texts: held-out files.
+        texts: held-out ones, from `ouroboros.text.windows.read_eval_texts`.
         depths: recurrences; none: those of DEPTHS that the model runs. With "auto" among them, the
             first half of each window is the prompt on which it chooses, and every row is scored on
             the second.
@@ -177,11 +181,10 @@ def evaluate_texts(
         converted: the untrained model; its rows are added where it runs the depth.
         original: the source it was converted from; adds `evaluate_original`'s rows. A bundle does
             not say which layer it loops: without `converted` there is no shortened row beside it.
-        report: called with each line that a reading of the files gives.
         bar: opened with the number of windows to be scored; gives what counts them.
 
     Raises:
-        DataError: a text can't be used, the model can't read it, or `converted` is no earlier
+        DataError: a text is too short, the model can't read it, or `converted` is no earlier
             state of the same model.
         ConfigError: a depth that the checkpoint does not run.
         EngineError: one that the bundle does not run.
@@ -193,7 +196,7 @@ def evaluate_texts(
         main.check_depth(one)
     depths = depths or [one for one in DEPTHS if one <= main.max_depth]
     check_seq_len(seq_len, main.config.max_position_embeddings)
-    cut = load_eval_windows(texts, main.tokenizer, seq_len, windows, report)
+    cut = cut_eval_texts(texts, main.tokenizer, seq_len, windows)
     for name, array in cut.items():
         check_ids(name, array, main.config.vocab_size)
     auto = AUTO in depths

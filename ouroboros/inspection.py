@@ -1,6 +1,6 @@
 """What a checkpoint's directory holds and whether it is whole, read without torch.
 
-Where torch is installed, its configuration is looked into as well, and held against its weights.
+Where torch is installed, all is checked that loading checks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import CheckpointError, OuroborosError
+from runtime.errors import one_line
 from runtime.files.destinations import ADAPTERS, DELTA, kind_of
 
 # An integer as wide as each float type, and its exponent's bits: all set in NaN and infinity.
@@ -106,9 +107,10 @@ def inspect_checkpoint(path: Path) -> CheckpointReport:
         return CheckpointReport(config, files, problem)
     if damage := [one.problem for one in files if one.problem is not None]:
         return CheckpointReport(config, files, damage[0])
-    shapes = {entry.name: entry.shape for one in files for entry in one.tensors}
     try:
-        require_matching(path, shapes)
+        from ouroboros.checkpoint import check_checkpoint  # imports torch
+
+        check_checkpoint(path)
     except OuroborosError as error:
         return CheckpointReport(config, files, error)
     except ModuleNotFoundError as error:
@@ -134,7 +136,9 @@ def read_plain_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} can't be read: {_line(error)}", "copy it again") from error
+        raise CheckpointError(
+            f"{file} can't be read: {one_line(error)}", "copy it again"
+        ) from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(config, dict) or kind != "ouroboros":
         raise CheckpointError(
@@ -186,7 +190,7 @@ def read_entries(file: Path) -> tuple[TensorEntry, ...]:
                 size = math.prod(shape) * np.dtype(EXPONENTS[kind][0]).itemsize
                 found.append((name, kind, shape, size))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged: {_line(error)}", "copy it again") from error
+        raise CheckpointError(f"{file} is damaged: {one_line(error)}", "copy it again") from error
     # safetensors has made sure that they lie one behind the other, from the header to the end.
     start = file.stat().st_size - sum(size for *_, size in found)
     entries = []
@@ -220,38 +224,3 @@ def require_finite(file: Path, entries: Sequence[TensorEntry]) -> None:
                     f"{file} is damaged: {entry.name} holds NaN or infinity",
                     "copy or make it again",
                 )
-
-
-def require_matching(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses a checkpoint whose configuration and weights do not belong together.
-
-    Args:
-        path: the checkpoint's directory.
-        shapes: of its tensors.
-
-    Raises:
-        CheckpointError: a tensor is missing, left over or of another shape.
-        ConfigError: the configuration holds what this version does not know.
-        ModuleNotFoundError: torch or transformers is not installed.
-    """
-    from ouroboros.checkpoint import read_config, weight_files
-    from ouroboros.model.names import current_name
-    from ouroboros.storage.weights import shapes_of
-
-    config = read_config(path)
-    weight_files(path)
-    shapes = {current_name(name): shape for name, shape in shapes.items()}
-    wanted = shapes_of(config)
-    if config.tie_word_embeddings and "lm_head.weight" not in shapes:
-        wanted.pop("lm_head.weight", None)
-    for name in sorted(wanted.keys() | shapes.keys()):
-        if wanted.get(name) != shapes.get(name):
-            raise CheckpointError(
-                f"{path}: the tensor {name} has the shape {shapes.get(name)}, config.json asks for "
-                f"{wanted.get(name)}",
-                "config.json and the weights are not of one checkpoint",
-            )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.choose import check_choice, open_backend
+from runtime.backends.choose import check_choice, open_backend, require_backend
 from runtime.backends.memory import Backend
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.reader import Bundle, open_bundle
+from runtime.bundle.reader import Bundle, open_bundle, read_manifest
 from runtime.decode import request
 from runtime.decode.decoder import Decoder
 from runtime.decode.generation import Generation, Piece, Row, serve
 from runtime.decode.options import Changes, Options, check_options
 from runtime.decode.request import Cancel, Depth, Request
+from runtime.depths import describe_untrained, find_untrained
 from runtime.errors import EngineError
 from runtime.text.chat import ChatSource, ChatTemplate, check_messages
 from runtime.text.codec import Codec
@@ -88,7 +89,8 @@ class Engine:
             EngineError: an unknown backend or level, one that can't run here, or a precision it
                 does not run.
         """
-        check_choice(backend, threads, accuracy_level)  # before all of the bundle is read
+        check_choice(backend, threads, accuracy_level)  # of the arguments alone
+        require_backend(read_manifest(path), backend, threads, accuracy_level)  # of the manifest
         return cls(open_bundle(path), backend, threads, accuracy_level)
 
     def __enter__(self) -> Self:
@@ -328,12 +330,10 @@ class Engine:
         """Warns of depths that were never trained, of each once; levels as `warnings.warn` has."""
         trained = self.manifest.depth.trained
         with self._lock:
-            fresh = sorted({d for d in depths if d not in trained} - self._warned)
-            if not fresh or (not trained and self._warned):
-                return
+            fresh = find_untrained(depths, trained, self._warned)
             self._warned.update(fresh)
-        message = request.describe_untrained(fresh, trained)
-        warnings.warn(message, UserWarning, stacklevel=stacklevel)
+        if fresh:
+            warnings.warn(describe_untrained(fresh, trained), UserWarning, stacklevel=stacklevel)
 
     def check_length(self, prompt: int, new: int) -> None:
         """Refuses a sequence that does not fit, before anything runs.

@@ -62,7 +62,7 @@ class Scoring:
 
     def _cut(self, tokenizer: Any, seq_len: int, windows: int) -> dict[str, np.ndarray]:
         """The windows that are scored, by the names of `paths`."""
-        from ouroboros.text.corpus import text_name
+        from ouroboros.text.files import text_name
         from ouroboros.text.windows import load_eval_windows
 
         paths = self.paths()

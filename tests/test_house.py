@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from tests.support.imports import imported_names
+from cli.errors import EXTRAS as MISSING
+from tests.support.imports import distribution_of, imported_names, needed_modules
 from tests.support.paths import ROOT
 
 ROOMS = (
@@ -158,3 +160,39 @@ def test_no_test_module_imports_another() -> None:
         if (taken := sorted(n for n in imported(file, True) if re.search(r"^tests\..*test_", n)))
     }
     assert found == {}
+
+
+# The extras that the code of a room may count on, beside what is always installed.
+EXTRAS = {
+    "runtime": ("plot", "cuda"),
+    "cli": (),
+    "ouroboros": ("train",),
+    "export": ("train", "export"),
+    "study": ("train", "study"),
+    "bench": ("train", "export"),
+    "demo": ("train",),
+    "tests": ("train", "export", "dev"),
+}
+
+
+def required(*extras: str) -> set[str]:
+    """What an installation with these extras asks for by name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [project["optional-dependencies"][extra] for extra in extras]
+    lists = [project["dependencies"], *asked]
+    return {re.split(r"[<>=\[; ]", one)[0].lower() for listed in lists for one in listed}
+
+
+@pytest.mark.parametrize("room", EXTRAS)
+def test_what_is_imported_is_asked_for(room: str) -> None:
+    """What another package brings along goes when that no longer needs it."""
+    needed = {distribution_of(module) for module in needed_modules(ROOT / room)}
+    assert needed - required(*EXTRAS[room]) == set()
+
+
+def test_an_extra_that_is_missing_is_named() -> None:
+    base = required()
+    needed = {module for room in ("ouroboros", "export") for module in needed_modules(ROOT / room)}
+    assert {module for module in needed if distribution_of(module) not in base} <= set(MISSING)
+    for module, extra in MISSING.items():
+        assert distribution_of(module) in required(extra), module

@@ -16,7 +16,7 @@ from export.quantize.model import Quantization
 from ouroboros.errors import DataError
 from ouroboros.model.integer_blocks import BITS, BLOCKS
 from ouroboros.model.rounding import Rounding
-from ouroboros.text.windows import eval_windows, read_whole
+from ouroboros.text.windows import eval_windows
 from runtime.bundle.manifest import ACCURACY_LEVELS
 
 WINDOWS, SEQ_LEN, LEAST_WINDOWS = 32, 256, 4
@@ -118,14 +118,17 @@ def as_trained(asked: ExportOptions, qat: dict[str, Any]) -> ExportOptions:
     )
 
 
-def read_calibration(path: Path, tokenizer: Any) -> torch.Tensor:
+def cut_calibration(path: Path, text: str, tokenizer: Any) -> torch.Tensor:
     """Returns int64 `[windows, seq]` of the first of a text, at most 32 windows of 256 tokens.
 
+    Args:
+        path: where the text stands, for messages.
+        text: it.
+        tokenizer: the model's.
+
     Raises:
-        DataError: the file can't be read.
         ExportError: it holds fewer than 4 windows.
     """
-    text = read_whole(path)
     try:
         windows = eval_windows(text, tokenizer, SEQ_LEN, WINDOWS)
     except DataError:  # not one window

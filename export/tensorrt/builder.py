@@ -6,7 +6,7 @@ network is strongly typed, so that the plan computes in the types that the graph
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,8 @@ def build_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
-    hashes: dict[str, str] | None = None,
-) -> list[PlanSpec]:
+    hashes: Mapping[str, str] | None = None,
+) -> tuple[list[PlanSpec], dict[str, str]]:
     """Builds one plan for all compute capabilities asked for, and writes it into `out_dir`.
 
     Nothing is left behind where this fails or is interrupted.
@@ -61,11 +61,10 @@ def build_plans(
         options: the user's.
         facts: of the model.
         report: called with a line of progress now and then.
-        hashes: the sha256 of the graph's files by name, as far as they are known; the plan's is
-            added by its `PlanSpec.file`.
+        hashes: the sha256 of the graph's files by name, as far as they are known.
 
     Returns:
-        One entry a plan.
+        One entry a plan, and the sha256 of each by its `PlanSpec.file`.
 
     Raises:
         ExportError: an option is not allowed, no TensorRT is installed, the graph has no input
@@ -96,17 +95,15 @@ def build_plans(
         "timing_cache": _absolute(options.timing_cache),
     }
     done = make_plan(graph, out_dir / name, flavour.title, request, options.timing_cache)
-    known = {} if hashes is None else hashes
     spec = _describe(
         f"{out_dir.name}/{name}",
         target,
         profiles,
         precision=facts.precision,
-        digest=hash_graph_files(files, known),
+        digest=hash_graph_files(files, hashes),
         done=done,
     )
-    known[spec.file] = done["sha256"]
-    return [spec]
+    return [spec], {spec.file: done["sha256"]}
 
 
 def _absolute(file: Path | None) -> str | None:

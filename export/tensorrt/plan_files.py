@@ -19,6 +19,7 @@ from export.tensorrt.child import TIMING_CACHE
 from export.tensorrt.process import build_in_child
 from runtime.bundle.plans import hash_graph
 from runtime.bundle.reader import hash_file
+from runtime.files.replacing import replacing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -139,14 +140,11 @@ def write_plan_graph(graph: ir.Model, folder: Path) -> Path:
 def _keep_timing_cache(written: Path, target: Path) -> None:
     """Puts a timing cache where the user wants it, perhaps on another disk, whole or not at all."""
     target = target.resolve()
-    staged = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        shutil.copyfile(written, staged)
-        os.replace(staged, target)
+        with replacing(target) as staged:
+            shutil.copyfile(written, staged)
     except OSError as error:
         raise ExportError(
             f"timing_cache={target} can't be written: {error.strerror or error}",
             "it is as it was",
         ) from error
-    finally:
-        staged.unlink(missing_ok=True)

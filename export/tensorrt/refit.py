@@ -6,7 +6,7 @@ compared, for TensorRT would take the weights of another graph too and compute s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from export.options import TrtOptions
 from export.tensorrt.builder import GraphFacts
 from export.tensorrt.options import check_options, make_profiles
 from export.tensorrt.plan_files import hash_graph_files, make_plan, read_graph
-from runtime.backends.machine import check_plan_fits, describe_machine
+from runtime.backends.machine import check_plan_fits, find_machine
 from runtime.backends.trt_flavours import FLAVOURS, Installed
 from runtime.bundle.contract import ELEMENT_TYPES, TensorSpec
 from runtime.bundle.plans import PlanSpec, ProfileSpec
@@ -34,8 +34,8 @@ def refit_plans(
     options: TrtOptions,
     facts: GraphFacts,
     report: Callable[[str], None] | None = None,
-    hashes: dict[str, str] | None = None,
-) -> list[PlanSpec]:
+    hashes: Mapping[str, str] | None = None,
+) -> tuple[list[PlanSpec], dict[str, str]]:
     """Writes the plan of another bundle into `out_dir`, with the weights of `onnx_file`.
 
     Arguments and result are those of `export.tensorrt.builder.build_plans`, but for one.
@@ -47,8 +47,7 @@ def refit_plans(
         options: what its plan must be built for.
         facts: of the new model.
         report: called with lines of progress.
-        hashes: the sha256 of the graph's files by name, as far as they are known; the plan's is
-            added by its `PlanSpec.file`.
+        hashes: the sha256 of the graph's files by name, as far as they are known.
 
     Raises:
         ExportError: the plan can't be refitted, see `find_refittable` and `changed_weights`, or
@@ -70,11 +69,9 @@ def refit_plans(
         "changed": changed,
     }
     done = make_plan(graph, out_dir / name, installed.flavour.title, request)
-    known = {} if hashes is None else hashes
-    digest = hash_graph_files(files, known)
+    digest = hash_graph_files(files, hashes)
     made = replace(spec, file=f"{out_dir.name}/{name}", graph_sha256=digest)
-    known[made.file] = done["sha256"]
-    return [made]
+    return [made], {made.file: done["sha256"]}
 
 
 def find_refittable(
@@ -107,7 +104,7 @@ def find_refittable(
             f"refit_from={source}: {spec.file} was built without refit",
             "export it with --refit",
         )
-    machine = describe_machine()
+    machine = find_machine()
     if machine.gpu is None:
         raise ExportError(
             f"refit_from={source}: weights are replaced on the GPU that {spec.file} is for, and "

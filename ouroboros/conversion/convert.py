@@ -116,6 +116,7 @@ def convert(
     existing = [path for path in made_from if path.exists()]
     if obstacle := check_place(Path(out), (CHECKPOINT,), existing):
         raise CheckpointError(f"{out} {obstacle}")
+    text = _calibration_text(chosen.calibration) if _measures(chosen, layer) else None
     say(f"loading {source}")
     place = locate(source)
     total = place.config.num_hidden_layers
@@ -128,7 +129,6 @@ def convert(
     # Once before the weights are read, so that a bad option is refused at once.
     OuroborosConfig(base_config=place.config, **settings)
     require_exportable(place.config)
-    text = _calibration_text(chosen.calibration) if _measures(chosen, layer) else None
     original = open_original(place)
     for note in original.notes:
         say(note)

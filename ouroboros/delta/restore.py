@@ -28,6 +28,7 @@ from ouroboros.delta.source import open_source
 from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE, write_module
 from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.source.places import find_place
 from ouroboros.storage.tensors import StoredTensor, write_tensors
 from ouroboros.storage.weights import build_empty, stored_names
 from runtime.errors import one_line
@@ -74,6 +75,7 @@ def restore_delta(
     read = [folder, *([Path(source)] if Path(source).exists() else [])]
     if obstacle := check_place(out, (CHECKPOINT,), read):
         raise CheckpointError(f"{out} {obstacle}")
+    place = find_place(source)
     say(f"checking {folder}")
     check_own(folder, record)
     config = _read_config(folder, record)
@@ -82,7 +84,7 @@ def restore_delta(
     state = empty.state_dict()
     expected = {name: tuple(state[name].shape) for name in stored_names(empty)}
     say(f"opening {source}")
-    place, original = open_source(source, record.source, str(folder))
+    original = open_source(place, record.source, str(folder))
     check_weights(folder, record.weights, pieces, original, expected)
     hashes: dict[str, str] = {}
     try:

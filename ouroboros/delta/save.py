@@ -37,7 +37,7 @@ from ouroboros.errors import CheckpointError
 from ouroboros.model.auto_map import MODULE
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.source.locate import get_weights
-from ouroboros.source.places import Place
+from ouroboros.source.places import Place, find_place
 from ouroboros.source.weights import Original
 from ouroboros.storage.tensors import write_tensors
 from runtime.errors import one_line
@@ -117,7 +117,8 @@ def save_delta(
     config = read_config(folder)
     check_weight_files(folder)
     say(f"opening {source}")
-    place, original = open_source(source, _converted_from(config), str(folder))
+    place = find_place(source)
+    original = open_source(place, _converted_from(config), str(folder))
     say("looking for what the source does not hold")
     made = Comparison(folder, config, original, chosen.dtype == BFLOAT16)
     weights = {file.name: made.compare(file) for file in weight_files(folder)}

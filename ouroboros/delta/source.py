@@ -5,25 +5,21 @@ from __future__ import annotations
 from ouroboros.delta.record import SourceRecord
 from ouroboros.errors import CheckpointError
 from ouroboros.source.locate import get_weights, hash_read_files, hash_weights, locate
-from ouroboros.source.places import Place, find_place
+from ouroboros.source.places import Place
 from ouroboros.source.weights import Original, open_original
 
 
-def open_source(source: str, wanted: SourceRecord, user: str) -> tuple[Place, Original]:
+def open_source(place: Place, wanted: SourceRecord, user: str) -> Original:
     """Opens an original model that must be a certain one, once its hash has proven to be that.
 
     Args:
-        source: hub id, directory or .gguf file.
+        place: where it lies.
         wanted: which one it must be.
         user: what stands on it, for the message.
-
-    Returns:
-        Where it lies, and the model.
 
     Raises:
         CheckpointError: it is another one, or it can't be read.
     """
-    place = find_place(source)
     weights = get_weights(place)
     files = hash_read_files(place.path, weights)
     if hash_weights(weights, files) != wanted.sha256:
@@ -34,7 +30,7 @@ def open_source(source: str, wanted: SourceRecord, user: str) -> tuple[Place, Or
             f"give {wanted.name}{f' ({where})' if where else ''} as the source, with the weight "
             f"files {_list(wanted.files)}",
         )
-    return place, open_original(locate(place), files)
+    return open_original(locate(place), files)
 
 
 def _difference(wanted: dict[str, str], found: dict[str, str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ouroboros.checkpoint import load_with_tokenizer, papers_of, save_checkpoint
+from ouroboros.checkpoint import load_with_tokenizer, papers_of, read_config, save_checkpoint
 from ouroboros.errors import ConfigError, DataError, TrainingError
 from ouroboros.halting.fit import Choice, best_choice, fit_halter, sweep
 from ouroboros.halting.observe import Observations, halting_scores, observe
@@ -23,6 +23,7 @@ from ouroboros.held_out import Advance, no_bar
 from ouroboros.model.halting import Halter
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.text.files import find_files, require_readable
 from ouroboros.text.windows import load_windows
 from runtime.files.atomic import check_place
 from runtime.files.destinations import ADAPTERS, CHECKPOINT
@@ -77,9 +78,11 @@ def make_halter(
         raise DataError("no text to observe the model on", "give --data FILE")
     if obstacle := check_place(out, (CHECKPOINT,), (checkpoint, *options.data)):
         raise TrainingError(f"{out} {obstacle}")
+    require_readable(find_files(options.data))
+    config = read_config(checkpoint)
+    depth = choose_depth(options.depth, config)
+    check_seq_len(options.seq_len, config.max_position_embeddings)
     model, tokenizer = load_with_tokenizer(checkpoint)
-    depth = choose_depth(options.depth, model.config)
-    check_seq_len(options.seq_len, model.config.max_position_embeddings)
     windows = choose_windows(options, tokenizer, report)
     check_ids("the text", windows, model.config.vocab_size)
     with bar(len(windows)) as advance:

@@ -5,6 +5,8 @@ transformers' own extension points: methods that its models override where they 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from ouroboros.model.arguments import check_cache, check_shapes, depth_of_rows, 
 from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.halters import AUTO, check_threshold
+from runtime.depths import describe_untrained, find_untrained
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -108,11 +111,14 @@ class LoopedGenerationMixin(GenerationMixin):
         given = model_kwargs.get("inputs_embeds")
         rows: Any = given if given is not None else input_ids
         _choose_threshold(self.config, model_kwargs)
+        depths = [self.config.depth]
         if model_kwargs.get("depth") is not None:
             # A tensor of one entry a row is repeated for beams and returned sequences.
             depths = depth_of_rows(model_kwargs["depth"], rows.shape[0], self.config)
             one = len(depths) == 1
             model_kwargs["depth"] = depths[0] if one else torch.tensor(depths, device=rows.device)
+        if model_kwargs.get("halt_threshold") is None:
+            self._warn_untrained(depths, stacklevel=5)
         expanded: tuple[torch.Tensor, dict[str, Any]] = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
@@ -135,10 +141,19 @@ class LoopedGenerationMixin(GenerationMixin):
         # Chosen on the prompt; from here on the depth is fixed.
         if model_kwargs.pop("halt_threshold", None) is not None:
             model_kwargs["depth"] = outputs.depth_used
+            self._warn_untrained(outputs.depth_used.tolist(), stacklevel=6)
         updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, **kwargs
         )
         return updated
+
+    def _warn_untrained(self, depths: Iterable[int], stacklevel: int) -> None:
+        """Warns of depths that were never trained, of each once, as an engine does."""
+        trained = self.config.trained_depths
+        warned: set[int] = self.__dict__.setdefault("_warned_depths", set())
+        if fresh := find_untrained(depths, trained, warned):
+            warned.update(fresh)
+            warnings.warn(describe_untrained(fresh, trained), UserWarning, stacklevel=stacklevel)
 
     def prepare_inputs_for_generation(
         self,

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,29 @@ class Source:
         model: the Hugging Face causal LM, float32, eval mode.
         tokenizer: its tokenizer, or None where it has none.
         name: the name it is known by.
-        sha256: of its weight files.
         papers: its licence and whose weights these are.
-        files: the sha256 of each file that was read, by its name.
+        path: its directory or .gguf file.
+        weights: its weight files.
+        hashes: as `hash_read_files` gives them, where they are known.
     """
 
     model: Any
     tokenizer: Any
     name: str
-    sha256: str
     papers: Papers
-    files: dict[str, str]
+    path: Path
+    weights: WeightFiles
+    hashes: dict[str, str] | None
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The sha256 of each file that was read, by its name; read again where it is not known."""
+        return self.hashes or hash_read_files(self.path, self.weights)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The sha256 of its weight files."""
+        return hash_weights(self.weights, self.files)
 
 
 @contextmanager
@@ -188,7 +201,7 @@ def load_source(source: str | Path | Location, files: dict[str, str] | None = No
 
     Args:
         source: it, or where it was found.
-        files: as `hash_read_files` gives them; None hashes them.
+        files: as `hash_read_files` gives them, where they are known.
 
     Raises:
         SourceError: it is missing, damaged, incomplete or holds NaN.
@@ -199,10 +212,7 @@ def load_source(source: str | Path | Location, files: dict[str, str] | None = No
     with quiet_transformers():
         model = _load_model(place)
         tokenizer = load_tokenizer(place)
-    files = files or hash_read_files(place.path, weights)
-    return Source(
-        model, tokenizer, place.name, hash_weights(weights, files), read_papers(place), files
-    )
+    return Source(model, tokenizer, place.name, read_papers(place), place.path, weights, files)
 
 
 def get_weights(place: Place) -> WeightFiles:

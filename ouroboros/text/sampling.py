@@ -25,7 +25,8 @@ from ouroboros.source.locate import (
     quiet_transformers,
 )
 from ouroboros.text.boundaries import encode, end_of_text_id, prefix_ids
-from ouroboros.text.corpus import Report, find_files, read_documents
+from ouroboros.text.corpus import read_documents
+from ouroboros.text.files import Report, find_files, require_readable
 from ouroboros.text.sample_options import SampleOptions
 
 _STREAM = 3  # keeps these random numbers apart from a training run's of the same seed
@@ -56,8 +57,15 @@ def sample_text(
         DataError: `out` is there or can't be written, an opening can't be read, none is long
             enough, or the model can't read it or nothing so long.
     """
+    part = out.with_name(f"{out.name}.part")
     if out.exists():
         raise DataError(f"{out} is there already", "name another file, or delete it")
+    if part.is_symlink():
+        raise DataError(f"{part} is a link, and would be written through", "delete it")
+    if not out.parent.is_dir():
+        raise DataError(f"{out}: its directory is not there", "make it, or name another file")
+    if options.openings:
+        require_readable(find_files(options.openings))
     place = locate(source)
     check_seq_len(options.length, place.config.max_position_embeddings, "length")
     with quiet_transformers():
@@ -66,7 +74,6 @@ def sample_text(
         raise DataError(f"{source} comes without a tokenizer", "put its own beside its weights")
     starts = _openings(tokenizer, options, report)
     check_ids("the openings", np.asarray(starts), place.config.vocab_size)
-    part = out.with_name(f"{out.name}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
             drawn = _draw(place, tokenizer, starts, options, file, report)

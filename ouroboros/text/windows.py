@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +23,8 @@ import numpy as np
 from ouroboros.errors import DataError
 from ouroboros.model.limits import check_ids
 from ouroboros.text.boundaries import encode, end_of_text_id, prefix_ids
-from ouroboros.text.corpus import (
-    Report,
-    find_files,
-    read_documents,
-    read_text,
-    read_whole,
-    text_name,
-)
+from ouroboros.text.corpus import read_documents, read_text, read_whole
+from ouroboros.text.files import Report, find_files, text_name
 
 if TYPE_CHECKING:
     import torch
@@ -252,11 +246,7 @@ def eval_windows(
     Raises:
         DataError: The text is shorter than one window.
     """
-    if seq_len < 2 or max_windows < 1:
-        raise DataError(
-            f"seq_len={seq_len} with {max_windows} windows scores nothing",
-            "allowed are 2 tokens or more and 1 window or more",
-        )
+    check_eval_sizes(seq_len, max_windows)
     begin = prefix_ids(tokenizer)
     own = seq_len - len(begin)
     if own < 1:
@@ -285,6 +275,62 @@ def eval_windows(
     return np.hstack([np.tile(np.asarray(begin, dtype=np.int64), (count, 1)), cut])
 
 
+def check_eval_sizes(seq_len: int, max_windows: int) -> None:
+    """Refuses sizes of windows, and numbers of them, that score nothing.
+
+    Raises:
+        DataError: a window of fewer than two tokens, or none.
+    """
+    if seq_len < 2 or max_windows < 1:
+        raise DataError(
+            f"seq_len={seq_len} with {max_windows} windows scores nothing",
+            "allowed are 2 tokens or more and 1 window or more",
+        )
+
+
+def read_eval_texts(paths: Sequence[Path], report: Report | None = None) -> dict[Path, str]:
+    """Reads held-out files, which needs no model: so what is wrong with one is told before.
+
+    A .jsonl or .parquet file's documents are joined by blank lines; any other name is read as
+    plain text.
+
+    Raises:
+        DataError: A file cannot be read, or two have the same name but for their endings.
+    """
+    texts: dict[Path, str] = {}
+    for path in paths:
+        name = text_name(path)
+        if name in map(text_name, texts):
+            raise DataError(f"{path}: a second held-out file called {name!r}", "rename one")
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder", "name the held-out files one by one")
+        texts[path] = read_whole(path, report)
+    return texts
+
+
+def cut_eval_texts(
+    texts: Mapping[Path, str], tokenizer: PreTrainedTokenizerBase, seq_len: int, max_windows: int
+) -> dict[str, np.ndarray]:
+    """Cuts held-out texts as `eval_windows` does; one entry a file, by its `text_name`.
+
+    Args:
+        texts: from `read_eval_texts`.
+        tokenizer: the model's.
+        seq_len: tokens a window.
+        max_windows: most windows a text.
+
+    Raises:
+        DataError: A text is too short.
+    """
+    windows: dict[str, np.ndarray] = {}
+    for path, text in texts.items():
+        try:
+            windows[text_name(path)] = eval_windows(text, tokenizer, seq_len, max_windows)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+    return windows
+
+
 def load_eval_windows(
     paths: Sequence[Path],
     tokenizer: PreTrainedTokenizerBase,
@@ -292,27 +338,12 @@ def load_eval_windows(
     max_windows: int,
     report: Report | None = None,
 ) -> dict[str, np.ndarray]:
-    """Reads held-out files; one entry a file, named after its stem, as `eval_windows` cuts it.
-
-    A .jsonl or .parquet file's documents are joined by blank lines; any other name is read as
-    plain text.
+    """Reads held-out files and cuts them: `read_eval_texts`, then `cut_eval_texts`.
 
     Raises:
-        DataError: A file cannot be read or is too short, or two files have the same stem.
+        DataError: As those.
     """
-    windows: dict[str, np.ndarray] = {}
-    for path in paths:
-        name = text_name(path)
-        if name in windows:
-            raise DataError(f"{path}: a second held-out file called {name!r}", "rename one")
-        if path.is_dir():
-            raise DataError(f"{path}: is a folder", "name the held-out files one by one")
-        text = read_whole(path, report)
-        try:
-            windows[name] = eval_windows(text, tokenizer, seq_len, max_windows)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-    return windows
+    return cut_eval_texts(read_eval_texts(paths, report), tokenizer, seq_len, max_windows)
 
 
 def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

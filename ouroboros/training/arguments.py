@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,12 +61,15 @@ def one_device(arguments: TrainingArguments) -> TrainingArguments:
     return arguments
 
 
-def tensorboard(logs: Path, found: Path | None) -> list[TrainerCallback]:
+def tensorboard(
+    logs: Path, found: Path | None, opened: contextlib.ExitStack
+) -> list[TrainerCallback]:
     """Returns what writes events for TensorBoard, where that is installed.
 
     Args:
         logs: the folder of the events.
         found: the state that the run goes on from.
+        opened: ends the thread that writes them, however the training ends.
     """
     if importlib.util.find_spec("tensorboard") is None:
         return []
@@ -74,7 +78,25 @@ def tensorboard(logs: Path, found: Path | None) -> list[TrainerCallback]:
 
     # Events after the state that is resumed from belong to steps that will be taken again.
     purge = train_step_of(found) + 1 if found is not None else None
-    return [TensorBoardCallback(SummaryWriter(str(logs), purge_step=purge))]
+    writer = SummaryWriter(str(logs), purge_step=purge)
+    opened.callback(_close, writer)
+
+    class Events(TensorBoardCallback):
+        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+            # Not its end yet: scores may follow, for which another writer would be made elsewhere.
+            writer.flush()
+
+    return [Events(writer)]
+
+
+def _close(writer: Any) -> None:
+    """Ends the thread of a writer; that its file can't be written was told while it was."""
+    files = list((writer.all_writers or {}).values())
+    with contextlib.suppress(OSError):
+        writer.close()
+    for file in files:  # a flush that fails comes before a thread is ended
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 class OwnPace(TrainerCallback):

@@ -23,7 +23,7 @@ from ouroboros.errors import TrainingError
 from ouroboros.model.prelude import run_prelude
 from ouroboros.text.windows import collate
 from ouroboros.training.state_store import STRETCH, StateStore, StoreKey, make_room
-from ouroboros.training.teacher import hash_teacher, load_teacher, teacher_dtype
+from ouroboros.training.teacher import FoundTeacher, find_teacher, load_teacher, teacher_dtype
 from runtime.files.cache import default_cache
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def open_states(
         model.config.hidden_size, options.state_dtype, options.precision,
     )  # fmt: skip
     keys = {PRELUDE: key}
-    taught = hash_teacher(options.teacher) if options.teacher else ""
+    found = find_teacher(options.teacher) if options.teacher else None
+    taught = found.sha256 if found else ""
     if taught:
         # The head is part of it: states are only computed by a teacher that shares it.
         weights = f"{taught}+{_hash_tensors([head])}"
@@ -126,7 +127,7 @@ def open_states(
             return _prelude_of(model, options, device)
 
         def teacher() -> Compute:
-            return _teacher_of(head, tokenizer, options, device)
+            return _teacher_of(found, head, tokenizer, options, device)
 
         batch = 1 if device.type == "cpu" else options.batch_size
         computes = {PRELUDE: prelude, TEACHER: teacher}
@@ -251,9 +252,13 @@ def _prelude_of(
 
 
 def _teacher_of(
-    head: torch.Tensor, tokenizer: Any, options: TrainOptions, device: torch.device
+    found: FoundTeacher | None,
+    head: torch.Tensor,
+    tokenizer: Any,
+    options: TrainOptions,
+    device: torch.device,
 ) -> Compute:
-    teacher = load_teacher(options.teacher, head, tokenizer)
+    teacher = load_teacher(found or options.teacher, head, tokenizer)
     if teacher.head is not None:
         raise TrainingError(
             f"{options.teacher} has another LM head than the checkpoint, and states of it are kept "

@@ -310,29 +310,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
         with errors_as(TrainingError, f"{path}: not TOML", "mend the recipe"):
             content: Any = tomllib.loads(text)
     elif path.suffix in (".yaml", ".yml"):
+        from ouroboros.training.strict_yaml import read_yaml  # only this needs yaml
+
         with errors_as(TrainingError, f"{path}: not YAML", "mend the recipe"):
-            content = _load_yaml(text)
+            content = read_yaml(text)
     else:
         raise TrainingError(f"{path}: a recipe is a .toml, .yaml or .yml file", "rename it")
     if not isinstance(content, dict):
         raise TrainingError(f"{path}: a recipe is a table of options, like `train_steps: 300`")
     return {name: _convert(name, value, path) for name, value in content.items()}
-
-
-def _load_yaml(text: str) -> Any:
-    """Returns what a text of YAML holds, an empty table where it holds nothing.
-
-    Raises:
-        ValueError: an option is given twice, of which YAML would take the last.
-    """
-    import yaml  # type: ignore[import-untyped]
-
-    whole = yaml.compose(text, Loader=yaml.SafeLoader)
-    given = [key.value for key, _ in whole.value] if isinstance(whole, yaml.MappingNode) else []
-    for place, name in enumerate(given):
-        if name in given[:place]:
-            raise ValueError(f"{name!r:.80} is given twice")
-    return {} if whole is None else yaml.safe_load(text)
 
 
 def make_options(flags: Mapping[str, Any], recipe: Path | None = None) -> TrainOptions:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ouroboros.checkpoint import checkpoint_sha256, load_with_tokenizer, papers_of, save_checkpoint
+from ouroboros.checkpoint import (
+    checkpoint_sha256,
+    load_with_tokenizer,
+    papers_of,
+    read_config,
+    save_checkpoint,
+)
 from ouroboros.errors import CheckpointError, ConfigError, TrainingError
 from ouroboros.model.halting import drop_halter
 from ouroboros.model.limits import check_seq_len
@@ -29,8 +35,8 @@ from ouroboros.training.progress import ProgressDisplay
 from ouroboros.training.qat import round_as_asked
 from ouroboros.training.recipe import TrainOptions
 from ouroboros.training.sharded import asked_in_vain, put
-from ouroboros.training.teacher import head_to_learn_of, load_teacher
-from ouroboros.training.texts import read_texts
+from ouroboros.training.teacher import Teacher, find_teacher, head_to_learn_of, load_teacher
+from ouroboros.training.texts import read_heldout, read_texts
 from ouroboros.training.trainer import OuroborosTrainer
 from runtime.files.atomic import check_place
 from runtime.files.destinations import ADAPTERS, CHECKPOINT, RUN
@@ -114,26 +120,27 @@ def _train(
     arguments = training_arguments(options, state_dir)
     main = arguments.process_index == 0
     console = console if console and main else RichConsole(quiet=True)
+    held = read_heldout(options, console)
+    taught_by = find_teacher(options.teacher) if options.teacher else None
     model, tokenizer = _load(checkpoint, options)
-    windows, heldout = read_texts(options, model.config.vocab_size, tokenizer, console)
+    windows, heldout = read_texts(options, held, model.config.vocab_size, tokenizer, console)
     earlier, adapters = read_updates(checkpoint), mark_trained(model, options)
     rounded = round_as_asked(model, options)
     head = rounded.head if rounded else model.lm_head.weight
     _drop_fitted(model, options, checkpoint, console)
     states = _open_states(model, head, windows, options, arguments, console, opened, tokenizer)
-    asked = options.teacher and not states
-    teacher = load_teacher(options.teacher, head, tokenizer) if asked else None
+    asked = taught_by if not states else None
+    teacher = load_teacher(asked, head, tokenizer) if asked else None
     if teacher is not None and teacher.head is not None:
         _warn(console, f"{options.teacher} has another LM head than {checkpoint}, and keeps it")
-    taught = states.teacher if states else teacher.sha256 if teacher else ""
-    fingerprint = _fingerprint(checkpoint, options, windows, states, taught, arguments)
+    fingerprint = _fingerprint(checkpoint, options, windows, states, teacher, arguments)
     found = _find_state(state_dir, fingerprint, console) if resume else None
     arguments.eval_on_start = found is None
     windows_a_step = options.batch_size * options.grad_accum * arguments.world_size
     _describe(model, windows, options, windows_a_step, arguments.device, console)
     display = ProgressDisplay(console, windows_a_step * options.seq_len)
     use_cache = model.config.use_cache
-    with quiet_transformers():
+    with quiet_transformers(), contextlib.ExitStack() as events:
         trainer = OuroborosTrainer(
             model,
             options,
@@ -141,7 +148,7 @@ def _train(
             heldout,
             state_dir,
             fingerprint,
-            [display, *(tensorboard(out / "logs", found) if main else [])],
+            [display, *(tensorboard(out / "logs", found, events) if main else [])],
             arguments,
             display.scoring,
             teacher,
@@ -207,15 +214,16 @@ def _fingerprint(
     options: TrainOptions,
     windows: PackedWindows,
     states: StatedWindows | None,
-    teacher: str,
+    teacher: Teacher | None,
     arguments: TrainingArguments,
 ) -> dict[str, Any]:
     """What the final weights depend on, and what a resumed run must have the same."""
+    taught = states.teacher if states else teacher.sha256 if teacher else ""
     return {
         **options.exactness(),
         "checkpoint": checkpoint_sha256(checkpoint),
         "data": windows.fingerprint(),
-        **({"teacher": teacher} if teacher else {}),
+        **({"teacher": taught} if taught else {}),
         **({"states": states.describe(), state.STATES: states.sha256} if states else {}),
         "world_size": arguments.world_size,
         state.THREADS: torch.get_num_threads(),
@@ -224,10 +232,10 @@ def _fingerprint(
 
 
 def _load(checkpoint: Path, options: TrainOptions) -> tuple[OuroborosForCausalLM, Any]:
-    model, tokenizer = load_with_tokenizer(checkpoint)
-    _check_depths(options, model.config.max_depth)
-    check_seq_len(options.seq_len, model.config.max_position_embeddings)
-    return model, tokenizer
+    config = read_config(checkpoint)
+    _check_depths(options, config.max_depth)
+    check_seq_len(options.seq_len, config.max_position_embeddings)
+    return load_with_tokenizer(checkpoint)
 
 
 def _rebuild(

@@ -4,13 +4,15 @@ A store is a folder with three files: `key.json` says what its states are of, `s
 place a window (sparse: a place never written takes no room), `hashes.bin` one sha256 a window. A
 window counts once its hash is there and fits, so whatever a killed process left half written is
 computed again, and so is what was damaged since. Any number of processes may fill one store: each
-takes a stretch of windows that nobody else has.
+takes a stretch of windows that nobody else has. A link in the place of a store or of a file of it
+is refused: it could lead to any file of whoever trains.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ouroboros.errors import TrainingError
+from runtime.files.replacing import replacing
 
 KEY, STATES, HASHES = "key.json", "states.bin", "hashes.bin"
 STRETCH = 64
@@ -95,7 +98,8 @@ class StateStore:
             while not self._claim(files):
                 files.close()  # another run was just removing it
             self._states, self._hashes = (self._open(files, *one) for one in sizes.items())
-            self._mapped = np.memmap(self.folder / STATES, key.dtype, "r", shape=shape)
+            with os.fdopen(os.dup(self._states), "rb") as states:
+                self._mapped = np.memmap(states, key.dtype, "r", shape=shape)
             self._files = files.pop_all()
 
     def __enter__(self) -> StateStore:
@@ -106,25 +110,28 @@ class StateStore:
 
     def _claim(self, files: contextlib.ExitStack) -> bool:
         """Marks the store as in use, so that no other run makes room by removing it."""
+        if self.folder.is_symlink():
+            raise _is_a_link(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / KEY
         try:
             self._check_key()
-            claim = files.enter_context(path.open("rb"))
+            claim = _open_plain(path, os.O_RDONLY)
+            files.callback(os.close, claim)
             fcntl.flock(claim, fcntl.LOCK_SH)
-            os.utime(path)
-            return os.fstat(claim.fileno()).st_ino == path.stat().st_ino
+            os.utime(claim)
+            return os.fstat(claim).st_ino == path.lstat().st_ino
         except FileNotFoundError:
             return False
 
     def _check_key(self) -> None:
         path, wanted = self.folder / KEY, json.loads(self.key.to_json())
-        if not path.exists():
-            staged = path.with_name(f".{KEY}-{os.getpid()}")
-            staged.write_text(self.key.to_json(), encoding="utf-8")
-            staged.replace(path)
+        if not os.path.lexists(path):
+            with replacing(path) as staged:
+                staged.write_text(self.key.to_json(), encoding="utf-8")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            with os.fdopen(_open_plain(path, os.O_RDONLY), encoding="utf-8") as file:
+                found = json.load(file)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
@@ -142,7 +149,7 @@ class StateStore:
 
     def _open(self, files: contextlib.ExitStack, name: str, size: int) -> int:
         path = self.folder / name
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
         files.callback(os.close, descriptor)
         found = os.fstat(descriptor).st_size
         if found < size:  # new, or cut off: what is missing is computed anew
@@ -249,12 +256,13 @@ def make_room(root: Path, needed: int, limit: int, keep: set[str]) -> list[str]:
 
 def _list_stores(root: Path) -> list[Path]:
     folders = root.iterdir() if root.is_dir() else ()
-    return [one for one in folders if _NAME.fullmatch(one.name) and (one / KEY).is_file()]
+    named = (one for one in folders if _NAME.fullmatch(one.name) and not one.is_symlink())
+    return [one for one in named if (one / KEY).is_file()]
 
 
 def _last_use(store: Path) -> float:
     try:
-        return (store / KEY).stat().st_mtime
+        return (store / KEY).lstat().st_mtime
     except OSError:  # another run has just removed it
         return 0.0
 
@@ -263,21 +271,44 @@ def _bytes_on_disk(store: Path) -> int:
     total = 0
     for name in (STATES, HASHES):
         with contextlib.suppress(OSError):
-            total += (store / name).stat().st_blocks * 512
+            total += (store / name).lstat().st_blocks * 512
     return total
 
 
 def _remove(store: Path) -> bool:
     """Removes a store; False where a run has it open."""
     try:
-        with (store / KEY).open("rb") as claim:
+        with os.fdopen(_open_plain(store / KEY, os.O_RDONLY), "rb") as claim:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # First what makes its states count: a removal that is killed leaves none.
             (store / HASHES).unlink(missing_ok=True)
             shutil.rmtree(store)
-    except OSError:
+    except (OSError, TrainingError):
         return False
     return True
+
+
+def _open_plain(path: Path, flags: int) -> int:
+    """Opens a file of a store, which is a file and nothing that leads to one.
+
+    Raises:
+        TrainingError: it is a link.
+        OSError: it can't be opened.
+    """
+    try:
+        # O_NONBLOCK: a pipe is never waited for; of a file it changes nothing.
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _is_a_link(path) from error
+        raise
+
+
+def _is_a_link(path: Path) -> TrainingError:
+    return TrainingError(
+        f"{path} is a link, and kept states are read and written through none",
+        "delete it, or give another --state-cache",
+    )
 
 
 def _write_all(descriptor: int, raw: bytes, place: int) -> None:

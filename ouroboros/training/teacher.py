@@ -6,8 +6,8 @@ The original, or a folded model: a float one teaches what is trained for integer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
+from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, read_config
 from ouroboros.errors import TrainingError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.pooling import describe_sequences
 from ouroboros.model.rounding import Rounding
-from ouroboros.source.locate import get_weights, hash_read_files, load_source, locate
+from ouroboros.source.locate import Location, get_weights, hash_read_files, load_source, locate
 from ouroboros.training.qat import round_model
 from runtime.files.destinations import CHECKPOINT, RUN, kind_of
 
@@ -99,11 +99,66 @@ def _turns(module: nn.Module) -> bool:
     return isinstance(getattr(module, "inv_freq", None), torch.Tensor)
 
 
-def load_teacher(source: str, own: torch.Tensor, tokenizer: Any = None) -> Teacher:
-    """Loads the teacher of a student.
+@dataclass(frozen=True)
+class FoundTeacher:
+    """Where a teacher is, before anything but its config is read.
+
+    Attributes:
+        source: as it was given.
+        original: where an original is; None of a folded model.
+    """
+
+    source: str
+    original: Location | None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all its files that are read; they are read for it when it is first asked for."""
+        if self.original is None:
+            return checkpoint_sha256(self.source)
+        files = hash_read_files(self.original.path, get_weights(self.original.place))
+        return hashlib.sha256("".join(sorted(files.values())).encode()).hexdigest()
+
+    def load(self) -> tuple[Any, torch.Tensor, Any]:
+        """Returns an original without its head, or a folded model; the LM head; the tokenizer.
+
+        Raises:
+            CheckpointError: it can't be loaded.
+        """
+        if self.original is not None:
+            found = load_source(self.original)
+            head = found.model.get_output_embeddings().weight
+            return found.model.base_model, head, found.tokenizer
+        body: Any
+        body, tokenizer = load_checkpoint(self.source)
+        body.requires_grad_(False)
+        if body.config.qat:  # it is what its integers stand for
+            round_model(body, Rounding(**body.config.qat))
+        return body, body.lm_head.weight, tokenizer
+
+
+def find_teacher(source: str) -> FoundTeacher:
+    """Finds a teacher.
 
     Args:
         source: the original by hub id, folder or .gguf, or the folder of an Ouroboros checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+        ConfigError: its config holds what this version does not know, or of an original what does
+            not convert.
+    """
+    if is_folded(source):
+        read_config(Path(source))
+        return FoundTeacher(source, None)
+    return FoundTeacher(source, locate(source))
+
+
+def load_teacher(source: str | FoundTeacher, own: torch.Tensor, tokenizer: Any = None) -> Teacher:
+    """Loads the teacher of a student.
+
+    Args:
+        source: as for `find_teacher`, or what that found: so its files are hashed once.
         own: the student's LM head `[vocab, hidden]`, as it was or trained further.
         tokenizer: the student's; where both have one, the teacher's must number tokens as it does.
 
@@ -111,28 +166,20 @@ def load_teacher(source: str, own: torch.Tensor, tokenizer: Any = None) -> Teach
         CheckpointError: it can't be loaded.
         TrainingError: its tokenizer or its LM head knows other tokens than the student's.
     """
-    if is_folded(source):
-        body, theirs = load_checkpoint(source)
-        check_tokenizer(source, theirs, tokenizer)
-        if body.config.qat:  # it is what its integers stand for
-            round_model(body, Rounding(**body.config.qat))
-        head, sha256 = body.lm_head.weight, checkpoint_sha256(source)
-    else:
-        original = load_source(source)
-        check_tokenizer(source, original.tokenizer, tokenizer)
-        head, sha256 = original.model.get_output_embeddings().weight, _combine(original.files)
-        body = original.model.base_model
+    found = find_teacher(source) if isinstance(source, str) else source
+    body, head, theirs = found.load()
+    check_tokenizer(found.source, theirs, tokenizer)
     head = head.detach().to(own.dtype)
     own = own.detach().cpu()
     shared = torch.equal(head, own)
     if not shared and (head.shape != own.shape or not _same_tokens(head, own)):
         raise TrainingError(
-            f"{source} is not the model that this checkpoint was converted from: its LM head is "
-            f"another one ({list(head.shape)}, the checkpoint's {list(own.shape)})",
+            f"{found.source} is not the model that this checkpoint was converted from: its LM head "
+            f"is another one ({list(head.shape)}, the checkpoint's {list(own.shape)})",
             "give that model to --teacher",
         )
     body.eval().requires_grad_(False)
-    return Teacher(body, None if shared else head, sha256)
+    return Teacher(body, None if shared else head, found.sha256)
 
 
 def check_tokenizer(source: str, theirs: Any, own: Any) -> None:
@@ -194,19 +241,3 @@ def _same_tokens(head: torch.Tensor, own: torch.Tensor) -> bool:
 def teacher_dtype(precision: str) -> torch.dtype:
     """Returns the type that a teacher computes in where a run trains with `precision`."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def hash_teacher(source: str) -> str:
-    """Returns the `sha256` of a teacher; nothing is loaded.
-
-    Raises:
-        CheckpointError: a file is missing.
-    """
-    if is_folded(source):
-        return checkpoint_sha256(source)
-    place = locate(source)
-    return _combine(hash_read_files(place.path, get_weights(place.place)))
-
-
-def _combine(files: Mapping[str, str]) -> str:
-    return hashlib.sha256("".join(sorted(files.values())).encode()).hexdigest()

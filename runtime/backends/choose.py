@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA
-from runtime.backends.machine import Machine, check_plan_fits, describe_machine
+from runtime.backends.machine import Machine, check_plan_fits, find_machine
 from runtime.backends.ort import check_cpu, open_cpu
 from runtime.backends.ort_cuda import PROVIDER, open_cuda
 from runtime.backends.trt import open_plan
@@ -37,16 +37,18 @@ def check_choice(backend: str, threads: int | None, accuracy_level: int | None =
         )
 
 
-def require_backend(manifest: Manifest, backend: str, threads: int | None) -> None:
+def require_backend(
+    manifest: Manifest, backend: str, threads: int | None, accuracy_level: int | None = None
+) -> None:
     """Refuses what `open_backend` would, but for a damaged bundle: before long work that needs it.
 
     Raises:
-        EngineError: an unknown backend or number of threads, or one that can't run here.
+        EngineError: an unknown backend, level or number of threads, or one that can't run here.
         BundleError: no plan is of a flavour that this version knows.
     """
-    check_choice(backend, threads)
+    check_choice(backend, threads, accuracy_level)
     if backend != "cpu":
-        backend = choose_backend(manifest, backend, describe_machine(), list_providers())
+        backend = choose_backend(manifest, backend, find_machine(), list_providers())
     if backend == "cpu":
         check_cpu(manifest)
 
@@ -71,7 +73,7 @@ def open_backend(
     manifest = bundle.manifest
     if backend == "cpu":
         return open_cpu(bundle, threads, accuracy_level)
-    machine = describe_machine()
+    machine = find_machine()
     chosen = choose_backend(manifest, backend, machine, list_providers())
     if chosen == "cpu":
         return open_cpu(bundle, threads, accuracy_level)
@@ -98,7 +100,7 @@ def choose_backend(
     Args:
         manifest: the bundle's.
         backend: of BACKENDS. One that is named is never replaced by another.
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
         providers: from `list_providers`.
 
     Raises:

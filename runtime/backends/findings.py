@@ -7,7 +7,7 @@ import re
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA, load_driver
-from runtime.backends.machine import Machine, describe_machine, major_cuda
+from runtime.backends.machine import Machine, find_machine, major_cuda
 from runtime.backends.trt_flavours import FLAVOURS, TENSORRT, Flavour, check_libraries
 from runtime.errors import EngineError
 
@@ -50,7 +50,7 @@ class Examination:
 
 def examine_machine() -> Examination:
     """Looks for everything that the project can use; nothing of it but ONNX Runtime is imported."""
-    machine = describe_machine()
+    machine = find_machine()
     findings = [
         *find_packages(),
         find_onnxruntime(machine),
@@ -123,7 +123,7 @@ def find_onnxruntime(machine: Machine) -> Finding:
     """ONNX Runtime and its providers.
 
     Args:
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
     """
     try:
         import onnxruntime
@@ -141,7 +141,7 @@ def find_gpu(machine: Machine) -> Finding:
     """The GPU and the CUDA of its driver.
 
     Args:
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
     """
     gpu = machine.gpu
     if gpu is not None:
@@ -157,7 +157,7 @@ def find_tensorrts(machine: Machine) -> list[Finding]:
     """Both TensorRTs, whether their parts fit each other and the machine.
 
     Args:
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
     """
     return [find_tensorrt(machine, flavour) for flavour in FLAVOURS.values()]
 
@@ -166,7 +166,7 @@ def find_bindings(machine: Machine) -> Finding:
     """The CUDA runtime for Python, which the backends cuda and trt need.
 
     Args:
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
     """
     if not machine.cuda_bindings:
         cure = f"to run on a GPU, with the backends cuda and trt: {INSTALL_BINDINGS}"
@@ -181,7 +181,7 @@ def find_tensorrt(machine: Machine, flavour: Flavour) -> Finding:
     """One TensorRT.
 
     Args:
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
         flavour: which.
     """
     installed = next((one for one in machine.installed if one.flavour == flavour), None)
@@ -223,7 +223,7 @@ def list_runs(findings: list[Finding], machine: Machine) -> list[str]:
 
     Args:
         findings: all of them.
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
     """
     states = {one.thing: one for one in findings}
     runtime = states.get("onnxruntime")

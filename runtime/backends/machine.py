@@ -26,8 +26,8 @@ class Machine:
     cuda_bindings: bool = True
 
 
-def describe_machine() -> Machine:
-    """This machine."""
+def find_machine() -> Machine:
+    """Looks for what can run a bundle here: the GPU, the TensorRTs, the CUDA runtime for Python."""
     return Machine(describe_gpu(), find_flavours(), has_cuda_bindings())
 
 

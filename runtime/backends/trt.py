@@ -200,7 +200,7 @@ def open_plan(
         spec: its entry in the manifest.
         graph: the bundle's graph, which names the tensors.
         sha256: of the plan, from the manifest.
-        machine: from `describe_machine`.
+        machine: from `find_machine`.
 
     Raises:
         BundleError: the plan is not the one that the manifest lists; it was not loaded.

@@ -25,6 +25,7 @@ from runtime.bundle.manifest import (
 from runtime.bundle.specs import CASES_NAME as CASES_NAME
 from runtime.errors import BundleError
 from runtime.files.hashing import hash_file as hash_file
+from runtime.files.replacing import replacing
 
 MANIFEST_BYTES_LIMIT = 16 * 1024 * 1024
 HASH_BYTES_LIMIT = 4096  # it is one line
@@ -203,12 +204,8 @@ def write_manifest(
     manifest = parse_manifest(data)
     text = render_manifest(data).encode()
     for name, content in ((MANIFEST_NAME, text), (HASH_NAME, render_hash(text))):
-        staged = directory / f".{name}.{os.getpid()}"
-        try:
+        with replacing(directory / name) as staged:
             staged.write_bytes(content)
-            staged.replace(directory / name)
-        finally:
-            staged.unlink(missing_ok=True)
     return manifest
 
 

@@ -142,20 +142,21 @@ def check_ids(ids: object, manifest: Manifest) -> list[int]:
     return [int(token) for token in ids if _check_id(token, manifest)]
 
 
-def check_length(prompt: int, new: int, manifest: Manifest, backend: Backend) -> None:
+def check_length(prompt: int, new: int, manifest: Manifest, backend: Backend | None = None) -> None:
     """Refuses what does not fit in the model's positions or in the backend's cache.
 
     Args:
         prompt: tokens before generation starts.
         new: tokens to generate, 0 for none.
         manifest: knows the model's limit.
-        backend: knows its own, which a TensorRT plan sets when it is built.
+        backend: knows its own, which a TensorRT plan sets when it is built; None: only the model's
+            counts.
 
     Raises:
         EngineError: naming both numbers and the limit.
     """
     positions = manifest.model.max_position_embeddings
-    most = min(positions, backend.max_slots)
+    most = positions if backend is None else min(positions, backend.max_slots)
     whose, cure = f"the model's {positions} positions", ""
     if most < positions:
         whose = f"the {most} that this bundle's plan holds (the model has {positions} positions)"
@@ -259,19 +260,6 @@ def choose_depths(
             "above 0 and at most 1: the lower, the fewer steps",
         )
     return [halting.max] * rows, float(given)  # type: ignore[arg-type]
-
-
-def describe_untrained(depths: Sequence[int], trained: Sequence[int]) -> str:
-    """What a warning says of depths that were never trained.
-
-    Args:
-        depths: which they are.
-        trained: the bundle's trained depths; none of a model that was only converted.
-    """
-    if not trained:
-        return "this model was never trained; expect poor text, or run `ouro train` first"
-    shown, known = (", ".join(map(str, some)) for some in (depths, trained))
-    return f"depth {shown} was never trained (trained: {known}); expect poorer text"
 
 
 def check_seeds(seed: object, rows: int) -> list[Any]:

@@ -22,6 +22,7 @@ from runtime.errors import EngineError
 from runtime.text.codec import TextStream
 
 if TYPE_CHECKING:
+    from runtime.bundle.manifest import Manifest
     from runtime.engine import Engine
 
 
@@ -96,12 +97,9 @@ def bench_engine(
         EngineError: a depth or a length outside what the bundle allows, or no repeat.
     """
     manifest = engine.manifest
-    if repeats < 1:
-        raise EngineError(f"repeats={repeats} is not allowed", "a whole number of 1 or more")
-    check_options(Options(max_new_tokens=tokens), engine.manifest.sampling)
+    check_runs(manifest, depths, contexts, tokens, repeats)
     pairs = [(depth, context) for depth in depths for context in contexts]
-    for depth, context in pairs:
-        request.check_depths(depth, 1, manifest.depth)
+    for context in contexts:
         engine.check_length(context, tokens)
     rate = measure_read_rate(threads)
     time_decode(engine, depths[0], min(contexts), 4)  # the first run pays for page faults
@@ -134,6 +132,23 @@ def bench_engine(
             )
         )
     return BenchReport(tuple(rows), rate, describe_machine())
+
+
+def check_runs(
+    manifest: Manifest, depths: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int
+) -> None:
+    """Refuses, of the manifest alone, what `bench_engine` can't measure; arguments as there.
+
+    Raises:
+        EngineError: a depth or a length outside what the bundle allows, or no repeat.
+    """
+    if repeats < 1:
+        raise EngineError(f"repeats={repeats} is not allowed", "a whole number of 1 or more")
+    check_options(Options(max_new_tokens=tokens), manifest.sampling)
+    for depth in depths:
+        request.check_depths(depth, 1, manifest.depth)
+    for context in contexts:
+        request.check_length(context, tokens, manifest)
 
 
 def time_decode(engine: Engine, depth: int, context: int, tokens: int) -> DecodeTiming:

@@ -7,6 +7,7 @@ is what anything gave for a case: PyTorch, a backend, another precision, another
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,21 +122,25 @@ def _threshold(given: Array | None) -> float | None:
     return None if given is None or not given.size else float(given.reshape(-1)[0])
 
 
-def save_cases(cases: Sequence[Case], file: Path) -> None:
+def save_cases(cases: Sequence[Case], file: Path) -> str:
     """Writes cases to a safetensors file, as `load_cases` reads them.
 
     Args:
         cases: each after the one that it follows, if it does.
         file: what is there is overwritten.
 
+    Returns:
+        The sha256 of what was written.
+
     Raises:
         OSError: the file can't be written.
-        safetensors.SafetensorError: likewise.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors, entries = flatten_cases(cases)
-    save_file(tensors, file, metadata={"cases": json.dumps(entries, allow_nan=False)})
+    content = save(tensors, metadata={"cases": json.dumps(entries, allow_nan=False)})
+    file.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_cases(file: Path) -> list[Case]:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.choose import check_choice, open_backend
+from runtime.backends.choose import check_choice, open_backend, require_backend
 from runtime.bundle.contract import LOGITS
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.reader import CASES_NAME, open_bundle
+from runtime.bundle.reader import CASES_NAME, open_bundle, read_manifest
 from runtime.errors import EngineError
 from runtime.parity.cases import (
     EVERY_DEPTH,
@@ -138,7 +138,8 @@ def check_bundle(
         BundleError: the bundle is not whole.
         EngineError: an unknown backend.
     """
-    check_choice(backend, threads)  # before all of the bundle is read
+    check_choice(backend, threads)  # of the arguments alone
+    require_backend(read_manifest(path), backend, threads)  # of the manifest
     bundle = open_bundle(path)
     manifest = bundle.manifest
     wanted = tuple(range(manifest.depth.min, manifest.depth.max + 1) if depths is None else depths)

@@ -114,5 +114,5 @@ def test_depths_are_numbers_and_auto(given: str, wanted: list[object]) -> None:
 
 
 def test_other_words_are_no_depths() -> None:
-    with pytest.raises(EngineError, match="--depth 1,all is not a list of numbers"):
+    with pytest.raises(CommandError, match="--depth 1,all is not a list of numbers"):
         parse_depths("1,all")

@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from cli.errors import CommandError
+from cli.options import parse_numbers
 from export import ExportOptions, export_bundle
 from ouroboros import ConvertOptions, TrainOptions, convert
 from ouroboros.errors import TrainingError
@@ -68,3 +70,11 @@ def test_unknown_recipe_key_names_its_nearest_match(tmp_path: Path, key: str, cu
     with pytest.raises(TrainingError, match=f"unknown option '{key}'") as caught:
         read_recipe(recipe)
     assert caught.value.cure.startswith(cure)
+
+
+def test_parse_numbers() -> None:
+    assert parse_numbers("1,4, 8", "--depth") == [1, 4, 8]
+    assert parse_numbers("1-4,2,9", "--depth") == [1, 2, 3, 4, 9]
+    for bad in ("", "a", "0", "4-1", "1,,2", "1-99999999"):
+        with pytest.raises(CommandError, match="--depth"):
+            parse_numbers(bad, "--depth")

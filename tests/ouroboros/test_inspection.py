@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ouroboros.checkpoint import load_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError
 from ouroboros.inspection import inspect_checkpoint, inspect_weights, read_entries
 
@@ -74,3 +76,55 @@ def test_report_holds_all_that_could_be_read(copied: Path) -> None:
     assert isinstance(inspect_checkpoint(copied).problem, ConfigError)
     (copied / "model.safetensors").unlink()
     assert "holds no .safetensors file" in str(inspect_checkpoint(copied).problem)
+
+
+def store_other_head(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["embed_tokens.weight"].clone()
+    tensors["lm_head.weight"][-1, -1] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def store_twice(folder: Path) -> None:
+    whole = folder / "model.safetensors"
+    tensors = load_file(whole)
+    whole.rename(folder / "a.safetensors")
+    save_file({"norm.weight": tensors["norm.weight"]}, folder / "b.safetensors", {"format": "pt"})
+    places = {**dict.fromkeys(tensors, "a.safetensors"), "norm": "b.safetensors"}
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def leave_one_out(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["norm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def break_sampling_defaults(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("{")
+
+
+def break_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "damage", [store_other_head, store_twice, leave_one_out, break_sampling_defaults,
+               break_tokenizer],
+)  # fmt: skip
+def test_what_loading_refuses_is_not_called_whole(
+    copied: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(copied)
+    with pytest.raises(CheckpointError) as refused:
+        load_checkpoint(copied)
+    assert str(inspect_checkpoint(copied).problem) == str(refused.value)
+
+
+def test_a_tied_head_may_be_stored(copied: Path) -> None:
+    tensors = load_file(copied / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["embed_tokens.weight"].double()
+    save_file(tensors, copied / "model.safetensors", {"format": "pt"})
+    load_checkpoint(copied)
+    assert inspect_checkpoint(copied).problem is None

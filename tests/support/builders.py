@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from export.tensorrt.child import known_capabilities
-from runtime.backends.machine import describe_machine
+from runtime.backends.machine import find_machine
 from runtime.backends.trt_flavours import load_module
 
 
 def find_builders() -> list[str]:
     """Those flavours, as `--trt` takes them; none where CUDA shows no GPU."""
-    machine = describe_machine()
+    machine = find_machine()
     if machine.gpu is None:
         return []
     found = []

@@ -280,7 +280,7 @@ def stand_in_for_tensorrt(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("PYTHONPATH", str(ROOT))
     patch.setattr("export.tensorrt.target.find_flavours", lambda: (installed,))
     patch.setattr("export.tensorrt.target.describe_gpu", lambda: gpu)
-    patch.setattr("export.tensorrt.refit.describe_machine", lambda: Machine(gpu, (installed,)))
+    patch.setattr("export.tensorrt.refit.find_machine", lambda: Machine(gpu, (installed,)))
 
 
 def stand_in_for_builder(patch: pytest.MonkeyPatch, *installed: Installed) -> FakeBuilder:

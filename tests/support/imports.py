@@ -1,9 +1,14 @@
-"""What a module's import statements name."""
+"""What import statements name: modules, and packages that are to be installed."""
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+
+# Of a module that is not called like the distribution that brings it.
+DISTRIBUTIONS = {"yaml": "pyyaml", "google": "protobuf", "cuda": "cuda-bindings"}
 
 
 def imported_names(nodes: Iterable[ast.AST]) -> set[str]:
@@ -15,3 +20,17 @@ def imported_names(nodes: Iterable[ast.AST]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def needed_modules(folder: Path) -> set[str]:
+    """The modules that a folder's files import and that neither Python nor this folder's bring."""
+    files = [file for file in folder.rglob("*.py") if "cpp" not in file.parts]
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in files)
+    names = {name for tree in trees for name in imported_names(ast.walk(tree))}
+    own = {file.parent.name for file in folder.parent.glob("*/__init__.py")} | {"optimum"}
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - own
+
+
+def distribution_of(module: str) -> str:
+    """The name under which a module is installed, as requirements write it."""
+    return DISTRIBUTIONS.get(module, module.replace("_", "-"))

@@ -32,7 +32,7 @@ from tests.support.tiny import MAX_DEPTH
 
 def build(file: Path, out: Path, **options: Any) -> list[PlanSpec]:
     chosen: dict[str, Any] = {"flavour": "rtx", "compute_capabilities": ("8.9",), **options}
-    return build_plans(file, out, TrtOptions(**chosen), FACTS)
+    return build_plans(file, out, TrtOptions(**chosen), FACTS)[0]
 
 
 def write_graph(file: Path, operator: str, domain: str = "", with_depth: bool = False) -> Path:

@@ -17,7 +17,7 @@ from export.tensorrt.plan_files import write_plan_graph
 from export.tensorrt.refit import changed_weights
 from export.tensorrt.refit_plan import refit_plan
 from ouroboros import load_checkpoint, save_checkpoint
-from runtime.backends.machine import describe_machine
+from runtime.backends.machine import find_machine
 from runtime.backends.trt import TrtBackend, open_plan
 from runtime.backends.trt_flavours import load_module
 from runtime.bundle.plans import PlanSpec
@@ -50,7 +50,7 @@ def build(flavour: str) -> Build:
 
     def make(bundle: Path, folder: Path, **options: object) -> tuple[PlanSpec, Path]:
         asked = TrtOptions(flavour=flavour, max_seq=128, **options)  # type: ignore[arg-type]
-        (spec,) = build_plans(bundle / "model.onnx", folder / "plans", asked, FACTS)
+        (spec,), _ = build_plans(bundle / "model.onnx", folder / "plans", asked, FACTS)
         return spec, folder / spec.file
 
     return make
@@ -58,7 +58,7 @@ def build(flavour: str) -> Build:
 
 def open_file(spec: PlanSpec, file: Path, bundle: Path) -> TrtBackend:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return open_plan(file, spec, read_manifest(bundle).graphs.onnx, digest, describe_machine())
+    return open_plan(file, spec, read_manifest(bundle).graphs.onnx, digest, find_machine())
 
 
 def failures(session: TrtBackend, bundle: Path, cases: list[Case]) -> list[str]:
@@ -143,7 +143,7 @@ def test_refitted_plan_computes_with_the_new_weights(
     with open_file(spec, file, tiny_bundle) as opened:
         assert failures(opened, tiny_bundle, cases) != []
 
-    (installed,) = (one for one in describe_machine().installed if one.flavour.name == spec.flavour)
+    (installed,) = (one for one in find_machine().installed if one.flavour.name == spec.flavour)
     changed = changed_weights(other / "model.onnx", tiny_bundle / "model.onnx")
     (tmp_path / "graph").mkdir()
     graph = write_plan_graph(ir.load(tiny_bundle / "model.onnx"), tmp_path / "graph")

@@ -147,7 +147,7 @@ def test_plan_for_something_else_is_refused(
 def test_plan_that_does_not_fit_the_machine_is_refused(
     old: Path, machine: Machine, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.tensorrt.refit.describe_machine", lambda: machine)
+    monkeypatch.setattr("export.tensorrt.refit.find_machine", lambda: machine)
     with pytest.raises(ExportError, match=words):
         find_refittable(old, TrtOptions(), FACTS)
 
@@ -231,8 +231,9 @@ def test_hash_of_the_plan_is_handed_on(old: Path, tmp_path: Path) -> None:
     graph = read_manifest(old).graphs.onnx
     hashes = {name: read_manifest(old).files[name].sha256 for name in (graph.file, *graph.data)}
     known, out = dict(hashes), tmp_path / "plans"
-    (spec,) = refit_plans(old / "model.onnx", out, old, TrtOptions(), FACTS, hashes=known)
-    assert known == hashes | {spec.file: hash_file(tmp_path / spec.file)}
+    (spec,), made = refit_plans(old / "model.onnx", out, old, TrtOptions(), FACTS, hashes=known)
+    assert made == {spec.file: hash_file(tmp_path / spec.file)}
+    assert known == hashes
 
 
 def test_changed_plan_is_not_refitted(old: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def planned(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copytree(tiny_bundle, path)
     builder = stand_in_for_builder(monkeypatch, CENTRE)
     facts = GraphFacts(max_depth=5, default_depth=3, max_positions=512, precision="fp32")
-    (spec,) = build_plans(path / "model.onnx", path / "plans", TrtOptions(), facts)
+    (spec,), _ = build_plans(path / "model.onnx", path / "plans", TrtOptions(), facts)
     list_plan(path, spec)
     return Planned(path, spec, builder)
 

@@ -85,6 +85,7 @@ def test_looped_layers_that_are_not_there_can_not_be_asked_to_train(
         mark_trained(load_checkpoint(unlooped)[0], run)
 
 
+@pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 def test_it_generates_with_its_cache_what_it_does_without(unlooped: Path) -> None:
     model, _ = load_checkpoint(unlooped)
     for cached in (True, False):

@@ -119,6 +119,15 @@ def test_metadata_of_several_keys_come_back_in_order(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_source_that_is_not_there_is_told_first(
+    tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_delta(tiny_checkpoint, tmp_path / "delta", str(tiny_original))
+    monkeypatch.setattr("ouroboros.delta.restore.check_own", lambda *_: pytest.fail("it is read"))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        restore_delta(tmp_path / "delta", tmp_path / "back", str(tmp_path / "nowhere"))
+
+
 def test_another_source_is_refused(
     tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

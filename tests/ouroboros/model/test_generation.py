@@ -31,7 +31,10 @@ OPTIONS: dict[str, Any] = {
 }
 LEFT, RIGHT = slice(0, 3), slice(PROMPT - 3, PROMPT)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*right-padding:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*right-padding:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*never trained:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,10 @@ OPTIONS: dict[str, Any] = {
     "eos_token_id": None,
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*right-padding:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*right-padding:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*never trained:UserWarning"),
+]
 
 
 def halting_model(kind: str) -> OuroborosForCausalLM:

@@ -173,6 +173,7 @@ def test_generate_padded_and_mixed_depth_rows_equal_rows_alone(
     assert torch.equal(both[1:], generate(model, ids[1:], depth=2))
 
 
+@pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 def test_generate_with_and_without_cache_agree(model: OuroborosForCausalLM) -> None:
     ids = tokens(model, 2)
     for options in ({}, {"num_beams": 3}):

@@ -18,6 +18,7 @@ from ouroboros.errors import CheckpointError, ConfigError, SourceError
 from ouroboros.model.auto_map import AUTO_MAP
 from ouroboros.source import papers
 from ouroboros.source.locate import load_source, locate
+from runtime.files.hashing import hash_file
 from tests.support.gguf import write_gguf
 from tests.support.processes import call_ouro
 
@@ -34,6 +35,22 @@ def ouro(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_model_is_hashed_for_who_asks(
+    tiny_original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def count(file: Path) -> str:
+        hashed.append(file.name)
+        return hash_file(file)
+
+    monkeypatch.setattr("ouroboros.source.weight_files.hash_file", count)
+    source = load_source(str(tiny_original))
+    assert hashed == []
+    assert source.sha256 == source.sha256
+    assert sorted(hashed) == sorted(source.files)
 
 
 def test_gguf_is_the_model_it_was_written_from(tiny_original: Path, tmp_path: Path) -> None:

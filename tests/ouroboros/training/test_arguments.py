@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,7 +14,8 @@ import pytest
 from transformers import TrainingArguments
 
 from ouroboros.checkpoint import save_checkpoint
-from ouroboros.training.arguments import one_device, training_arguments
+from ouroboros.errors import TrainingError
+from ouroboros.training.arguments import one_device, tensorboard, training_arguments
 from ouroboros.training.run import train
 from ouroboros.training.state import list_steps, train_step_of
 from ouroboros.training.trainer import OuroborosTrainer
@@ -88,3 +92,60 @@ def test_matrices_alone_decay(corpus: Path, tmp_path: Path) -> None:
     }
     assert "recurrent.injection.weight" in still
     assert "recurrent.controller.step_embedding.weight" in still
+
+
+@pytest.fixture
+def no_thread_more() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert [one for one in threading.enumerate() if one not in before] == []
+
+
+@pytest.mark.usefixtures("no_thread_more")
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("train", RuntimeError("broken")), ("train", KeyboardInterrupt()),
+        ("train", OSError("full")), ("add_callback", RuntimeError("broken")),
+    ],
+)  # fmt: skip
+def test_no_thread_of_a_run_that_fails_is_left(
+    corpus: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: BaseException,
+) -> None:
+    def fail(*given: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(OuroborosTrainer, where, fail)
+    with pytest.raises((type(error), TrainingError)):
+        train(checkpoint, corpus.parent / "trained", options(corpus))
+
+
+@pytest.mark.usefixtures("no_thread_more")
+def test_no_thread_is_left_where_events_can_not_be_written(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as opened:
+        (events,) = tensorboard(tmp_path / "logs", None, opened)
+        writer = cast("Any", events).tb_writer
+        writer.add_scalar("loss", 1.0, 1)
+        writer.flush()
+
+        def fail() -> None:
+            raise OSError("No space left on device")
+
+        record = writer.file_writer.event_writer._async_writer._writer
+        record.flush = fail
+
+
+@pytest.mark.usefixtures("no_thread_more")
+def test_scores_that_follow_a_training_stand_beside_the_others(
+    corpus: Path, checkpoint: Path
+) -> None:
+    out = corpus.parent / "trained"
+    train(checkpoint, out, options(corpus))
+    train(checkpoint, out, options(corpus, eval=(corpus,)), resume=True)
+    assert sorted(one.name.partition("-")[0] for one in (out / "state").iterdir()) == ["step"]
+    text = b"".join(file.read_bytes() for file in (out / "logs").iterdir())
+    assert b"eval/loss" in text

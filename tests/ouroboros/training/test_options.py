@@ -128,6 +128,8 @@ def test_recipes_of_the_repository_are_read(path: Path) -> None:
         ("- 1", "a recipe is a table"),
         ("a: [", "not YAML"),
         ("seed: 1\nseed: 2", "not YAML: 'seed' is given twice; mend the recipe"),
+        ("data: {a: 1, a: 2}", "not YAML: 'a' is given twice"),
+        ("? [1]\n: 1", "not YAML: while constructing a mapping"),
         ("train_steps: 2024-13-45", "not YAML: month must be in"),
         ("data: " + "[" * 5000, "not YAML: maximum recursion depth"),
         ('data: "\\ud800"', "data='.*' holds NUL or half a surrogate pair"),
@@ -150,6 +152,11 @@ def test_bad_recipe_is_refused(tmp_path: Path, content: str, message: str) -> No
 )
 def test_bad_toml_is_refused(tmp_path: Path, content: str, message: str) -> None:
     refuse_recipe(tmp_path / "r.toml", content, message)
+
+
+def test_what_a_recipe_takes_over_it_may_give_anew(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("<<: &usual {seed: 1, warmup: 2}\nseed: 3\n")
+    assert read_recipe(tmp_path / "r.yaml") == {"seed": 3, "warmup": 2}
 
 
 def test_an_empty_recipe_holds_nothing(tmp_path: Path) -> None:

@@ -181,3 +181,50 @@ def test_a_stretch_belongs_to_one_process_while_it_lives(tmp_path: Path, stores:
             if own:
                 return
     pytest.fail("a killed process kept its stretch")
+
+
+def read_below(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return {file.name: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("name", ["", KEY, STATES, HASHES])
+def test_a_link_in_a_store_leads_nowhere(tmp_path: Path, stores: Stores, name: str) -> None:
+    """A folder that several people write to is no way into anybody's files."""
+    store = stores(PLAIN)
+    store.close()
+    target = tmp_path / "elsewhere"
+    linked = store.folder / name
+    linked.rename(target)
+    linked.symlink_to(target)
+    before = read_below(target)
+    with pytest.raises(TrainingError, match=rf"{linked} is a link, and kept states .*; delete it"):
+        stores(PLAIN)
+    linked.unlink()
+    linked.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(TrainingError, match="is a link"):
+        stores(PLAIN)
+    assert not (tmp_path / "nowhere").exists()
+    linked.unlink()
+    linked.symlink_to(target)
+    make_room_in(tmp_path, 0, 0, set())
+    assert read_below(target) == before
+
+
+def test_the_folder_of_all_stores_may_be_a_link(tmp_path: Path) -> None:
+    """Whoever names it has chosen it: on a larger disk, for one."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "disk")
+    with StateStore(tmp_path / "cache", PLAIN) as store:
+        store.write(0, states(0))
+        assert store.holds(0)
+
+
+@pytest.mark.parametrize("name", [KEY, STATES, HASHES])
+def test_a_pipe_in_a_store_is_not_waited_for(tmp_path: Path, stores: Stores, name: str) -> None:
+    store = stores(PLAIN)
+    store.close()
+    (store.folder / name).unlink()
+    os.mkfifo(store.folder / name)
+    with pytest.raises((TrainingError, OSError)):
+        stores(PLAIN)

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint
 from ouroboros.errors import CheckpointError, TrainingError
 from ouroboros.training.run import train
-from ouroboros.training.teacher import check_tokenizer, hash_teacher, load_teacher
+from ouroboros.training.teacher import check_tokenizer, find_teacher, load_teacher
+from runtime.files.hashing import hash_file
 from tests.support.training import options, write_teacher
 
 
@@ -55,7 +56,7 @@ def test_a_folded_teacher_is_run_at_its_own_depth(checkpoint: Path) -> None:
     student, _ = load_checkpoint(checkpoint)
     teacher = load_teacher(str(checkpoint), student.lm_head.weight)
     assert teacher.head is None
-    assert teacher.sha256 == hash_teacher(str(checkpoint)) == checkpoint_sha256(checkpoint)
+    assert teacher.sha256 == find_teacher(str(checkpoint)).sha256 == checkpoint_sha256(checkpoint)
     ids = torch.randint(2, 28, (2, 9), generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, -1)
     with torch.no_grad():
@@ -64,6 +65,27 @@ def test_a_folded_teacher_is_run_at_its_own_depth(checkpoint: Path) -> None:
             expected = student(ids[:, first:last], depth=student.config.depth).logits
             torch.testing.assert_close(found[:, first:last], expected, rtol=1e-4, atol=1e-4)
     assert not any(p.requires_grad for p in teacher.body.parameters())
+
+
+def test_files_of_a_teacher_are_hashed_once(
+    checkpoint: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+
+    def count(file: Path) -> str:
+        hashed.append(Path(file))
+        return hash_file(file)
+
+    for name in ("ouroboros.source.weight_files.hash_file", "ouroboros.checkpoint.hash_file"):
+        monkeypatch.setattr(name, count)
+    folded = Path(shutil.copytree(checkpoint, corpus.parent / "folded"))
+    for teacher in (write_teacher(checkpoint, corpus.parent / "original"), folded):
+        states = str(corpus.parent / f"states-of-{teacher.name}")
+        run = options(corpus, train_steps=1, teacher=str(teacher), state_cache=states)
+        train(checkpoint, corpus.parent / f"out-{teacher.name}", run)
+        read = [file for file in hashed if file.parent == teacher]
+        assert read
+        assert len(read) == len(set(read))
 
 
 def test_frequencies_stay_float32_in_a_teacher_of_bfloat16(checkpoint: Path) -> None:

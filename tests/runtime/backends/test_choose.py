@@ -66,7 +66,7 @@ def test_what_no_bundle_is_opened_with_is_told_before_one_is_read(
 def test_what_can_t_run_here_is_told_before_a_bundle_is_read(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.backends.choose.describe_machine", lambda: BARE)
+    monkeypatch.setattr("runtime.backends.choose.find_machine", lambda: BARE)
     for backend in ("gpu", "cuda", "trt"):
         with pytest.raises(EngineError, match=f"backend.*{backend}"):
             require_backend(manifest, backend, None)

@@ -12,7 +12,7 @@ from export import TrtOptions, export_bundle
 from runtime import Engine
 from runtime.backends.choose import choose_backend, list_providers
 from runtime.backends.cuda import CudaMemory, DeviceArray, load_cuda
-from runtime.backends.machine import describe_machine
+from runtime.backends.machine import find_machine
 from runtime.backends.memory import HostMemory, Span
 from runtime.parity.cases import REQUIRED
 from runtime.parity.check import check_bundle
@@ -191,7 +191,7 @@ def test_cuda_session_keeps_its_cache_between_turns(on_gpu: Engine, engine: Engi
 def test_auto_takes_the_gpu(bundles: dict[str, Path]) -> None:
     with Engine.open(bundles["bf16"]) as opened:
         assert opened.backend == "cuda"
-        assert choose_backend(opened.manifest, "auto", describe_machine(), list_providers())
+        assert choose_backend(opened.manifest, "auto", find_machine(), list_providers())
         assert len(opened.generate("Hello", depth=2, max_new_tokens=5).tokens) >= 1
 
 

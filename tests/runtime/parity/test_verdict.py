@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import BundleError, EngineError
+from runtime.files.hashing import hash_file
 from runtime.parity.cases import Case, Result, load_cases, make_cases, save_cases
 from runtime.parity.check import ParityReport, missing_cases
 from runtime.parity.comparison import Measurement, measure_output
@@ -278,7 +279,8 @@ def test_make_cases_refuses_what_it_does_not_understand() -> None:
 
 def test_cases_saved_again_are_the_same_file(tiny_bundle: Path, tmp_path: Path) -> None:
     recorded = tiny_bundle / "cases.safetensors"
-    save_cases(load_cases(recorded), tmp_path / "again")
+    digest = save_cases(load_cases(recorded), tmp_path / "again")
+    assert digest == hash_file(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == recorded.read_bytes()
 
 
