@@ -13,7 +13,7 @@ from cli.options import parse_numbers
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ouroboros.evaluate import Row
+    from ouroboros.evaluate import Evaluation, Row, Shortened
     from ouroboros.held_out import Scored
 
 
@@ -32,8 +32,16 @@ def evaluate(
     original: Annotated[
         str | None,
         typer.Option(
-            help="the model it was converted from: adds rows for it, whole and plainly shortened "
-            "(beside a bundle the latter needs --converted)"
+            help="the model it was converted from: adds rows for it, whole and plainly shortened, "
+            "and the share of the gap between the two that each row closes"
+        ),
+    ] = None,
+    plain: Annotated[
+        str | None,
+        typer.Option(
+            help="layers of --original that the shortened one keeps, first, between and last, like "
+            "8,21,8 or 5,18-21,8; default: those that the model keeps (a bundle says them only "
+            "beside --converted)"
         ),
     ] = None,
     converted: Annotated[
@@ -45,11 +53,13 @@ def evaluate(
 ) -> None:
     """Score held-out text: the mean next-token loss by depth, and its perplexity.
 
-    Every row is scored on the same windows, the first of each text.
+    Every row is scored on the same windows, the first of each text. The share of a row is
+    (dropped - row) / (dropped - full): 0 is the shortened original, 1 the whole.
 
     Examples:
       ouro eval trained --text wiki.txt --text code.txt
       ouro eval trained --text wiki.txt --converted converted --original ./SmolLM2-135M
+      ouro eval bundle --text wiki.txt --original ./SmolLM2-135M --plain 8,21,8
       ouro eval bundle --text wiki.txt --depth 1,8 --json scores.json
       ouro eval adaptive --text wiki.txt --depth 1-8,auto
     """
@@ -69,6 +79,9 @@ def evaluate(
         raise CommandError("no held-out text", "give --text FILE")
     require_writable(json, [model, *text, converted, Path(original) if original else None])
     depths = parse_depths(depth) if depth else []
+    kept = None if plain is None else parse_plain(plain)
+    if plain is not None and original is None:
+        raise CommandError("plain layers of no original", "give --original MODEL with --plain")
     # What is wrong is told before all of a model is read.
     check_eval_sizes(seq_len, windows)
     check_model(model, depths, seq_len)
@@ -87,13 +100,17 @@ def evaluate(
             windows=windows,
             converted=None if converted is None else open_model(converted),
             original=original,
+            plain=kept,
             bar=partial(counting_bar, "scoring windows"),
         )
-    print_rows(evaluation.rows, console)
+    print_rows(evaluation, console)
     counts = ", ".join(f"{count} {name}" for name, count in evaluation.windows.items())
     half = f", the second half scored after a prompt of {evaluation.prefix}"
     scored = half if any(row.depth == "auto" for row in evaluation.rows) else ""
     print_prose(f"windows of {seq_len} tokens, {counts}{scored}", console, style="dim")
+    if evaluation.shortened is not None:
+        gap = f"{evaluation.shortened} of the original (dropped) to all of it (full)"
+        print_prose(f"share: of the gap from {gap}", console, style="dim")
     if json is not None:
         write_json(json, evaluation.to_json())
 
@@ -143,6 +160,29 @@ def check_model(path: Path, depths: Sequence[int | str], seq_len: int) -> None:
         check_seq_len(seq_len, config.max_position_embeddings)
 
 
+def parse_plain(text: str) -> Shortened:
+    """The layers of `--plain`: first ones, a layer or a block between, last ones.
+
+    Raises:
+        CommandError: something else.
+        ConfigError: the part between is neither a layer nor a block.
+    """
+    from cli.errors import CommandError
+    from ouroboros.conversion.looped import parse_looped
+    from ouroboros.evaluate import Shortened
+
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not (parts[0].isdecimal() and parts[2].isdecimal()):
+        raise CommandError(
+            f"plain={text!r:.80} does not name first layers, layers between and last layers",
+            "give it like 8,21,8 or 5,18-21,8, or 8,none,8 for nothing between",
+        )
+    first, count = parse_looped(parts[1])
+    if first is None:
+        raise CommandError(f"plain={text!r:.80} leaves the layers between open", "name them")
+    return Shortened(int(parts[0]), range(first, first + count), int(parts[2]))
+
+
 def open_model(path: Path) -> Scored:
     """Opens a bundle where there is a manifest, else a checkpoint.
 
@@ -160,11 +200,11 @@ def open_model(path: Path) -> Scored:
     return ScoredBundle.open(path) if is_bundle(path) else ScoredCheckpoint.open(path)
 
 
-def print_rows(rows: Sequence[Row], console: Any) -> None:
+def print_rows(evaluation: Evaluation, console: Any) -> None:
     """Prints one row a model and depth.
 
     Args:
-        rows: the scores.
+        evaluation: the scores.
         console: a rich Console.
     """
     from functools import partial
@@ -176,7 +216,7 @@ def print_rows(rows: Sequence[Row], console: Any) -> None:
         table.add_column("model", no_wrap=True)
         for name in ("depth", *(heading for heading, _ in columns)):
             table.add_column(as_written(name), justify="right", no_wrap=True)
-        for row in rows:
+        for row in evaluation.rows:
             depth = "–" if row.depth is None else str(row.depth)
             if row.mean_depth is not None:
                 depth += f" {row.mean_depth:.2f}"
@@ -187,13 +227,20 @@ def print_rows(rows: Sequence[Row], console: Any) -> None:
         ("mean", lambda row: f"{row.mean:.3f}"),
         ("perplexity", lambda row: f"{row.perplexity:,.1f}"),
     ]
-    texts: list[Column] = [(name, partial(_loss_of, name)) for name in rows[0].texts]
+    if evaluation.shortened is not None:
+        means.append(("share", partial(_share_of, evaluation)))
+    texts: list[Column] = [(name, partial(_loss_of, name)) for name in evaluation.rows[0].texts]
     for table in split_columns(means, texts, make, console):
         print_table(table, console)
 
 
 # A heading and what stands under it.
 Column = tuple[str, Callable[["Row"], str]]
+
+
+def _share_of(evaluation: Evaluation, row: Row) -> str:
+    share = evaluation.share(row)
+    return "–" if share is None else f"{share:.3f}"
 
 
 def _loss_of(text: str, row: Row) -> str:

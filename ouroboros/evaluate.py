@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.errors import CheckpointError, DataError
+from ouroboros.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,48 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 BATCH = 2
+
+
+FULL, DROPPED = "full", "dropped"
+"""Rows of the original, whole and plainly shortened: shares of the gap lie between them."""
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """Which layers of an original a plainly shortened one keeps, each run once and nothing trained.
+
+    Attributes:
+        prelude: first layers.
+        looped: original indices of the layers between, possibly none.
+        coda: last layers.
+    """
+
+    prelude: int
+    looped: range
+    coda: int
+
+    @classmethod
+    def of(cls, config: OuroborosConfig) -> Shortened:
+        """Those that a folded model keeps."""
+        return cls(config.prelude, config.looped_layers(), config.coda)
+
+    def check(self, layers: int) -> None:
+        """Refuses what a model of so many layers has not.
+
+        Raises:
+            ConfigError: they overlap, or are more than it has.
+        """
+        inner = self.looped or range(self.prelude, self.prelude)
+        if not 0 <= self.prelude <= inner.start <= inner.stop <= layers - self.coda <= layers:
+            raise ConfigError(
+                f"{self} can't be kept of {layers} layers",
+                "give first layers, layers between and last layers that do not overlap",
+            )
+
+    def __str__(self) -> str:
+        between = ", ".join(str(index) for index in self.looped)
+        middle = f"layer {between}" if len(self.looped) == 1 else f"layers {between}"
+        return " + ".join([str(self.prelude), *([middle] if between else []), str(self.coda)])
 
 
 @dataclass(frozen=True)
@@ -67,17 +109,33 @@ class Evaluation:
         seq_len: tokens a window.
         windows: windows scored, by text.
         prefix: predictions left out at the start of every window.
+        shortened: the layers of the row `dropped`; None where there is none.
     """
 
     rows: tuple[Row, ...]
     seq_len: int
     windows: dict[str, int]
     prefix: int
+    shortened: Shortened | None = None
+
+    def share(self, row: Row) -> float | None:
+        """Returns the share of the gap between the shortened and the whole original that it closes.
+
+        It is (dropped - row) / (dropped - full), of the mean losses; None where one of the two is
+        missing, or the shortened one is no worse than the whole.
+        """
+        ends = {one.model: one.mean for one in self.rows if one.model in (FULL, DROPPED)}
+        if len(ends) < 2 or ends[DROPPED] <= ends[FULL]:
+            return None
+        return (ends[DROPPED] - row.mean) / (ends[DROPPED] - ends[FULL])
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything as JSON values."""
+        rows = [(row.to_json(), self.share(row)) for row in self.rows]
+        plain = {} if self.shortened is None else {"shortened": str(self.shortened)}
         return {
-            "rows": [row.to_json() for row in self.rows],
+            "rows": [row if share is None else {**row, "share": share} for row, share in rows],
+            **plain,
             "seq_len": self.seq_len,
             "windows": dict(self.windows),
             "prefix": self.prefix,
@@ -292,7 +350,7 @@ def require_finite(row: Row) -> None:
 def evaluate_original(
     source: str,
     vocab_size: int,
-    folded: OuroborosConfig | None,
+    shortened: Shortened | None,
     windows: Mapping[str, np.ndarray],
     prefix: int = 0,
     report: Callable[[Row], None] | None = None,
@@ -300,13 +358,12 @@ def evaluate_original(
 ) -> list[Row]:
     """Scores the model that a checkpoint or bundle came from, whole and plainly shortened.
 
-    The shortened one keeps the checkpoint's prelude and coda and runs the layers that are looped
-    once, untrained: the start the paper compares with.
+    The shortened one runs each of its layers once, untrained: the start the paper compares with.
 
     Args:
         source: hub id, local directory or .gguf file.
         vocab_size: of the converted model.
-        folded: how it was converted; None: not known, so that there is no shortened one.
+        shortened: the layers that the shortened one keeps; None: there is none.
         windows: int64 [windows, seq] by text.
         prefix: as for `score_windows`.
         report: gets each row as it is done.
@@ -314,6 +371,7 @@ def evaluate_original(
 
     Raises:
         CheckpointError: The source can't be loaded.
+        ConfigError: It has not the layers that are to be kept.
         DataError: The windows were cut with another vocabulary.
     """
     from ouroboros.source.locate import drop_middle, load_source
@@ -326,9 +384,10 @@ def evaluate_original(
             "was converted from",
             "give that one to --original",
         )
-    rows = evaluate_model("full", original.model, windows, [None], prefix, report, advance)
-    if folded is None:
+    if shortened is not None:
+        shortened.check(original.model.config.num_hidden_layers)
+    rows = evaluate_model(FULL, original.model, windows, [None], prefix, report, advance)
+    if shortened is None:
         return rows
-    looped = folded.looped_layers()
-    dropped = drop_middle(original.model, folded.prelude, folded.coda, looped)
-    return rows + evaluate_model("dropped", dropped, windows, [None], prefix, report, advance)
+    dropped = drop_middle(original.model, shortened.prelude, shortened.coda, shortened.looped)
+    return rows + evaluate_model(DROPPED, dropped, windows, [None], prefix, report, advance)

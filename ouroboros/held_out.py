@@ -13,6 +13,7 @@ from ouroboros.errors import DataError
 from ouroboros.evaluate import (
     Evaluation,
     Row,
+    Shortened,
     evaluate_original,
     evaluate_scorer,
     require_finite,
@@ -166,6 +167,7 @@ def evaluate_texts(
     windows: int = 8,
     converted: Scored | None = None,
     original: str | None = None,
+    plain: Shortened | None = None,
     bar: Callable[[int], AbstractContextManager[Advance]] = no_bar,
 ) -> Evaluation:
     """Scores held-out files by depth, every row on the same windows: the first of each file.
@@ -179,14 +181,15 @@ def evaluate_texts(
         seq_len: tokens a window.
         windows: most windows a file.
         converted: the untrained model; its rows are added where it runs the depth.
-        original: the source it was converted from; adds `evaluate_original`'s rows. A bundle does
-            not say which layer it loops: without `converted` there is no shortened row beside it.
+        original: the source it was converted from; adds `evaluate_original`'s rows.
+        plain: the layers that its shortened row keeps; None: those that the model keeps. A bundle
+            does not say which layer it loops: without `converted` there is no such row then.
         bar: opened with the number of windows to be scored; gives what counts them.
 
     Raises:
         DataError: a text is too short, the model can't read it, or `converted` is no earlier
             state of the same model.
-        ConfigError: a depth that the checkpoint does not run.
+        ConfigError: a depth that the checkpoint does not run, or layers that the original has not.
         EngineError: one that the bundle does not run.
         CheckpointError: a loss is not finite, or `original` can't be loaded.
     """
@@ -209,19 +212,20 @@ def evaluate_texts(
     counts = {name: len(array) for name, array in cut.items()}
     folded = next((one.folded for one in (main, converted) if one and one.folded), None)
     models = len(depths) + len(usable)
-    models += 0 if original is None else 1 if folded is None else 2
+    plain = plain or (Shortened.of(folded) if folded else None)
+    models += 0 if original is None else 1 if plain is None else 2
     rows: list[Row] = []
     with bar(models * sum(counts.values())) as advance:
         if original is not None:
             rows += evaluate_original(
-                original, main.config.vocab_size, folded, cut, prefix, advance=advance
+                original, main.config.vocab_size, plain, cut, prefix, advance=advance
             )
         if converted is not None:
             rows += _score("converted", converted, cut, usable, prefix, advance)
         rows += _score(main.name, main, cut, fixed, prefix, advance)
         if auto:
             rows.append(_score_auto(main, cut, prefix, advance))
-    return Evaluation(tuple(rows), seq_len, counts, prefix)
+    return Evaluation(tuple(rows), seq_len, counts, prefix, plain if original else None)
 
 
 def _score(

@@ -21,7 +21,15 @@ from cli.evaluate import evaluate
 from cli.train import train
 from ouroboros.checkpoint import load_checkpoint, save_checkpoint
 from ouroboros.errors import CheckpointError, ConfigError, DataError, TrainingError
-from ouroboros.evaluate import Row, evaluate_model, score_auto, score_windows, scoring_prefix
+from ouroboros.evaluate import (
+    Evaluation,
+    Row,
+    Shortened,
+    evaluate_model,
+    score_auto,
+    score_windows,
+    scoring_prefix,
+)
 from ouroboros.training.trainer import OuroborosTrainer
 from tests.support.processes import answered_signals
 from tests.support.training import tiny_model, tiny_tokenizer
@@ -178,7 +186,48 @@ def test_eval_scores_the_original_whole_and_shortened(
     ids = tiny_tokenizer()(heldout.read_text(), add_special_tokens=False)["input_ids"]
     windows = np.asarray(ids[: 8 * 16]).reshape(8, 16)
     assert rows["full"]["mean"] == pytest.approx(score_windows(base, windows), rel=1e-5)
-    assert rows["dropped"]["mean"] != rows["full"]["mean"]
+    full, dropped = (rows[name]["mean"] for name in ("full", "dropped"))
+    assert dropped != full
+    if dropped > full:
+        found = (dropped - rows["converted"]["mean"]) / (dropped - full)
+        assert rows["converted"]["share"] == pytest.approx(found)
+        assert f"{found:.3f}" in result.output
+
+
+def test_share_is_of_the_gap_between_the_shortened_and_the_whole_original() -> None:
+    rows = [Row("full", None, {"a": 2.0, "b": 4.0}), Row("dropped", None, {"a": 5.0, "b": 7.0})]
+    rows += [Row("trained", 8, {"a": 3.0, "b": 5.5})]
+    evaluation = Evaluation(tuple(rows), 8, {"a": 1, "b": 1}, 0, Shortened(8, range(21, 22), 8))
+    assert [row.get("share") for row in evaluation.to_json()["rows"]] == [1.0, 0.0, 1.75 / 3]
+    assert evaluation.to_json()["shortened"] == "8 + layer 21 + 8"
+    # The order between the two turned round, or one of them missing, there is no gap to close.
+    for kept in (rows[1:], [rows[0], rows[2]], [Row("dropped", None, {"a": 1.0}), *rows[::2]]):
+        assert Evaluation(tuple(kept), 8, {"a": 1}, 0).share(rows[2]) is None
+
+
+@pytest.mark.parametrize(
+    ("prelude", "looped", "coda", "said"),
+    [
+        (1, range(1, 3), 1, "1 + layers 1, 2 + 1"),
+        (3, range(0), 1, "3 + 1"),
+        (4, range(0), 0, "4 + 0"),
+        (2, range(1, 2), 1, ""),
+        (1, range(2, 4), 1, ""),
+        (3, range(0), 2, ""),
+        (1, range(2, 3), -1, ""),
+        (1, range(7, 8), 1, ""),
+    ],
+)
+def test_layers_that_are_kept_do_not_overlap(
+    prelude: int, looped: range, coda: int, said: str
+) -> None:
+    kept = Shortened(prelude, looped, coda)
+    if said:
+        kept.check(4)
+        assert str(kept) == said
+    else:
+        with pytest.raises(ConfigError, match="can't be kept of 4 layers"):
+            kept.check(4)
 
 
 def test_eval_scores_the_original_beside_a_bundle(
@@ -190,6 +239,7 @@ def test_eval_scores_the_original_beside_a_bundle(
     arguments += ["--original", tiny_original]
     for more, names in (
         ([], ["full", "trained"]),
+        (["--plain", "1,1,1"], ["full", "dropped", "trained"]),
         (["--converted", tiny_checkpoint], ["full", "dropped", "converted", "trained"]),
     ):
         result = ouro("eval", tiny_bundle, *arguments, *more)
@@ -207,6 +257,14 @@ def test_eval_refuses_bad_input(
     assert isinstance(bad_depth, ConfigError)
     too_long = ouro("eval", checkpoint, "--text", heldout, "--seq-len", 4096).exception
     assert isinstance(too_long, DataError)
+    for plain, words in (
+        ("8,21", "does not name first"),
+        ("8,auto,8", "leaves the layers between open"),
+        ("8,21,8", "plain layers of no original"),
+    ):
+        refused = ouro("eval", checkpoint, "--text", heldout, "--plain", plain).exception
+        assert isinstance(refused, CommandError)
+        assert words in str(refused)
 
 
 def test_eval_refuses_what_the_model_can_not_read(
