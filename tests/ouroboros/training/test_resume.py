@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import random
 import shutil
 import signal
@@ -18,8 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from ouroboros.checkpoint import load_checkpoint
-from ouroboros.errors import TrainingError
 from ouroboros.training.run import train
 from ouroboros.training.trainer import OuroborosTrainer
 from tests.support.training import PulledPlug, options, same_bits, write_teacher
@@ -227,63 +224,3 @@ def test_killed_at_random_moments_ends_in_the_same_bits(corpus: Path, checkpoint
     assert kills["save"] >= 1
     assert kills["random"] >= 1
     assert same_bits(whole, killed)
-
-
-PARALLEL = """
-import hashlib, os, sys
-from pathlib import Path
-from tests.support.training import options, write_teacher
-from ouroboros.training import run as training
-
-class Watched(training.OuroborosTrainer):
-    def train(self, *args, **kwargs):
-        result = super().train(*args, **kwargs)
-        digest = hashlib.sha256()
-        for value in self._trainable().values():
-            digest.update(value.detach().numpy().tobytes())
-        Path(sys.argv[4], os.environ["RANK"]).write_text(digest.hexdigest())
-        return result
-
-training.OuroborosTrainer = Watched
-checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
-run = options(corpus, train_steps=6, save_every=3, depth="1-6")
-training.train(checkpoint, out, run, resume=True)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_model(
-    corpus: Path,
-    checkpoint: Path,
-    tmp_path: Path,
-) -> None:
-    """torchrun with gloo: both processes end in the same weights, and resume to the same."""
-    program = tmp_path / "program.py"
-    program.write_text(PARALLEL)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-
-    def torchrun(out: Path) -> set[str]:
-        ranks = tmp_path / "ranks"
-        ranks.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        arguments = [checkpoint, out, corpus, ranks]
-        subprocess.run(
-            [*command, "--nproc_per_node=2", str(program), *map(str, arguments)],
-            check=True, timeout=240, capture_output=True,
-            env={**os.environ, "PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-        return {(ranks / rank).read_text() for rank in "01"}
-
-    digests = torchrun(whole)
-    assert len(digests) == 1
-    model = load_checkpoint(whole)[0]
-    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
-    start = load_checkpoint(checkpoint)[0].state_dict()
-    assert not torch.equal(start["recurrent.norm.weight"], model.recurrent.norm.weight)
-    shutil.copytree(whole, parts)
-    shutil.rmtree(parts / "state" / "step-6")
-    (parts / "model.safetensors").unlink()
-    assert torchrun(parts) == digests
-    assert same_bits(whole, parts)
-    with pytest.raises(TrainingError, match="world_size was 2, now 1"):
-        train(checkpoint, parts, options(corpus, train_steps=6, depth="1-6"), resume=True)
