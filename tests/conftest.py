@@ -28,12 +28,20 @@ MAKING = {"tiny_original", "tiny_checkpoint", "block_checkpoint", "massive_check
 # Files whose slow tests take minutes, the longest first: a process that got one last would work
 # while the others wait. pytest-xdist by itself begins with the files of the most tests.
 LONGEST = (
-    "tests/export/test_smollm2.py",
-    "tests/ouroboros/training/test_resume.py",
-    "tests/cli/test_interrupt.py",
     "tests/export/test_precision.py",
+    "tests/export/test_export_variants.py",
+    "tests/export/test_smollm2.py",
+    "tests/study/test_work.py",
+    "tests/ouroboros/training/test_resume.py",
     "tests/docs/test_snippets.py",
+    "tests/runtime/cpp/test_build.py",
+    "tests/ouroboros/training/test_qat.py",
+    "tests/ouroboros/training/test_sharded.py",
     "tests/ouroboros/conversion/test_convert.py",
+    "tests/cli/test_interrupt.py",
+    "tests/ouroboros/training/test_parallel.py",
+    "tests/export/graph/test_halting.py",
+    "tests/export/tensorrt/test_plans.py",
     "tests/runtime/parity/test_tampering.py",
     "tests/runtime/parity/test_bundle.py",
     "tests/export/graph/test_storage.py",
