@@ -7,7 +7,8 @@ made before, and tests that need torch, in their module or by a fixture, are lef
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def engine(tiny_bundle: Path) -> Iterator[Engine]:
     """An engine on the tiny bundle, on the CPU whatever the machine has: others are held to it."""
     with Engine.open(tiny_bundle, backend="cpu", threads=1) as opened:
         yield opened
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports what the tests import, and takes it from the cyclic garbage collector's sight.
+
+    It stays to the end, and would be looked through once a training, and now and then between.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
