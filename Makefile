@@ -25,7 +25,7 @@ SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CMAKE := $(CURDIR)/$(CPP)/deps/bin/cmake
 CTEST := $(CURDIR)/$(CPP)/deps/bin/ctest
 
-.PHONY: help venv test cpp cpp-test cpp-docs test-slow gpu-test gpu-bench check format demo bench study wheel-test test-lowest test-newest clean bench-large
+.PHONY: help venv test cpp cpp-test cpp-docs test-slow gpu-test gpu-bench check check-python check-cpp format demo bench study wheel-test test-lowest test-newest clean bench-large
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -74,10 +74,16 @@ cpp-docs: $(STAMP) ## pages of the C and C++ headers, in build/cpp/docs/html/
 	@cd runtime/cpp && $(CURDIR)/$(CPP)/deps/bin/doxygen
 
 check: $(STAMP) ## ruff, mypy, who may import whom; clang-format and clang-tidy
+	@# Side by side: of the first most is mypy, which has one thread.
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-python check-cpp
+
+check-python: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+check-cpp: $(STAMP)
 	@$(CPP_DEPS)
 	@cd runtime/cpp && $(CMAKE) --preset release >/dev/null
 	$(BIN)/python -m runtime.cpp.tools.lint

@@ -7,7 +7,8 @@ made before, and tests that need torch, in their module or by a fixture, are lef
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,12 +29,20 @@ MAKING = {"tiny_original", "tiny_checkpoint", "block_checkpoint", "massive_check
 # Files whose slow tests take minutes, the longest first: a process that got one last would work
 # while the others wait. pytest-xdist by itself begins with the files of the most tests.
 LONGEST = (
-    "tests/export/test_smollm2.py",
-    "tests/ouroboros/training/test_resume.py",
-    "tests/cli/test_interrupt.py",
     "tests/export/test_precision.py",
+    "tests/export/test_export_variants.py",
+    "tests/export/test_smollm2.py",
+    "tests/study/test_work.py",
+    "tests/ouroboros/training/test_resume.py",
     "tests/docs/test_snippets.py",
+    "tests/runtime/cpp/test_build.py",
+    "tests/ouroboros/training/test_qat.py",
+    "tests/ouroboros/training/test_sharded.py",
     "tests/ouroboros/conversion/test_convert.py",
+    "tests/cli/test_interrupt.py",
+    "tests/ouroboros/training/test_parallel.py",
+    "tests/export/graph/test_halting.py",
+    "tests/export/tensorrt/test_plans.py",
     "tests/runtime/parity/test_tampering.py",
     "tests/runtime/parity/test_bundle.py",
     "tests/export/graph/test_storage.py",
@@ -45,6 +54,20 @@ def engine(tiny_bundle: Path) -> Iterator[Engine]:
     """An engine on the tiny bundle, on the CPU whatever the machine has: others are held to it."""
     with Engine.open(tiny_bundle, backend="cpu", threads=1) as opened:
         yield opened
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports what the tests import, and takes it from the cyclic garbage collector's sight.
+
+    It stays to the end, and would be looked through once a training, and now and then between.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -84,10 +84,13 @@ def build_environment(folder: Path) -> Path:
     """Builds the wheel and installs it into a new environment; returns its bin directory."""
     run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], folder)
     (wheel,) = folder.glob("*.whl")
-    run([sys.executable, "-m", "venv", folder / "fresh"], folder)
+    run([sys.executable, "-m", "venv", "--without-pip", folder / "fresh"], folder)
     binaries = folder / "fresh" / "bin"
-    pip = [binaries / "python", "-m", "pip", "--disable-pip-version-check"]
-    run([*pip, "install", "--quiet", "--no-compile", "-c", CONSTRAINTS, wheel], folder)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python"]
+    run(
+        [*pip, binaries / "python", "install", "--quiet", "--no-compile", "-c", CONSTRAINTS, wheel],
+        folder,
+    )
     return binaries
 
 

@@ -11,26 +11,35 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import OURO, WITH_KEPT_TRACES, run_ouro, start_ouro
+from tests.support.forked import ForkedOuro
+from tests.support.processes import run_ouro, start_ouro
 
 ON_LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 CONVERT = ("--prelude", 2, "--coda", 2, "--recurrent", 3, "--rank", 4, "--depth", 3)
 
 
-def start_export(checkpoint: Path, out: Path, line: str) -> subprocess.Popen[str]:
-    """Starts an export that is to be broken off at a line."""
-    code = WITH_KEPT_TRACES if line in ("writing", "recording") else OURO
-    return start_ouro("export", checkpoint, out, "--max-depth", 5, code=code)
+Started = subprocess.Popen[str] | ForkedOuro
 
 
-def interrupt(process: subprocess.Popen[str]) -> None:
+def start_export(checkpoint: Path, out: Path, line: str) -> Started:
+    """Starts an export that is to be broken off at a line.
+
+    What comes after the tracing has nothing to load any more: it is forked off what has loaded it.
+    """
+    words = ("export", checkpoint, out, "--max-depth", 5)
+    if line in ("writing", "recording"):
+        return ForkedOuro(*words, kept_traces=True)
+    return start_ouro(*words)
+
+
+def interrupt(process: Started) -> None:
     """Sends Ctrl-C and expects its one line."""
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (130, "interrupted\n")
 
 
-def wait_for_line(process: subprocess.Popen[str], start: str) -> None:
+def wait_for_line(process: Started, start: str) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(start):
@@ -103,7 +112,7 @@ def test_a_request_to_end_leaves_nothing(
     tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, line: str
 ) -> None:
     if line == "computing":
-        process = start_ouro("convert", tiny_original, tmp_path / "out", *CONVERT)
+        process: Started = start_ouro("convert", tiny_original, tmp_path / "out", *CONVERT)
     else:
         process = start_export(tiny_checkpoint, tmp_path / "out", line)
     wait_for_line(process, line)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.processes import run_ouro
+from tests.support.processes import call_ouro, run_ouro
 
 FEW = ("--tokens", 40, "--length", 20, "--batch", 4, "--temperature", 50, "--seed", 3)
 
 
 def test_drawn_text_is_what_training_reads(tiny_original: Path, tmp_path: Path) -> None:
     out = tmp_path / "drawn text.jsonl"
-    result = run_ouro("sample", tiny_original, out, *FEW)
+    result = call_ouro("sample", tiny_original, out, *FEW)
     assert result.returncode == 0, result.stderr
     texts = [json.loads(line)["text"] for line in out.read_text("utf-8").splitlines()]
     assert texts

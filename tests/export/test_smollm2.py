@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # As much text as the bridge needs: fitting it on all there is takes a minute.
     whole = resources.files("ouroboros").joinpath("calibration.txt").read_text("utf-8")
     text = path.with_name("calibration.txt")
-    text.write_text(whole[:20_000], encoding="utf-8")
+    text.write_text(whole[:8_000], encoding="utf-8")
     split = {"prelude": 2, "coda": 2, "recurrent": 21}
     convert(str(material.model), path, **split, depth=DEPTH, calibration=text)
     model, tokenizer = load_checkpoint(path)

@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from tests.support.halting import write_halting
+from tests.support.pictures import pictures_kept
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
 from tests.support.traces import traces_kept
 
@@ -20,6 +21,7 @@ __all__ = [
     "halting_checkpoint",
     "massive_bundle",
     "massive_checkpoint",
+    "pictures_kept",
     "tiny_bundle",
     "tiny_checkpoint",
     "tiny_original",

@@ -8,12 +8,14 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
 from torch import nn
 
 from export.graph.trace import _Example, _trace
 from tests.support import traces
 
 EXAMPLES = (_Example((2, 3), (0,)),)
+WIDE = (_Example((2, 20), (0,)),)
 
 
 class Scaled(nn.Module):
@@ -48,6 +50,45 @@ def test_a_part_is_traced_once(tmp_path: Path) -> None:
     again(part, EXAMPLES)
     again(part, (_Example((2, 3), (0, 1)),))
     assert len(calls) == 4
+
+
+class Pair(nn.Module):
+    """Two maps, the second times a number: the tracer computes that product."""
+
+    def __init__(self, factor: float | None = None) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(20, 20), nn.Linear(20, 20)
+        self.factor = factor
+
+    def forward(self, x: Any) -> Any:
+        weight = self.two.weight
+        return self.one(x) @ (weight if self.factor is None else weight * self.factor)
+
+
+def test_a_trace_of_other_weights_will_do_where_nothing_was_made_of_them(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def trace(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
+        calls.append(type(part).__name__)
+        return _trace(part, examples)
+
+    def keep(part: nn.Module) -> ir.Model:  # as another process would
+        return traces.keeping(trace, tmp_path)(part.eval(), WIDE)
+
+    keep(Pair())
+    other = Pair()
+    assert ir.to_proto(keep(other)) == ir.to_proto(_trace(other, WIDE))
+    assert len(calls) == 1
+    with torch.no_grad():
+        other.two.weight.copy_(other.one.weight)  # the tracer keeps one of two that are equal
+        keep(other)
+        assert len(calls) == 2
+        other.two.weight.fill_(1.0)
+        keep(other)
+        assert len(calls) == 3
+    for _ in range(2):
+        keep(Pair(3.0))
+    assert len(calls) == 5
 
 
 def test_other_code_or_packages_have_a_folder_of_their_own(

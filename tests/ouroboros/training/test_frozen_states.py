@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,10 @@ from ouroboros.training.frozen_states import (
     open_states,
 )
 from ouroboros.training.order import run_order
+from ouroboros.training.run import train
 from ouroboros.training.state_store import STATES, STRETCH
 from ouroboros.training.teacher import load_teacher
-from tests.support.paths import ROOT
+from tests.support.forked import fork_with_pipe
 from tests.support.training import (
     options,
     tiny_model,
@@ -214,51 +213,39 @@ def test_states_have_no_more_room_than_given(
     assert fill.computed == []
 
 
-FILL = """
-import sys
-from pathlib import Path
-import torch
-from ouroboros.training import frozen_states
-from ouroboros.training.run import train
-from tests.support.training import options
+def fill_slowly(pipe: Connection, checkpoint: Path, out: Path, corpus: Path, kept: Path) -> None:
+    """A run that says so before each window that it computes, and waits for an answer then."""
+    compute = frozen_states._prelude_of
 
-compute = frozen_states._prelude_of
-def slowly(*given):
-    work = compute(*given)
-    def one(ids, positions):
-        print("window", flush=True)
-        sys.stdin.readline()
-        return work(ids, positions)
-    return one
-frozen_states._prelude_of = slowly
-checkpoint, out, corpus, kept = (Path(name) for name in sys.argv[1:5])
-train(checkpoint, out, options(corpus, state_cache=str(kept)))
-"""
+    def slowly(*given: Any) -> Any:
+        work = compute(*given)
+
+        def one(ids: Any, positions: Any) -> Any:
+            pipe.send("window")
+            pipe.recv()
+            return work(ids, positions)
+
+        return one
+
+    frozen_states._prelude_of = slowly
+    train(checkpoint, out, options(corpus, state_cache=str(kept)))
 
 
-def start(name: str, checkpoint: Path, corpus: Path, kept: Path) -> subprocess.Popen[bytes]:
-    """A run that says "window" before each that it computes, and waits for a line then."""
-    arguments = map(str, (checkpoint, corpus.parent / name, corpus, kept))
-    return subprocess.Popen(
-        [sys.executable, "-c", FILL, *arguments],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+def start(checkpoint: Path, corpus: Path, kept: Path) -> tuple[BaseProcess, Connection]:
+    return fork_with_pipe(fill_slowly, checkpoint, corpus.parent / "x", corpus, kept)
 
 
 @pytest.mark.slow
 def test_killed_computation_goes_on(
     corpus: Path, checkpoint: Path, kept: Path, fill: Filled
 ) -> None:
-    with start("x", checkpoint, corpus, kept) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        for _ in range(4):
-            assert process.stdout.readline() == b"window\n"
-            process.stdin.write(b"\n")
-            process.stdin.flush()
-        assert process.stdout.readline() == b"window\n"
-        process.send_signal(signal.SIGKILL)
+    process, pipe = start(checkpoint, corpus, kept)
+    for _ in range(4):
+        assert pipe.recv() == "window"
+        pipe.send("go on")
+    assert pipe.recv() == "window"
+    process.kill()
+    process.join()
     model, _ = load_checkpoint(checkpoint)
     assert fill(model, options(corpus, state_cache=str(kept))) == (4, 0)
 
@@ -270,19 +257,20 @@ def test_two_runs_share_the_work(corpus: Path, checkpoint: Path, kept: Path, fil
     windows = len(load_windows([corpus], tiny_tokenizer(), 16))
     drawn = set(run_order(options(corpus), windows, 1))
     in_first = {index for index in drawn if index // STRETCH == min(drawn) // STRETCH}
-    with start("x", checkpoint, corpus, kept) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"window\n"
-        waited: list[float] = []
+    other, pipe = start(checkpoint, corpus, kept)
+    assert pipe.recv() == "window"
+    waited: list[float] = []
 
-        def let_go(seconds: float) -> None:
-            waited.append(seconds)
-            other.communicate(b"\n" * 8)
+    def let_go(seconds: float) -> None:
+        waited.append(seconds)
+        for _ in range(8):
+            pipe.send("go on")
+        other.join()
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(frozen_states.time, "sleep", let_go)
-            own, _ = fill(model, options(corpus, state_cache=str(kept)))
-        # What is in the other stretch, in which nobody was.
-        assert own == len(drawn - in_first) < 8
-        assert len(waited) == 1
-    assert other.returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frozen_states.time, "sleep", let_go)
+        own, _ = fill(model, options(corpus, state_cache=str(kept)))
+    # What is in the other stretch, in which nobody was.
+    assert own == len(drawn - in_first) < 8
+    assert len(waited) == 1
+    assert other.exitcode == 0

@@ -5,23 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ouroboros.checkpoint import load_checkpoint
-from ouroboros.errors import TrainingError
 from ouroboros.training.run import train
 from ouroboros.training.trainer import OuroborosTrainer
+from tests.support.forked import fork
 from tests.support.training import PulledPlug, options, same_bits, write_teacher
 
 
@@ -154,41 +151,22 @@ def logged_steps(logs: Path) -> list[int]:
     return [event.step for event in events.Scalars("train/loss")]
 
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from tests.support.training import options, write_teacher
-from ouroboros.training.run import train
-checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
-print("ready", flush=True)
-more = json.loads(sys.argv[4])
-run = options(corpus, train_steps=80, save_every=3, grad_accum=2, depth="1-6", **more)
-train(checkpoint, out, run, resume=True)
-"""
+def train_on(checkpoint: Path, out: Path, corpus: Path, more: dict[str, str]) -> None:
+    run = options(corpus, train_steps=50, save_every=3, grad_accum=2, depth="1-6", **more)
+    train(checkpoint, out, run, resume=True)
 
 
-def start(
-    checkpoint: Path, out: Path, corpus: Path, more: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    arguments = [checkpoint, out, corpus, json.dumps(more)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    return process
-
-
-def wait_for_a_save(process: subprocess.Popen[bytes], out: Path, skipped: int) -> bool:
+def wait_for_a_save(process: BaseProcess, out: Path, skipped: int) -> bool:
     """Returns True in the middle of a save, after `skipped` others; False where the run ended."""
     seen = False
-    while process.poll() is None:
+    while process.exitcode is None:
         saving = (out / "state" / ".staging").exists()
         if saving and not seen:
             skipped -= 1
             if skipped < 0:
                 return True
         seen = saving
+        time.sleep(0.0005)  # else it would take a processor from the training
     return False
 
 
@@ -201,89 +179,29 @@ def test_killed_at_random_moments_ends_in_the_same_bits(corpus: Path, checkpoint
         out: {"teacher": teacher, "state_cache": str(out.with_suffix(".states"))}
         for out in (whole, killed)
     }
-    with start(checkpoint, whole, corpus, more[whole]) as process:
-        began = time.monotonic()
-        process.communicate()
+    began = time.monotonic()
+    process = fork(train_on, checkpoint, whole, corpus, more[whole])
+    process.join()
     whole_s = time.monotonic() - began
-    assert process.returncode == 0
+    assert process.exitcode == 0
     generator = random.Random(11)
     kills = {"save": 0, "random": 0}
     for moment in ("random", "save", "random"):
-        with start(checkpoint, killed, corpus, more[killed]) as process:
-            if moment == "save":
-                wait_for_a_save(process, killed, generator.randrange(4))
-            else:
-                time.sleep(generator.uniform(0.2, 0.5) * whole_s)
-            if process.poll() is None:
-                process.kill()
-                kills[moment] += 1
-            process.communicate()
-            assert process.returncode in (0, -signal.SIGKILL)
+        process = fork(train_on, checkpoint, killed, corpus, more[killed])
+        if moment == "save":
+            wait_for_a_save(process, killed, generator.randrange(4))
+        else:
+            process.join(generator.uniform(0.2, 0.5) * whole_s)
+        if process.exitcode is None:
+            process.kill()
+            kills[moment] += 1
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
         if kills["save"] == 1:  # what is left of it is filled again, and killed meanwhile
             shutil.rmtree(killed.with_suffix(".states"), ignore_errors=True)
-    with start(checkpoint, killed, corpus, more[killed]) as process:
-        process.communicate()
-    assert process.returncode == 0
+    process = fork(train_on, checkpoint, killed, corpus, more[killed])
+    process.join()
+    assert process.exitcode == 0
     assert kills["save"] >= 1
     assert kills["random"] >= 1
     assert same_bits(whole, killed)
-
-
-PARALLEL = """
-import hashlib, os, sys
-from pathlib import Path
-from tests.support.training import options, write_teacher
-from ouroboros.training import run as training
-
-class Watched(training.OuroborosTrainer):
-    def train(self, *args, **kwargs):
-        result = super().train(*args, **kwargs)
-        digest = hashlib.sha256()
-        for value in self._trainable().values():
-            digest.update(value.detach().numpy().tobytes())
-        Path(sys.argv[4], os.environ["RANK"]).write_text(digest.hexdigest())
-        return result
-
-training.OuroborosTrainer = Watched
-checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
-run = options(corpus, train_steps=6, save_every=3, depth="1-6")
-training.train(checkpoint, out, run, resume=True)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_model(
-    corpus: Path,
-    checkpoint: Path,
-    tmp_path: Path,
-) -> None:
-    """torchrun with gloo: both processes end in the same weights, and resume to the same."""
-    program = tmp_path / "program.py"
-    program.write_text(PARALLEL)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-
-    def torchrun(out: Path) -> set[str]:
-        ranks = tmp_path / "ranks"
-        ranks.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        arguments = [checkpoint, out, corpus, ranks]
-        subprocess.run(
-            [*command, "--nproc_per_node=2", str(program), *map(str, arguments)],
-            check=True, timeout=240, capture_output=True,
-            env={**os.environ, "PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-        return {(ranks / rank).read_text() for rank in "01"}
-
-    digests = torchrun(whole)
-    assert len(digests) == 1
-    model = load_checkpoint(whole)[0]
-    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
-    start = load_checkpoint(checkpoint)[0].state_dict()
-    assert not torch.equal(start["recurrent.norm.weight"], model.recurrent.norm.weight)
-    shutil.copytree(whole, parts)
-    shutil.rmtree(parts / "state" / "step-6")
-    (parts / "model.safetensors").unlink()
-    assert torchrun(parts) == digests
-    assert same_bits(whole, parts)
-    with pytest.raises(TrainingError, match="world_size was 2, now 1"):
-        train(checkpoint, parts, options(corpus, train_steps=6, depth="1-6"), resume=True)

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from ouroboros.training import sharded, trainer
 from ouroboros.training.run import train
 from ouroboros.training.sharded import ASKED, check_sharded, check_sharding
 from ouroboros.training.state import list_steps
+from tests.support.launched import Launched, Training, launch
 from tests.support.paths import ROOT
 from tests.support.training import options, write_checkpoint, write_corpus, write_teacher
 
@@ -30,12 +29,10 @@ CONFIG = ROOT / "recipes" / "fsdp.yaml"
 # accelerate 1.15 shards on accelerators only, and quietly trains unsharded on CPUs. FSDP itself
 # runs there, so accelerate is told that these are accelerators; all else is as it launches it.
 PROGRAM = """
-import json, sys
-from pathlib import Path
+import json
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from ouroboros.training import run
-from tests.support.training import options
 
 made = run.training_arguments
 
@@ -49,14 +46,12 @@ class Watched(run.OuroborosTrainer):
     def create_scheduler(self, *given, **more):
         # Of every matrix a process holds half, and so does the optimizer.
         pieces = {n: p.to_local().shape[0] / p.shape[0] for n, p in self._trainable().items()}
-        Path(sys.argv[5]).with_suffix(f".{self.args.process_index}").write_text(json.dumps(pieces))
+        out.with_suffix(f".{self.args.process_index}").write_text(json.dumps(pieces))
         return super().create_scheduler(*given, **more)
 
 run.training_arguments, run.OuroborosTrainer = arguments, Watched
-checkpoint, out, corpus = (Path(name) for name in sys.argv[1:4])
-given = json.loads(sys.argv[4])
-run.train(checkpoint, out, options(corpus, **given), resume=True)
 """
+LAUNCH = ("accelerate.commands.launch", "--config_file", CONFIG)
 COMMON: dict[str, Any] = {"train_steps": 8, "depth": "1-6", "seed": 3, "learning_rate": 2e-3}
 ARMS: dict[str, dict[str, Any]] = {
     "full": {
@@ -67,56 +62,51 @@ ARMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def launch(checkpoint: Path, out: Path, corpus: Path, given: dict[str, Any]) -> dict[str, float]:
-    """Trains in two processes; returns the share of each parameter that the first one holds."""
-    program = out.with_suffix(".py")
-    program.write_text(PROGRAM)
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIG]
-    arguments = [program, checkpoint, out, corpus, json.dumps(given), out]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*map(str, accelerate), *map(str, arguments)],
-        timeout=500,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    held: dict[str, float] = json.loads(out.with_suffix(".0").read_text())
-    return held
-
-
 def losses(out: Path) -> list[float]:
     """The training loss of every train step."""
     text = (list_steps(out / "state")[0] / "trainer_state.json").read_text()
     return [entry["loss"] for entry in json.loads(text)["log_history"] if "loss" in entry]
 
 
+def in_two(out: Path, arm: str) -> Training:
+    """The training of an arm in two processes, each with half the windows; of all weights it
+    leaves a state half way too.
+    """
+    corpus, checkpoint = out.with_name("corpus"), out.with_name("converted")
+    given = {**COMMON, **ARMS[arm], "batch_size": 2}
+    if arm == "adapters":
+        given["teacher"] = str(out.with_name("teacher"))
+    if arm == "full":
+        given["save_every"] = 4
+    return Training(checkpoint, out, corpus, given)
+
+
 @pytest.fixture(scope="module")
-def in_full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """What two processes trained of all weights, with a state half way, and what the first held."""
-    folder = tmp_path_factory.mktemp("full")
-    corpus, checkpoint = write_corpus(folder / "corpus"), write_checkpoint(folder / "converted")
-    out = folder / "two"
-    given = {**COMMON, **ARMS["full"], "batch_size": 2, "save_every": 4}
-    return out, launch(checkpoint, out, corpus, given)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """What two processes trained of every arm."""
+    folder = tmp_path_factory.mktemp("in_two")
+    write_corpus(folder / "corpus")
+    write_teacher(write_checkpoint(folder / "converted"), folder / "teacher")
+    return launch(LAUNCH, PROGRAM, [in_two(folder / arm, arm) for arm in ARMS])
+
+
+def of_arm(trained: Launched, arm: str) -> Path:
+    (out,) = (one.out for one in trained.trainings if one.out.name == arm)
+    return trained.finished(out)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("arm", ARMS)
 def test_pieces_give_the_curve_and_the_weights_of_the_whole(
-    corpus: Path, checkpoint: Path, tmp_path: Path, arm: str, request: pytest.FixtureRequest
+    corpus: Path, checkpoint: Path, tmp_path: Path, arm: str, trained: Launched
 ) -> None:
     """In float32 to rounding; in bfloat16 to what DDP differs by too, a sum over two halves."""
+    out = of_arm(trained, arm)
     common = {**COMMON, **ARMS[arm]}
     if arm == "adapters":
-        common["teacher"] = str(write_teacher(checkpoint, tmp_path / "teacher"))
-    if arm == "full":
-        out, held = request.getfixturevalue("in_full")
-    else:
-        out = tmp_path / "two"
-        held = launch(checkpoint, out, corpus, {**common, "batch_size": 2})
+        common["teacher"] = str(out.with_name("teacher"))
+    held: dict[str, float] = json.loads(out.with_suffix(".0").read_text())
     assert {name: share for name, share in held.items() if share != 0.5} == {}
     train(checkpoint, tmp_path / "one", options(corpus, **common, batch_size=4))
     two, one = losses(out), losses(tmp_path / "one")
@@ -137,15 +127,16 @@ def test_pieces_give_the_curve_and_the_weights_of_the_whole(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_pieces_go_on_to_the_same_bits(
-    corpus: Path, checkpoint: Path, tmp_path: Path, in_full: tuple[Path, dict[str, float]]
+    corpus: Path, checkpoint: Path, tmp_path: Path, trained: Launched
 ) -> None:
-    whole, _ = in_full
+    """In a launch of its own: nothing is left of the processes that trained the first half."""
+    whole = of_arm(trained, "full")
     shutil.copytree(whole, tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "state" / "step-8")
     (tmp_path / "parts" / "model.safetensors").unlink()
-    given = {**COMMON, **ARMS["full"], "batch_size": 2, "save_every": 4}
-    launch(checkpoint, tmp_path / "parts", corpus, given)
-    found, expected = (load_file(n / "model.safetensors") for n in (tmp_path / "parts", whole))
+    again = in_two(tmp_path / "parts", "full")
+    parts = launch(LAUNCH, PROGRAM, [again]).finished(again.out)
+    found, expected = (load_file(n / "model.safetensors") for n in (parts, whole))
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 

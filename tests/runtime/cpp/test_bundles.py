@@ -192,7 +192,7 @@ def list_places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, 
 
 def put(data: dict[str, Any], place: tuple[Any, ...], value: Any) -> bytes:
     """The text of a manifest with another value in one place, or none where it is `...`."""
-    changed = copy.deepcopy(data)
+    changed = json.loads(json.dumps(data))
     inner: Any = changed
     for key in place[:-1]:
         inner = inner[key]
@@ -232,7 +232,8 @@ def test_manifests_are_read_alike(judge: Judge, tmp_path: Path) -> None:
     texts += [put(full, place, ...) for place in list_places(full)]
     changes = [(place, value) for place in list_places(full) for value in VALUES]
     texts += [put(full, place, value) for place, value in generator.sample(changes, 2500)]
-    texts += [damage(generator, json.dumps(full, indent=2).encode()) for _ in range(1000)]
+    indented = json.dumps(full, indent=2).encode()
+    texts += [damage(generator, indented) for _ in range(1000)]
     found = [judge_text(judge, file, text) for text in (*texts, *BROKEN)]
     assert len({str(one) for one in found}) > 800
     assert 100 < found.count("ok") < 1500
