@@ -15,7 +15,12 @@ def bench(
     depth: Annotated[
         str | None, typer.Option(help="such as 1,4,8 or 1-4; default: the bundle's own")
     ] = None,
-    context: Annotated[str, typer.Option(help="tokens before the measured ones")] = "64,1024",
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="tokens before the measured ones; default: of 64,1024 what the model holds"
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option(help="tokens decoded a run")] = 32,
     repeats: Annotated[int, typer.Option(help="runs of each; the median counts")] = 3,
     threads: Threads = None,
@@ -35,14 +40,15 @@ def bench(
     from cli.screen import new_table, print_prose, print_table
     from runtime import Engine
     from runtime.bundle.reader import read_manifest
-    from runtime.measure.speed import bench_engine, check_runs
+    from runtime.measure.speed import bench_engine, check_runs, fitting_contexts
 
     require_writable(json, [bundle])
     console = Console()
     listed = parse_numbers(depth, "--depth") if depth else []
-    contexts = parse_numbers(context, "--context")
+    asked = parse_numbers(context, "--context") if context else []
     manifest = read_manifest(bundle)  # what is wrong is told before all of the bundle is read
     depths = listed or [manifest.depth.default]
+    contexts = asked or fitting_contexts(manifest, tokens)
     check_runs(manifest, depths, contexts, tokens, repeats)
     with (
         plain_warnings(),

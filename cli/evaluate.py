@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,9 +79,7 @@ def evaluate(
         raise CommandError("no held-out text", "give --text FILE")
     require_writable(json, [model, *text, converted, Path(original) if original else None])
     depths = parse_depths(depth) if depth else []
-    kept = None if plain is None else parse_plain(plain)
-    if plain is not None and original is None:
-        raise CommandError("plain layers of no original", "give --original MODEL with --plain")
+    kept = None if plain is None else parse_plain(plain, original)
     # What is wrong is told before all of a model is read.
     check_eval_sizes(seq_len, windows)
     check_model(model, depths, seq_len)
@@ -104,13 +102,8 @@ def evaluate(
             bar=partial(counting_bar, "scoring windows"),
         )
     print_rows(evaluation, console)
-    counts = ", ".join(f"{count} {name}" for name, count in evaluation.windows.items())
-    half = f", the second half scored after a prompt of {evaluation.prefix}"
-    scored = half if any(row.depth == "auto" for row in evaluation.rows) else ""
-    print_prose(f"windows of {seq_len} tokens, {counts}{scored}", console, style="dim")
-    if evaluation.shortened is not None:
-        gap = f"{evaluation.shortened} of the original (dropped) to all of it (full)"
-        print_prose(f"share: of the gap from {gap}", console, style="dim")
+    for line in describe_scoring(evaluation):
+        print_prose(line, console, style="dim")
     if json is not None:
         write_json(json, evaluation.to_json())
 
@@ -160,17 +153,30 @@ def check_model(path: Path, depths: Sequence[int | str], seq_len: int) -> None:
         check_seq_len(seq_len, config.max_position_embeddings)
 
 
-def parse_plain(text: str) -> Shortened:
+def describe_scoring(evaluation: Evaluation) -> Iterator[str]:
+    """Says on what the rows were scored, and of which gap the shares are."""
+    counts = ", ".join(f"{count} {name}" for name, count in evaluation.windows.items())
+    half = f", the second half scored after a prompt of {evaluation.prefix}"
+    scored = half if any(row.depth == "auto" for row in evaluation.rows) else ""
+    yield f"windows of {evaluation.seq_len} tokens, {counts}{scored}"
+    if evaluation.shortened is not None:
+        layers = f"{evaluation.shortened} of the original (dropped)"
+        yield f"share: of the gap from {layers} to all of it (full)"
+
+
+def parse_plain(text: str, original: str | None) -> Shortened:
     """The layers of `--plain`: first ones, a layer or a block between, last ones.
 
     Raises:
-        CommandError: something else.
+        CommandError: something else, or there is no original to shorten.
         ConfigError: the part between is neither a layer nor a block.
     """
     from cli.errors import CommandError
     from ouroboros.conversion.looped import parse_looped
     from ouroboros.evaluate import Shortened
 
+    if original is None:
+        raise CommandError("plain layers of no original", "give --original MODEL with --plain")
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 3 or not (parts[0].isdecimal() and parts[2].isdecimal()):
         raise CommandError(

@@ -20,7 +20,7 @@ from demo.stages import ROOT, DemoError, Stages, call, flags, say_heading, sourc
 from runtime.files.hashing import hash_file
 
 FOLDER = ROOT / "build" / "demo"
-LEAVES = ("runtime/errors.py", "runtime/files", "runtime/options.py")
+LEAVES = ("runtime/depths.py", "runtime/errors.py", "runtime/files", "runtime/options.py")
 CORE = ("ouroboros", "ouroboros/calibration.txt", *LEAVES)
 """What a conversion or training depends on; the commands of `cli` pass options on, no more."""
 

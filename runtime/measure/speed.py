@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
 
 
+CONTEXTS = (64, 1024)
+"""Tokens before the measured ones where none are asked for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BenchRow:
     """One depth at one context length, batch 1; medians over the repeats.
@@ -76,7 +80,7 @@ class DecodeTiming:
 def bench_engine(
     engine: Engine,
     depths: Sequence[int],
-    contexts: Sequence[int] = (64, 1024),
+    contexts: Sequence[int] = CONTEXTS,
     tokens: int = 32,
     repeats: int = 3,
     threads: int | None = None,
@@ -132,6 +136,17 @@ def bench_engine(
             )
         )
     return BenchReport(tuple(rows), rate, describe_machine())
+
+
+def fitting_contexts(manifest: Manifest, tokens: int) -> list[int]:
+    """Those of CONTEXTS that a model has positions for, or the longest that it has them for.
+
+    Args:
+        manifest: the bundle's.
+        tokens: decoded after each.
+    """
+    longest = max(1, manifest.model.max_position_embeddings - tokens)
+    return [one for one in CONTEXTS if one <= longest] or [longest]
 
 
 def check_runs(

@@ -257,12 +257,13 @@ def test_eval_refuses_bad_input(
     assert isinstance(bad_depth, ConfigError)
     too_long = ouro("eval", checkpoint, "--text", heldout, "--seq-len", 4096).exception
     assert isinstance(too_long, DataError)
-    for plain, words in (
-        ("8,21", "does not name first"),
-        ("8,auto,8", "leaves the layers between open"),
-        ("8,21,8", "plain layers of no original"),
+    for plain, more, words in (
+        ("8,21", ["--original", checkpoint], "does not name first"),
+        ("8,auto,8", ["--original", checkpoint], "leaves the layers between open"),
+        ("8,21,8", [], "plain layers of no original"),
     ):
-        refused = ouro("eval", checkpoint, "--text", heldout, "--plain", plain).exception
+        asked = ["--text", heldout, "--plain", plain, *more]
+        refused = ouro("eval", checkpoint, *asked).exception
         assert isinstance(refused, CommandError)
         assert words in str(refused)
 

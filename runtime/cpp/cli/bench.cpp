@@ -215,6 +215,17 @@ nlohmann::ordered_json json_of(const std::vector<Row>& rows, double rate,
   return {{"rows", list}, {"read_bytes_per_s", rate}, {"machine", machine}};
 }
 
+// Those of 64 and 1024 that a model has positions for, or the longest that it has them for.
+std::vector<std::int64_t> fitting_contexts(const core::Manifest& manifest, std::int64_t tokens) {
+  const std::int64_t most = manifest.model.max_position_embeddings;
+  const std::int64_t longest = std::max<std::int64_t>(1, most - std::min(most, tokens));
+  std::vector<std::int64_t> found;
+  for (const std::int64_t one : {64, 1024}) {
+    if (one <= longest) found.push_back(one);
+  }
+  return found.empty() ? std::vector<std::int64_t>{longest} : found;
+}
+
 }  // namespace
 
 Command bench_command() {
@@ -223,7 +234,8 @@ Command bench_command() {
           "ouro-cli bench bundle --depth 1,4,8,16 --context 64,1024 --json bench.json",
           {"bundle"},
           {{"--depth", "list", "such as 1,4,8 or 1-4; default: the bundle's own"},
-           {"--context", "list", "tokens before the measured ones; default: 64,1024"},
+           {"--context", "list",
+            "tokens before the measured ones; default: of 64,1024 what the model holds"},
            {"--tokens", "int", "tokens decoded a run; default: 32"},
            {"--repeats", "int", "runs of each; the median counts; default: 3"},
            {"--threads", "int", "CPU threads; default: every core"},
@@ -239,7 +251,9 @@ int bench(const Given& given) {
   const auto listed = given.text("--depth");
   std::vector<std::int64_t> depths;
   if (listed) depths = parse_numbers(*listed, "--depth");
-  const auto contexts = parse_numbers(given.text("--context").value_or("64,1024"), "--context");
+  const auto asked = given.text("--context");
+  std::vector<std::int64_t> contexts;
+  if (asked) contexts = parse_numbers(*asked, "--context");
   const std::int64_t tokens = given.integer("--tokens").value_or(32);
   const std::int64_t repeats = given.integer("--repeats").value_or(3);
   if (repeats < 1) {
@@ -248,6 +262,7 @@ int bench(const Given& given) {
   }
   const auto engine = core::Engine::open(bundle, given.text("--backend").value_or("auto"), threads);
   if (!listed) depths = {engine->manifest().depth.default_depth};
+  if (!asked) contexts = fitting_contexts(engine->manifest(), tokens);
   core::Options options;
   options.max_new_tokens = tokens;
   core::check_options(options, engine->manifest().sampling);

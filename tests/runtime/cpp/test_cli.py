@@ -258,6 +258,11 @@ def test_bench_measures(tiny_bundle: Path, tmp_path: Path) -> None:
         assert row["prefill_tokens_per_s"] > 0
     assert report["read_bytes_per_s"] > 1e8
     assert "1 x 8 tokens" in done.stdout
+    # What was not asked for is no more than the model holds: 512 positions.
+    for tokens, context in ((2, 64), (449, 63)):
+        options = ["--depth", "1", "--tokens", str(tokens), "--repeats", "1", "--threads", "1"]
+        assert ouro_cli("bench", tiny_bundle, *options, "--json", file).returncode == 0
+        assert [row["context"] for row in json.loads(file.read_text())["rows"]] == [context]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from runtime import Engine, EngineError
 from runtime.measure.loss import ScoredBundle, score_windows
-from runtime.measure.speed import bench_engine, describe_machine, measure_read_rate
+from runtime.measure.speed import (
+    bench_engine,
+    describe_machine,
+    fitting_contexts,
+    measure_read_rate,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 
@@ -76,6 +83,21 @@ def test_bench_reports_every_pair(engine: Engine, monkeypatch: pytest.MonkeyPatc
     assert report.to_json()["machine"]["cores"] >= 1
     with pytest.raises(EngineError, match="depth=0"):
         bench_engine(engine, [0], [8])
+
+
+@pytest.mark.parametrize(
+    ("positions", "tokens", "contexts"),
+    [
+        (2048, 32, [64, 1024]), (1056, 32, [64, 1024]), (1055, 32, [64]), (96, 32, [64]),
+        (95, 32, [63]), (32, 32, [1]), (8, 32, [1]),
+    ],
+)  # fmt: skip
+def test_contexts_that_are_not_asked_for_are_those_that_fit(
+    engine: Engine, positions: int, tokens: int, contexts: list[int]
+) -> None:
+    model = dataclasses.replace(engine.manifest.model, max_position_embeddings=positions)
+    manifest = dataclasses.replace(engine.manifest, model=model)
+    assert fitting_contexts(manifest, tokens) == contexts
 
 
 def test_machine_is_described() -> None:
