@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -179,29 +180,34 @@ def test_killed_at_random_moments_ends_in_the_same_bits(corpus: Path, checkpoint
         out: {"teacher": teacher, "state_cache": str(out.with_suffix(".states"))}
         for out in (whole, killed)
     }
+    fork(os.getpid).join()  # loads the libraries: what is timed is a run alone
     began = time.monotonic()
     process = fork(train_on, checkpoint, whole, corpus, more[whole])
     process.join()
     whole_s = time.monotonic() - began
     assert process.exitcode == 0
     generator = random.Random(11)
-    kills = {"save": 0, "random": 0}
-    for moment in ("random", "save", "random"):
-        process = fork(train_on, checkpoint, killed, corpus, more[killed])
-        if moment == "save":
-            wait_for_a_save(process, killed, generator.randrange(4))
-        else:
-            process.join(generator.uniform(0.2, 0.5) * whole_s)
-        if process.exitcode is None:
-            process.kill()
-            kills[moment] += 1
-        process.join()
-        assert process.exitcode in (0, -signal.SIGKILL)
-        if kills["save"] == 1:  # what is left of it is filled again, and killed meanwhile
-            shutil.rmtree(killed.with_suffix(".states"), ignore_errors=True)
+    kills: list[str] = []
+    for _ in range(5):  # on a busy machine a run may end before its moment
+        for moment in ("save", "random", "random"):
+            process = fork(train_on, checkpoint, killed, corpus, more[killed])
+            if moment == "save":
+                wait_for_a_save(process, killed, generator.randrange(4))
+            else:
+                process.join(generator.uniform(0.2, 0.5) * whole_s)
+            if process.exitcode is None:
+                process.kill()
+                kills.append(moment)
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL)
+            if kills == ["save"]:  # what is left of it is filled again, and killed meanwhile
+                shutil.rmtree(killed.with_suffix(".states"), ignore_errors=True)
+        if {"save", "random"} <= set(kills):
+            break
+        kills.clear()
+        shutil.rmtree(killed, ignore_errors=True)
     process = fork(train_on, checkpoint, killed, corpus, more[killed])
     process.join()
     assert process.exitcode == 0
-    assert kills["save"] >= 1
-    assert kills["random"] >= 1
+    assert {"save", "random"} <= set(kills)
     assert same_bits(whole, killed)

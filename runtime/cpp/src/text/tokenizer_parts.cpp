@@ -16,7 +16,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kDeepest = 100;  // sequences within each other
+constexpr int kMostNested = 100;  // sequences within each other
 
 // What a field holds; one that is `Maybe` may be missing, `OrNull` null too.
 enum class Field {
@@ -194,7 +194,7 @@ void check_within(const char* part, const json& value, int depth) {
   }
   const char* const inner = check_fields(part, *type, value);
   if (inner == nullptr) return;
-  if (depth > kDeepest) throw bundle_error("its sequences nest too deep");
+  if (depth > kMostNested) throw bundle_error("its sequences nest too deep");
   for (const json& one : value.at(inner)) check_within(part, one, depth + 1);
 }
 
