@@ -5,6 +5,7 @@ transformers' own extension points: methods that its models override where they 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -26,6 +27,9 @@ _MODES = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 )
+
+LIBRARIES = {"ouroboros", "torch", "transformers"}
+"""Whose frames are passed over where a warning names the line that it is about."""
 
 
 def count_positions(
@@ -118,7 +122,7 @@ class LoopedGenerationMixin(GenerationMixin):
             one = len(depths) == 1
             model_kwargs["depth"] = depths[0] if one else torch.tensor(depths, device=rows.device)
         if model_kwargs.get("halt_threshold") is None:
-            self._warn_untrained(depths, stacklevel=5)
+            self._warn_untrained(depths)
         expanded: tuple[torch.Tensor, dict[str, Any]] = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
@@ -141,19 +145,20 @@ class LoopedGenerationMixin(GenerationMixin):
         # Chosen on the prompt; from here on the depth is fixed.
         if model_kwargs.pop("halt_threshold", None) is not None:
             model_kwargs["depth"] = outputs.depth_used
-            self._warn_untrained(outputs.depth_used.tolist(), stacklevel=6)
+            self._warn_untrained(outputs.depth_used.tolist())
         updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, **kwargs
         )
         return updated
 
-    def _warn_untrained(self, depths: Iterable[int], stacklevel: int) -> None:
+    def _warn_untrained(self, depths: Iterable[int]) -> None:
         """Warns of depths that were never trained, of each once, as an engine does."""
         trained = self.config.trained_depths
         warned: set[int] = self.__dict__.setdefault("_warned_depths", set())
         if fresh := find_untrained(depths, trained, warned):
             warned.update(fresh)
-            warnings.warn(describe_untrained(fresh, trained), UserWarning, stacklevel=stacklevel)
+            told = describe_untrained(fresh, trained)
+            warnings.warn(told, UserWarning, stacklevel=_level_of_caller() - 1)
 
     def prepare_inputs_for_generation(
         self,
@@ -240,3 +245,11 @@ def _check_chunks(config: OuroborosConfig, model_kwargs: dict[str, Any]) -> None
         reason = "right padding, since a row's last token may lie in an earlier chunk; pad left"
     if reason is not None:
         raise ConfigError(f"prefill_chunk_size can't be used with {reason}")
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel`, here, of whoever called into a library of LIBRARIES: how deep differs."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        level, frame = level + 1, frame.f_back
+    return level

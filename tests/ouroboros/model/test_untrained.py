@@ -20,8 +20,9 @@ def warned(model: OuroborosForCausalLM, **options: Any) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0, **options)
-    assert all(one.filename == __file__ for one in caught)
-    return [str(one.message) for one in caught]
+    told = [one for one in caught if "trained" in str(one.message)]  # none of the libraries' own
+    assert [one.filename for one in told] == [__file__] * len(told)
+    return [str(one.message) for one in told]
 
 
 def test_each_untrained_depth_is_warned_of_once() -> None:
