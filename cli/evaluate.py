@@ -13,7 +13,8 @@ from cli.options import parse_numbers
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ouroboros.evaluate import Evaluation, Row, Shortened
+    from ouroboros.evaluate import Evaluation, Row
+    from ouroboros.gap import Shortened
     from ouroboros.held_out import Scored
 
 
@@ -173,7 +174,7 @@ def parse_plain(text: str, original: str | None) -> Shortened:
     """
     from cli.errors import CommandError
     from ouroboros.conversion.looped import parse_looped
-    from ouroboros.evaluate import Shortened
+    from ouroboros.gap import Shortened
 
     if original is None:
         raise CommandError("plain layers of no original", "give --original MODEL with --plain")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.errors import CheckpointError, ConfigError, DataError
+from ouroboros.errors import CheckpointError, DataError
+from ouroboros.gap import Shortened, share_of_gap
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 BATCH = 2
@@ -20,44 +20,6 @@ BATCH = 2
 
 FULL, DROPPED = "full", "dropped"
 """Rows of the original, whole and plainly shortened: shares of the gap lie between them."""
-
-
-@dataclass(frozen=True)
-class Shortened:
-    """Which layers of an original a plainly shortened one keeps, each run once and nothing trained.
-
-    Attributes:
-        prelude: first layers.
-        looped: original indices of the layers between, possibly none.
-        coda: last layers.
-    """
-
-    prelude: int
-    looped: range
-    coda: int
-
-    @classmethod
-    def of(cls, config: OuroborosConfig) -> Shortened:
-        """Those that a folded model keeps."""
-        return cls(config.prelude, config.looped_layers(), config.coda)
-
-    def check(self, layers: int) -> None:
-        """Refuses what a model of so many layers has not.
-
-        Raises:
-            ConfigError: they overlap, or are more than it has.
-        """
-        inner = self.looped or range(self.prelude, self.prelude)
-        if not 0 <= self.prelude <= inner.start <= inner.stop <= layers - self.coda <= layers:
-            raise ConfigError(
-                f"{self} can't be kept of {layers} layers",
-                "give first layers, layers between and last layers that do not overlap",
-            )
-
-    def __str__(self) -> str:
-        between = ", ".join(str(index) for index in self.looped)
-        middle = f"layer {between}" if len(self.looped) == 1 else f"layers {between}"
-        return " + ".join([str(self.prelude), *([middle] if between else []), str(self.coda)])
 
 
 @dataclass(frozen=True)
@@ -127,7 +89,7 @@ class Evaluation:
         ends = {one.model: one.mean for one in self.rows if one.model in (FULL, DROPPED)}
         if len(ends) < 2 or ends[DROPPED] <= ends[FULL]:
             return None
-        return (ends[DROPPED] - row.mean) / (ends[DROPPED] - ends[FULL])
+        return share_of_gap(row.mean, ends[DROPPED], ends[FULL])
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything as JSON values."""

@@ -13,7 +13,6 @@ from ouroboros.errors import DataError
 from ouroboros.evaluate import (
     Evaluation,
     Row,
-    Shortened,
     evaluate_original,
     evaluate_scorer,
     require_finite,
@@ -21,6 +20,7 @@ from ouroboros.evaluate import (
     score_windows,
     scoring_prefix,
 )
+from ouroboros.gap import Shortened
 from ouroboros.model.halters import AUTO, check_threshold
 from ouroboros.model.limits import check_ids, check_seq_len
 from ouroboros.text.windows import cut_eval_texts

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from runtime.backends.choose import check_choice, open_backend, require_backend
 from runtime.backends.memory import Backend
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.reader import Bundle, open_bundle, read_manifest
+from runtime.bundle.reader import Bundle, open_bundle
 from runtime.decode import request
 from runtime.decode.decoder import Decoder
 from runtime.decode.generation import Generation, Piece, Row, serve
@@ -90,8 +90,8 @@ class Engine:
                 does not run.
         """
         check_choice(backend, threads, accuracy_level)  # of the arguments alone
-        require_backend(read_manifest(path), backend, threads, accuracy_level)  # of the manifest
-        return cls(open_bundle(path), backend, threads, accuracy_level)
+        bundle = open_bundle(path, lambda it: require_backend(it, backend, threads, accuracy_level))
+        return cls(bundle, backend, threads, accuracy_level)
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ouroboros.gap import share_of_gap
+
 FULL, PLAIN = 1.378, 8.975
 CONTROLLER = {1: 5.082, 4: 5.075, 8: 5.080, 16: 5.078}
 STATIC = {1: 6.519, 4: 5.246, 8: 5.119, 16: 5.106}
@@ -46,7 +48,6 @@ WHY_NOT_ALIKE = (
 
 def paper_numbers() -> dict[str, Any]:
     """Returns the paper's losses and shares of its gap as JSON values."""
-    gap, held_gap = PLAIN - FULL, HELD_OUT["plain"] - HELD_OUT["full"]
     return {
         "source": "arXiv 2604.02051",
         "training_text": {
@@ -55,12 +56,12 @@ def paper_numbers() -> dict[str, Any]:
             "controller": {str(depth): loss for depth, loss in CONTROLLER.items()},
             "static": {str(depth): loss for depth, loss in STATIC.items()},
             "ranks": {str(rank): loss for rank, loss in RANKS.items()},
-            "share": (PLAIN - CONTROLLER[8]) / gap,
+            "share": share_of_gap(CONTROLLER[8], PLAIN, FULL),
             "loss_reduction": (PLAIN - CONTROLLER[8]) / PLAIN,
         },
         "held_out": {
             **HELD_OUT,
-            "share": (HELD_OUT["plain"] - HELD_OUT["ouroboros"]) / held_gap,
+            "share": share_of_gap(HELD_OUT["ouroboros"], HELD_OUT["plain"], HELD_OUT["full"]),
         },
         "not_alike": list(WHY_NOT_ALIKE),
     }

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ouroboros.gap import share_of_gap
+
 LIKE = "like the training text"
 """The name, among the losses by text, of that of text like the training text."""
 
@@ -105,7 +107,7 @@ class Baseline:
         """
         plain = mean_heldout(self.plain) if text is None else self.plain[text]
         full = mean_heldout(self.full) if text is None else self.full[text]
-        return (plain - loss) / (plain - full)
+        return share_of_gap(loss, plain, full)
 
 
 def mean_heldout(losses: Mapping[str, float]) -> float:

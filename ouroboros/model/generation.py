@@ -158,7 +158,7 @@ class LoopedGenerationMixin(GenerationMixin):
         if fresh := find_untrained(depths, trained, warned):
             warned.update(fresh)
             told = describe_untrained(fresh, trained)
-            warnings.warn(told, UserWarning, stacklevel=_level_of_caller() - 1)
+            warnings.warn(told, UserWarning, stacklevel=_level_of_caller())
 
     def prepare_inputs_for_generation(
         self,
@@ -248,8 +248,8 @@ def _check_chunks(config: OuroborosConfig, model_kwargs: dict[str, Any]) -> None
 
 
 def _level_of_caller() -> int:
-    """The `stacklevel`, here, of whoever called into a library of LIBRARIES: how deep differs."""
-    level, frame = 1, sys._getframe()
+    """The `stacklevel` of whoever called into a library of LIBRARIES: how deep that is differs."""
+    level, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
         level, frame = level + 1, frame.f_back
     return level

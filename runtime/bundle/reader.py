@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runtime.bundle.manifest import (
@@ -101,18 +101,23 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / MANIFEST_NAME).is_file()
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+def open_bundle(
+    path: str | os.PathLike[str], check: Callable[[Manifest], object] | None = None
+) -> Bundle:
     """Opens a bundle and verifies the existence, size and sha256 of every file it lists.
 
     Files that the manifest does not list are left alone and never used.
 
     Args:
         path: the bundle's directory.
+        check: called with the manifest before the files are read; what it raises ends it there.
 
     Raises:
         BundleError: not a bundle, an unknown version, a missing or a changed file.
     """
     manifest = read_manifest(path)
+    if check is not None:
+        check(manifest)
     directory = Path(path)
     for name, spec in manifest.files.items():
         verify_file(directory, name, spec)

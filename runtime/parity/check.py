@@ -16,7 +16,7 @@ from typing import Any
 from runtime.backends.choose import check_choice, open_backend, require_backend
 from runtime.bundle.contract import LOGITS
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.reader import CASES_NAME, open_bundle, read_manifest
+from runtime.bundle.reader import CASES_NAME, open_bundle
 from runtime.errors import EngineError
 from runtime.parity.cases import (
     EVERY_DEPTH,
@@ -139,8 +139,7 @@ def check_bundle(
         EngineError: an unknown backend.
     """
     check_choice(backend, threads)  # of the arguments alone
-    require_backend(read_manifest(path), backend, threads)  # of the manifest
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, lambda manifest: require_backend(manifest, backend, threads))
     manifest = bundle.manifest
     wanted = tuple(range(manifest.depth.min, manifest.depth.max + 1) if depths is None else depths)
     if not wanted:

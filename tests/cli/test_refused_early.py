@@ -12,8 +12,7 @@ from cli.app import app
 
 HEAVY = (
     "ouroboros.model.modeling.OuroborosForCausalLM.from_pretrained",
-    "runtime.engine.open_bundle",
-    "runtime.parity.check.open_bundle",
+    "runtime.bundle.reader.verify_file",
     "ouroboros.conversion.convert.locate",
     "ouroboros.conversion.convert.open_original",
     "ouroboros.text.sampling.load_source",

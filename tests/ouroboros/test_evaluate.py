@@ -24,12 +24,12 @@ from ouroboros.errors import CheckpointError, ConfigError, DataError, TrainingEr
 from ouroboros.evaluate import (
     Evaluation,
     Row,
-    Shortened,
     evaluate_model,
     score_auto,
     score_windows,
     scoring_prefix,
 )
+from ouroboros.gap import Shortened
 from ouroboros.training.trainer import OuroborosTrainer
 from tests.support.processes import answered_signals
 from tests.support.training import tiny_model, tiny_tokenizer
