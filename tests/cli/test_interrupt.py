@@ -85,15 +85,8 @@ def test_convert_leaves_nothing(tiny_original: Path, tmp_path: Path, line: str) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "loading",
-        pytest.param("tracing", marks=pytest.mark.slow),
-        pytest.param("writing", marks=pytest.mark.slow),
-        pytest.param("recording", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["loading", "tracing", "writing", "recording"])
 def test_export_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, line: str) -> None:
     process = start_export(tiny_checkpoint, tmp_path / "out", line)
     wait_for_line(process, line)
@@ -101,18 +94,15 @@ def test_export_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, line: str)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "line"),
-    [
-        (signal.SIGHUP, "computing"),
-        pytest.param(signal.SIGTERM, "recording", marks=pytest.mark.slow),
-    ],
+    ("number", "line"), [(signal.SIGHUP, "computing"), (signal.SIGTERM, "recording")]
 )
 def test_a_request_to_end_leaves_nothing(
     tiny_original: Path, tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, line: str
 ) -> None:
     if line == "computing":
-        process: Started = start_ouro("convert", tiny_original, tmp_path / "out", *CONVERT)
+        process: Started = ForkedOuro("convert", tiny_original, tmp_path / "out", *CONVERT)
     else:
         process = start_export(tiny_checkpoint, tmp_path / "out", line)
     wait_for_line(process, line)

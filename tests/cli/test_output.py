@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
 import shutil
 from pathlib import Path
 
@@ -13,14 +12,9 @@ import pytest
 
 from cli.errors import CommandError, describe
 from cli.output import require_writable, write_json, write_output
-from tests.support.processes import call_ouro, run_ouro
+from tests.support.processes import call_ouro, limited_files
 
 CONVERT = ("--prelude", 2, "--coda", 2, "--recurrent", 3, "--rank", 4, "--depth", 3)
-
-
-def limit_files() -> None:
-    """Lets no file grow past 4 KB: a write fails as on a full disk, but for the error's number."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -103,7 +97,8 @@ def test_write_output_that_fails_changes_nothing(tmp_path: Path, error: BaseExce
 def test_check_on_a_full_disk_keeps_the_old_file(tiny_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "parity.json"
     file.write_text("old")
-    result = run_ouro("check", tiny_bundle, "--json", file, preexec_fn=limit_files)
+    with limited_files():
+        result = call_ouro("check", tiny_bundle, "--json", file)
     assert result.returncode == 1
     assert result.stderr == f"error: {file}: can't be written: File too large; it is as it was\n"
     assert "PASS" in result.stdout
@@ -116,7 +111,8 @@ def test_convert_on_a_full_disk_keeps_the_old_checkpoint(
     out = tmp_path / "out"
     shutil.copytree(tiny_checkpoint, out)
     before = contents(tmp_path)
-    result = run_ouro("convert", tiny_original, out, *CONVERT, preexec_fn=limit_files)
+    with limited_files():
+        result = call_ouro("convert", tiny_original, out, *CONVERT)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {out}: can't write the checkpoint: ")
     assert len(result.stderr.splitlines()) == 1

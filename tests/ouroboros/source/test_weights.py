@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from ouroboros import convert, load_checkpoint
 from ouroboros.errors import CheckpointError
+from ouroboros.source import locate as locate_module
 from ouroboros.source.locate import locate
 from ouroboros.source.weights import INDEX, TensorFiles, open_original
-from tests.support.paths import ROOT
-from tests.support.processes import environment
+from tests.support.processes import call_ouro
 
 SMALL: dict[str, Any] = {
     "prelude": 1, "coda": 2, "rank": 4, "max_depth": 6, "depth": 3, "bridge": "none"
 }  # fmt: skip
+OPTIONS = (
+    "--recurrent", 2, "--norm-init", "ones", "--bridge", "none",
+    "--prelude", 1, "--coda", 2, "--rank", 4,
+)  # fmt: skip
 LAYER_BYTES = 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64)
 EMBEDDING_BYTES = 4 * 259 * 64
 
@@ -190,44 +193,22 @@ def test_weights_that_are_no_floats_are_left_to_transformers(sharded: Path) -> N
     assert not isinstance(getattr(original.read, "__self__", None), TensorFiles)
 
 
-def test_hub_id_is_read_from_the_cache(sharded: Path, tmp_path: Path) -> None:
+def test_hub_id_is_read_from_the_cache(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As huggingface_hub lays its cache out; the shards are found through the index."""
     home = tmp_path / "hub" / "models--Lab--Tiny"
     shutil.copytree(sharded, home / "snapshots" / ("a" * 40))
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text("a" * 40)
-    options = [
-        "--recurrent",
-        2,
-        "--norm-init",
-        "ones",
-        "--bridge",
-        "none",
-        "--prelude",
-        1,
-        "--coda",
-        2,
-        "--rank",
-        4,
-    ]
-    code = (
-        "import sys\n"
-        "from cli.main import main\n"
-        "from ouroboros.source import locate as sources\n"
-        "def load(*_):\n"
-        "    raise AssertionError('loaded whole')\n"
-        "sources._load_model = load\n"
-        "main()\n"
-    )
-    arguments = ["convert", "Lab/Tiny", tmp_path / "out", *options]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**environment(), "HF_HUB_CACHE": str(home.parent), "PYTHONPATH": str(ROOT)},
-        timeout=120,
-        check=False,
-    )
+
+    def load(*_: object) -> None:
+        raise AssertionError("loaded whole")
+
+    monkeypatch.setattr(locate_module, "_load_model", load)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home.parent))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    result = call_ouro("convert", "Lab/Tiny", tmp_path / "out", *OPTIONS)
     assert result.returncode == 0, result.stderr
     model, _ = load_checkpoint(tmp_path / "out")
     expected = load_file(sharded / "model-0.safetensors")["model.layers.0.mlp.up_proj.weight"]

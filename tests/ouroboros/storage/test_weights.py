@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from ouroboros import OuroborosForCausalLM
+from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
 from ouroboros.conversion.convert import convert
 from ouroboros.source.locate import locate
 from ouroboros.source.weights import open_original
 from ouroboros.storage import weights
 from ouroboros.storage.weights import narrowest, write_weights
+from tests.support.forked import fork_with_pipe
 from tests.support.gguf import write_gguf
-from tests.support.paths import ROOT
-from tests.support.processes import environment
 from tests.support.tiny import DIMENSIONS
 
 
@@ -181,39 +179,32 @@ def test_large_weights_go_into_several_files(
             assert torch.equal(value, twin.state_dict()[name]), name
 
 
+def write_large(pipe: Connection, out: Path) -> None:
+    """Writes a model of 400 MB; sends the bytes in memory before, and the most meanwhile."""
+    base = {"model_type": "llama", **DIMENSIONS, "vocab_size": 800_000, "hidden_size": 128}
+    config = OuroborosConfig(base_config=base, prelude=1, coda=1, rank=4)
+    model = OuroborosForCausalLM(config)
+    with torch.no_grad():
+        for rows in model.embed_tokens.weight.split(10_000):
+            rows.copy_(rows.bfloat16())
+    before = memory_of("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    save_checkpoint(model, None, out)
+    pipe.send((before, memory_of("VmHWM")))
+
+
+def memory_of(kind: str) -> int:
+    """Bytes of this process, as Linux counts them under that name."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+
+
+@pytest.mark.slow
 def test_writing_holds_no_second_copy(tmp_path: Path) -> None:
     """A model of 400 MB, whose narrow copy would be 200 MB, is written with less than 80 MB."""
-    code = (
-        "import sys, torch\n"
-        "from ouroboros import OuroborosConfig, OuroborosForCausalLM, save_checkpoint\n"
-        "base = {'model_type': 'llama', 'vocab_size': 800_000, 'hidden_size': 128,\n"
-        "        'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,\n"
-        "        'tie_word_embeddings': True}\n"
-        "config = OuroborosConfig(base_config=base, prelude=1, coda=1, rank=4)\n"
-        "model = OuroborosForCausalLM(config)\n"
-        "with torch.no_grad():\n"
-        "    for rows in model.embed_tokens.weight.split(10_000):\n"
-        "        rows.copy_(rows.bfloat16())\n"
-        "def now():\n"
-        "    lines = open('/proc/self/status').read().splitlines()\n"
-        "    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith('VmRSS'))\n"
-        "before = now()\n"
-        "open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak starts anew
-        "save_checkpoint(model, None, sys.argv[1])\n"
-        "lines = open('/proc/self/status').read().splitlines()\n"
-        "top = next(int(l.split()[1]) * 1024 for l in lines if l.startswith('VmHWM'))\n"
-        "print(before, top)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        env={**environment(), "PYTHONPATH": str(ROOT)},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    before, top = map(int, done.stdout.split())
+    process, pipe = fork_with_pipe(write_large, tmp_path / "out")
+    before, top = pipe.recv()
+    process.join()
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < 210e6
     assert before > 400e6
     assert top - before < 80e6, (before, top)

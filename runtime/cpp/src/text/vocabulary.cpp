@@ -1,14 +1,27 @@
 #include "text/vocabulary.hpp"
 
 #include <functional>
+#include <limits>
+
+#include "error.hpp"
 
 namespace ouro::core {
+namespace {
+
+std::uint32_t narrow(std::size_t size) {
+  if (size > std::numeric_limits<std::uint32_t>::max()) {
+    throw bundle_error("the tokens of its tokenizer.json take more than 4 GB");
+  }
+  return static_cast<std::uint32_t>(size);
+}
+
+}  // namespace
 
 void Vocabulary::add(std::string_view token, Id id) {
   if (2 * (entries_.size() + 1) > slots_.size()) grow();
   std::uint32_t& known = slots_[slot(token)];
   if (known == 0) {
-    entries_.push_back({letters_.size(), token.size(), id});
+    entries_.push_back({narrow(letters_.size()), narrow(token.size()), id});
     letters_ += token;
     known = static_cast<std::uint32_t>(entries_.size());
   } else {
@@ -50,17 +63,12 @@ void Vocabulary::grow() {
   }
 }
 
-Merges::Merges(std::size_t count) {
-  std::size_t slots = 16;
-  while (slots < count + count / 2) slots *= 2;
-  slots_.resize(slots);
-  mask_ = slots - 1;
-}
+Merges::Merges(std::size_t count) : slots_(count + count / 2 + 1) {}
 
 void Merges::set(Id first, Id second, Merge merge) {
   const std::uint64_t key = std::uint64_t{first} << 32 | second;
   std::size_t place = hash(key);
-  while (slots_[place].key != key && slots_[place].key != kFree) place = (place + 1) & mask_;
+  while (slots_[place].key != key && slots_[place].key != kFree) place = next(place);
   slots_[place] = {key, merge};
 }
 

@@ -30,7 +30,7 @@ class Vocabulary {
 
  private:
   struct Entry {
-    std::size_t start, size;  // in `letters_`
+    std::uint32_t start, size;  // in `letters_`
     Id id;
   };
 
@@ -63,7 +63,7 @@ class Merges {
   // What a pair merges into, or null.
   const Merge* find(Id first, Id second) const {
     const std::uint64_t key = std::uint64_t{first} << 32 | second;
-    for (std::size_t place = hash(key);; place = (place + 1) & mask_) {
+    for (std::size_t place = hash(key);; place = next(place)) {
       if (slots_[place].key == key) return &slots_[place].merge;
       if (slots_[place].key == kFree) return nullptr;
     }
@@ -78,11 +78,11 @@ class Merges {
 
   std::size_t hash(std::uint64_t key) const {
     key = (key ^ key >> 32) * 0x9E3779B97F4A7C15U;
-    return static_cast<std::size_t>(key >> 32) & mask_;
+    return static_cast<std::size_t>((key >> 32) * slots_.size() >> 32);
   }
+  std::size_t next(std::size_t place) const { return place + 1 < slots_.size() ? place + 1 : 0; }
 
-  std::vector<Slot> slots_;
-  std::size_t mask_;
+  std::vector<Slot> slots_;  // half as many again as pairs, and never full
 };
 
 }  // namespace ouro::core

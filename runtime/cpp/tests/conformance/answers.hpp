@@ -16,7 +16,10 @@ namespace conformance {
 using Json = nlohmann::json;
 
 inline constexpr double kRelativeL2 = 1e-6;  // of logits
-inline constexpr double kLogprob = 1e-6;     // absolute
+// Of rows that were recorded as a batch and are asked for one by one: kernels of some processors
+// add up a row in another order where others lie beside it.
+inline constexpr double kAloneL2 = 1e-5;
+inline constexpr double kLogprob = 1e-6;  // absolute
 
 inline std::string base64(const std::vector<float>& values) {
   constexpr char kLetters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -93,7 +96,7 @@ inline std::string shown(const Json& value) {
 }
 
 inline void compare_logits(const Json& found, const Json& expected, const std::string& where,
-                           std::vector<std::string>& lines) {
+                           std::vector<std::string>& lines, double allowed) {
   const std::vector<float> one = floats_of(found.at("float32"));
   const std::vector<float> other = floats_of(expected.at("float32"));
   if (found.at("shape") != expected.at("shape") || one.size() != other.size()) {
@@ -106,27 +109,28 @@ inline void compare_logits(const Json& found, const Json& expected, const std::s
     scale += std::pow(static_cast<double>(other[place]), 2);
   }
   const double error = std::sqrt(distance / scale);
-  if (!(error <= kRelativeL2)) {
+  if (!(error <= allowed)) {
     lines.push_back(where + ": logits differ by a relative L2 of " + std::to_string(error));
   }
 }
 
-// Adds lines that say where an answer is another than the recorded one.
+// Adds lines that say where an answer is another than the recorded one; `allowed` is of logits.
 inline void compare(const Json& found, const Json& expected, const std::string& where,
-                    std::vector<std::string>& lines) {
+                    std::vector<std::string>& lines, double allowed = kRelativeL2) {
   if (expected.is_object() && found.is_object() && expected.size() == found.size()) {
     if (expected.contains("float32") && found.contains("float32")) {
-      compare_logits(found, expected, where, lines);
+      compare_logits(found, expected, where, lines, allowed);
       return;
     }
     for (const auto& [key, value] : expected.items()) {
       const std::string place = where + "." + key;
-      found.contains(key) ? compare(found.at(key), value, place, lines)
+      found.contains(key) ? compare(found.at(key), value, place, lines, allowed)
                           : lines.push_back(place + " is missing");
     }
   } else if (expected.is_array() && found.is_array() && expected.size() == found.size()) {
     for (std::size_t place = 0; place < expected.size(); ++place) {
-      compare(found[place], expected[place], where + "[" + std::to_string(place) + "]", lines);
+      compare(found[place], expected[place], where + "[" + std::to_string(place) + "]", lines,
+              allowed);
     }
   } else if (expected.is_number_float() && found.is_number_float()) {
     if (!(std::abs(expected.get<double>() - found.get<double>()) <= kLogprob)) {
