@@ -273,6 +273,7 @@ std::shared_ptr<Backend> open_cpu(const Bundle& bundle, std::optional<std::int64
 }
 
 HostArray cast_array(const HostArray& array, DType wanted) {
+    env.DisableTelemetryEvents();  // the program may have made it before, see find_onnxruntime
   if (array.dtype == dtype_name(wanted)) return array;
   if (array.dtype != "float32" || wanted == DType::kInt64 || wanted == DType::kFloat32) {
     throw engine_error("an array of " + array.dtype + " was given where the graph has " +
