@@ -25,11 +25,13 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& path, const st
                                      std::optional<std::int64_t> threads,
                                      std::optional<std::int64_t> accuracy_level) {
   check_choice(backend, threads, accuracy_level);
-  auto engine = std::make_shared<Engine>(open_bundle(path));
-  Opened opened = open_backend_with_reason(engine->bundle_, backend, threads, accuracy_level);
-  engine->backend_ = std::move(opened.backend);
-  engine->backend_name_ = engine->backend_->name();
-  engine->reason_ = std::move(opened.reason);
+  Choice choice;
+  auto engine = std::make_shared<Engine>(open_bundle(path, [&](const Manifest& manifest) {
+    choice = choose_backend(manifest, backend);  // hashing takes long where the weights are large
+  }));
+  engine->backend_ = open_backend(engine->bundle_, choice, threads, accuracy_level);
+  engine->backend_name_ = std::move(choice.backend);
+  engine->reason_ = std::move(choice.reason);
   if (!engine->codec_.decodes()) {
     try {
       engine->codec_.decode({});

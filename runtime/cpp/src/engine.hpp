@@ -41,7 +41,7 @@ struct Asked {
 // gives out keeps what it needs: the engine may be closed, or gone, before them.
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
-  // Verifies a bundle and loads it; arguments as for open_backend.
+  // Verifies a bundle and loads it; `backend` as for choose_backend, the rest for open_backend.
   // Throws bundle_error where it is not whole, engine_error for what can't run here.
   static std::shared_ptr<Engine> open(const std::filesystem::path& path,
                                       const std::string& backend = "auto",

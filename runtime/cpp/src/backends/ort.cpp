@@ -263,11 +263,6 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
 
 std::shared_ptr<Backend> open_cpu(const Bundle& bundle, std::optional<std::int64_t> threads,
                                   std::optional<std::int64_t> accuracy_level) {
-  if (bundle.manifest().precision == "bf16") {
-    throw engine_error(
-        "the cpu engine has no bfloat16 arithmetic",
-        "run this bundle on a GPU, or export with --precision fp32, fp16, int8 or int4");
-  }
   return std::make_shared<CpuBackend>(open_graph(bundle, false, threads, accuracy_level),
                                       bundle.manifest().model.max_position_embeddings);
 }
