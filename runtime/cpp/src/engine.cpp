@@ -93,37 +93,17 @@ std::vector<Generation> Engine::generate(const std::vector<Asked>& asked,
   return results;
 }
 
-std::vector<std::vector<float>> Engine::logits(const std::vector<Prompt>& prompts,
-                                               const std::vector<Depth>& depths) {
-  if (prompts.empty()) throw engine_error("empty prompt", "give at least one token");
-  std::vector<Tokens> rows;
-  for (const Prompt& prompt : prompts) {
-    rows.push_back(encode_prompt(prompt));
-  }
-  for (const Tokens& row : rows) check_length(static_cast<std::int64_t>(row.size()), 0);
-  std::vector<std::int64_t> steps;
-  for (const Depth& depth : depths) steps.push_back(fixed_depth(depth));
-  const auto decoder = new_decoder(steps);
+std::vector<float> Engine::logits(const Prompt& prompt, const Depth& depth) {
+  const Tokens row = encode_prompt(prompt);
+  check_length(static_cast<std::int64_t>(row.size()), 0);
+  const auto decoder = new_decoder({fixed_depth(depth)});
   const auto width = static_cast<std::size_t>(manifest().model.vocab_size);
-  std::vector<std::vector<float>> results;
-  std::size_t total = 0;
-  for (const Tokens& row : rows) {
-    results.emplace_back(row.size() * width);
-    total = std::max(total, row.size());
-  }
-  decoder->score(rows, [&](std::int64_t start, std::int64_t tokens, const float* found) {
-    for (std::size_t row = 0; row < rows.size(); ++row) {
-      // Rows are padded on the left.
-      const std::size_t padding = total - rows[row].size(), chunk = static_cast<std::size_t>(start);
-      const std::size_t count = static_cast<std::size_t>(tokens);
-      const std::size_t skipped = padding > chunk ? std::min(padding - chunk, count) : 0;
-      const float* from = found + (row * count + skipped) * width;
-      const std::size_t place = (chunk + skipped - std::min(padding, chunk + skipped)) * width;
-      std::copy_n(from, (count - skipped) * width,
-                  results[row].begin() + static_cast<std::ptrdiff_t>(place));
-    }
+  std::vector<float> result;
+  result.reserve(row.size() * width);
+  decoder->score(row, [&](std::int64_t tokens, const float* found) {
+    result.insert(result.end(), found, found + static_cast<std::size_t>(tokens) * width);
   });
-  return results;
+  return result;
 }
 
 std::vector<std::string> Engine::take_warnings() {

@@ -64,9 +64,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Generates from prompts that advance together; a result each.
   std::vector<Generation> generate(const std::vector<Asked>& asked,
                                    const Cancelled& cancelled = {});
-  // Logits of every position of each prompt, float32 [tokens, V].
-  std::vector<std::vector<float>> logits(const std::vector<Prompt>& prompts,
-                                         const std::vector<Depth>& depths);
+  // Logits of every position of a prompt, float32 [tokens, V].
+  std::vector<float> logits(const Prompt& prompt, const Depth& depth);
   // Warnings since the last call, such as of a depth that was never trained.
   std::vector<std::string> take_warnings();
 

@@ -133,9 +133,8 @@ ouro_status ouro_logits(ouro_engine* engine, const ouro_prompt* prompt, int64_t 
   return guard(error, [&] {
     auto& loaded = *use(engine, "engine").engine;
     output(logits);
-    auto found = loaded.logits({read_prompt(prompt)}, {read_depth(depth, 0.0)});
     auto result = std::make_unique<ouro_result>();
-    result->floats = std::move(found.front());
+    result->floats = loaded.logits(read_prompt(prompt), read_depth(depth, 0.0));
     result->columns = static_cast<std::size_t>(loaded.manifest().model.vocab_size);
     result->rows = result->floats.size() / result->columns;
     *logits = result.release();
