@@ -14,8 +14,9 @@ std::string show(std::int64_t number) { return std::to_string(number); }
 
 void check_id(Token token, std::int64_t vocabulary) {
   if (token < 0 || token >= vocabulary) {
-    throw engine_error("token id " + show(token) + " is outside the vocabulary 0.." +
-                       show(vocabulary - 1));
+    throw engine_error(
+        "token id " + show(token) + " is outside the vocabulary 0.." + show(vocabulary - 1),
+        "give ids of the bundle's own tokenizer");
   }
 }
 
@@ -144,9 +145,10 @@ std::int64_t Engine::fixed_depth(const Depth& depth) const {
   }
   const std::int64_t steps = depth.steps.value_or(spec.default_depth);
   if (steps < spec.min || steps > spec.max) {
-    throw engine_error("depth=" + show(steps) + " is outside this bundle's range " +
-                           show(spec.min) + ".." + show(spec.max),
-                       steps > spec.max ? "re-export with --max-depth " + show(steps) : "");
+    throw engine_error(
+        "depth=" + show(steps) + " is outside this bundle's range " + show(spec.min) + ".." +
+            show(spec.max),
+        steps > spec.max ? "re-export with --max-depth " + show(steps) : "give one in it");
   }
   return steps;
 }
