@@ -9,6 +9,7 @@ from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA
 from runtime.backends.machine import Machine, check_plan_fits, find_machine
 from runtime.backends.ort import check_cpu, open_cpu
 from runtime.backends.ort_cuda import PROVIDER, open_cuda
+from runtime.backends.ort_library import load_onnxruntime
 from runtime.backends.trt import open_plan
 from runtime.bundle.manifest import ACCURACY_LEVELS, Manifest
 from runtime.errors import BundleError, EngineError
@@ -86,9 +87,7 @@ def open_backend(
 
 def list_providers() -> Sequence[str]:
     """The execution providers that this ONNX Runtime was built with."""
-    import onnxruntime
-
-    providers: list[str] = onnxruntime.get_available_providers()
+    providers: list[str] = load_onnxruntime().get_available_providers()
     return providers
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from runtime.backends.gpu import INSTALL_BINDINGS, INSTALL_CUDA, load_driver
 from runtime.backends.machine import Machine, find_machine, major_cuda
+from runtime.backends.ort_library import load_onnxruntime
 from runtime.backends.trt_flavours import FLAVOURS, TENSORRT, Flavour, check_libraries
 from runtime.errors import EngineError
 
@@ -126,7 +127,7 @@ def find_onnxruntime(machine: Machine) -> Finding:
         machine: from `find_machine`.
     """
     try:
-        import onnxruntime
+        onnxruntime = load_onnxruntime()
     except ImportError as error:
         reason = " ".join(str(error).split())[:120]
         return Finding("onnxruntime", MISSING, reason, f"pip install .{CHECKOUT}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.gpu import INSTALL_CUDA
 from runtime.backends.memory import HostMemory, Memory
+from runtime.backends.ort_library import load_onnxruntime
 from runtime.bundle.contract import ELEMENT_TYPES
 from runtime.bundle.external_data import external_files
 from runtime.errors import BundleError, EngineError
@@ -113,9 +114,7 @@ def open_session(
         EngineError: the provider can't be loaded.
         BundleError: the graph does not load or is not the one its manifest describes.
     """
-    import onnxruntime
-
-    manifest = bundle.manifest
+    onnxruntime, manifest = load_onnxruntime(), bundle.manifest
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is said once, by our error
     # Whatever the file's name: `_check_data` looked at an ONNX file.

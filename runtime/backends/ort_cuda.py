@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.cuda import CALL_TOKENS, CudaMemory, DeviceArray, load_cuda, run_on_device
 from runtime.backends.ort import open_session, run_error
+from runtime.backends.ort_library import load_onnxruntime
 from runtime.bundle.contract import ELEMENT_TYPES
 
 if TYPE_CHECKING:
@@ -138,8 +139,7 @@ def load_libraries() -> None:
 
     Source: onnxruntime.preload_dlls; CUDA 13's packages share `nvidia/cu13/lib`.
     """
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     beside = Path(onnxruntime.__file__).parents[1]
     with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
         for name in (f"cu{str(onnxruntime.cuda_version).partition('.')[0]}", "cudnn"):

@@ -215,7 +215,7 @@ def check_depths(depth: object, rows: int, spec: DepthSpec) -> list[int]:
         if not spec.min <= value <= spec.max:
             raise EngineError(
                 f"depth={value} is outside this bundle's range {spec.min}..{spec.max}",
-                f"re-export with --max-depth {value}" if value > spec.max else "",
+                f"re-export with --max-depth {value}" if value > spec.max else "give one in it",
             )
     return [int(value) for value in depths]
 
@@ -305,7 +305,10 @@ def _check_id(token: object, manifest: Manifest) -> bool:
     if isinstance(token, bool) or not isinstance(token, int | np.integer):
         raise EngineError(f"{token!r:.60} is not a token id", f"allowed: 0..{size - 1}")
     if not 0 <= token < size:
-        raise EngineError(f"token id {token} is outside the vocabulary 0..{size - 1}")
+        raise EngineError(
+            f"token id {token} is outside the vocabulary 0..{size - 1}",
+            "give ids of the bundle's own tokenizer",
+        )
     return True
 
 

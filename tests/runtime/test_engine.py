@@ -197,7 +197,7 @@ def test_untrained_depth_warns_once(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"depth": 0}, r"depth=0 is outside this bundle's range 1\.\.\d+$"),
+        ({"depth": 0}, r"depth=0 is outside this bundle's range 1\.\.\d+; give one in it$"),
         ({"depth": -1}, "depth=-1 is outside"),
         ({"depth": 6400}, r"depth=6400 is outside this bundle's range 1\.\.\d+; re-export with"),
         ({"depth": "8"}, "not a whole number"),

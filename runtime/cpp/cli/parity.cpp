@@ -207,7 +207,9 @@ std::size_t ParityReport::ambiguous() const {
 ParityReport check_bundle(const std::filesystem::path& path, const std::string& backend,
                           std::optional<std::int64_t> threads) {
   core::check_choice(backend, threads);
-  const core::Bundle bundle = core::open_bundle(path);
+  core::Choice choice;
+  const core::Bundle bundle = core::open_bundle(
+      path, [&](const core::Manifest& found) { choice = core::choose_backend(found, backend); });
   const core::Manifest& manifest = bundle.manifest();
   ParityReport report;
   report.bundle = path.string();
@@ -223,7 +225,7 @@ ParityReport check_bundle(const std::filesystem::path& path, const std::string& 
   for (std::string& line : missing_cases(cases, report.depths, manifest.model.halting)) {
     report.problems.push_back(std::move(line));
   }
-  auto opened = core::open_backend(bundle, backend, threads, kExactLevel);
+  auto opened = core::open_backend(bundle, choice, threads, kExactLevel);
   report.backend = opened->name();
   report.bound = std::min(manifest.parity.relative_l2, kRelativeL2);
   const bool half = std::string(manifest.cache_dtype()) != "float32";
@@ -236,7 +238,8 @@ ParityReport check_bundle(const std::filesystem::path& path, const std::string& 
   const std::int64_t level =
       manifest.quantization ? manifest.quantization->accuracy_level : kExactLevel;
   if (report.backend == "cpu" && level != kExactLevel) {  // a GPU has no levels
-    opened = core::open_backend(bundle, backend, threads);
+    opened.reset();                                       // its weights would be there twice
+    opened = core::open_backend(bundle, choice, threads);
     report.fast = judge_fast(measure_all(run_cases(cases, opened, manifest), cases), manifest);
   }
   std::vector<std::string> verdicts;

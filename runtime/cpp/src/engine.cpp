@@ -14,8 +14,9 @@ std::string show(std::int64_t number) { return std::to_string(number); }
 
 void check_id(Token token, std::int64_t vocabulary) {
   if (token < 0 || token >= vocabulary) {
-    throw engine_error("token id " + show(token) + " is outside the vocabulary 0.." +
-                       show(vocabulary - 1));
+    throw engine_error(
+        "token id " + show(token) + " is outside the vocabulary 0.." + show(vocabulary - 1),
+        "give ids of the bundle's own tokenizer");
   }
 }
 
@@ -25,11 +26,13 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& path, const st
                                      std::optional<std::int64_t> threads,
                                      std::optional<std::int64_t> accuracy_level) {
   check_choice(backend, threads, accuracy_level);
-  auto engine = std::make_shared<Engine>(open_bundle(path));
-  Opened opened = open_backend_with_reason(engine->bundle_, backend, threads, accuracy_level);
-  engine->backend_ = std::move(opened.backend);
-  engine->backend_name_ = engine->backend_->name();
-  engine->reason_ = std::move(opened.reason);
+  Choice choice;
+  auto engine = std::make_shared<Engine>(open_bundle(path, [&](const Manifest& manifest) {
+    choice = choose_backend(manifest, backend);  // hashing takes long where the weights are large
+  }));
+  engine->backend_ = open_backend(engine->bundle_, choice, threads, accuracy_level);
+  engine->backend_name_ = std::move(choice.backend);
+  engine->reason_ = std::move(choice.reason);
   if (!engine->codec_.decodes()) {
     try {
       engine->codec_.decode({});
@@ -91,37 +94,17 @@ std::vector<Generation> Engine::generate(const std::vector<Asked>& asked,
   return results;
 }
 
-std::vector<std::vector<float>> Engine::logits(const std::vector<Prompt>& prompts,
-                                               const std::vector<Depth>& depths) {
-  if (prompts.empty()) throw engine_error("empty prompt", "give at least one token");
-  std::vector<Tokens> rows;
-  for (const Prompt& prompt : prompts) {
-    rows.push_back(encode_prompt(prompt));
-  }
-  for (const Tokens& row : rows) check_length(static_cast<std::int64_t>(row.size()), 0);
-  std::vector<std::int64_t> steps;
-  for (const Depth& depth : depths) steps.push_back(fixed_depth(depth));
-  const auto decoder = new_decoder(steps);
+std::vector<float> Engine::logits(const Prompt& prompt, const Depth& depth) {
+  const Tokens row = encode_prompt(prompt);
+  check_length(static_cast<std::int64_t>(row.size()), 0);
+  const auto decoder = new_decoder({fixed_depth(depth)});
   const auto width = static_cast<std::size_t>(manifest().model.vocab_size);
-  std::vector<std::vector<float>> results;
-  std::size_t total = 0;
-  for (const Tokens& row : rows) {
-    results.emplace_back(row.size() * width);
-    total = std::max(total, row.size());
-  }
-  decoder->score(rows, [&](std::int64_t start, std::int64_t tokens, const float* found) {
-    for (std::size_t row = 0; row < rows.size(); ++row) {
-      // Rows are padded on the left.
-      const std::size_t padding = total - rows[row].size(), chunk = static_cast<std::size_t>(start);
-      const std::size_t count = static_cast<std::size_t>(tokens);
-      const std::size_t skipped = padding > chunk ? std::min(padding - chunk, count) : 0;
-      const float* from = found + (row * count + skipped) * width;
-      const std::size_t place = (chunk + skipped - std::min(padding, chunk + skipped)) * width;
-      std::copy_n(from, (count - skipped) * width,
-                  results[row].begin() + static_cast<std::ptrdiff_t>(place));
-    }
+  std::vector<float> result;
+  result.reserve(row.size() * width);
+  decoder->score(row, [&](std::int64_t tokens, const float* found) {
+    result.insert(result.end(), found, found + static_cast<std::size_t>(tokens) * width);
   });
-  return results;
+  return result;
 }
 
 std::vector<std::string> Engine::take_warnings() {
@@ -162,9 +145,10 @@ std::int64_t Engine::fixed_depth(const Depth& depth) const {
   }
   const std::int64_t steps = depth.steps.value_or(spec.default_depth);
   if (steps < spec.min || steps > spec.max) {
-    throw engine_error("depth=" + show(steps) + " is outside this bundle's range " +
-                           show(spec.min) + ".." + show(spec.max),
-                       steps > spec.max ? "re-export with --max-depth " + show(steps) : "");
+    throw engine_error(
+        "depth=" + show(steps) + " is outside this bundle's range " + show(spec.min) + ".." +
+            show(spec.max),
+        steps > spec.max ? "re-export with --max-depth " + show(steps) : "give one in it");
   }
   return steps;
 }

@@ -41,7 +41,7 @@ struct Asked {
 // gives out keeps what it needs: the engine may be closed, or gone, before them.
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
-  // Verifies a bundle and loads it; arguments as for open_backend.
+  // Verifies a bundle and loads it; `backend` as for choose_backend, the rest for open_backend.
   // Throws bundle_error where it is not whole, engine_error for what can't run here.
   static std::shared_ptr<Engine> open(const std::filesystem::path& path,
                                       const std::string& backend = "auto",
@@ -64,9 +64,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Generates from prompts that advance together; a result each.
   std::vector<Generation> generate(const std::vector<Asked>& asked,
                                    const Cancelled& cancelled = {});
-  // Logits of every position of each prompt, float32 [tokens, V].
-  std::vector<std::vector<float>> logits(const std::vector<Prompt>& prompts,
-                                         const std::vector<Depth>& depths);
+  // Logits of every position of a prompt, float32 [tokens, V].
+  std::vector<float> logits(const Prompt& prompt, const Depth& depth);
   // Warnings since the last call, such as of a depth that was never trained.
   std::vector<std::string> take_warnings();
 

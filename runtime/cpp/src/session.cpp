@@ -30,10 +30,6 @@ Stream::~Stream() {
 std::int64_t Stream::depth() const { return session_->depth(); }
 
 bool Stream::next(Piece& piece) {
-  const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
-  if (!lock.owns_lock()) {
-    throw engine_error("a stream serves one thread at a time", "open another stream");
-  }
   if (ended_) return false;
   if (!speaking_) begin();
   std::vector<std::optional<Piece>> pieces;

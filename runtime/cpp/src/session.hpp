@@ -63,7 +63,6 @@ class Stream {
   Options options_;
   Cancelled asked_;
   std::atomic<bool> cancelled_{false};
-  std::mutex busy_;
   std::optional<Turn> turn_;
   bool speaking_ = false, ended_ = false;
   bool whole_ = false;               // an answer that does not come to its end leaves no trace

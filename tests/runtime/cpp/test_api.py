@@ -11,7 +11,8 @@ import pytest
 from tests.support.cpp import ONNXRUNTIME, built
 
 SCENARIOS = (
-    "reopen", "outlive", "closing", "threads", "busy", "callbacks", "handles", "requests",
+    "reopen", "outlive", "closing", "leaving", "threads", "busy", "callbacks", "handles",
+    "requests",
 )  # fmt: skip
 
 
@@ -23,6 +24,18 @@ def test_library_survives(scenario: str, tiny_bundle: Path) -> None:
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nothing_is_reported(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Where ONNX Runtime means to send something, it first writes below the home directory."""
+    keep = {name: value for name, value in os.environ.items() if name in ("PATH", "TMPDIR")}
+    done = subprocess.run(
+        [built("abuse"), tiny_bundle, "outlive"],
+        env=keep | {"HOME": str(tmp_path), "LD_LIBRARY_PATH": str(ONNXRUNTIME.parent)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_scenario_is_run() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import BundleError, Engine
+from runtime import BundleError, Engine, EngineError
 from runtime.bundle.reader import write_manifest
 from runtime.parity.cases import Case, load_cases, save_cases
 from runtime.parity.check import check_bundle
@@ -301,6 +301,21 @@ def test_errors_are_one_line(
     assert line in done.stderr
     assert done.stdout == ""
     assert line == "usage" or done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "BUNDLE", "x"), ("check", "BUNDLE"), ("bench", "BUNDLE")]
+)
+def test_what_can_not_run_here_is_said_before_files_are_read(
+    words: tuple[str, ...], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (tmp_path / "bundle/model.onnx.data").unlink()
+    with pytest.raises(EngineError) as refused:
+        Engine.open(tmp_path / "bundle", backend="trt")
+    words = tuple(word.replace("BUNDLE", str(tmp_path / "bundle")) for word in words)
+    assert ouro_cli(*words, "--backend", "trt").stderr == f"error: {refused.value}\n"
+    assert "lacks model.onnx.data" in ouro_cli(*words, "--backend", "cpu").stderr
 
 
 def test_help_and_version_are_no_errors() -> None:

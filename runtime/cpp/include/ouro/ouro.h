@@ -4,7 +4,8 @@
  *
  * Errors. Every call that can fail returns an ouro_status and takes an `ouro_error**` as its last
  * argument, which may be null. After anything but OURO_OK it holds an error that the caller
- * releases; outputs are then untouched. No exception crosses this interface.
+ * releases, or null where there was no memory for one; outputs are then untouched. No exception
+ * crosses this interface.
  *
  * Ownership. Handles that a call gives out are the caller's: each has a release function, which
  * takes null too. Pointers that a handle gives out live as long as the handle, or until the next
@@ -246,7 +247,10 @@ OURO_API void ouro_request_init(ouro_request* request);
  */
 OURO_API ouro_status ouro_engine_open(const char* path, const ouro_open_options* options,
                                       ouro_engine** engine, ouro_error** error);
-/** Frees the graph once requests in progress have ended; the handle stays valid, and is refused. */
+/**
+ * Frees the graph once requests in progress have ended and sessions that were used are reset or
+ * released; the handle stays valid, and is refused.
+ */
 OURO_API ouro_status ouro_engine_close(ouro_engine* engine, ouro_error** error);
 /** Gives the handle back. What the engine has given out goes on. */
 OURO_API void ouro_engine_release(ouro_engine* engine);

@@ -23,6 +23,7 @@ using ouro::core::Tokens;
 using ouro::core::api::check_struct;
 using ouro::core::api::give;
 using ouro::core::api::guard;
+using ouro::core::api::kGiveData;
 using ouro::core::api::list_candidates;
 using ouro::core::api::output;
 using ouro::core::api::pack;
@@ -45,7 +46,7 @@ ouro_status ouro_engine_open(const char* path, const ouro_open_options* options,
                              ouro_engine** engine, ouro_error** error) {
   return guard(error, [&] {
     output(engine);
-    if (path == nullptr) refuse("the path is null");
+    if (path == nullptr) refuse("the path is null", "give the directory of a bundle");
     ouro_open_options defaults;
     ouro_open_options_init(&defaults);
     const ouro_open_options given = read_struct(options, defaults, "ouro_open_options");
@@ -104,7 +105,7 @@ ouro_status ouro_detokenize(const ouro_engine* engine, const int64_t* ids, size_
                             ouro_result** text, ouro_error** error) {
   return guard(error, [&] {
     const auto& loaded = *use(engine, "engine").engine;
-    if (ids == nullptr && count > 0) refuse("the ids are null");
+    if (ids == nullptr && count > 0) refuse("the ids are null", kGiveData);
     output(text);
     *text = pack_texts({loaded.detokenize(Tokens(ids, ids + count))}).release();
   });
@@ -114,9 +115,9 @@ ouro_status ouro_generate(ouro_engine* engine, const ouro_request* requests, siz
                           ouro_cancelled cancelled, void* user, ouro_result** generations,
                           ouro_error** error) {
   return guard(error, [&] {
-    auto& loaded = *use(engine, "engine").engine;
+    const auto loaded = use(engine, "engine").engine;  // `cancelled` may release the handle
     output(generations);
-    if (requests == nullptr && count > 0) refuse("the requests are null");
+    if (requests == nullptr && count > 0) refuse("the requests are null", kGiveData);
     std::vector<ouro::core::Asked> asked;
     const auto* place = reinterpret_cast<const std::byte*>(requests);
     for (std::size_t index = 0; index < count; ++index) {
@@ -124,7 +125,7 @@ ouro_status ouro_generate(ouro_engine* engine, const ouro_request* requests, siz
       asked.push_back(read_request(one));
       place += one->size;  // as the program that made the array knows it
     }
-    *generations = pack(loaded.generate(asked, read_cancelled(cancelled, user))).release();
+    *generations = pack(loaded->generate(asked, read_cancelled(cancelled, user))).release();
   });
 }
 
@@ -133,9 +134,8 @@ ouro_status ouro_logits(ouro_engine* engine, const ouro_prompt* prompt, int64_t 
   return guard(error, [&] {
     auto& loaded = *use(engine, "engine").engine;
     output(logits);
-    auto found = loaded.logits({read_prompt(prompt)}, {read_depth(depth, 0.0)});
     auto result = std::make_unique<ouro_result>();
-    result->floats = std::move(found.front());
+    result->floats = loaded.logits(read_prompt(prompt), read_depth(depth, 0.0));
     result->columns = static_cast<std::size_t>(loaded.manifest().model.vocab_size);
     result->rows = result->floats.size() / result->columns;
     *logits = result.release();

@@ -7,12 +7,12 @@ namespace ouro::core::api {
 ouro_text view(const std::string& text) { return {text.data(), text.size()}; }
 
 std::string read_text(ouro_text text) {
-  if (text.data == nullptr && text.bytes > 0) refuse("a text is null");
+  if (text.data == nullptr && text.bytes > 0) refuse("a text is null", kGiveData);
   return text.bytes == 0 ? std::string() : std::string(text.data, text.bytes);
 }
 
 Prompt read_prompt(const ouro_prompt* given) {
-  if (given == nullptr) refuse("the prompt is null");
+  if (given == nullptr) refuse("the prompt is null", "give one that ouro_prompt_init began");
   ouro_prompt defaults;
   ouro_prompt_init(&defaults);
   const ouro_prompt prompt = read_struct(given, defaults, "ouro_prompt");
@@ -20,11 +20,16 @@ Prompt read_prompt(const ouro_prompt* given) {
     case OURO_PROMPT_TEXT:
       return read_text(prompt.text);
     case OURO_PROMPT_IDS:
-      if (prompt.ids == nullptr && prompt.id_count > 0) refuse("the prompt's ids are null");
+      if (prompt.ids == nullptr && prompt.id_count > 0) {
+        refuse("the prompt's ids are null", kGiveData);
+      }
       return Tokens(prompt.ids, prompt.ids + prompt.id_count);
     case OURO_PROMPT_MESSAGES: {
       if (prompt.messages == nullptr && prompt.message_count > 0) {
-        refuse("the prompt's messages are null");
+        refuse("the prompt's messages are null", kGiveData);
+      }
+      if (prompt.message_count == 0) {
+        throw engine_error("empty prompt", "give at least one message");
       }
       std::vector<Message> messages;
       for (std::size_t index = 0; index < prompt.message_count; ++index) {
@@ -34,7 +39,7 @@ Prompt read_prompt(const ouro_prompt* given) {
       return messages;
     }
     default:
-      refuse("the prompt's kind is " + std::to_string(prompt.kind) + "; allowed: 0..2");
+      refuse("the prompt's kind is " + std::to_string(prompt.kind), "allowed: 0..2");
   }
 }
 
@@ -53,7 +58,7 @@ Options read_options(const ouro_options* given) {
   }
   if (from.given & OURO_GIVEN_SEED) options.seed = from.seed;
   if (from.given & OURO_GIVEN_LOGPROBS) options.logprobs = from.logprobs;
-  if (from.stop == nullptr && from.stop_count > 0) refuse("the stop strings are null");
+  if (from.stop == nullptr && from.stop_count > 0) refuse("the stop strings are null", kGiveData);
   for (std::size_t index = 0; index < from.stop_count; ++index) {
     options.stop.push_back(read_text(from.stop[index]));
     if (!is_utf8(options.stop.back())) {
@@ -72,7 +77,7 @@ Depth read_depth(std::int64_t depth, double halt_threshold) {
 }
 
 Asked read_request(const ouro_request* given) {
-  if (given == nullptr) refuse("the request is null");
+  if (given == nullptr) refuse("the request is null", "give one that ouro_request_init began");
   ouro_request defaults;
   ouro_request_init(&defaults);
   const ouro_request request = read_struct(given, defaults, "ouro_request");
@@ -85,7 +90,8 @@ Cancelled read_cancelled(ouro_cancelled cancelled, void* user) {
   return [cancelled, user] {
     const int answer = cancelled(user);
     if (answer == OURO_ASKING_FAILED) {
-      throw engine_error("the function that is asked before every token failed");
+      throw engine_error("the function that is asked before every token failed",
+                         "look into what it asks; it gave OURO_ASKING_FAILED");
     }
     return answer != 0;
   };
@@ -120,6 +126,12 @@ using ouro::core::api::refuse;
 using ouro::core::api::use;
 using ouro::core::api::view;
 using ouro::core::api::write_struct;
+
+namespace {
+
+constexpr char kCount[] = "allowed: below what ouro_result_count gives";
+
+}  // namespace
 
 uint32_t ouro_abi_version(void) { return OURO_ABI_VERSION; }
 const char* ouro_version(void) { return OURO_VERSION; }
@@ -162,7 +174,9 @@ ouro_status ouro_result_generation(const ouro_result* result, size_t index,
                                    ouro_generation* generation, ouro_error** error) {
   return guard(error, [&] {
     const ouro_result& own = use(result, "result");
-    if (index >= own.generations.size()) refuse("the result holds no generation of that index");
+    if (index >= own.generations.size()) {
+      refuse("the result holds no generation of that index", kCount);
+    }
     const ouro::core::Generation& one = own.generations[index];
     ouro_generation value{};
     value.text = view(one.text);
@@ -180,7 +194,7 @@ ouro_status ouro_result_text(const ouro_result* result, size_t index, ouro_text*
                              ouro_error** error) {
   return guard(error, [&] {
     const ouro_result& own = use(result, "result");
-    if (index >= own.texts.size()) refuse("the result holds no text of that index");
+    if (index >= own.texts.size()) refuse("the result holds no text of that index", kCount);
     output(text) = view(own.texts[index]);
   });
 }
@@ -189,8 +203,9 @@ ouro_status ouro_result_ids(const ouro_result* result, const int64_t** ids, size
                             ouro_error** error) {
   return guard(error, [&] {
     const ouro_result& own = use(result, "result");
+    output(ids);  // all are looked at before one is written
     output(count) = own.ids.size();
-    output(ids) = own.ids.data();
+    *ids = own.ids.data();
   });
 }
 
@@ -198,9 +213,11 @@ ouro_status ouro_result_floats(const ouro_result* result, const float** floats, 
                                size_t* columns, ouro_error** error) {
   return guard(error, [&] {
     const ouro_result& own = use(result, "result");
-    output(rows) = own.rows;
-    output(columns) = own.columns;
+    output(rows);
+    output(columns);
     output(floats) = own.floats.data();
+    *rows = own.rows;
+    *columns = own.columns;
   });
 }
 void ouro_result_release(ouro_result* result) { ouro::core::api::release(result); }

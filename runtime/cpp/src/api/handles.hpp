@@ -31,12 +31,17 @@ enum class Kind : std::uint32_t {
   kResult,
 };
 
-// A null or released handle, or one of another kind.
+// A null or released handle, or one of another kind; or what no caller of a higher language gives.
 struct BadArgument {
-  std::string problem;
+  std::string problem, cure;
 };
 
-[[noreturn]] inline void refuse(std::string problem) { throw BadArgument{std::move(problem)}; }
+[[noreturn]] inline void refuse(std::string problem, std::string cure) {
+  throw BadArgument{std::move(problem), std::move(cure)};
+}
+
+// Of an array or a text that is null though its size is not 0.
+inline constexpr char kGiveData[] = "give it, or a size of 0";
 
 }  // namespace ouro::core::api
 
@@ -105,10 +110,10 @@ ouro_status guard(ouro_error** error, const Body& body) noexcept {
     set_error(error, static_cast<ouro_code>(failed.code()), failed.problem(), failed.cure());
     return OURO_FAILED;
   } catch (const BadArgument& bad) {
-    set_error(error, OURO_CODE_OTHER, bad.problem);
+    set_error(error, OURO_CODE_OTHER, bad.problem, bad.cure);
     return OURO_INVALID_ARGUMENT;
   } catch (const std::bad_alloc&) {
-    set_error(error, OURO_CODE_OTHER, "out of memory");
+    set_error(error, OURO_CODE_OTHER, "out of memory", "free some, or ask for less at once");
     return OURO_OUT_OF_MEMORY;
   } catch (const std::exception& other) {
     set_error(error, OURO_CODE_OTHER, other.what(), {}, "internal fault: ");
@@ -121,9 +126,10 @@ ouro_status guard(ouro_error** error, const Body& body) noexcept {
 
 template <class Handle>
 Handle& use(Handle* handle, const char* what) {
-  if (handle == nullptr) refuse(std::string("the ") + what + " is null");
+  constexpr char cure[] = "give a handle that a call gave out and that was not released";
+  if (handle == nullptr) refuse(std::string("the ") + what + " is null", cure);
   if (handle->kind != Handle::kKind) {
-    refuse(std::string("this is no ") + what + ", or it was released");
+    refuse(std::string("this is no ") + what + ", or it was released", cure);
   }
   return *handle;
 }
@@ -137,7 +143,7 @@ void release(Handle* handle) noexcept {
 
 template <class Value>
 Value& output(Value* value) {
-  if (value == nullptr) refuse("an output is null");
+  if (value == nullptr) refuse("an output is null", "give the address of a variable");
   return *value;
 }
 
@@ -147,7 +153,7 @@ template <class Struct>
 Struct read_struct(const Struct* given, Struct defaults, const char* what) {
   if (given == nullptr) return defaults;
   if (given->size < sizeof(std::size_t) || given->size > 4096) {
-    refuse(std::string("the size of ") + what + " is not set; begin with its _init function");
+    refuse(std::string("the size of ") + what + " is not set", "begin with its _init function");
   }
   std::memcpy(&defaults, given, std::min(given->size, sizeof(Struct)));
   return defaults;
@@ -155,9 +161,9 @@ Struct read_struct(const Struct* given, Struct defaults, const char* what) {
 
 template <class Struct>
 void check_struct(const Struct* target, const char* what) {
-  if (target == nullptr) refuse(std::string("the ") + what + " is null");
+  if (target == nullptr) refuse(std::string("the ") + what + " is null", "give one to fill");
   if (target->size < sizeof(std::size_t) || target->size > 4096) {
-    refuse(std::string("the size of the ") + what + " is not set");
+    refuse(std::string("the size of the ") + what + " is not set", "set it to its sizeof");
   }
 }
 

@@ -15,6 +15,7 @@
 namespace ouro::core {
 
 class Bundle;
+struct Manifest;
 
 // Seconds since it was made.
 class Stopwatch {
@@ -84,27 +85,27 @@ class Backend {
       const std::map<std::string, HostArray>& inputs) const = 0;
 };
 
-struct Opened {
-  std::shared_ptr<Backend> backend;
-  std::string reason;  // why this one
+// What a bundle runs on: "cpu", "cuda" or "trt".
+struct Choice {
+  std::string backend;
+  std::string reason;               // why this one
+  std::optional<std::size_t> plan;  // of "trt": the number of the bundle's plan
 };
 
-// Refuses what no bundle can be opened with: before all of one is read. Throws engine_error.
+// Refuses what no bundle can be opened with: before any of one is read. Throws engine_error.
 void check_choice(const std::string& backend, std::optional<std::int64_t> threads,
                   std::optional<std::int64_t> accuracy_level = std::nullopt);
 
-// Loads a verified bundle. `backend` is "auto", "cpu", "cuda" or "trt"; `threads` those inside an
-// operator; `accuracy_level` the arithmetic of int8 and int4 weights on the CPU, 1 or 4.
-// Throws engine_error for what is not known or can't run here, bundle_error for a graph that does
-// not load or is not the one its manifest describes.
-Opened open_backend_with_reason(const Bundle& bundle, const std::string& backend,
-                                std::optional<std::int64_t> threads,
-                                std::optional<std::int64_t> accuracy_level);
+// Chooses for a bundle, before its files are read. `backend` is "auto", "cpu", "cuda" or "trt",
+// checked. Throws engine_error for what can't run here.
+Choice choose_backend(const Manifest& manifest, const std::string& backend);
 
-inline std::shared_ptr<Backend> open_backend(const Bundle& bundle, const std::string& backend,
-                                             std::optional<std::int64_t> threads = std::nullopt,
-                                             std::optional<std::int64_t> level = std::nullopt) {
-  return open_backend_with_reason(bundle, backend, threads, level).backend;
-}
+// Loads a verified bundle. `threads` are those inside an operator; `accuracy_level` is the
+// arithmetic of int8 and int4 weights on the CPU, 1 or 4.
+// Throws engine_error for what can't run here, bundle_error for a graph that does not load or is
+// not the one its manifest describes.
+std::shared_ptr<Backend> open_backend(const Bundle& bundle, const Choice& choice,
+                                      std::optional<std::int64_t> threads = std::nullopt,
+                                      std::optional<std::int64_t> accuracy_level = std::nullopt);
 
 }  // namespace ouro::core

@@ -36,20 +36,19 @@ std::optional<Error> refuse_cuda() {
 }
 
 // The plan to run, or why none of the bundle's can run here.
-FittingPlan choose_plan(const Bundle& bundle) {
-  FittingPlan found;
-  if (bundle.manifest().plans.empty()) {
-    found.refused = engine_error("backend 'trt' needs a TensorRT plan and the bundle holds none",
-                                 "export it with --format trt, or take backend cuda or cpu");
-    return found;
+FittingPlan choose_plan(const std::vector<PlanSpec>& plans) {
+  if (plans.empty()) {
+    return {std::nullopt, engine_error("backend 'trt' needs a TensorRT plan and the bundle holds "
+                                       "none",
+                                       "export it with --format trt, or take backend cuda or cpu")};
   }
 #ifdef OURO_TENSORRT
-  found = find_plan(bundle);
+  return find_plan(plans);
 #else
-  found.refused = engine_error("backend 'trt' is not built into this library",
-                               "build it with -DOURO_TENSORRT=ON, or take backend cuda or cpu");
+  return {std::nullopt,
+          engine_error("backend 'trt' is not built into this library",
+                       "build it with -DOURO_TENSORRT=ON, or take backend cuda or cpu")};
 #endif
-  return found;
 }
 
 }  // namespace
@@ -71,26 +70,36 @@ void check_choice(const std::string& backend, std::optional<std::int64_t> thread
   }
 }
 
-Opened open_backend_with_reason(const Bundle& bundle, const std::string& backend,
-                                std::optional<std::int64_t> threads,
-                                std::optional<std::int64_t> accuracy_level) {
-  check_choice(backend, threads, accuracy_level);
-  if (backend == "cpu") return {open_cpu(bundle, threads, accuracy_level), "asked for"};
+Choice choose_backend(const Manifest& manifest, const std::string& backend) {
   std::string passed;  // why better ones were not taken
-  if (backend != "cuda") {
-    const FittingPlan plan = choose_plan(bundle);
-#ifdef OURO_TENSORRT
-    if (plan.number) return {open_trt(bundle, *plan.number), "a plan of the bundle fits this GPU"};
-#endif
+  if (backend == "auto" || backend == "trt") {
+    const FittingPlan plan = choose_plan(manifest.plans);
+    if (plan.number) return {"trt", "a plan of the bundle fits this GPU", plan.number};
     if (backend == "trt") throw *plan.refused;
     passed = "trt: " + plan.refused->problem();
   }
-  const std::optional<Error> refused = refuse_cuda();
-  if (!refused) {
-    return {open_cuda(bundle, threads, accuracy_level), passed.empty() ? "asked for" : passed};
+  if (backend != "cpu") {
+    const std::optional<Error> refused = refuse_cuda();
+    if (!refused) return {"cuda", passed.empty() ? "asked for" : passed, std::nullopt};
+    if (backend == "cuda") throw *refused;
+    passed += "; cuda: " + refused->problem();
   }
-  if (backend == "cuda") throw *refused;
-  return {open_cpu(bundle, threads, accuracy_level), passed + "; cuda: " + refused->problem()};
+  if (manifest.precision == "bf16") {
+    throw engine_error(
+        "the cpu engine has no bfloat16 arithmetic",
+        "run this bundle on a GPU, or export with --precision fp32, fp16, int8 or int4");
+  }
+  return {"cpu", passed.empty() ? "asked for" : passed, std::nullopt};
+}
+
+std::shared_ptr<Backend> open_backend(const Bundle& bundle, const Choice& choice,
+                                      std::optional<std::int64_t> threads,
+                                      std::optional<std::int64_t> accuracy_level) {
+#ifdef OURO_TENSORRT
+  if (choice.plan) return open_trt(bundle, *choice.plan);
+#endif
+  const auto open = choice.backend == "cuda" ? open_cuda : open_cpu;
+  return open(bundle, threads, accuracy_level);
 }
 
 }  // namespace ouro::core

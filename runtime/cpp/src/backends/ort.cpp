@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cstring>
 #include <mutex>
-#include <regex>
 #include <set>
 #include <utility>
 
@@ -21,10 +20,7 @@ namespace {
 constexpr std::uint32_t kLeastApi = 17;  // the oldest that has every function called here
 
 std::string describe(const std::exception& error) {
-  // Where in ONNX Runtime's own source it arose: file, line, function with its arguments.
-  static constexpr char kPlace[] = R"(/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)( const)? )";
-  const std::string text = one_line(error.what()).substr(0, 4000);
-  return std::regex_replace(text, std::regex(kPlace), "").substr(0, 300);
+  return leave_out_source(one_line(error.what()).substr(0, 4000)).substr(0, 300);
 }
 
 ONNXTensorElementDataType element_of(DType dtype) {
@@ -166,6 +162,31 @@ class CpuBackend : public Backend {
 
 }  // namespace
 
+std::string leave_out_source(std::string text) {
+  const std::string root = "/onnxruntime_src/";
+  const auto digit = [](char one) { return one >= '0' && one <= '9'; };
+  for (std::size_t start = 0; (start = text.find(root, start)) != text.npos;) {
+    const std::size_t file = start + root.size(), space = text.find(' ', file);
+    if (space == text.npos) break;
+    std::size_t line = space;
+    while (line > file && digit(text[line - 1])) --line;
+    // The file has a name, the line a number, and the function an argument list.
+    const std::size_t open = text.find_first_of("()", space);
+    const bool place = line < space && line > file + 1 && text[line - 1] == ':';
+    std::size_t close = place && open != text.npos && text[open] == '(' ? open : text.npos;
+    do {
+      close = close == text.npos ? close : text.find(')', close + 1);
+    } while (close != text.npos && text.compare(close + 1, 1, " ") != 0);
+    if (close == text.npos) {
+      start = file;
+      continue;
+    }
+    const bool constant = text.compare(close + 1, 7, " const ") == 0;
+    text.erase(start, close + (constant ? 8 : 2) - start);
+  }
+  return text;
+}
+
 void load_ort() {
   static std::once_flag once;
   std::call_once(once, [] {
@@ -252,6 +273,7 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
   const auto file = bundle.file(manifest.graphs.onnx.file);
   try {
     Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "ouro");
+    env.DisableTelemetryEvents();  // the program may have made it before, see find_onnxruntime
     Ort::Session session(env, file.c_str(), options);
     auto graph = std::make_unique<OrtGraph>(OrtGraph{std::move(env), std::move(session), {}, {}});
     check_graph(*graph, manifest.graphs.onnx);
@@ -263,11 +285,6 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
 
 std::shared_ptr<Backend> open_cpu(const Bundle& bundle, std::optional<std::int64_t> threads,
                                   std::optional<std::int64_t> accuracy_level) {
-  if (bundle.manifest().precision == "bf16") {
-    throw engine_error(
-        "the cpu engine has no bfloat16 arithmetic",
-        "run this bundle on a GPU, or export with --precision fp32, fp16, int8 or int4");
-  }
   return std::make_shared<CpuBackend>(open_graph(bundle, false, threads, accuracy_level),
                                       bundle.manifest().model.max_position_embeddings);
 }

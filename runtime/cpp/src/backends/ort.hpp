@@ -20,6 +20,10 @@ std::shared_ptr<Backend> open_cpu(const Bundle& bundle, std::optional<std::int64
 std::shared_ptr<Backend> open_cuda(const Bundle& bundle, std::optional<std::int64_t> threads,
                                    std::optional<std::int64_t> accuracy_level);
 
+// An error of ONNX Runtime without where in its own source it arose: file, line and function with
+// its arguments. Not by std::regex, whose stack grows with a text that a graph can write.
+std::string leave_out_source(std::string text);
+
 // The execution providers that the loaded ONNX Runtime was built with, its own names.
 std::vector<std::string> list_providers();
 }  // namespace ouro::core

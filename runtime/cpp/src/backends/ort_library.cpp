@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <onnxruntime_c_api.h>
 
+#include <cstdlib>
 #include <string>
 
 #include "error.hpp"
@@ -17,6 +18,9 @@ namespace {
 using Entry = const OrtApiBase* (*)();
 
 const OrtApiBase* load() {
+  // Microsoft's own builds from 1.29 on report what they run, and keep a number of the device below
+  // the home directory for that, unless this is set before their first environment is made.
+  ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   if (OrtGetApiBase != nullptr) return OrtGetApiBase();
   void* entry = dlsym(RTLD_DEFAULT, "OrtGetApiBase");
   std::string reason;

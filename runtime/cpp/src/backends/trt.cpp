@@ -279,9 +279,8 @@ std::map<std::string, HostArray> TrtBackend::run(
 
 }  // namespace
 
-FittingPlan find_plan(const Bundle& bundle) {
+FittingPlan find_plan(const std::vector<PlanSpec>& plans) {
   FittingPlan found;
-  const auto& plans = bundle.manifest().plans;
   for (std::size_t number = 0; number < plans.size(); ++number) {
     std::optional<Error> refused = refuse_plan(plans[number]);
     if (!refused) {

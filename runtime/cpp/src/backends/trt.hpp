@@ -7,6 +7,8 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "backends/backend.hpp"
 #include "bundle/reader.hpp"
@@ -14,12 +16,12 @@
 
 namespace ouro::core {
 
-// The first plan of the bundle that fits this machine, by its number; or why the first does not.
+// The first of a bundle's plans that fits this machine, by its number; or why the first does not.
 struct FittingPlan {
   std::optional<std::size_t> number;
   std::optional<Error> refused;
 };
-FittingPlan find_plan(const Bundle& bundle);
+FittingPlan find_plan(const std::vector<PlanSpec>& plans);
 
 // Loads a plan onto the GPU: its hash is compared before TensorRT sees it. Throws bundle_error
 // where it is not the one that the manifest lists, engine_error where TensorRT refuses it.

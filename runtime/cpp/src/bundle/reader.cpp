@@ -183,9 +183,10 @@ Manifest read_manifest(const fs::path& path) {
   return parse_manifest_text(text);
 }
 
-Bundle open_bundle(const fs::path& path) {
+Bundle open_bundle(const fs::path& path, const std::function<void(const Manifest&)>& check) {
   const fs::path folder = plain(path);
   Manifest manifest = read_manifest(folder);
+  if (check) check(manifest);
   for (const auto& [name, spec] : manifest.files) verify_file(folder, name, spec);
   return Bundle(folder, std::move(manifest));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -30,8 +31,10 @@ class Bundle {
 Manifest read_manifest(const std::filesystem::path& folder);
 
 // Opens a bundle and verifies the existence, size and SHA-256 of every file it lists. Files that it
-// does not list are left alone. Throws bundle_error.
-Bundle open_bundle(const std::filesystem::path& folder);
+// does not list are left alone. `check` gets the manifest before the files are read; what it throws
+// ends it there. Throws bundle_error.
+Bundle open_bundle(const std::filesystem::path& folder,
+                   const std::function<void(const Manifest&)>& check = {});
 
 // A file's bytes, whole. Throws bundle_error where it can't be read.
 std::string read_file(const std::filesystem::path& file);

@@ -166,18 +166,16 @@ std::vector<float> Decoder::prefill(const std::vector<Tokens>& rows, double halt
   return logits;
 }
 
-void Decoder::score(const std::vector<Tokens>& rows, const Scored& scored) {
+void Decoder::score(const Tokens& row, const Scored& scored) {
   const Limits& limits = backend_->limits();
-  const Padded all(rows);
+  const Padded all(std::vector<Tokens>{row});
   const std::int64_t size = chunk_size(
       least(contract::kScoreChunk, limits.max_new_tokens, limits.max_logits), all.tokens);
   for (std::int64_t start = 0; start < all.tokens; start += size) {
     const Padded part(all, start, size);
     Ints index(part.ids.size());
-    for (std::size_t place = 0; place < index.size(); ++place) {
-      index[place] = static_cast<std::int64_t>(place) % part.tokens;
-    }
-    scored(start, part.tokens, run(part, index));
+    std::iota(index.begin(), index.end(), std::int64_t{0});
+    scored(part.tokens, run(part, index));
   }
 }
 

@@ -37,10 +37,10 @@ class Decoder {
   // [batch, V]. Above 0, `halt_threshold` lets each row of a new batch choose its depth; row_depth
   // tells it. No row may be empty. Throws engine_error where rows that choose hold tokens already.
   std::vector<float> prefill(const std::vector<Tokens>& rows, double halt_threshold = 0.0);
-  // Feeds new tokens and hands over the logits of all their positions, a chunk at a time: the
-  // chunk's first position, its tokens, and float32 [batch, tokens, V].
-  using Scored = std::function<void(std::int64_t, std::int64_t, const float*)>;
-  void score(const std::vector<Tokens>& rows, const Scored& scored);
+  // Feeds new tokens to the only row and hands over the logits of all their positions, a chunk at a
+  // time: its tokens, and float32 [tokens, V].
+  using Scored = std::function<void(std::int64_t, const float*)>;
+  void score(const Tokens& row, const Scored& scored);
   // Feeds one token a row; returns float32 [batch, V], which the next step overwrites.
   const float* step(const Tokens& tokens);
   // Takes a row out of the batch; the last row takes its place.
