@@ -7,13 +7,15 @@ Written from docs/bundle.md; it imports nothing of ours, and prints any other en
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # Microsoft's builds report what they run
 import onnxruntime
 
-FORMAT = 4
 KEYS = {"format_version", "model", "depth", "precision", "quantization", "graphs", "tokenizer"}
 KEYS |= {"sampling", "parity", "files", "plans", "checkpoint", "tools"}
 TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
@@ -22,8 +24,8 @@ TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 def open_bundle(folder: Path) -> dict:
     """Returns the manifest once it and every file it lists are what they were."""
     manifest = json.loads(text := (folder / "manifest.json").read_bytes())
-    if manifest.get("format_version") != FORMAT:
-        sys.exit(f"format_version {manifest.get('format_version')} is not {FORMAT}")
+    if manifest.get("format_version") != 4:
+        sys.exit(f"format_version {manifest.get('format_version')} is not 4")
     if manifest.keys() != KEYS:
         sys.exit(f"manifest.json lacks or adds {sorted(manifest.keys() ^ KEYS)}")
     said = (folder / "manifest.sha256").read_text().split()
@@ -83,10 +85,8 @@ def generate(folder: Path, prompt: list, depth: int, count: int) -> list:
         outputs = dict(zip(names, session.run(names, inputs | cache), strict=True))
         fed += len(new)
         # New keys and values go behind the old ones; the sums are those of the last position.
-        for name, value in outputs.items():
-            if name.startswith("new_key_values."):
-                past = "past" + name.removeprefix("new")
-                cache[past] = np.concatenate([cache[past], value], axis=-2)
+        for name in cache.keys() - {"past_pool_sum"}:
+            cache[name] = np.concatenate([cache[name], outputs["new" + name[4:]]], axis=-2)
         cache["past_pool_sum"] = outputs["pool_sum"][:, :, -1]
         new = [int(outputs["logits"][0, -1].argmax())]
         tokens += new

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import os
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,9 @@ if HAS_TORCH := find_spec("torch") is not None:
     from tests.support.making import *  # noqa: F403
 else:
     from tests.support.prebuilt import *  # noqa: F403
+
+# Test modules that import onnxruntime themselves, and commands, have nothing reported either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ouroboros", "export", "study"}
 # Whose sessions the packages above would be needed for, however light the module that asks.
