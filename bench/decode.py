@@ -65,6 +65,7 @@ def bench_decode(
     from ouroboros.checkpoint import load_checkpoint
     from runtime import Engine
     from runtime.decode.request import check_depths
+    from runtime.measure.options import BenchOptions
     from runtime.measure.speed import bench_engine, time_decode
 
     torch.set_num_threads(threads)
@@ -93,7 +94,8 @@ def bench_decode(
             check_depths(depth, 1, against.manifest.depth)
             subjects["other"] = decoding(against)
         seconds = measure_in_turn(subjects, rounds)
-        own = bench_engine(engine, [depth], [64], tokens, rounds, threads)
+        asked = BenchOptions((depth,), (64,), tokens, rounds)
+        own = bench_engine(engine, asked, threads=threads)
     row = own.rows[0]
     ratio = {} if other is None else {"ratio_to_other": seconds["other"] / seconds["engine"]}
     return {

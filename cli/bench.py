@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cli.options import Backend, Threads, parse_numbers
+from cli.options import Backend, Threads, parse_numbers, takes_options
+from runtime.measure.options import BenchOptions
+from runtime.options import flag_of
 
 
+@takes_options(BenchOptions, left_out=True)
 def bench(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by `ouro export`")],
-    depth: Annotated[
-        str | None, typer.Option(help="such as 1,4,8 or 1-4; default: the bundle's own")
-    ] = None,
-    context: Annotated[
-        str | None,
-        typer.Option(
-            help="tokens before the measured ones; default: of 64,1024 what the model holds"
-        ),
-    ] = None,
-    tokens: Annotated[int, typer.Option(help="tokens decoded a run")] = 32,
-    repeats: Annotated[int, typer.Option(help="runs of each; the median counts")] = 3,
+    options: dict[str, Any],
     threads: Threads = None,
     backend: Backend = "auto",
     json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
@@ -38,28 +31,20 @@ def bench(
     from cli.notices import plain_warnings
     from cli.output import require_writable, write_json
     from cli.screen import new_table, print_prose, print_table
-    from runtime import Engine
-    from runtime.bundle.reader import read_manifest
-    from runtime.measure.speed import bench_engine, check_runs, fitting_contexts
+    from runtime.measure.speed import bench_bundle
 
     require_writable(json, [bundle])
     console = Console()
-    listed = parse_numbers(depth, "--depth") if depth else []
-    asked = parse_numbers(context, "--context") if context else []
-    manifest = read_manifest(bundle)  # what is wrong is told before all of the bundle is read
-    depths = listed or [manifest.depth.default]
-    contexts = asked or fitting_contexts(manifest, tokens)
-    check_runs(manifest, depths, contexts, tokens, repeats)
-    with (
-        plain_warnings(),
-        Engine.open(bundle, backend=backend, threads=threads) as engine,
-        console.status("measuring") as status,
-    ):
-        report = bench_engine(
-            engine, depths, contexts, tokens, repeats, threads, progress=status.update
+    for name in ("depths", "contexts"):
+        if name in options:
+            options[name] = tuple(parse_numbers(options[name], flag_of(BenchOptions, name)))
+    chosen = BenchOptions(**options)
+    with plain_warnings(), console.status("opening") as status:
+        report = bench_bundle(
+            bundle, chosen, backend=backend, threads=threads, report=status.update
         )
     console.print(
-        f"{bundle}: batch 1, medians of {repeats} x {tokens} tokens",
+        f"{bundle}: batch 1, medians of {chosen.repeats} x {chosen.tokens} tokens",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import parse_numbers
+from cli.options import parse_numbers, takes_options
+from ouroboros.eval_options import DEPTHS, EvalOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from ouroboros.held_out import Scored
 
 
+@takes_options(EvalOptions)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="a checkpoint or a bundle")],
+    options: EvalOptions,
     text: Annotated[
         list[Path] | None, typer.Option(help="held-out text, a column each; repeatable")
     ] = None,
@@ -27,7 +30,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="depths, like 1,8 or 1-16; auto too, where there is a halter; default: what the "
-            "model runs of 1,4,8,16"
+            f"model runs of {','.join(map(str, DEPTHS))}"
         ),
     ] = None,
     original: Annotated[
@@ -48,8 +51,6 @@ def evaluate(
     converted: Annotated[
         Path | None, typer.Option(help="the untrained checkpoint: adds its rows")
     ] = None,
-    windows: Annotated[int, typer.Option(help="windows scored of each text")] = 8,
-    seq_len: Annotated[int, typer.Option(help="tokens a window")] = 512,
     json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
 ) -> None:
     """Score held-out text: the mean next-token loss by depth, and its perplexity.
@@ -74,7 +75,7 @@ def evaluate(
     from cli.screen import counting_bar, print_prose
     from ouroboros.held_out import evaluate_texts
     from ouroboros.source.places import find_place
-    from ouroboros.text.windows import check_eval_sizes, read_eval_texts
+    from ouroboros.text.windows import read_eval_texts
 
     if not text:
         raise CommandError("no held-out text", "give --text FILE")
@@ -82,10 +83,9 @@ def evaluate(
     depths = parse_depths(depth) if depth else []
     kept = None if plain is None else parse_plain(plain, original)
     # What is wrong is told before all of a model is read.
-    check_eval_sizes(seq_len, windows)
-    check_model(model, depths, seq_len)
+    check_model(model, depths, options.seq_len)
     if converted is not None:
-        check_model(converted, [], seq_len)
+        check_model(converted, [], options.seq_len)
     if original is not None:
         find_place(original)
     texts = read_eval_texts(text, lambda line: typer.echo(line, err=True))
@@ -95,8 +95,7 @@ def evaluate(
             open_model(model),
             texts,
             depths,
-            seq_len=seq_len,
-            windows=windows,
+            options,
             converted=None if converted is None else open_model(converted),
             original=original,
             plain=kept,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ouroboros.errors import DataError
+from ouroboros.eval_options import DEPTHS, EvalOptions
 from ouroboros.evaluate import (
     Evaluation,
     Row,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ouroboros.model.configuration import OuroborosConfig
-
-DEPTHS = (1, 4, 8, 16)
 
 Advance = Callable[[int], None]
 
@@ -162,9 +161,8 @@ def evaluate_texts(
     main: Scored,
     texts: Mapping[Path, str],
     depths: Sequence[int | str] = (),
+    options: EvalOptions | None = None,
     *,
-    seq_len: int = 512,
-    windows: int = 8,
     converted: Scored | None = None,
     original: str | None = None,
     plain: Shortened | None = None,
@@ -178,8 +176,7 @@ def evaluate_texts(
         depths: recurrences; none: those of DEPTHS that the model runs. With "auto" among them, the
             first half of each window is the prompt on which it chooses, and every row is scored on
             the second.
-        seq_len: tokens a window.
-        windows: most windows a file.
+        options: how many windows of each file, and of which size; None for the defaults.
         converted: the untrained model; its rows are added where it runs the depth.
         original: the source it was converted from; adds `evaluate_original`'s rows.
         plain: the layers that its shortened row keeps; None: those that the model keeps. A bundle
@@ -198,8 +195,10 @@ def evaluate_texts(
     for one in depths:
         main.check_depth(one)
     depths = depths or [one for one in DEPTHS if one <= main.max_depth]
+    options = options or EvalOptions()
+    seq_len = options.seq_len
     check_seq_len(seq_len, main.config.max_position_embeddings)
-    cut = cut_eval_texts(texts, main.tokenizer, seq_len, windows)
+    cut = cut_eval_texts(texts, main.tokenizer, seq_len, options.windows)
     for name, array in cut.items():
         check_ids(name, array, main.config.vocab_size)
     auto = AUTO in depths

@@ -91,6 +91,8 @@ class OuroborosConfig(PreTrainedConfig):
     model_type = "ouroboros"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
+    # What a config.json means that lacks the key. Not the defaults of `ConvertOptions`, though most
+    # are equal: those may change, and a checkpoint stays what it was.
     base_config: dict[str, Any] = field(default_factory=dict)
     prelude: int = 8
     coda: int = 8

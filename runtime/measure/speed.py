@@ -15,19 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.bundle.reader import read_manifest
 from runtime.decode import request
 from runtime.decode.options import Options, check_options
 from runtime.decode.sampling import Sampler
+from runtime.engine import Engine
 from runtime.errors import EngineError
+from runtime.measure.options import CONTEXTS, BenchOptions
 from runtime.text.codec import TextStream
 
 if TYPE_CHECKING:
     from runtime.bundle.manifest import Manifest
-    from runtime.engine import Engine
-
-
-CONTEXTS = (64, 1024)
-"""Tokens before the measured ones where none are asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,41 +75,68 @@ class DecodeTiming:
     prefill_s: float
 
 
+def bench_bundle(
+    path: str | os.PathLike[str],
+    options: BenchOptions | None = None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    report: Callable[[str], None] | None = None,
+) -> BenchReport:
+    """Opens a bundle and measures it as `bench_engine` does.
+
+    What is asked for is held against the manifest first: to read all of a bundle takes long.
+
+    Args:
+        path: the bundle's directory.
+        options: what is measured; None for the defaults.
+        backend: as for `Engine.open`.
+        threads: as for `Engine.open`.
+        report: called with a line about each run.
+
+    Raises:
+        BundleError: the bundle is not whole.
+        EngineError: as `Engine.open` and `bench_engine`.
+    """
+    chosen = settle_runs(options or BenchOptions(), read_manifest(path))
+    with Engine.open(path, backend=backend, threads=threads) as engine:
+        return bench_engine(engine, chosen, threads=threads, report=report)
+
+
 def bench_engine(
     engine: Engine,
-    depths: Sequence[int],
-    contexts: Sequence[int] = CONTEXTS,
-    tokens: int = 32,
-    repeats: int = 3,
+    options: BenchOptions | None = None,
+    *,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Measures every depth at every context length, in turn, `repeats` times.
 
+    They take turns, so that a busy machine spoils all alike.
+
     Args:
         engine: an open bundle.
-        depths: recurrences to measure.
-        contexts: tokens in the cache before the first measured token.
-        tokens: tokens decoded a run.
-        repeats: runs of each; they take turns, so that a busy machine spoils all alike.
+        options: what is measured; None for the defaults.
         threads: the engine's, to measure memory with as many.
-        progress: called with a line about each run.
+        report: called with a line about each run.
 
     Raises:
         EngineError: a depth or a length outside what the bundle allows, or no repeat.
     """
     manifest = engine.manifest
-    check_runs(manifest, depths, contexts, tokens, repeats)
-    pairs = [(depth, context) for depth in depths for context in contexts]
-    for context in contexts:
+    chosen = settle_runs(options or BenchOptions(), manifest)
+    tokens, repeats = chosen.tokens, chosen.repeats
+    pairs = [(depth, context) for depth in chosen.depths for context in chosen.contexts]
+    for context in chosen.contexts:
         engine.check_length(context, tokens)
     rate = measure_read_rate(threads)
-    time_decode(engine, depths[0], min(contexts), 4)  # the first run pays for page faults
+    # The first run pays for page faults.
+    time_decode(engine, chosen.depths[0], min(chosen.contexts), 4)
     runs: dict[tuple[int, int], list[DecodeTiming]] = {pair: [] for pair in pairs}
     for repeat in range(repeats):
         for depth, context in pairs:
-            if progress is not None:
-                progress(f"depth {depth}, context {context}, run {repeat + 1} of {repeats}")
+            if report is not None:
+                report(f"depth {depth}, context {context}, run {repeat + 1} of {repeats}")
             runs[depth, context].append(time_decode(engine, depth, context, tokens))
     rows = []
     for (depth, context), timings in runs.items():
@@ -138,7 +163,7 @@ def bench_engine(
     return BenchReport(tuple(rows), rate, describe_machine())
 
 
-def fitting_contexts(manifest: Manifest, tokens: int) -> list[int]:
+def fitting_contexts(manifest: Manifest, tokens: int) -> tuple[int, ...]:
     """Those of CONTEXTS that a model has positions for, or the longest that it has them for.
 
     Args:
@@ -146,24 +171,31 @@ def fitting_contexts(manifest: Manifest, tokens: int) -> list[int]:
         tokens: decoded after each.
     """
     longest = max(1, manifest.model.max_position_embeddings - tokens)
-    return [one for one in CONTEXTS if one <= longest] or [longest]
+    return tuple(one for one in CONTEXTS if one <= longest) or (longest,)
 
 
-def check_runs(
-    manifest: Manifest, depths: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int
-) -> None:
-    """Refuses, of the manifest alone, what `bench_engine` can't measure; arguments as there.
+def settle_runs(options: BenchOptions, manifest: Manifest) -> BenchOptions:
+    """The options with depths and contexts chosen; refuses what the manifest alone forbids.
+
+    Args:
+        options: what is to be measured.
+        manifest: the bundle's.
 
     Raises:
         EngineError: a depth or a length outside what the bundle allows, or no repeat.
     """
-    if repeats < 1:
-        raise EngineError(f"repeats={repeats} is not allowed", "a whole number of 1 or more")
-    check_options(Options(max_new_tokens=tokens), manifest.sampling)
+    if options.repeats < 1:
+        raise EngineError(
+            f"repeats={options.repeats} is not allowed", "a whole number of 1 or more"
+        )
+    check_options(Options(max_new_tokens=options.tokens), manifest.sampling)
+    depths = options.depths or (manifest.depth.default,)
+    contexts = options.contexts or fitting_contexts(manifest, options.tokens)
     for depth in depths:
         request.check_depths(depth, 1, manifest.depth)
     for context in contexts:
-        request.check_length(context, tokens, manifest)
+        request.check_length(context, options.tokens, manifest)
+    return dataclasses.replace(options, depths=depths, contexts=contexts)
 
 
 def time_decode(engine: Engine, depth: int, context: int, tokens: int) -> DecodeTiming:

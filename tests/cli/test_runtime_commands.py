@@ -20,6 +20,7 @@ from export.errors import ExportError
 from ouroboros.errors import CheckpointError, ConfigError
 from runtime import Engine, EngineError
 from runtime.errors import BundleError
+from runtime.measure.options import BenchOptions
 from runtime.measure.speed import bench_engine
 from tests.support.processes import start_ouro
 
@@ -245,7 +246,7 @@ def test_check_live_says_that_the_checkpoint_is_another(
 
 def test_bench_without_a_repeat_is_refused(engine: Engine) -> None:
     with pytest.raises(EngineError, match="repeats=0 is not allowed"):
-        bench_engine(engine, [1], [8], 4, repeats=0)
+        bench_engine(engine, BenchOptions((1,), (8,), tokens=4, repeats=0))
 
 
 def test_inspect_bundle_and_damage(tiny_bundle: Path, tmp_path: Path) -> None:

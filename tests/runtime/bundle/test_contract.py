@@ -94,7 +94,12 @@ def test_sizes_are_sums_with_factors(size: str, terms: list[tuple[int, str]], nu
 def test_nobody_else_spells_a_tensor() -> None:
     """But for the model's own arguments, which Hugging Face names, and names within one part."""
     root = Path(contract.__file__).resolve().parents[2]
-    own = ("past_key_values.", "new_key_values.", 'pool_sum"', 'row_depth"', 'logit_index"')
+    cache = (contract.PAST_PREFIX, contract.NEW_PREFIX)
+    names = (
+        contract.ATTENTION_MASK, contract.ROW_DEPTH, contract.LOGIT_INDEX,
+        contract.POOL_SUM, contract.DEPTH_USED,
+    )  # fmt: skip
+    own = (*cache, *(f'{name}"' for name in names))
     spelled = [
         f"{file.relative_to(root)}: {word}"
         for folder in ("runtime", "export", "bench", "demo", "cli")

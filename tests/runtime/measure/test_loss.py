@@ -7,6 +7,7 @@ import pytest
 
 from runtime import Engine, EngineError
 from runtime.measure.loss import ScoredBundle, score_windows
+from runtime.measure.options import BenchOptions
 from runtime.measure.speed import (
     bench_engine,
     describe_machine,
@@ -72,7 +73,8 @@ def test_score_windows_refuses(engine: Engine, windows: np.ndarray) -> None:
 def test_bench_reports_every_pair(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.measure.speed.measure_read_rate", lambda threads: 1e10)
     lines: list[str] = []
-    report = bench_engine(engine, [1, 2], [8, 16], 6, 2, threads=1, progress=lines.append)
+    asked = BenchOptions((1, 2), (8, 16), tokens=6, repeats=2)
+    report = bench_engine(engine, asked, threads=1, report=lines.append)
     assert [(row.depth, row.context) for row in report.rows] == [(1, 8), (1, 16), (2, 8), (2, 16)]
     assert len(lines) == 8
     model = engine.manifest.model
@@ -82,18 +84,18 @@ def test_bench_reports_every_pair(engine: Engine, monkeypatch: pytest.MonkeyPatc
         assert row.weight_bytes == model.step_bytes * row.depth + model.once_bytes
     assert report.to_json()["machine"]["cores"] >= 1
     with pytest.raises(EngineError, match="depth=0"):
-        bench_engine(engine, [0], [8])
+        bench_engine(engine, BenchOptions((0,), (8,)))
 
 
 @pytest.mark.parametrize(
     ("positions", "tokens", "contexts"),
     [
-        (2048, 32, [64, 1024]), (1056, 32, [64, 1024]), (1055, 32, [64]), (96, 32, [64]),
-        (95, 32, [63]), (32, 32, [1]), (8, 32, [1]),
+        (2048, 32, (64, 1024)), (1056, 32, (64, 1024)), (1055, 32, (64,)), (96, 32, (64,)),
+        (95, 32, (63,)), (32, 32, (1,)), (8, 32, (1,)),
     ],
 )  # fmt: skip
 def test_contexts_that_are_not_asked_for_are_those_that_fit(
-    engine: Engine, positions: int, tokens: int, contexts: list[int]
+    engine: Engine, positions: int, tokens: int, contexts: tuple[int, ...]
 ) -> None:
     model = dataclasses.replace(engine.manifest.model, max_position_embeddings=positions)
     manifest = dataclasses.replace(engine.manifest, model=model)
