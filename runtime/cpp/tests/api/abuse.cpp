@@ -218,7 +218,8 @@ void callbacks(const std::string& bundle) {
     return 0;
   };
   ouro_result* result = nullptr;
-  require(ouro_generate(released, &request, 1, releasing, &released, &result, nullptr) == OURO_OK,
+  require(ouro_generate(released, &request, 1, releasing, static_cast<void*>(&released), &result,
+                        nullptr) == OURO_OK,
           "releasing an engine in a callback");
   ouro_result_release(result);
   std::size_t seen = 0;
