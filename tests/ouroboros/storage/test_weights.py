@@ -181,7 +181,8 @@ def test_large_weights_go_into_several_files(
 
 def write_large(pipe: Connection, out: Path) -> None:
     """Writes a model of 400 MB; sends the bytes in memory before, and the most meanwhile."""
-    base = {"model_type": "llama", **DIMENSIONS, "vocab_size": 800_000, "hidden_size": 128}
+    large = {"vocab_size": 800_000, "hidden_size": 128, "tie_word_embeddings": True}
+    base = {"model_type": "llama", **DIMENSIONS, **large}
     config = OuroborosConfig(base_config=base, prelude=1, coda=1, rank=4)
     model = OuroborosForCausalLM(config)
     with torch.no_grad():
