@@ -66,16 +66,15 @@ class ParityRow:
 
 def describe_device() -> dict[str, Any]:
     """The GPU, its driver, the processor and every version that matters."""
-    import onnxruntime
-
     from runtime.backends.machine import find_machine
+    from runtime.backends.ort_library import load_onnxruntime
 
     here = describe_machine((*PACKAGES, "onnxruntime-gpu", "cuda-bindings"))
     machine = find_machine()
     here["gpu"] = None if machine.gpu is None else dataclasses.asdict(machine.gpu)
     here["driver"] = read_driver()
     # Two packages bring the module onnxruntime, and either may be the one that is imported.
-    here["versions"]["onnxruntime"] = onnxruntime.__version__
+    here["versions"]["onnxruntime"] = load_onnxruntime().__version__
     here["versions"] |= {one.flavour.name: one.version for one in machine.installed}
     return here
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from bench.train_form import peak_bytes, reset_peak
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
 from ouroboros.conversion.convert import convert
@@ -188,16 +189,9 @@ def write_large(pipe: Connection, out: Path) -> None:
     with torch.no_grad():
         for rows in model.embed_tokens.weight.split(10_000):
             rows.copy_(rows.bfloat16())
-    before = memory_of("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = reset_peak()
     save_checkpoint(model, None, out)
-    pipe.send((before, memory_of("VmHWM")))
-
-
-def memory_of(kind: str) -> int:
-    """Bytes of this process, as Linux counts them under that name."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+    pipe.send((before, peak_bytes()))
 
 
 @pytest.mark.slow

@@ -173,10 +173,11 @@ std::string leave_out_source(std::string text) {
     // The file has a name, the line a number, and the function an argument list.
     const std::size_t open = text.find_first_of("()", space);
     const bool place = line < space && line > file + 1 && text[line - 1] == ':';
-    std::size_t close = place && open != text.npos && text[open] == '(' ? open : text.npos;
-    do {
-      close = close == text.npos ? close : text.find(')', close + 1);
-    } while (close != text.npos && text.compare(close + 1, 1, " ") != 0);
+    const bool called = place && open != text.npos && text[open] == '(';
+    std::size_t close = called ? text.find(')', open) : text.npos;
+    while (close != text.npos && text.compare(close + 1, 1, " ") != 0) {
+      close = text.find(')', close + 1);
+    }
     if (close == text.npos) {
       start = file;
       continue;
