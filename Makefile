@@ -23,12 +23,13 @@ CPP_PRESET ?= release
 CPP := build/cpp
 CPP_DEPS := $(BIN)/python -m runtime.cpp.tools.fetch_deps $(CPP)/deps
 CPP_JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 60
 CPP_TESTS := tests/runtime/cpp tests/conformance
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CMAKE := $(CURDIR)/$(CPP)/deps/bin/cmake
 CTEST := $(CURDIR)/$(CPP)/deps/bin/ctest
 
-.PHONY: help venv test cpp cpp-test cpp-docs test-slow gpu-test gpu-bench check check-python check-cpp format demo bench study wheel-test test-lowest test-newest clean bench-large
+.PHONY: help venv test cpp cpp-test cpp-fuzz cpp-docs test-slow gpu-test gpu-bench check check-python check-cpp format demo bench study wheel-test test-lowest test-newest clean bench-large
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -70,6 +71,10 @@ cpp: $(STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asa
 cpp-test: cpp ## tests of the C++ library, its own and those that drive it from Python
 	@cd runtime/cpp && $(CTEST) --preset $(CPP_PRESET)
 	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(SPREAD) --durations 25 $(CPP_TESTS)
+
+cpp-fuzz: ## the fuzz programs of the C++ library, each for FUZZ_SECONDS, 60 unless it is given
+	@$(MAKE) --no-print-directory cpp CPP_PRESET=fuzz
+	@$(BIN)/python -m runtime.cpp.tools.fuzz --seconds $(FUZZ_SECONDS)
 
 cpp-docs: $(STAMP) ## pages of the C and C++ headers, in build/cpp/docs/html/
 	@$(CPP_DEPS) --docs

@@ -231,12 +231,12 @@ class TrainOptions:
                 "that train, and none does",
                 "give --train-coda, --train-recurrent or --train-embedding, or leave it out",
             )
-        for name in ("depth_curriculum", "depth_term"):
+        for name in ("depth_curriculum", "depth_term", "depth_draw"):
             value = getattr(self, name)
-            if value and self.depth_range[0] == self.depth_range[1]:
+            if value != usual[name] and self.depth_range[0] == self.depth_range[1]:
                 raise TrainingError(
                     f"{name}={value} is of a range, and depth={self.depth} is one depth",
-                    f"give a range like --depth 1-{self.depth}, or leave "
+                    f"give a range like --depth 1-{max(2, self.depth_range[1])}, or leave "
                     f"{flag_of(type(self), name)} out",
                 )
         if self.depth_curriculum > self.train_steps:

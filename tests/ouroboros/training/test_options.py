@@ -224,7 +224,14 @@ def refuse_recipe(path: Path, content: str, message: str) -> None:
             {"depth_curriculum": 9, "depth": "8"},
             "depth_curriculum=9 is of a range, and depth=8 is one depth; give a range like",
         ),
-        ({"depth_term": 0.5, "depth": "8-8"}, "depth_term=0.5 is of a range, and depth=8-8 is"),
+        (
+            {"depth_term": 0.5, "depth": "8-8"},
+            "depth_term=0.5 is of a range, and depth=8-8 is .* give a range like --depth 1-8,",
+        ),
+        (
+            {"depth_draw": "inverse", "depth": "1"},
+            "depth_draw=inverse is of a range, and depth=1 is one .* --depth 1-2, or leave --depth-",
+        ),
         ({"depth_term": math.nan}, "depth_term=nan is not allowed"),
         ({"depth_term": -0.5}, "depth_term=-0.5 is not allowed; give 0 or more"),
         ({"backprop_steps": -1}, "backprop_steps=-1 is not allowed"),
