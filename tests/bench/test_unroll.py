@@ -12,6 +12,7 @@ from bench.unroll import unroll_loop, write_unrolled
 from export import export_bundle
 from export.errors import ExportError
 from runtime import Engine
+from tests.support.tiny import MAX_DEPTH
 
 IDS = list(range(10, 30))
 
@@ -60,7 +61,7 @@ def test_unroll_without_a_loop_is_refused(tiny_bundle: Path) -> None:
 @pytest.mark.slow
 def test_unrolled_integers_are_fused_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Else the yardstick of the int4 loop would be slow by itself."""
-    export_bundle(tiny_checkpoint, tmp_path / "int4", max_depth=3, precision="int4")
+    export_bundle(tiny_checkpoint, tmp_path / "int4", max_depth=MAX_DEPTH, precision="int4")
     write_unrolled(tmp_path / "int4", tmp_path / "unrolled", 3)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")

@@ -13,6 +13,7 @@ from export import ExportOptions, export_bundle
 from export.cases import narrow_copy
 from export.errors import ExportError
 from ouroboros import load_checkpoint
+from tests.support.tiny import MAX_DEPTH
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -48,6 +49,7 @@ def test_plans_are_built_before_minutes_are_spent_on_recording(
 
     monkeypatch.setattr("export.bundle.plan_builder", refuse)
     monkeypatch.setattr("export.bundle.record_cases", record)
+    options = ExportOptions(format="trt", max_depth=MAX_DEPTH)
     with pytest.raises(ExportError, match="no plan can be built of it"):
-        export_bundle(tiny_checkpoint, tmp_path / "out", ExportOptions(format="trt"))
+        export_bundle(tiny_checkpoint, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()

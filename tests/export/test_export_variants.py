@@ -107,12 +107,9 @@ def build(original: Path, folder: Path, variant: Variant) -> Path:
     return folder / "bundle"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(read_variant(row), id=" ".join(row), marks=[pytest.mark.slow] if place else [])
-        for place, row in enumerate(ROWS)
-    ],
+    "variant", [pytest.param(read_variant(row), id=" ".join(row)) for row in ROWS]
 )
 def test_variant_equals_pytorch(tiny_original: Path, tmp_path: Path, variant: Variant) -> None:
     bundle = build(tiny_original, tmp_path, variant)

@@ -13,7 +13,10 @@ from runtime.decode.decoder import Decoder
 from runtime.decode.generation import Generation
 from tests.conformance.bundles import bundle_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*never trained:UserWarning"),
+]
 
 PROMPTS = ([5, 6, 7, 8], [9, 10], [11, 12, 13])
 WILD: dict[str, Any] = {"max_new_tokens": 8, "temperature": 60.0, "seed": 4, "logprobs": 3}

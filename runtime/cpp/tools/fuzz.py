@@ -89,20 +89,14 @@ def fuzz(name: str, build: Path, seconds: int) -> Fuzzed:
         folder.mkdir(parents=True, exist_ok=True)
     for content in seeds(name):
         (corpus / hashlib.sha256(content).hexdigest()).write_bytes(content)
-    words = build / f"{name}.dict"
-    words.write_text("".join(f"{word}\n" for word in sorted(dictionary(name))))
+    options = [f"-max_total_time={seconds}", "-print_final_stats=1"]
+    options.append(f"-artifact_prefix={findings}/{name}-")
+    if words := dictionary(name):  # an empty one is refused
+        (build / f"{name}.dict").write_text("".join(f"{word}\n" for word in sorted(words)))
+        options.append(f"-dict={build / name}.dict")
     before = set(findings.iterdir())
     done = subprocess.run(
-        [
-            build / f"tests/fuzz_{name}",
-            f"-max_total_time={seconds}",
-            "-print_final_stats=1",
-            f"-dict={words}",
-            f"-artifact_prefix={findings}/{name}-",
-            corpus,
-        ],
-        capture_output=True,
-        check=False,
+        [build / f"tests/fuzz_{name}", *options, corpus], capture_output=True, check=False
     )
     said = done.stderr.decode(errors="replace")
     runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", said)

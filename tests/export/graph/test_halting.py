@@ -30,7 +30,7 @@ from tests.support.tiny import MAX_DEPTH
 @pytest.mark.parametrize(
     ("kind", "precision"),
     [
-        ("confidence", "fp32"),
+        pytest.param("confidence", "fp32", marks=pytest.mark.slow),
         pytest.param("trained", "int8", marks=pytest.mark.slow),
         pytest.param("distance", "fp16", marks=pytest.mark.slow),
     ],

@@ -26,6 +26,7 @@ from ouroboros import load_checkpoint
 from runtime.bundle.reader import hash_file
 from tests.support.paths import ROOT
 from tests.support.processes import WITH_KEPT_TRACES, run_ouro
+from tests.support.tiny import MAX_DEPTH
 from tests.support.training import tiny_model
 
 
@@ -43,7 +44,7 @@ def test_joined_weights_are_made_once_and_when_they_are_written(
     # The tiny model's norms too go to the data file, as a large model's do.
     monkeypatch.setattr("export.graph.storage.THRESHOLD_BYTES", 128)
     model, _ = load_checkpoint(tiny_checkpoint)
-    graph, _ = build_graph(model, 3)
+    graph, _ = build_graph(model, MAX_DEPTH)
     assert joined == []
     hashes = save_graph(graph, tmp_path / "model.onnx")
     assert hashes == {path.name: hash_file(path) for path in tmp_path.iterdir()}
@@ -55,6 +56,7 @@ def test_joined_weights_are_made_once_and_when_they_are_written(
     assert np.array_equal(written.const_value.numpy(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"modulation": "free"}, {"bases": "per_step"}])
 def test_a_step_reads_one_base_and_holds_none_that_it_can_not_reach(
     changes: dict[str, Any],
@@ -74,14 +76,14 @@ def test_a_step_reads_one_base_and_holds_none_that_it_can_not_reach(
     assert found["several"] == pytest.approx(found["one"], rel=0.01)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_an_embedding_counts_as_the_entry_that_a_token_reads(
     tiny_checkpoint: Path, precision: str
 ) -> None:
     """Packed in words, which are looked up along the other dimension; a float one is the head."""
     model, _ = load_checkpoint(tiny_checkpoint)
     quantized = quantize_model(model, Quantization(8)) if precision == "int8" else None
-    graph, _ = compile_graph(model, PRECISIONS[precision], 2, quantized)
+    graph, _ = compile_graph(model, PRECISIONS[precision], MAX_DEPTH, quantized)
     outer, body = graphs_of(graph)
     values = {**outer.initializers, **body.initializers}
     stored = {name: value.const_value.nbytes for name, value in values.items()}
@@ -124,7 +126,7 @@ def test_content_of_four_bits_is_packed() -> None:
 @pytest.mark.slow
 def test_half_precision_layers_are_written_as_such(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model, _ = load_checkpoint(tiny_checkpoint)
-    graph, _ = build_graph(model, 3, PRECISIONS["bf16"])
+    graph, _ = build_graph(model, MAX_DEPTH, PRECISIONS["bf16"])
     save_graph(graph, tmp_path / "model.onnx")
     written = ir.load(tmp_path / "model.onnx").graph.initializers["layers.0.down.weight"]
     assert written.const_value is not None

@@ -230,7 +230,7 @@ def refuse_recipe(path: Path, content: str, message: str) -> None:
         ),
         (
             {"depth_draw": "inverse", "depth": "1"},
-            "depth_draw=inverse is of a range, and depth=1 is one .* --depth 1-2, or leave --depth-",
+            "depth_draw=inverse is of a range, and depth=1 is .* give a range like --depth 1-2, or",
         ),
         ({"depth_term": math.nan}, "depth_term=nan is not allowed"),
         ({"depth_term": -0.5}, "depth_term=-0.5 is not allowed; give 0 or more"),

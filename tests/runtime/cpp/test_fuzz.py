@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from runtime.bundle.external_data import external_files
 from runtime.bundle.manifest import parse_manifest_text
-from runtime.cpp.tools.fuzz import HARNESSES, dictionary, seeds
+from runtime.cpp.tools.fuzz import HARNESSES, dictionary, fuzz, seeds
 from runtime.errors import BundleError
 
 
@@ -59,3 +59,30 @@ def test_words_are_those_of_the_json(name: str) -> None:
         spelt = codecs.decode(word[1:-1], "unicode_escape").encode("latin-1").decode()
         assert spelt in text
         json.loads(spelt)
+
+
+# What libFuzzer does with its options, as far as the tool relies on it.
+PROGRAM = """#!/usr/bin/env python3
+import os, sys
+options = dict(one[1:].split("=", 1) for one in sys.argv[1:-1])
+if "dict" in options and not os.path.getsize(options["dict"]):
+    sys.exit("ParseDictionaryFile: file does not exist or is empty")
+assert os.listdir(sys.argv[-1])
+print("stat::number_of_executed_units: 12345", file=sys.stderr)
+if FINDS:
+    open(options["artifact_prefix"] + "crash-ab", "wb").write(b"x")
+    sys.exit(77)
+"""
+
+
+@pytest.mark.parametrize("finds", [False, True])
+@pytest.mark.parametrize("name", ["graph", "manifest"])
+def test_what_a_program_did_is_told(tmp_path: Path, name: str, finds: bool) -> None:
+    program = tmp_path / "tests" / f"fuzz_{name}"
+    program.parent.mkdir()
+    program.write_text(PROGRAM.replace("FINDS", str(finds)))
+    program.chmod(0o755)
+    done = fuzz(name, tmp_path, 1)
+    assert (done.runs, done.ended) == (12345, 77 if finds else 0), done.last
+    assert done.kept == len(set(seeds(name)))
+    assert [path.name for path in done.findings] == [f"{name}-crash-ab"] * finds
