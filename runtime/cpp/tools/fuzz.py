@@ -11,7 +11,6 @@ tests/vectors/fuzz/NAME, where every build replays it.
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
 import os
@@ -28,6 +27,8 @@ import numpy as np
 import onnx
 from onnx import helper
 from safetensors.numpy import save
+
+from tests.support.tokenizer_changes import changed
 
 ROOT = Path(__file__).resolve().parents[3]
 VECTORS = ROOT / "tests/vectors"
@@ -162,15 +163,7 @@ def _manifests() -> Iterator[Any]:
     vectors = json.loads((VECTORS / "manifests.json").read_text())
     yield vectors["manifest"]
     for case in vectors["cases"]:
-        changed = part = copy.deepcopy(vectors["manifest"])
-        *way, last = case["keys"]
-        for key in way:
-            part = part[key]
-        if "value" in case:
-            part[last] = case["value"]
-        else:
-            del part[last]
-        yield changed
+        yield changed(vectors["manifest"], (tuple(case["keys"]), case["value"]))
 
 
 def _tokenizers() -> Iterator[Any]:
