@@ -35,7 +35,9 @@ from ouroboros.training.teacher import Teacher, load_teacher
 from ouroboros.training.trainer import OuroborosTrainer
 
 OURS, RECOMPUTED, PLAIN, FILL = "ours", "ours_recomputed", "plain", "fill"
+COMPILED, BOTH = "ours_compiled", "ours_compiled_recomputed"
 FORMS = (PLAIN, OURS, RECOMPUTED)
+WITH_COMPILER = (COMPILED, BOTH)
 
 Loss = Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]
 """Mean loss of a train step's number and batch."""
@@ -46,7 +48,9 @@ class Form:
 
     def __init__(self, form: str, checkpoint: Path, options: TrainOptions, opened: ExitStack):
         """Loads everything and takes no train step."""
-        options = replace(options, recompute=form == RECOMPUTED)
+        options = replace(
+            options, recompute=form in (RECOMPUTED, BOTH), compile=form in WITH_COMPILER
+        )
         if form == PLAIN:
             options = replace(options, state_cache="", state_cache_gb=20.0, state_dtype="float16")
         self.options = options

@@ -62,5 +62,5 @@ PROMPTS = (
 SHOWN_PROMPT = PROMPTS[2]
 READY_PROMPTS = (PROMPTS[2], PROMPTS[7])
 SHOWN_TOKENS = 40
-# The text shown is sampled: greedy text of so small a model goes in circles.
-SHOWN_SAMPLING = {"temperature": 0.7, "top_p": 0.9, "seed": 0}
+# The text shown is sampled, repeats made less likely: a model so small goes in circles.
+SHOWN_SAMPLING = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 0}

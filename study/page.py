@@ -97,7 +97,7 @@ def _answers(report: Report) -> str:
     else:
         lines.append(
             f"- Training is {speed:.2f} times as fast as the plain form and takes {memory:.2f} of "
-            "its memory above the loaded model's (`python -m bench.train`)."
+            "its memory above the loaded model's (`python -m bench.train --compile`)."
         )
     if report["missing"]:
         lines.append(f"- **The study is not finished**: {count_missing(report)}; see the end.")

@@ -66,15 +66,18 @@ def write_report(study: Study, out: Path, failed: Mapping[str, str]) -> None:
 def read_ratios(folder: Path) -> dict[str, float | None]:
     """Reads what `python -m bench.train` measured of our form, at the study's own precision.
 
+    Compiled, where that was measured.
+
     Args:
         folder: of results of benchmarks, train*.json among them, of which the first counts.
     """
-    from bench.train_form import OURS
+    from bench.train_form import COMPILED, OURS
 
     for path in sorted(folder.glob("train*.json")):
         precisions = json.loads(path.read_text(encoding="utf-8"))["precisions"]
         if "bf16" in precisions:
-            ours = precisions["bf16"]["forms"][OURS]
+            forms = precisions["bf16"]["forms"]
+            ours = forms.get(COMPILED, forms[OURS])
             return {name: float(ours[name]) for name in RATIOS}
     return dict.fromkeys(RATIOS)
 

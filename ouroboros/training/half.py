@@ -55,6 +55,10 @@ def halve_frozen(parts: Iterable[nn.Module]) -> HalvedWeights:
     """
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for module in (m for part in parts for m in part.modules() if isinstance(m, nn.Linear)):
+        for name, buffer in module.named_buffers(recurse=False):
+            # What it is a view of would stay float32, and torch.compile takes no such pair.
+            if buffer._is_view():
+                setattr(module, name, buffer.clone())
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if tensor.dtype == torch.float32 and not tensor.requires_grad:
                 found.append((tensor, tensor.data.cpu()))

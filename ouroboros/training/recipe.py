@@ -76,7 +76,10 @@ class TrainOptions:
     save_every: int = option(50, "train steps between saved states")
     precision: str = option("fp32", "fp32, or bf16 with float32 weights")
     compile: bool = option(
-        False, "compile the kept layers and the loss; worth it on a GPU", "--compile/--no-compile"
+        False,
+        "compile layers, loop and loss, which takes a minute at the start: for long runs; on a CPU "
+        "it needs a compiler of C++",
+        "--compile/--no-compile",
     )
     recompute: bool = option(
         False,

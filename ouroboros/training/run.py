@@ -28,6 +28,7 @@ from ouroboros.text.windows import PackedWindows
 from ouroboros.training import state
 from ouroboros.training.adapters import Adapters, gather_updates, mark_trained
 from ouroboros.training.arguments import tensorboard, training_arguments
+from ouroboros.training.compiling import compile_errors
 from ouroboros.training.frozen_states import StatedWindows, open_states, state_folder
 from ouroboros.training.order import run_order
 from ouroboros.training.plots import EVAL_LOSS, GATE, plot_gates, plot_training
@@ -140,7 +141,7 @@ def _train(
     _describe(model, windows, options, windows_a_step, arguments.device, console)
     display = ProgressDisplay(console, windows_a_step * options.seq_len)
     use_cache = model.config.use_cache
-    with quiet_transformers(), contextlib.ExitStack() as events:
+    with quiet_transformers(), compile_errors(), contextlib.ExitStack() as events:
         trainer = OuroborosTrainer(
             model,
             options,

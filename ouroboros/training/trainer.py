@@ -34,6 +34,7 @@ from ouroboros.model.step import gate_means
 from ouroboros.text.windows import PackedWindows, collate
 from ouroboros.training import state
 from ouroboros.training.arguments import OwnPace
+from ouroboros.training.compiling import compile_parts, uncompiled
 from ouroboros.training.depth import depth_loss, draw_train_step, read_shallow
 from ouroboros.training.divergence import divergence, find_origin, spoilt_gradient
 from ouroboros.training.frozen_states import PRELUDE, TEACHER, StatedWindows
@@ -119,10 +120,7 @@ class OuroborosTrainer(Trainer):
         self.teacher_head = None if teacher_head is None else teacher_head.to(arguments.device)
         self.piece_loss: PieceLoss = piece_loss
         if options.compile:
-            self.piece_loss = torch.compile(piece_loss)
-            kept = [*model.prelude, *model.coda, *(teacher.layers if teacher else [])]
-            for layer in kept:
-                layer.compile()
+            self.piece_loss = compile_parts(model, teacher.layers if teacher else [])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return run_order(self.options, len(self.windows), self.args.world_size)
@@ -173,7 +171,8 @@ class OuroborosTrainer(Trainer):
             # Before the update, so that weights and saved states are the last good ones. Without
             # what wraps the model: the other processes would have to run theirs too.
             plain = self._unwrapped()
-            origin = find_origin(plain, lambda: plain(**asked, **depth), guide)
+            with uncompiled():
+                origin = find_origin(plain, lambda: plain(**asked, **depth), guide)
             raise self._divergence(
                 f"the loss is {float(loss.detach()):g}", self.state.global_step + 1, origin
             )
@@ -244,7 +243,7 @@ class OuroborosTrainer(Trainer):
         The loss of the first training windows at the greatest depth is scored too: it tells
         whether the last update went well. Where nothing is held out, the gates are theirs.
         """
-        with rounded_once(self._unwrapped()), casting(self):
+        with rounded_once(self._unwrapped()), casting(self), uncompiled():
             metrics = self._score()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(

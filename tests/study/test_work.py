@@ -289,3 +289,6 @@ def test_ratios_are_read_from_a_benchmark(tmp_path: Path) -> None:
     figures = {"precisions": {"fp32": other, "bf16": {"forms": forms}}}
     (tmp_path / "train-cpu.json").write_text(json.dumps(figures))
     assert report_module.read_ratios(tmp_path) == {"speed_ratio": 2.5, "memory_ratio": 0.5}
+    forms["ours_compiled"] = {"tokens_per_s": 400, "speed_ratio": 3.0, "memory_ratio": 0.4}
+    (tmp_path / "train-cpu.json").write_text(json.dumps(figures))
+    assert report_module.read_ratios(tmp_path) == {"speed_ratio": 3.0, "memory_ratio": 0.4}
