@@ -20,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 FORMS: dict[str, dict[str, Any]] = {
     "controller": {},
     "block": {
-        "recurrent": 2, "recurrent_layers": 2, "gate_start": "open", "bases": "per_step",
-        "input_injection": "add",
+        "prelude": 1, "coda": 1, "recurrent": 2, "recurrent_layers": 2, "gate_start": "open",
+        "bases": "per_step", "input_injection": "add",
     },
     "free": {"modulation": "free"},
 }  # fmt: skip
@@ -33,25 +33,29 @@ FORMS: dict[str, dict[str, Any]] = {
     [
         ("controller", {"train_coda": "lora", "train_recurrent": "lora", "adapter_rank": 4}),
         ("block", {"recompute": True, "backprop_steps": 1}),
-        ("free", {"qat": "int8", "qat_block": 16}),
+        ("free", {}),
+        ("of whole blocks", {"qat": "int8", "train_coda": "full"}),
     ],
 )
 def test_compiled_run_is_the_same_training(
     corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    tiny_checkpoint: Path,
     form: str,
     changes: dict[str, Any],
 ) -> None:
     """What is captured of the model is the model, at every depth, and gates are still measured."""
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
-    start = tmp_path / "start"
-    save_checkpoint(tiny_model(**FORMS[form]), tiny_tokenizer(), start)
+    start = tiny_checkpoint
+    if form in FORMS:
+        start = tmp_path / "start"
+        save_checkpoint(tiny_model(**FORMS[form]), tiny_tokenizer(), start)
     reports, ends = [], []
     for compiled in (False, True):
         torch.compiler.reset()
         out = tmp_path / f"compiled-{compiled}"
-        given = {"depth": "1-6", "train_steps": 6, "eval_every": 3, "learning_rate": 1e-3}
+        given = {"depth": "1-5", "train_steps": 6, "eval_every": 3, "learning_rate": 1e-3}
         chosen = options(corpus, **given, **changes, compile=compiled)
         reports.append(train(start, out, chosen))
         ends.append(load_checkpoint(out)[0].state_dict())
