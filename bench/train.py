@@ -118,7 +118,7 @@ def bench_train(
             "loaded_mb": round(held["loaded_bytes"] / 1e6, 1),
             "above_mb": round((held["peak_bytes"] - held["loaded_bytes"]) / 1e6, 1),
         }
-    plain = dict(figures[PLAIN])
+    plain = figures[PLAIN]
     for row in figures.values():
         row["speed_ratio"] = round(row["tokens_per_s"] / plain["tokens_per_s"], 3)
         row["memory_ratio"] = round(row["above_mb"] / plain["above_mb"], 3)

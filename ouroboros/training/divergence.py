@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ouroboros.errors import TrainingError
+from ouroboros.training.compiling import uncompiled
 from ouroboros.training.sharded import whole
 
 
@@ -60,7 +61,8 @@ def find_origin(
     # A module is done after those in it: the first that is found is the innermost.
     handles = [m.register_forward_hook(look(name)) for name, m in model.named_modules() if name]
     try:
-        call()
+        with uncompiled():
+            call()
     finally:
         for handle in handles:
             handle.remove()

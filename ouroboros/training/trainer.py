@@ -171,8 +171,7 @@ class OuroborosTrainer(Trainer):
             # Before the update, so that weights and saved states are the last good ones. Without
             # what wraps the model: the other processes would have to run theirs too.
             plain = self._unwrapped()
-            with uncompiled():
-                origin = find_origin(plain, lambda: plain(**asked, **depth), guide)
+            origin = find_origin(plain, lambda: plain(**asked, **depth), guide)
             raise self._divergence(
                 f"the loss is {float(loss.detach()):g}", self.state.global_step + 1, origin
             )
