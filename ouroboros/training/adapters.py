@@ -17,7 +17,7 @@ from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.storage.adapters import Update, add_updates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.training.recipe import TrainOptions
@@ -82,9 +82,7 @@ class Adapters:
             What was added to each weight, by its name in the model without adapters; float32.
         """
         updates: dict[str, Update] = {}
-        for name, module in self._tuner.model.named_modules():
-            if not hasattr(module, "lora_A"):
-                continue
+        for name, module in adapted_layers(self._tuner.model):
             a, b = (side["default"].weight.detach() for side in (module.lora_A, module.lora_B))
             update = Update(a.float().cpu(), (b.float() * module.scaling["default"]).cpu())
             weight = module.get_base_layer().weight
@@ -93,6 +91,13 @@ class Adapters:
             updates[f"{name}.weight"] = update
         self._tuner.unload()
         return updates
+
+
+def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """The projections that have adapters, by name, as PEFT wraps them."""
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            yield name, module
 
 
 def mark_trained(model: OuroborosForCausalLM, options: TrainOptions) -> Adapters | None:

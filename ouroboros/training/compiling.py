@@ -29,7 +29,12 @@ def compile_parts(model: Any, taught_by: Sequence[nn.Module]) -> PieceLoss:
     Returns:
         The loss of some positions, to be compiled as well.
     """
-    for layer in (*model.prelude, model.recurrent, *model.coda, *taught_by):
+    layers = (*model.prelude, model.recurrent, *model.coda, *taught_by)
+    # Layers that are alike share a graph, but rounded ones have each a class of its own, and past
+    # the limit nothing more is compiled.
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 2 * len(layers))
+    for layer in layers:
         layer.compile(backend=BACKEND)
     compiled: PieceLoss = torch.compile(piece_loss, backend=BACKEND)
     return compiled

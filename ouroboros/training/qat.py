@@ -1,10 +1,12 @@
 """Training that looks ahead to integer weights: every matrix is used as it will be stored.
 
 What trains is rounded on the way forward and taught through the rounding (the straight-through
-estimator); what is frozen is rounded once. The floats themselves are what is published: rounded the
-same way at export, they are the model that was trained.
+estimator); what is frozen is rounded once. An adapter's product is rounded with the weight that it
+is beside of. The floats themselves are what is published: rounded the same way at export, they are
+the model that was trained.
 
-Source: Bengio et al., arXiv 1308.3432; quantisation-aware training as in arXiv 1712.05877.
+Source: Bengio et al., arXiv 1308.3432; quantisation-aware training as in arXiv 1712.05877, of
+low-rank updates as in arXiv 2406.06385.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ouroboros.errors import TrainingError
 from ouroboros.model.integer_blocks import fitting_blocks
 from ouroboros.model.matrices import matrices_to_round
 from ouroboros.model.rounding import Rounding
+from ouroboros.training.adapters import adapted_layers
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
@@ -52,6 +55,26 @@ class Rounded(nn.Module):
         return rounded
 
 
+class Merged(nn.Module):
+    """Gives a weight `[out, in]` with its adapter's product added."""
+
+    def __init__(self, adapted: Any) -> None:
+        """Adds the product of a projection as PEFT adapts it, which computes without it then."""
+        super().__init__()
+        # No children: they have their names where PEFT put them.
+        self._sides = (adapted.lora_A["default"], adapted.lora_B["default"])
+        self._scaling = adapted.scaling["default"]
+        adapted.enable_adapters(False)
+        for side in self._sides:
+            side.requires_grad_(True)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Returns `[out, in]` float32."""
+        a, b = (side.weight for side in self._sides)
+        with torch.autocast(weight.device.type, enabled=False):
+            return torch.addmm(weight, b, a, alpha=self._scaling)
+
+
 @dataclass
 class RoundedModel:
     """A model while it is trained with rounded matrices; `restore` gives its floats back.
@@ -59,7 +82,8 @@ class RoundedModel:
     Attributes:
         model: the student.
         rounding: of every matrix, embedding and LM head among them.
-        trained: the layers whose weights are rounded anew at every use; a tied table in both.
+        trained: the layers whose weights, or whose adapters, are rounded anew at every use; a tied
+            table in both.
         frozen: the floats of those that were rounded once, by the parameter itself.
     """
 
@@ -109,7 +133,9 @@ def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel
     Raises:
         TrainingError: the block size does not cut every matrix evenly.
     """
-    linears = [linear for _, linear in matrices_to_round(model, "")]
+    beside = {layer.get_base_layer(): layer for _, layer in adapted_layers(model)}
+    sides = {part for layer in beside.values() for part in layer.modules()} - beside.keys()
+    linears = [one for _, one in matrices_to_round(model, "") if one not in sides]
     inputs = [linear.in_features for linear in linears]
     if odd := sorted({one for one in inputs if one % rounding.block}):
         allowed = fitting_blocks(inputs)
@@ -121,12 +147,15 @@ def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel
     layers: list[Any] = [*linears, model.embed_tokens, model.lm_head]
     # A tied head is the embedding.
     weights = {id(layer.weight): layer.weight for layer in layers}
-    for weight in [one for one in weights.values() if not one.requires_grad]:
+    frozen = {id(layer.weight) for layer in layers if layer not in beside}
+    for weight in [one for one in weights.values() if not one.requires_grad and id(one) in frozen]:
         result.frozen.append((weight, weight.detach().clone()))
         with torch.no_grad():
             weight.copy_(rounding.nearest(weight))
     for layer in layers:
-        if layer.weight.requires_grad:
+        if layer in beside:
+            parametrize.register_parametrization(layer, "weight", Merged(beside[layer]))
+        if layer in beside or layer.weight.requires_grad:
             parametrize.register_parametrization(layer, "weight", Rounded(rounding))
             result.trained.append(layer)
     return result

@@ -215,11 +215,6 @@ class TrainOptions:
                         f"{name}={value} is {what}",
                         f"give {flag}, or leave {flag_of(type(self), name)} out",
                     )
-        if self.qat != "none" and self.adapted:
-            raise TrainingError(
-                "qat rounds whole matrices, and adapters train beside theirs",
-                "give full in place of lora, or leave --qat out",
-            )
         if self.train_embedding != "frozen" and self.state_cache:
             raise TrainingError(
                 "an embedding that trains changes the states behind the prelude, and they are to "

@@ -35,6 +35,7 @@ FORMS: dict[str, dict[str, Any]] = {
         ("block", {"recompute": True, "backprop_steps": 1}),
         ("free", {}),
         ("of whole blocks", {"qat": "int8", "train_coda": "full"}),
+        ("of whole blocks", {"qat": "int4", "train_coda": "lora", "adapter_rank": 4}),
     ],
 )
 def test_compiled_run_is_the_same_training(
@@ -52,12 +53,14 @@ def test_compiled_run_is_the_same_training(
         start = tmp_path / "start"
         save_checkpoint(tiny_model(**FORMS[form]), tiny_tokenizer(), start)
     reports, ends = [], []
+    limits: Any = torch._dynamo.config
     for compiled in (False, True):
         torch.compiler.reset()
         out = tmp_path / f"compiled-{compiled}"
         given = {"depth": "1-5", "train_steps": 6, "eval_every": 3, "learning_rate": 1e-3}
         chosen = options(corpus, **given, **changes, compile=compiled)
-        reports.append(train(start, out, chosen))
+        with limits.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+            reports.append(train(start, out, chosen))
         ends.append(load_checkpoint(out)[0].state_dict())
     plain, other = (report.history for report in reports)
     assert [set(line) for line in plain] == [set(line) for line in other]

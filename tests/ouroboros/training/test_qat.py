@@ -18,6 +18,7 @@ from ouroboros.evaluate import score_windows
 from ouroboros.model.rounding import Rounding
 from ouroboros.model.trainable import EMBEDDING_CHOICES
 from ouroboros.text.windows import load_eval_windows
+from ouroboros.training.adapters import mark_trained
 from ouroboros.training.loss import head_loss
 from ouroboros.training.qat import Rounded, round_model, rounded_once
 from ouroboros.training.run import train
@@ -26,6 +27,11 @@ from runtime.bundle.reader import open_bundle
 from runtime.parity.check import check_bundle
 from tests.support.training import options
 
+WHOLE = {"train_coda": "full", "train_recurrent": "full"}
+BY_ADAPTERS = {"train_coda": "lora", "train_recurrent": "lora", "adapter_rank": 4}
+TRAINED: tuple[dict[str, Any], ...] = (
+    WHOLE, {**WHOLE, "train_embedding": "full"}, BY_ADAPTERS
+)  # fmt: skip
 IDS = torch.arange(10, 34).reshape(2, 12)
 
 
@@ -87,6 +93,41 @@ def test_gradients_pass_through_the_rounding(tiny_checkpoint: Path) -> None:
     assert torch.equal(named_gradient(model, "embed_tokens"), named_gradient(twin, "embed_tokens"))
 
 
+def test_adapters_are_rounded_with_the_weights_they_are_beside(tiny_checkpoint: Path) -> None:
+    """What is computed is what their sums are rounded to, and both factors learn of it."""
+    run = options(Path("text"), qat="int4", **BY_ADAPTERS)
+    model, _ = load_checkpoint(tiny_checkpoint)
+    twin, _ = load_checkpoint(tiny_checkpoint)
+    for one in (model, twin):
+        adapters = mark_trained(one, run)
+        assert adapters
+        torch.manual_seed(1)
+        for name, factor in one.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(factor, std=0.05)
+        if one is twin:
+            assert adapters.merge()
+            one.mark_trainable("full", "full")
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    rounded, rounded_twin = (round_model(one, Rounding(4, 32, False)) for one in (model, twin))
+    assert len(rounded.trained) == len(rounded_twin.trained)
+    for one in (model, twin):
+        with rounded_once(one):
+            one(IDS, labels=IDS, depth=2, use_cache=False).loss.backward()
+    for layer, other in zip(rounded.trained, rounded_twin.trained, strict=True):
+        torch.testing.assert_close(layer.weight, other.weight, rtol=0, atol=1e-6)
+    down, plain = (one.coda[0].mlp.down_proj for one in (model, twin))
+    whole = plain.parametrizations["weight"].original.grad
+    a, b = (side["default"].weight for side in (down.lora_A, down.lora_B))
+    scale = run.adapter_alpha / run.adapter_rank
+    torch.testing.assert_close(b.grad, scale * whole @ a.T, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(a.grad, scale * b.T @ whole, rtol=1e-3, atol=1e-4)
+    rounded.restore()
+    after = model.state_dict()
+    assert after.keys() == start.keys()
+    assert all(torch.equal(after[name], value) for name, value in start.items())
+
+
 def named_gradient(model: Any, name: str) -> torch.Tensor:
     (found,) = (p.grad for key, p in model.named_parameters() if key.startswith(f"{name}."))
     return found
@@ -139,21 +180,24 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("embedding", EMBEDDING_CHOICES)
+@pytest.mark.parametrize("trained", TRAINED)
 def test_a_run_trains_what_is_exported(
-    tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path, embedding: str
+    tiny_checkpoint: Path,
+    tiny_original: Path,
+    corpus: Path,
+    tmp_path: Path,
+    trained: dict[str, Any],
 ) -> None:
     run = options(
-        corpus, qat="int4", train_coda="full", train_recurrent="full", eval=(corpus,),
-        eval_depths=(2,), eval_windows=2, save_every=2, learning_rate=1e-2,
-        train_embedding=embedding, teacher=str(tiny_original),
+        corpus, qat="int4", eval=(corpus,), eval_depths=(2,), eval_windows=2, save_every=2,
+        learning_rate=1e-2, teacher=str(tiny_original), **trained,
     )  # fmt: skip
     report = train(tiny_checkpoint, tmp_path / "out", run)
     model, tokenizer = load_checkpoint(tmp_path / "out")
     assert model.config.qat == {"bits": 4, "block": 32, "symmetric": False}
     start, _ = load_checkpoint(tiny_checkpoint)
     same = torch.equal(model.embed_tokens.weight, start.embed_tokens.weight)
-    assert same == (embedding == "frozen")
+    assert same == ("train_embedding" not in trained)
     assert model.lm_head.weight is model.embed_tokens.weight
     assert not torch.equal(model.coda[0].mlp.up_proj.weight, start.coda[0].mlp.up_proj.weight)
     # Scored as it was trained: on the weights that the integers stand for.
@@ -169,14 +213,15 @@ def test_a_run_trains_what_is_exported(
     assert load_checkpoint(tmp_path / "later")[0].config.qat == {}
 
 
-@pytest.mark.parametrize("embedding", EMBEDDING_CHOICES)
+@pytest.mark.parametrize("trained", TRAINED)
 def test_resume_is_exact(
-    tiny_checkpoint: Path, tiny_original: Path, corpus: Path, tmp_path: Path, embedding: str
+    tiny_checkpoint: Path,
+    tiny_original: Path,
+    corpus: Path,
+    tmp_path: Path,
+    trained: dict[str, Any],
 ) -> None:
-    run = options(
-        corpus, qat="int4", train_coda="full", train_embedding=embedding,
-        teacher=str(tiny_original), save_every=2,
-    )  # fmt: skip
+    run = options(corpus, qat="int4", teacher=str(tiny_original), save_every=2, **trained)
     train(tiny_checkpoint, tmp_path / "whole", run)
     shutil.copytree(tmp_path / "whole" / "state" / "step-2", tmp_path / "part" / "state" / "step-2")
     train(tiny_checkpoint, tmp_path / "part", run, resume=True)
@@ -220,7 +265,6 @@ def test_a_teacher_that_was_trained_for_integers_is_what_they_stand_for(
         ({"qat": "int2"}, "qat='int2' is unknown; choose one of none, int4, int8"),
         ({"qat_block": 64}, "qat_block=64 is of training for integers, and qat is none"),
         ({"qat": "int4", "qat_block": 48}, "qat_block=48 is unknown; choose one of 32, 64, 128"),
-        ({"qat": "int4", "train_coda": "lora"}, "qat rounds whole matrices"),
     ],
 )
 def test_options_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
