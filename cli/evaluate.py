@@ -72,9 +72,8 @@ def evaluate(
     from cli.errors import CommandError
     from cli.notices import plain_warnings
     from cli.output import require_writable, write_json
-    from cli.screen import counting_bar, print_prose
+    from cli.screen import counting_bar
     from ouroboros.held_out import evaluate_texts
-    from ouroboros.source.places import find_place
     from ouroboros.text.windows import read_eval_texts
 
     if not text:
@@ -82,12 +81,7 @@ def evaluate(
     require_writable(json, [model, *text, converted, Path(original) if original else None])
     depths = parse_depths(depth) if depth else []
     kept = None if plain is None else parse_plain(plain, original)
-    # What is wrong is told before all of a model is read.
-    check_model(model, depths, options.seq_len)
-    if converted is not None:
-        check_model(converted, [], options.seq_len)
-    if original is not None:
-        find_place(original)
+    check_models(model, converted, original, depths, options.seq_len)
     texts = read_eval_texts(text, lambda line: typer.echo(line, err=True))
     console = get_console()
     with plain_warnings():
@@ -102,8 +96,6 @@ def evaluate(
             bar=partial(counting_bar, "scoring windows"),
         )
     print_rows(evaluation, console)
-    for line in describe_scoring(evaluation):
-        print_prose(line, console, style="dim")
     if json is not None:
         write_json(json, evaluation.to_json())
 
@@ -118,6 +110,23 @@ def parse_depths(text: str) -> list[int | str]:
     numbers = ",".join(part for part in parts if part != "auto")
     found: list[int | str] = list(parse_numbers(numbers, "--depth")) if numbers else []
     return [*found, "auto"] if "auto" in parts else found
+
+
+def check_models(
+    model: Path,
+    converted: Path | None,
+    original: str | None,
+    depths: Sequence[int | str],
+    seq_len: int,
+) -> None:
+    """Refuses what is wrong with any model before all of one is read; `check_model` says how."""
+    from ouroboros.source.places import find_place
+
+    check_model(model, depths, seq_len)
+    if converted is not None:
+        check_model(converted, [], seq_len)
+    if original is not None:
+        find_place(original)
 
 
 def check_model(path: Path, depths: Sequence[int | str], seq_len: int) -> None:
@@ -207,7 +216,7 @@ def open_model(path: Path) -> Scored:
 
 
 def print_rows(evaluation: Evaluation, console: Any) -> None:
-    """Prints one row a model and depth.
+    """Prints one row a model and depth, and what they were scored on.
 
     Args:
         evaluation: the scores.
@@ -215,7 +224,7 @@ def print_rows(evaluation: Evaluation, console: Any) -> None:
     """
     from functools import partial
 
-    from cli.screen import as_written, new_table, print_table, split_columns
+    from cli.screen import as_written, new_table, print_prose, print_table, split_columns
 
     def make(columns: Sequence[Column]) -> Table:
         table = new_table(title="held-out next-token loss (nats per token)")
@@ -238,6 +247,8 @@ def print_rows(evaluation: Evaluation, console: Any) -> None:
     texts: list[Column] = [(name, partial(_loss_of, name)) for name in evaluation.rows[0].texts]
     for table in split_columns(means, texts, make, console):
         print_table(table, console)
+    for line in describe_scoring(evaluation):
+        print_prose(line, console, style="dim")
 
 
 # A heading and what stands under it.

@@ -153,7 +153,7 @@ def _show_ready(stages: Stages, material: Material) -> None:
     everything = source_hash(*CORE, "export", "runtime", "demo")
     stages.run(
         "ready",
-        "9/9 ready: the same, trained for two hours, out of the repository",
+        "9/9 ready: the same, trained for hours, out of the repository",
         show,
         inputs=[material.sha256, record, settings.EVAL, settings.DEPTHS, everything],
         outputs=["ready", "ready-eval.json", "ready-bundle", "ready.json"],

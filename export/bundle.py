@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from safetensors import SafetensorError
 
 from export.cases import record_cases
@@ -108,9 +109,7 @@ def export_bundle(
     say = report or (lambda line: None)
     _check_options(asked, trt)  # before anything is read
     checkpoint, out = Path(checkpoint), Path(out)
-    read = [checkpoint, asked.calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
-    if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
-        raise ExportError(f"{out} {obstacle}")
+    _check_place(checkpoint, out, asked, trt)
     found = _stamps(checkpoint)
     chosen, how, max_depth, build = _settle(checkpoint, asked, trt, say)
     file = asked.calibration
@@ -121,15 +120,9 @@ def export_bundle(
         raise ExportError(f"{checkpoint} has no {TOKENIZER}", "a bundle needs one to run text")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = _describe_text(checkpoint, model, tokenizer, say)
-    quantized, spec = None, None
-    if how is not None:
-        windows = None if calibration is None else cut_calibration(*calibration, tokenizer)
-        quantized = quantize_model(model, how, windows, say)
-        spec = how.describe(windows)
-    say("tracing prelude, step and coda")
-    half_scales = asked.format != "trt"
-    graph, passes = compile_graph(model, chosen, max_depth, quantized, asked.opset, half_scales)
-    quantized = None  # the graph holds them now: at billions of weights a copy is gigabytes
+    windows = None if calibration is None else cut_calibration(*calibration, tokenizer)
+    spec = None if how is None else how.describe(windows)
+    graph, passes = _make_graph(model, chosen, how, windows, max_depth, asked, say)
     try:
         with publish(out, replaces=(BUNDLE,)) as staging:
             say("writing the graph")
@@ -151,16 +144,10 @@ def export_bundle(
                 precision=asked.precision,
                 quantization=spec,
             )
-            origin = {
-                "sha256": checkpoint_sha256(checkpoint),
-                "name": str(model.config.source.get("name", "")),
-            }
+            origin = _origin(checkpoint, model)
             write_manifest(staging, hashes, **fields, plans=plans, checkpoint=origin)
-            if _stamps(checkpoint) != found:
-                raise ExportError(
-                    f"{checkpoint} was replaced while it was exported", "export it again"
-                )
-            size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+            _refuse_replaced(checkpoint, found)
+            size = _count_bytes(staging)
     except (OSError, SafetensorError) as error:
         raise ExportError(
             f"{out}: can't write the bundle: {_reason(error)}", "what was there is untouched"
@@ -169,11 +156,49 @@ def export_bundle(
     return ExportReport(seconds, size, nodes, tuple(passes), tuple(plans))
 
 
+def _check_place(checkpoint: Path, out: Path, asked: ExportOptions, trt: TrtOptions | None) -> None:
+    """Refuses to write where something is that is read, or that no export wrote."""
+    read = [checkpoint, asked.calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
+    if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
+        raise ExportError(f"{out} {obstacle}")
+
+
+def _origin(checkpoint: Path, model: OuroborosForCausalLM) -> dict[str, str]:
+    """What the manifest says of the checkpoint."""
+    name = str(model.config.source.get("name", ""))
+    return {"sha256": checkpoint_sha256(checkpoint), "name": name}
+
+
+def _count_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _make_graph(
+    model: OuroborosForCausalLM,
+    precision: Precision,
+    how: Quantization | None,
+    windows: torch.Tensor | None,
+    max_depth: int,
+    asked: ExportOptions,
+    say: Callable[[str], None],
+) -> tuple[ir.Model, list[PassResult]]:
+    """Quantises and traces; integers are the graph's alone then: a copy may be gigabytes."""
+    quantized = None if how is None else quantize_model(model, how, windows, say)
+    say("tracing prelude, step and coda")
+    half_scales = asked.format != "trt"
+    return compile_graph(model, precision, max_depth, quantized, asked.opset, half_scales)
+
+
 def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
     """What tells a file from another that took its name, for every file of a checkpoint."""
     files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
     found = {file.name: file.stat() for file in files}
     return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in found.items()}
+
+
+def _refuse_replaced(checkpoint: Path, found: dict[str, tuple[int, int, int]]) -> None:
+    if _stamps(checkpoint) != found:
+        raise ExportError(f"{checkpoint} was replaced while it was exported", "export it again")
 
 
 def _settle(

@@ -7,7 +7,7 @@ loop-carried: a step reads its slice, and only new keys and values leave, as sca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -84,15 +84,15 @@ def build_graph(
         if part is not None:
             _prefix_names(part, prefix)
     inputs = {value.name: value for value in _declare_inputs(config, precision)}
-    before, after = _Side(), _Side()
+    before, between, after = _Stretch(), _Stretch(), _Stretch()
     caches: list[ir.Value] = []
     # Joined weights are copies: those of one layer at a time are held, while they are written.
     read_weights = lru_cache(maxsize=1)(partial(plain_weights, precision=precision))
 
-    def run_layer(side: _Side, slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
+    def run_layer(stretch: _Stretch, slot: int, layer: Any, hidden: ir.Value) -> ir.Value:
         graph = _copy_layer(parts.layer, layer_name(slot), partial(read_weights, layer))
         pasts = [inputs[past_name(slot, part)] for part in PARTS]
-        result, *new = side.run(graph, [hidden, *shared, *pasts])
+        result, *new = stretch.run(graph, [hidden, *shared, *pasts])
         caches.extend(new)
         return result
 
@@ -131,22 +131,12 @@ def build_graph(
     given = dict(zip(ends, caches, strict=True))
     looped_ends = [node.outputs[0] for node in apart] or [key, value]
     given |= dict(zip(RECURRENT_OUTPUTS, looped_ends, strict=True))
-    outputs = _declare_outputs(
-        config, precision, {**given, **chosen, LOGITS: logits, POOL_SUM: pool}
-    )
-    opsets = dict(opening.opset_imports)
-    graph = ir.Graph(
-        list(inputs.values()), outputs, nodes=[], opset_imports=opsets, name="ouroboros"
-    )
-    before.move(graph)
-    graph.extend([scalar, loop, *turned, *apart])
-    for constant in (axis, *target):
-        graph.register_initializer(constant)
-    after.move(graph)
+    given |= {**chosen, LOGITS: logits, POOL_SUM: pool}
+    outputs = _declare_outputs(config, precision, given)
+    between.add([scalar, loop, *turned, *apart], [axis, *target])
     if head is not embedding:
-        graph.initializers[str(head.name)] = head
-    result = ir.Model(graph, ir_version=parts.opening.ir_version)
-    result.producer_name = "ouroboros"
+        after.add([], [head])
+    result = _join((before, between, after), list(inputs.values()), outputs, parts.opening)
     _forget_traces(result)
     return result, list(parts.passes)
 
@@ -154,8 +144,8 @@ def build_graph(
 _PREFIXES = (OPENING, BRIDGE, HALTING, STEP, CLOSING)
 
 
-class _Side:
-    """The parts on one side of the loop, in the order they run."""
+class _Stretch:
+    """What runs before the loop, the loop itself, or what runs after it, in order."""
 
     def __init__(self) -> None:
         self._graphs: list[ir.Graph] = []
@@ -167,6 +157,10 @@ class _Side:
         self._graphs.append(graph)
         return _take_outputs(graph)
 
+    def add(self, nodes: list[ir.Node], constants: list[ir.Value]) -> None:
+        """Puts nodes next, with the constants that they read."""
+        self._graphs.append(ir.Graph([], [], nodes=nodes, initializers=constants))
+
     def move(self, target: ir.Graph) -> None:
         """Moves the nodes and weights of all parts to the end of `target`."""
         for source in self._graphs:
@@ -176,6 +170,22 @@ class _Side:
             for name, value in list(source.initializers.items()):
                 del source.initializers[name]
                 target.initializers[name] = value
+
+
+def _join(
+    stretches: Iterable[_Stretch],
+    inputs: list[ir.Value],
+    outputs: list[ir.Value],
+    like: ir.Model,
+) -> ir.Model:
+    """One model of all stretches, of the versions that a part of it has."""
+    opsets = dict(like.graph.opset_imports)
+    graph = ir.Graph(inputs, outputs, nodes=[], opset_imports=opsets, name="ouroboros")
+    for stretch in stretches:
+        stretch.move(graph)
+    result = ir.Model(graph, ir_version=like.ir_version)
+    result.producer_name = "ouroboros"
+    return result
 
 
 def _head(model: OuroborosForCausalLM, precision: Precision) -> ir.Value | None:

@@ -15,28 +15,23 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
-from ouroboros.errors import ConfigError
 from ouroboros.model.arguments import (
     Depth,
     check_attention,
-    check_backprop_steps,
-    check_continuation,
     check_extras,
     check_logit_index,
-    check_shapes,
     depth_of_rows,
     one_cache,
     one_input,
-    refuse_attentions,
-    refuse_prelude_cache,
     select_positions,
 )
 from ouroboros.model.base_config import layer_classes
 from ouroboros.model.bridge import Bridge
 from ouroboros.model.cache import CACHE, OuroborosCache
+from ouroboros.model.call import open_call, run_call
 from ouroboros.model.configuration import OuroborosConfig
-from ouroboros.model.generation import LoopedGenerationMixin, count_positions
-from ouroboros.model.halting import Halter, Halting, LoopedOutput, begin_halting
+from ouroboros.model.generation import LoopedGenerationMixin
+from ouroboros.model.halting import Halter, LoopedOutput
 from ouroboros.model.modulation import (
     ConstantLinear,
     Injection,
@@ -46,7 +41,7 @@ from ouroboros.model.modulation import (
     StepNorm,
 )
 from ouroboros.model.names import RENAMED
-from ouroboros.model.pooling import Sequences, describe_sequences
+from ouroboros.model.pooling import Sequences
 from ouroboros.model.recompute import run_layer
 from ouroboros.model.step import RecurrentStep
 from ouroboros.model.trainable import mark_trainable
@@ -233,75 +228,31 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
                 a cache of another kind or depth, or an argument that the model does not take.
         """
         loss_arguments = check_extras(kwargs, signature(type(self).forward).parameters)
-        if self.config.output_attentions:
-            refuse_attentions()
         given = one_input(
             input_ids=input_ids, inputs_embeds=inputs_embeds, prelude_state=prelude_state
         )
-        batch, new = given.shape[:2]
-        past_key_values = one_cache(past_key_values, cache)
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        check_shapes(batch, new, past, attention_mask, position_ids)
-        if prelude_state is not None:
-            refuse_prelude_cache(use_cache, past_key_values)
-            use_cache = False
-        check_logit_index(batch, logit_index, labels is not None, logits_to_keep)
-        steps, rows = self.row_depths(depth, batch)
-        sequences = describe_sequences(batch, new, past, attention_mask, position_ids, given.device)
-        cache = self._cache(past_key_values, use_cache, sequences, batch, steps)
-        positions: torch.Tensor | None = position_ids
-        if positions is None:
-            positions = count_positions(attention_mask, past, batch, new, given.device)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        halting = begin_halting(self, halt_threshold, past, sequences)
-        first = steps - check_backprop_steps(backprop_steps, steps)
-        layers = list(self.prelude) if prelude_state is None else []
-        hidden, entered = self._run(
+        call = open_call(
+            self,
             given,
-            layers,
-            positions,
-            sequences,
-            cache,
-            steps,
-            rows,
-            bool(output_hidden_states),
-            first,
-            halting,
+            attention_mask,
+            position_ids,
+            one_cache(past_key_values, cache),
+            use_cache,
+            depth,
+            halt_threshold,
+            backprop_steps,
+            behind_prelude=prelude_state is not None,
+            record=output_hidden_states,
         )
+        check_logit_index(len(given), logit_index, labels is not None, logits_to_keep)
+        hidden, entered = run_call(self, call)
         logits = self.lm_head(select_positions(hidden, logit_index, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.vocab_size, **loss_arguments
-            )
-        used = None if halting is None else halting.depth_used
+        sizes = {"vocab_size": self.vocab_size, **loss_arguments}
+        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, **sizes)
+        used, kept = call.depth_used, {CACHE: call.cache}
         return LoopedOutput(
-            loss=loss, logits=logits, hidden_states=entered, depth_used=used, **{CACHE: cache}
+            loss=loss, logits=logits, hidden_states=entered, depth_used=used, **kept
         )
-
-    def _cache(
-        self,
-        cache: OuroborosCache | None,
-        use_cache: bool | None,
-        sequences: Sequences,
-        batch: int,
-        steps: int,
-    ) -> OuroborosCache | None:
-        packed = sequences.documents is not None
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and not packed
-        if use_cache and cache is None:
-            cache = OuroborosCache(self.config.num_layers)
-        if cache is None:
-            return None
-        if packed:
-            raise ConfigError(
-                "packed documents (position_ids that restart at 0) have no cache",
-                "pass use_cache=False, or one document a row",
-            )
-        check_continuation(cache, batch, steps, self.config.recurrent_layers)
-        return cache
 
     def read_out(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits `[..., vocab]` of h `[..., hidden]`, by final norm and LM head."""
@@ -309,51 +260,6 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             hidden = hidden.to(self.embed_tokens.weight.dtype)
         logits: torch.Tensor = self.lm_head(self.norm(hidden))
         return logits
-
-    def _run(
-        self,
-        given: torch.Tensor,
-        prelude: list[nn.Module],
-        positions: torch.Tensor,
-        sequences: Sequences,
-        cache: OuroborosCache | None,
-        steps: int,
-        rows: torch.Tensor | None,
-        record: bool,
-        first: int,
-        halting: Halting | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        entered: list[torch.Tensor] = []
-        note = entered.append if record else lambda state: None
-        frozen = not any(p.requires_grad for p in self._prelude_parameters())
-        # Embeddings given by the caller (soft prompts) may be what trains.
-        frozen = frozen and not given.requires_grad
-        again = self.recompute and cache is None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            hidden = given if given.is_floating_point() else self.embed_tokens(given)
-            layer_inputs = self.layer_inputs(hidden, positions, sequences)
-            for layer in prelude:
-                note(hidden)
-                hidden = run_layer(layer, again, hidden, **{CACHE: cache}, **layer_inputs)
-        if self.bridge is not None and self.config.bridge == "entry":
-            hidden = self.bridge(hidden)
-        injected = {} if self.recurrent.injection is None else {"entry": hidden}
-        for step in range(steps):
-            note(hidden)
-            if step == first > 0:  # a weight that was cast without a graph is to be cast with one
-                torch.clear_autocast_cache()
-            inputs = (hidden, step, sequences, cache)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and step >= first):
-                new_hidden = run_layer(self.recurrent, again, *inputs, **injected, **layer_inputs)
-                active = None if rows is None else step < rows
-                if halting is not None:
-                    active = halting.going if active is None else active & halting.going
-                    halting.take(step, active, hidden, new_hidden)
-                if active is not None:
-                    new_hidden = torch.where(active[:, None, None], new_hidden, hidden)
-            hidden = new_hidden
-        hidden = self.leave(hidden, layer_inputs, cache, note)
-        return hidden, (*entered, hidden) if record else None
 
     def layer_inputs(
         self, hidden: torch.Tensor, positions: torch.Tensor, sequences: Sequences
@@ -389,9 +295,6 @@ class OuroborosForCausalLM(PreTrainedModel, LoopedGenerationMixin):
             hidden = run_layer(layer, again, hidden, **{CACHE: cache}, **layer_inputs)
         result: torch.Tensor = self.norm(hidden)
         return result
-
-    def _prelude_parameters(self) -> list[nn.Parameter]:
-        return [*self.embed_tokens.parameters(), *self.prelude.parameters()]
 
 
 AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)

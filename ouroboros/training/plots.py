@@ -103,7 +103,7 @@ def _to_png(figure: Figure, axes: Axes) -> bytes:
         MaxNLocator(integer=True, min_n_ticks=1)
     )  # there is no half a step
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper right")  # matplotlib's choice of a place takes its time
+        figure.legend(loc="outside lower center", ncols=2)  # within it would hide a curve
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
