@@ -1,9 +1,9 @@
 """Training that looks ahead to integer weights: every matrix is used as it will be stored.
 
 What trains is rounded on the way forward and taught through the rounding (the straight-through
-estimator); what is frozen is rounded once. An adapter's product is rounded with the weight that it
-is beside of. The floats themselves are what is published: rounded the same way at export, they are
-the model that was trained.
+estimator); what is frozen is rounded once. A weight that an adapter trains beside is rounded with
+the adapter's product added. The floats themselves are what is published: rounded the same way at
+export, they are the model that was trained.
 
 Source: Bengio et al., arXiv 1308.3432; quantisation-aware training as in arXiv 1712.05877, of
 low-rank updates as in arXiv 2406.06385.
@@ -55,24 +55,28 @@ class Rounded(nn.Module):
         return rounded
 
 
-class Merged(nn.Module):
-    """Gives a weight `[out, in]` with its adapter's product added."""
+class RoundedBeside(nn.Module):
+    """Gives a frozen weight such that it and its adapter's product make rounded values together.
 
-    def __init__(self, adapted: Any) -> None:
-        """Adds the product of a projection as PEFT adapts it, which computes without it then."""
+    The adapter computes as ever and learns as if nothing were rounded: a gradient that goes
+    straight through the rounding of their sum comes to that, and none of the matrix is needed.
+    """
+
+    def __init__(self, rounding: Rounding, adapted: Any) -> None:
+        """Rounds to `rounding`, beside the adapter of a projection as PEFT adapts it."""
         super().__init__()
+        self.rounding = rounding
         # No children: they have their names where PEFT put them.
         self._sides = (adapted.lora_A["default"], adapted.lora_B["default"])
         self._scaling = adapted.scaling["default"]
-        adapted.enable_adapters(False)
-        for side in self._sides:
-            side.requires_grad_(True)
 
+    @torch.no_grad()
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns `[out, in]` float32."""
         a, b = (side.weight for side in self._sides)
         with torch.autocast(weight.device.type, enabled=False):
-            return torch.addmm(weight, b, a, alpha=self._scaling)
+            product: torch.Tensor = self._scaling * (b @ a)
+        return self.rounding.nearest(weight + product) - product
 
 
 @dataclass
@@ -82,8 +86,8 @@ class RoundedModel:
     Attributes:
         model: the student.
         rounding: of every matrix, embedding and LM head among them.
-        trained: the layers whose weights, or whose adapters, are rounded anew at every use; a tied
-            table in both.
+        trained: the layers whose weights are rounded anew at every use, since they or their
+            adapters train; a tied table in both.
         frozen: the floats of those that were rounded once, by the parameter itself.
     """
 
@@ -154,10 +158,13 @@ def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel
             weight.copy_(rounding.nearest(weight))
     for layer in layers:
         if layer in beside:
-            parametrize.register_parametrization(layer, "weight", Merged(beside[layer]))
-        if layer in beside or layer.weight.requires_grad:
-            parametrize.register_parametrization(layer, "weight", Rounded(rounding))
-            result.trained.append(layer)
+            rounded: nn.Module = RoundedBeside(rounding, beside[layer])
+        elif layer.weight.requires_grad:
+            rounded = Rounded(rounding)
+        else:
+            continue
+        parametrize.register_parametrization(layer, "weight", rounded)
+        result.trained.append(layer)
     return result
 
 

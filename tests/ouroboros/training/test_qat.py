@@ -15,10 +15,11 @@ from export.quantize.model import Quantization, quantize_model
 from ouroboros import load_checkpoint, save_checkpoint
 from ouroboros.errors import TrainingError
 from ouroboros.evaluate import score_windows
+from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.rounding import Rounding
 from ouroboros.model.trainable import EMBEDDING_CHOICES
 from ouroboros.text.windows import load_eval_windows
-from ouroboros.training.adapters import mark_trained
+from ouroboros.training.adapters import adapted_layers, mark_trained
 from ouroboros.training.loss import head_loss
 from ouroboros.training.qat import Rounded, round_model, rounded_once
 from ouroboros.training.run import train
@@ -114,8 +115,12 @@ def test_adapters_are_rounded_with_the_weights_they_are_beside(tiny_checkpoint: 
     for one in (model, twin):
         with rounded_once(one):
             one(IDS, labels=IDS, depth=2, use_cache=False).loss.backward()
+    products = {one.get_base_layer(): one.get_delta_weight("default")
+                for _, one in adapted_layers(model)}  # fmt: skip
+    assert len(products) == 3 * len(PROJECTIONS)
     for layer, other in zip(rounded.trained, rounded_twin.trained, strict=True):
-        torch.testing.assert_close(layer.weight, other.weight, rtol=0, atol=1e-6)
+        whole = layer.weight + products.get(layer, 0.0)
+        torch.testing.assert_close(whole, other.weight, rtol=0, atol=1e-6)
     down, plain = (one.coda[0].mlp.down_proj for one in (model, twin))
     whole = plain.parametrizations["weight"].original.grad
     a, b = (side["default"].weight for side in (down.lora_A, down.lora_B))
