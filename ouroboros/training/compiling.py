@@ -30,10 +30,11 @@ def compile_parts(model: Any, taught_by: Sequence[nn.Module]) -> PieceLoss:
         The loss of some positions, to be compiled as well.
     """
     layers = (*model.prelude, model.recurrent, *model.coda, *taught_by)
-    # Layers that are alike share a graph, but rounded ones have each a class of its own, and past
-    # the limit nothing more is compiled.
+    # Past the limit nothing more is compiled. Layers that are alike share a graph, but of rounded
+    # ones each has a class of its own; both run with and without gradients, a step also with and
+    # without several documents in a window, as the first one and as another.
     config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 2 * len(layers))
+    config.recompile_limit = max(config.recompile_limit, 2 * len(layers), 16)
     for layer in layers:
         layer.compile(backend=BACKEND)
     compiled: PieceLoss = torch.compile(piece_loss, backend=BACKEND)
