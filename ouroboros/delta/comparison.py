@@ -10,12 +10,13 @@ import torch
 from safetensors import safe_open
 
 from ouroboros.delta.names import candidates
+from ouroboros.delta.options import BFLOAT16, DeltaOptions
 from ouroboros.delta.record import TensorRecord, UpdateRecord, WeightsRecord
 from ouroboros.errors import CheckpointError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.names import current_name
 from ouroboros.source.weights import Original
-from ouroboros.storage.adapters import add_updates, factor_names, read_updates
+from ouroboros.storage.adapters import add_updates, factor_names, join_updates, read_updates
 from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of
 from ouroboros.storage.weights import build_empty, narrowest, same_bits, stored_names
 
@@ -26,7 +27,7 @@ class Comparison:
     """Sorts the tensors of a checkpoint into the source's and the delta's own."""
 
     def __init__(
-        self, folder: Path, config: OuroborosConfig, original: Original, rounded: bool
+        self, folder: Path, config: OuroborosConfig, original: Original, options: DeltaOptions
     ) -> None:
         """Reads names and shapes alone.
 
@@ -34,12 +35,14 @@ class Comparison:
             folder: the checkpoint.
             config: its own.
             original: the source.
-            rounded: whether the delta's own tensors are rounded to bfloat16.
+            options: whether the delta's own tensors are rounded to bfloat16, and what becomes of
+                updates.
 
         Raises:
             CheckpointError: the checkpoint's `adapters.safetensors` is damaged.
         """
-        self.config, self.original, self.rounded = config, original, rounded
+        self.config, self.original = config, original
+        self.rounded, self.rank = options.dtype == BFLOAT16, options.adapter_rank
         self.folder = folder
         empty = build_empty(config)
         self.added = set(empty.trainable_names())
@@ -117,8 +120,10 @@ class Comparison:
         return ""
 
     def _take_factors(self, name: str) -> tuple[UpdateRecord, ...]:
-        records = []
-        for number, update in enumerate(self.updates[name], start=1):
+        records, updates = [], self.updates[name]
+        if 0 < self.rank < sum(len(one.a) for one in updates):
+            updates = [join_updates(updates, self.rank)]
+        for number, update in enumerate(updates, start=1):
             sides = factor_names(name, number)
             for side, value in zip(sides, (update.a, update.b), strict=True):
                 kind = KINDS[self._kind(value) if self.rounded else value.dtype]

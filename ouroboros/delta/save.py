@@ -19,7 +19,7 @@ from ouroboros.checkpoint import (
 )
 from ouroboros.delta.assemble import check_weights, open_pieces, stored_tensors
 from ouroboros.delta.comparison import Comparison
-from ouroboros.delta.options import BFLOAT16, LOSSLESS, DeltaOptions
+from ouroboros.delta.options import LOSSLESS, DeltaOptions
 from ouroboros.delta.record import (
     TEMPLATES,
     DeltaRecord,
@@ -120,7 +120,7 @@ def save_delta(
     place = find_place(source)
     original = open_source(place, _converted_from(config), str(folder))
     say("looking for what the source does not hold")
-    made = Comparison(folder, config, original, chosen.dtype == BFLOAT16)
+    made = Comparison(folder, config, original, chosen)
     weights = {file.name: made.compare(file) for file in weight_files(folder)}
     try:
         with publish(out, replaces=(DELTA,)) as staging:

@@ -186,7 +186,15 @@ def test_what_stands_in_the_way_is_left_alone(
         save_delta(tiny_checkpoint, tmp_path / "delta", str(tiny_original))
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float8"}, {"max_file_mb": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float8"},
+        {"max_file_mb": 0},
+        {"adapter_rank": -1, "dtype": "bfloat16"},
+        {"adapter_rank": 4},
+    ],
+)
 def test_bad_options_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         save_delta(tmp_path, tmp_path / "delta", "x", **change)

@@ -128,6 +128,26 @@ def test_rounded_it_is_the_source_and_rounded_factors(
     require_same_files(back, tmp_path / "twice")
 
 
+def test_joined_updates_are_added_in_place_of_all(
+    adapted: Path, tiny_original: Path, tmp_path: Path
+) -> None:
+    """A weight has one of the rank asked for; what has no more is held as it is."""
+    delta, back = tmp_path / "delta", tmp_path / "back"
+    save_delta(adapted, delta, str(tiny_original), dtype="bfloat16", adapter_rank=20)
+    assert {f"{UP}.2.a", f"{DOWN}.1.a"} < held_in(delta).keys()
+    save_delta(adapted, delta, str(tiny_original), dtype="bfloat16", adapter_rank=4)
+    held = held_in(delta)
+    assert f"{UP}.2.a" not in held
+    restore_delta(delta, back, str(tiny_original))
+    before, after = (load_file(one / WEIGHTS) for one in (adapted, back))
+    for name, own in read_updates(adapted).items():
+        assert len(held[f"{name}.1.a"]) == 4
+        a, b = torch.cat([u.a for u in own]), torch.cat([u.b for u in own], 1)
+        least = torch.linalg.svdvals(b @ a)[4:].square().sum().sqrt()
+        left = torch.linalg.matrix_norm(before[name] - after[name])
+        assert left == pytest.approx(float(least), rel=0.2)
+
+
 def test_a_weight_that_was_changed_since_is_held_whole(
     adapted: Path, tiny_original: Path, tmp_path: Path
 ) -> None:
