@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from ouroboros.conversion.bases import truncated_svd
 from ouroboros.delta.names import candidates
 from ouroboros.delta.options import BFLOAT16, DeltaOptions
 from ouroboros.delta.record import TensorRecord, UpdateRecord, WeightsRecord
@@ -16,7 +17,7 @@ from ouroboros.errors import CheckpointError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.names import current_name
 from ouroboros.source.weights import Original
-from ouroboros.storage.adapters import add_updates, factor_names, join_updates, read_updates
+from ouroboros.storage.adapters import Update, add_updates, factor_names, read_updates
 from ouroboros.storage.tensors import KINDS, StoredTensor, pieces_of
 from ouroboros.storage.weights import build_empty, narrowest, same_bits, stored_names
 
@@ -141,6 +142,21 @@ class Comparison:
         # The largest numbers would become infinite.
         finite = all(bool(torch.isfinite(one.bfloat16()).all()) for one in pieces_of(value))
         return torch.bfloat16 if finite else exact
+
+
+def join_updates(updates: Sequence[Update], rank: int) -> Update:
+    """Returns the update of a rank that is nearest to the sum of several, float32.
+
+    No matrix of the weight's size is made.
+
+    Args:
+        updates: at least one, all of one weight.
+        rank: at most the sum of theirs.
+    """
+    left, inner = torch.linalg.qr(torch.cat([one.b.double() for one in updates], 1))
+    right, outer = torch.linalg.qr(torch.cat([one.a.double() for one in updates]).T)
+    a, b = truncated_svd(inner @ outer.T, rank)
+    return Update((a.double() @ right.T).float(), (left @ b.double()).float())
 
 
 def _load(file: Path, name: str) -> torch.Tensor:

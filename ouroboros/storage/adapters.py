@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,28 +76,6 @@ def add_updates(weight: torch.Tensor, updates: Iterable[Update]) -> torch.Tensor
                 product.add_(term)
             block.add_(product)
     return total
-
-
-def join_updates(updates: Sequence[Update], rank: int) -> Update:
-    """Returns the update of a rank that is nearest to the sum of several, float32.
-
-    The first terms of its singular value decomposition, the singular values shared by both factors
-    (Eckart and Young 1936). No matrix of the weight's size is made.
-
-    Args:
-        updates: at least one, all of one weight.
-        rank: at most the sum of theirs.
-    """
-    a = torch.cat([one.a.double() for one in updates])
-    b = torch.cat([one.b.double() for one in updates], 1)
-    left, inner = torch.linalg.qr(b)
-    right, outer = torch.linalg.qr(a.T)
-    u, values, v = torch.linalg.svd(inner @ outer.T)
-    root = values[:rank].sqrt()
-    return Update(
-        ((right @ v[:rank].T) * root).T.contiguous().float(),
-        ((left @ u[:, :rank]) * root).contiguous().float(),
-    )
 
 
 def write_updates(updates: Mapping[str, Iterable[Update]]) -> bytes:

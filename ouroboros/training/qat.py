@@ -66,16 +66,13 @@ class RoundedBeside(nn.Module):
         """Rounds to `rounding`, beside the adapter of a projection as PEFT adapts it."""
         super().__init__()
         self.rounding = rounding
-        # No children: they have their names where PEFT put them.
-        self._sides = (adapted.lora_A["default"], adapted.lora_B["default"])
-        self._scaling = adapted.scaling["default"]
+        self._adapted = (adapted,)  # no child: the weight is its own
 
     @torch.no_grad()
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns `[out, in]` float32."""
-        a, b = (side.weight for side in self._sides)
         with torch.autocast(weight.device.type, enabled=False):
-            product: torch.Tensor = self._scaling * (b @ a)
+            product: torch.Tensor = self._adapted[0].get_delta_weight("default")
         return self.rounding.nearest(weight + product) - product
 
 
@@ -150,9 +147,8 @@ def round_model(model: OuroborosForCausalLM, rounding: Rounding) -> RoundedModel
     result = RoundedModel(model, rounding, [], [])
     layers: list[Any] = [*linears, model.embed_tokens, model.lm_head]
     # A tied head is the embedding.
-    weights = {id(layer.weight): layer.weight for layer in layers}
-    frozen = {id(layer.weight) for layer in layers if layer not in beside}
-    for weight in [one for one in weights.values() if not one.requires_grad and id(one) in frozen]:
+    weights = {id(layer.weight): layer.weight for layer in layers if layer not in beside}
+    for weight in [one for one in weights.values() if not one.requires_grad]:
         result.frozen.append((weight, weight.detach().clone()))
         with torch.no_grad():
             weight.copy_(rounding.nearest(weight))

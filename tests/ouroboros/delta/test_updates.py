@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from ouroboros import restore_delta, save_delta
 from ouroboros.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
+from ouroboros.delta.comparison import join_updates
 from ouroboros.delta.record import read_record
 from ouroboros.errors import CheckpointError
 from ouroboros.storage.adapters import Update, add_updates, read_updates, write_updates
@@ -126,6 +127,19 @@ def test_rounded_it_is_the_source_and_rounded_factors(
     assert set(report.updated) == {UP, DOWN}
     assert restore_delta(tmp_path / "again", tmp_path / "twice", str(tiny_original)).identical
     require_same_files(back, tmp_path / "twice")
+
+
+def test_joined_updates_are_the_nearest_of_their_rank() -> None:
+    updates = [draw(torch.empty(40, 24), rank, seed=rank) for rank in (3, 5)]
+    whole = sum(one.b.double() @ one.a.double() for one in updates)
+    values = torch.linalg.svdvals(whole)
+    for rank in (1, 5, 8):
+        joined = join_updates(updates, rank)
+        assert joined.fits((40, 24))
+        assert joined.a.dtype == joined.b.dtype == torch.float32
+        assert len(joined.a) == rank
+        left = torch.linalg.matrix_norm(whole - joined.b.double() @ joined.a.double())
+        assert left == pytest.approx(float(values[rank:].square().sum().sqrt()), abs=1e-4)
 
 
 def test_joined_updates_are_added_in_place_of_all(

@@ -11,13 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ouroboros.errors import CheckpointError
 from ouroboros.storage import adapters
-from ouroboros.storage.adapters import (
-    Update,
-    add_updates,
-    join_updates,
-    read_updates,
-    write_updates,
-)
+from ouroboros.storage.adapters import Update, add_updates, read_updates, write_updates
 from runtime.files.destinations import ADAPTERS
 
 
@@ -128,16 +122,3 @@ def test_an_update_fits_one_shape_only(shape: tuple[int, ...]) -> None:
     assert not update.fits(shape)
     assert not Update(update.a[:1], update.b).fits((5, 7))
     assert not Update(update.a[0], update.b).fits((5, 7))
-
-
-def test_joined_updates_are_the_nearest_of_their_rank() -> None:
-    updates = [draw(40, 24, rank, seed=rank)[1] for rank in (3, 5)]
-    whole = sum(one.b.double() @ one.a.double() for one in updates)
-    values = torch.linalg.svdvals(whole)
-    for rank in (1, 5, 8):
-        joined = join_updates(updates, rank)
-        assert joined.fits((40, 24))
-        assert joined.a.dtype == joined.b.dtype == torch.float32
-        assert len(joined.a) == rank
-        left = torch.linalg.matrix_norm(whole - joined.b.double() @ joined.a.double())
-        assert left == pytest.approx(float(values[rank:].square().sum().sqrt()), abs=1e-4)
