@@ -23,6 +23,7 @@ CPP_PRESET ?= release
 CPP := build/cpp
 CPP_DEPS := $(BIN)/python -m runtime.cpp.tools.fetch_deps $(CPP)/deps
 CPP_JOBS ?= $(shell nproc)
+CPP_OPTIONS ?=
 FUZZ_SECONDS ?= 60
 CPP_TESTS := tests/runtime/cpp tests/conformance
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -65,7 +66,7 @@ gpu-test: $(GPU_STAMP) ## tests that need an NVIDIA GPU: CUDA and TensorRT, ever
 
 cpp: $(STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asan and others
 	@$(CPP_DEPS) $(if $(filter tensorrt fuzz,$(CPP_PRESET)),--$(CPP_PRESET))
-	@cd runtime/cpp && PATH=$(CURDIR)/$(CPP)/deps/bin:$$PATH $(CMAKE) --preset $(CPP_PRESET)
+	@cd runtime/cpp && PATH=$(CURDIR)/$(CPP)/deps/bin:$$PATH $(CMAKE) --preset $(CPP_PRESET) $(CPP_OPTIONS)
 	@cd runtime/cpp && $(CMAKE) --build --preset $(CPP_PRESET) --parallel $(CPP_JOBS)
 
 cpp-test: cpp ## tests of the C++ library, its own and those that drive it from Python
@@ -93,7 +94,8 @@ check-python: $(STAMP)
 
 check-cpp: $(STAMP)
 	@$(CPP_DEPS)
-	@cd runtime/cpp && $(CMAKE) --preset release >/dev/null
+	@# clang-tidy looks at each file by itself.
+	@cd runtime/cpp && $(CMAKE) --preset release -DCMAKE_UNITY_BUILD=OFF >/dev/null
 	$(BIN)/python -m runtime.cpp.tools.lint
 
 format: $(STAMP) ## let ruff and clang-format rewrite the code
