@@ -13,6 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+BASE_STAMP := $(VENV)/.installed-base
 STAMP := $(VENV)/.installed
 GPU_STAMP := $(VENV)/.installed-gpu
 STUDY_STAMP := $(VENV)/.installed-study
@@ -30,18 +31,25 @@ SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CMAKE := $(CURDIR)/$(CPP)/deps/bin/cmake
 CTEST := $(CURDIR)/$(CPP)/deps/bin/ctest
 
-.PHONY: help venv test cpp cpp-test cpp-fuzz cpp-docs test-slow gpu-test gpu-bench check check-python check-cpp format demo bench study wheel-test test-lowest test-newest clean bench-large
+.PHONY: help base venv test cpp cpp-test cpp-fuzz cpp-docs test-slow gpu-test gpu-bench check check-python check-cpp format demo bench study wheel-test test-lowest test-newest clean bench-large
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 venv: $(STAMP) ## create .venv with every dependency
 
-$(STAMP): pyproject.toml $(CONSTRAINTS)
+base: $(BASE_STAMP) ## create .venv with the base install: enough for the runtime and to build the C++ library
+
+$(BASE_STAMP): pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
-	@# torch first and pinned: an unpinned torch pulls gigabytes of CUDA packages. Python compiles what
-	@# it imports; to compile all that is installed takes half the time of installing.
+	@# Python compiles what it imports; to compile all that is installed takes half the time of
+	@# installing.
+	$(PIP) install --quiet --no-compile -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(STAMP): $(BASE_STAMP)
+	@# torch first and pinned: an unpinned torch pulls gigabytes of CUDA packages.
 	$(PIP) install --quiet --no-compile -c $(CONSTRAINTS) "torch==2.13.0"
 	$(PIP) install --quiet --no-compile -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
@@ -64,20 +72,20 @@ $(GPU_STAMP): $(STAMP)
 gpu-test: $(GPU_STAMP) ## tests that need an NVIDIA GPU: CUDA and TensorRT, every precision
 	$(BIN)/python -m pytest -m gpu
 
-cpp: $(STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asan and others
+cpp: $(BASE_STAMP) ## the C++ library and its programs, in build/cpp/; CPP_PRESET=asan and others
 	@$(CPP_DEPS) $(if $(filter tensorrt fuzz,$(CPP_PRESET)),--$(CPP_PRESET))
 	@cd runtime/cpp && PATH=$(CURDIR)/$(CPP)/deps/bin:$$PATH $(CMAKE) --preset $(CPP_PRESET) $(CPP_OPTIONS)
 	@cd runtime/cpp && $(CMAKE) --build --preset $(CPP_PRESET) --parallel $(CPP_JOBS)
 
-cpp-test: cpp ## tests of the C++ library, its own and those that drive it from Python
-	@cd runtime/cpp && $(CTEST) --preset $(CPP_PRESET)
+cpp-test: cpp $(STAMP) ## tests of the C++ library, its own and those that drive it from Python
+	@cd runtime/cpp && $(CTEST) --preset $(CPP_PRESET) --parallel $(CPP_JOBS)
 	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(SPREAD) --durations 25 $(CPP_TESTS)
 
 cpp-fuzz: ## the fuzz programs of the C++ library, each for FUZZ_SECONDS, 60 unless it is given
 	@$(MAKE) --no-print-directory cpp CPP_PRESET=fuzz
 	@$(BIN)/python -m runtime.cpp.tools.fuzz --seconds $(FUZZ_SECONDS)
 
-cpp-docs: $(STAMP) ## pages of the C and C++ headers, in build/cpp/docs/html/
+cpp-docs: $(BASE_STAMP) ## pages of the C and C++ headers, in build/cpp/docs/html/
 	@$(CPP_DEPS) --docs
 	@mkdir -p $(CPP)/docs
 	@cd runtime/cpp && $(CURDIR)/$(CPP)/deps/bin/doxygen
@@ -94,8 +102,7 @@ check-python: $(STAMP)
 
 check-cpp: $(STAMP)
 	@$(CPP_DEPS)
-	@# clang-tidy looks at each file by itself.
-	@cd runtime/cpp && $(CMAKE) --preset release -DCMAKE_UNITY_BUILD=OFF >/dev/null
+	@cd runtime/cpp && $(CMAKE) --preset tidy >/dev/null
 	$(BIN)/python -m runtime.cpp.tools.lint
 
 format: $(STAMP) ## let ruff and clang-format rewrite the code

@@ -32,24 +32,28 @@ MAKING = {"tiny_original", "tiny_checkpoint", "block_checkpoint", "massive_check
 
 # Files whose slow tests take minutes, the longest first: a process that got one last would work
 # while the others wait. pytest-xdist by itself begins with the files of the most tests.
+# Two that trace the same parts are apart, so that one finds what the other made.
 LONGEST = (
     "tests/export/test_precision.py",
-    "tests/export/test_export_variants.py",
     "tests/export/test_smollm2.py",
-    "tests/study/test_work.py",
+    "tests/ouroboros/training/test_compiling.py",
     "tests/ouroboros/training/test_resume.py",
+    "tests/export/test_export_variants.py",
     "tests/docs/test_snippets.py",
-    "tests/runtime/cpp/test_build.py",
-    "tests/ouroboros/training/test_qat.py",
-    "tests/ouroboros/training/test_sharded.py",
-    "tests/ouroboros/conversion/test_convert.py",
-    "tests/cli/test_interrupt.py",
-    "tests/ouroboros/training/test_parallel.py",
+    "tests/conformance/test_conformance.py",
     "tests/export/graph/test_halting.py",
-    "tests/export/tensorrt/test_plans.py",
-    "tests/runtime/parity/test_tampering.py",
-    "tests/runtime/parity/test_bundle.py",
+    "tests/cli/test_interrupt.py",
+    "tests/ouroboros/training/test_sharded.py",
+    "tests/runtime/cpp/test_build.py",
+    "tests/study/test_work.py",
+    "tests/ouroboros/training/test_parallel.py",
     "tests/export/graph/test_storage.py",
+    "tests/export/tensorrt/test_plans.py",
+    "tests/ouroboros/conversion/test_convert.py",
+    "tests/export/test_chat.py",
+    "tests/runtime/parity/test_tampering.py",
+    "tests/ouroboros/training/test_qat.py",
+    "tests/ouroboros/conversion/test_splits.py",
 )
 
 

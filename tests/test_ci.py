@@ -1,4 +1,4 @@
-"""`.ci/run` says how long each of its parts took."""
+"""`.ci/run` runs every part, says how long each took, and ends with the first that fails."""
 
 from __future__ import annotations
 
@@ -7,21 +7,54 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support.paths import ROOT
 
 
-def test_ci_run_prints_a_parts_own_seconds_and_all(tmp_path: Path) -> None:
-    make = tmp_path / "make"  # in place of the real one
-    make.write_text("#!/bin/sh\nsleep 2\n")
-    make.chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        [str(ROOT / ".ci" / "run"), "check", "test"],
-        env=environment, capture_output=True, text=True, check=True,
+def ci_run(folder: Path, make: str, *parts: str) -> subprocess.CompletedProcess[str]:
+    """Runs it with this script in the place of make."""
+    stand_in = folder / "make"
+    stand_in.write_text(f"#!/bin/sh\n{make}\n")
+    stand_in.chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        [str(ROOT / ".ci" / "run"), *parts],
+        env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_ci_run_prints_a_parts_own_seconds_and_all(tmp_path: Path) -> None:
+    done = ci_run(tmp_path, "sleep 1", "check", "test")
+    assert done.returncode == 0
     said = re.findall(r"== make (\w+) done in (\d+) s, (\d+) s in all", done.stdout)
     assert [name for name, _, _ in said] == ["check", "test"]
     own, whole = ([int(row[place]) for row in said] for place in (1, 2))
     assert min(own) >= 1
     assert own[1] < whole[1]
     assert abs(whole[1] - sum(own)) <= 2  # whole seconds
+
+
+def test_ci_run_runs_every_part_once(tmp_path: Path) -> None:
+    done = ci_run(tmp_path, "true")
+    assert done.returncode == 0
+    ran = re.findall(r"^== make ([\w-]+)$", done.stdout, re.MULTILINE)
+    assert ran[0] == "base"
+    beside = ["cpp-docs", "wheel-test", "test-lowest", "test-newest"]
+    one_by_one = ["check", "test", "cpp-test", "test-slow"]
+    assert sorted(ran) == sorted(["base", "venv", "cpp", *one_by_one, *beside])
+
+
+@pytest.mark.parametrize("part", ["cpp", "check"])
+def test_a_part_that_fails_ends_it_with_what_runs_beside_it(tmp_path: Path, part: str) -> None:
+    done = ci_run(tmp_path, f'test "$2" != {part} || {{ echo "of $2"; exit 3; }}')
+    assert done.returncode != 0
+    assert f"of {part}" in done.stdout
+    assert "== make venv done" in done.stdout
+    assert "== make test\n" not in done.stdout
+
+
+def test_a_part_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    done = ci_run(tmp_path, "true", "tests")
+    assert done.returncode == 2
+    assert "no part tests; parts: base venv cpp check test" in done.stderr

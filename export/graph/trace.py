@@ -83,6 +83,8 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     step = _Example((), (), torch.long)
     head_shape = (config.vocab_size, d)[:: -1 if head_turned(precision) else 1]
     head = _Example(head_shape, (), compute)
+    # First, since it refuses what can't be exported at all.
+    opening = _trace(Opening(model, precision), (ids, ids, mask, index))
     layer = None
     if kept := [*model.prelude, *model.coda]:
         layer = _trace(_template(kept[0], precision), (h, shared, (cache, cache)))
@@ -91,7 +93,6 @@ def trace_parts(model: OuroborosForCausalLM, precision: Precision, max_depth: in
     if model.bridge is not None:
         bridge = _trace(TracedBridge(model.bridge, precision), (h,))
     captured = (shared, pool, (steps, steps), picked, rows, h)
-    opening = _trace(Opening(model, precision), (ids, ids, mask, index))
     halting = None
     if config.halting:
         score, asked = _Example((_BATCH,), (0,)), _Example((_ASKED,), (0,), torch.long)

@@ -77,7 +77,8 @@ def test_what_fails_for_an_interrupt_that_was_swallowed_is_interrupted() -> None
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("line", ["loading", pytest.param("computing", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["loading", "computing"])
 def test_convert_leaves_nothing(tiny_original: Path, tmp_path: Path, line: str) -> None:
     process = start_ouro("convert", tiny_original, tmp_path / "out", *CONVERT)
     wait_for_line(process, line)

@@ -35,7 +35,7 @@ def test_a_part_is_traced_once(tmp_path: Path) -> None:
         calls.append(type(part).__name__)
         return _trace(part, examples)
 
-    part = Scaled(2.0).eval()
+    part = Scaled(2.0)
     first = traces.keeping(trace, tmp_path)(part, EXAMPLES)
     # Another process, for which only the folder is the same.
     again = traces.keeping(trace, tmp_path)
@@ -45,7 +45,7 @@ def test_a_part_is_traced_once(tmp_path: Path) -> None:
     second.graph.name = "changed"
     assert again(part, EXAMPLES).graph.name == first.graph.name
 
-    again(Scaled(2.0).eval(), EXAMPLES)  # other weights
+    again(Scaled(2.0), EXAMPLES)  # other weights
     part.factor = 3.0
     again(part, EXAMPLES)
     again(part, (_Example((2, 3), (0, 1)),))
@@ -73,7 +73,7 @@ def test_a_trace_of_other_weights_will_do_where_nothing_was_made_of_them(tmp_pat
         return _trace(part, examples)
 
     def keep(part: nn.Module) -> ir.Model:  # as another process would
-        return traces.keeping(trace, tmp_path)(part.eval(), WIDE)
+        return traces.keeping(trace, tmp_path)(part, WIDE)
 
     keep(Pair())
     other = Pair()

@@ -75,6 +75,7 @@ def keeping(traced: Trace, folder: Path) -> Trace:
         return seen[key].clone() if key in seen else None
 
     def trace_once(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
+        part.eval()  # as the tracer does; it is part of the description
         alike, same = (describe_part(part, examples, weights) for weights in (False, True))
         if (found := read(alike)) is not None:
             return put_weights(found, part)

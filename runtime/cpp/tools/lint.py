@@ -1,6 +1,6 @@
 """clang-format over all C and C++ of ours, then clang-tidy over every file that is compiled.
 
-    python -m runtime.cpp.tools.lint [--fix] [--build build/cpp/release]
+    python -m runtime.cpp.tools.lint [--fix] [--build build/cpp/tidy]
 
 Both come with the project's dev extra. clang-tidy needs a configured build folder and remembers
 there which files it passed: one is looked at again once it, a header of ours or the checks changed.
@@ -33,7 +33,7 @@ def main() -> int:
     """Prints what is found; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--fix", action="store_true", help="clang-format rewrites, nothing else")
-    parser.add_argument("--build", type=Path, default=ROOT / "build/cpp/release")
+    parser.add_argument("--build", type=Path, default=ROOT / "build/cpp/tidy")
     given = parser.parse_args()
     sources = list_sources()
     how = ["-i"] if given.fix else ["--dry-run", "-Werror"]

@@ -96,6 +96,7 @@ assert not [name for name in sys.modules if name.startswith("transformers_module
     run(code, tiny_checkpoint, home=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 def test_trust_remote_code_finds_the_installed_package(
     tiny_checkpoint: Path, tmp_path: Path
