@@ -18,7 +18,7 @@ from export.graph.layers import Layer, Shared
 from export.graph.parts import Closing, Opening, Plain, Step, TracedBridge
 from export.precision import PRECISIONS
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
-from ouroboros.model.cache import OuroborosCache
+from ouroboros.model.cache import CACHE, OuroborosCache
 from ouroboros.model.pooling import Sequences, describe_sequences
 from tests.support.tiny import DIMENSIONS
 
@@ -145,7 +145,7 @@ def test_layer_equals_transformers_layer(
     past = (random(*past_shape), 2 * random(*past_shape))
     cache = DynamicCache()
     cache.update(*past, 0)
-    expected = layer(hidden, past_key_values=cache, **layer_inputs(model, given))
+    expected = layer(hidden, **{CACHE: cache}, **layer_inputs(model, given))
     shared = make_shared(model, given)
     actual, keys, values = Layer(layer, PRECISIONS[precision])(hidden, shared, past)
     expect_equal(actual, expected)

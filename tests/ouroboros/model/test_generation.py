@@ -215,7 +215,7 @@ def test_caches_of_another_kind_are_refused(
     }
     for call in (generate, lambda model, ids, **cache: model(ids, **cache)):
         with pytest.raises(ConfigError, match=r"past_key_values is a .*OuroborosCache") as caught:
-            call(model, ids, past_key_values=made[kind])
+            call(model, ids, **{CACHE: made[kind]})
         assert "\n" not in str(caught.value)
 
 
@@ -223,10 +223,10 @@ def test_caches_are_gone_on_from_only_where_they_fit(
     model: OuroborosForCausalLM, ids: torch.Tensor
 ) -> None:
     out = generate(model, ids, return_dict_in_generate=True)
-    more = generate(model, out.sequences, past_key_values=out.past_key_values, max_new_tokens=3)
+    more = generate(model, out.sequences, **{CACHE: out[CACHE]}, max_new_tokens=3)
     assert torch.equal(more, generate(model, ids, max_new_tokens=NEW + 3))
     own = OuroborosCache(model.config.num_layers)
-    assert torch.equal(generate(model, ids, past_key_values=own), out.sequences)
+    assert torch.equal(generate(model, ids, **{CACHE: own}), out.sequences)
     shallow = model(ids, depth=2, use_cache=True).past_key_values
     with pytest.raises(ConfigError, match=r"depth=3 can't go on .* depth 2"):
         model(ids[:, :1], past_key_values=shallow, depth=3)

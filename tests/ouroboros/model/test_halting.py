@@ -10,6 +10,7 @@ import torch
 
 from ouroboros import OuroborosForCausalLM
 from ouroboros.errors import ConfigError
+from ouroboros.model.cache import CACHE
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.halting import Halter, Halting, Reading
 from ouroboros.model.pooling import describe_sequences
@@ -201,7 +202,7 @@ def test_a_choice_beside_a_cache_is_refused(model: OuroborosForCausalLM, ids: to
         model(input_ids=ids[:, :1], past_key_values=cache, depth=STEPS, halt_threshold=0.5)
     whole = torch.cat([ids, ids[:, :1]], 1)
     with pytest.raises(ConfigError, match="beside a cache"):
-        model.generate(whole, past_key_values=cache, depth="auto", **OPTIONS)
+        model.generate(whole, **{CACHE: cache}, depth="auto", **OPTIONS)
 
 
 def test_a_threshold_at_a_fixed_depth_is_refused(
