@@ -1,9 +1,12 @@
-"""Session fixtures that make a tiny model, its checkpoint and its bundle; they need torch."""
+"""Session fixtures that make a tiny model, its checkpoint and its bundle; they need torch.
+
+Nothing here loads it before a test asks: the process that hands the tests out needs none of it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,6 @@ from filelock import FileLock
 from tests.support.halting import write_halting
 from tests.support.pictures import pictures_kept
 from tests.support.tiny import build_bundle, build_checkpoint, build_massive, build_original
-from tests.support.traces import traces_kept
 
 __all__ = [
     "block_bundle",
@@ -27,6 +29,18 @@ __all__ = [
     "tiny_original",
     "traces_kept",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces_kept() -> Iterator[None]:
+    """Traces each part once for a state of the code."""
+    from export.graph import trace
+    from tests.support.traces import keep_traces
+
+    before = trace._trace
+    keep_traces()
+    yield
+    trace._trace = before
 
 
 def shared_folder(factory: pytest.TempPathFactory) -> Path:

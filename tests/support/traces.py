@@ -10,13 +10,12 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import pytest
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import nn
@@ -34,15 +33,6 @@ KEPT = 3  # states of the code whose traces stay on disk
 SMALL = 16  # numbers of a tensor; the least matrix of a test's model has more
 
 Trace = Callable[[nn.Module, tuple[Any, ...]], ir.Model]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def traces_kept() -> Iterator[None]:
-    """Traces each part once for a state of the code."""
-    before = trace._trace
-    keep_traces()
-    yield
-    trace._trace = before
 
 
 def keep_traces() -> None:
