@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
 
+RUN = str(ROOT / ".ci" / "run")
+
+
+def write_make(folder: Path, script: str) -> None:
+    """Writes what stands in for make."""
+    stand_in = folder / "make"
+    stand_in.write_text(f"#!/bin/sh\n{script}\n")
+    stand_in.chmod(0o755)
+
+
+def with_make(folder: Path) -> dict[str, str]:
+    """The environment in which the make of a folder is found first."""
+    return os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
 
 def ci_run(folder: Path, make: str, *parts: str) -> subprocess.CompletedProcess[str]:
     """Runs it with this script in the place of make."""
-    stand_in = folder / "make"
-    stand_in.write_text(f"#!/bin/sh\n{make}\n")
-    stand_in.chmod(0o755)
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    write_make(folder, make)
+    command = [RUN, *parts]
     return subprocess.run(
-        [str(ROOT / ".ci" / "run"), *parts],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        command, env=with_make(folder), capture_output=True, text=True, check=False
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Waits until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to hold"
+        time.sleep(0.02)
 
 
 def test_ci_run_prints_a_parts_own_seconds_and_all(tmp_path: Path) -> None:
@@ -54,7 +76,18 @@ def test_a_part_that_fails_ends_it_with_what_runs_beside_it(tmp_path: Path, part
     assert "== make test\n" not in done.stdout
 
 
-def test_a_part_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    done = ci_run(tmp_path, "true", "tests")
+@pytest.mark.parametrize("part", ["tests", "venv cpp", ""])
+def test_a_part_that_is_none_is_refused_with_those_there_are(tmp_path: Path, part: str) -> None:
+    done = ci_run(tmp_path, "true", part)
     assert done.returncode == 2
-    assert "no part tests; parts: base venv cpp check test" in done.stderr
+    assert f"no part {part}; parts: base venv cpp check test" in done.stderr
+
+
+def test_interrupted_it_ends_what_runs_side_by_side(tmp_path: Path) -> None:
+    write_make(tmp_path, f'test "$2" != base || exit 0; echo $$ >{tmp_path}/$2.pid; sleep 60; true')
+    process = subprocess.Popen([RUN], env=with_make(tmp_path), stdout=subprocess.DEVNULL)
+    ids = [tmp_path / "venv.pid", tmp_path / "cpp.pid"]
+    until(lambda: all(one.exists() and one.read_text() for one in ids))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    until(lambda: not any(Path("/proc", one.read_text().strip()).exists() for one in ids))

@@ -100,7 +100,7 @@ def test_exported_bundle_holds_a_plan_that_takes_a_vector(
     report = export_bundle(
         tiny_checkpoint,
         tmp_path / "out",
-        max_depth=2,
+        max_depth=MAX_DEPTH,
         precision=precision,
         format="trt",
         trt=options,
@@ -109,7 +109,7 @@ def test_exported_bundle_holds_a_plan_that_takes_a_vector(
     assert manifest.plans == report.plans
     (spec,) = manifest.plans
     assert spec.max_new_tokens >= spec.max_logits > 0
-    assert [profile.values[0].max for profile in spec.profiles] == [(2,), (2,)]
+    assert [profile.values[0].max for profile in spec.profiles] == [(MAX_DEPTH,)] * 2
     assert next(one for one in manifest.graphs.onnx.inputs if one.name == "depth").shape == (1,)
     assert [file.name for file in (tmp_path / "out" / PLANS).iterdir()] == ["rtx-sm89.plan"]
 

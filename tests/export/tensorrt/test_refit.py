@@ -17,11 +17,10 @@ from typer.testing import CliRunner
 from cli.app import app
 from export import TrtOptions, export_bundle
 from export.errors import ExportError
-from export.tensorrt.builder import GraphFacts, build_plans
+from export.tensorrt.builder import build_plans
 from export.tensorrt.refit import changed_weights, find_refittable, refit_plans
 from export.tensorrt.refit_plan import refit_plan
 from ouroboros import load_checkpoint, save_checkpoint
-from runtime.backends.gpu import Gpu
 from runtime.backends.machine import Machine
 from runtime.backends.trt import TrtBackend
 from runtime.backends.trt_flavours import TENSORRT, Installed
@@ -34,10 +33,9 @@ from runtime.parity.replay import run
 from runtime.parity.verdict import AMBIGUOUS, FAIL, PASS, Bounds, compare
 from tests.support import fake_tensorrt
 from tests.support.fake_cuda import FakeCuda, FakeTensorRT, stand_in_for_tensorrt
+from tests.support.tensorrt import FACTS, HOPPER
+from tests.support.tiny import MAX_DEPTH
 
-DEPTH = 2
-FACTS = GraphFacts(max_depth=DEPTH, default_depth=DEPTH, max_positions=512, precision="fp32")
-HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30, "13.0")
 NEWER = Installed(TENSORRT, "tests.support.fake_tensorrt", "11.0", "11.0", "13")
 
 
@@ -53,7 +51,7 @@ def old(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, stand_i
     """A bundle with a refittable plan of the tiny checkpoint."""
     out = tmp_path_factory.mktemp("old") / "bundle"
     options = TrtOptions(refit=True)
-    export_bundle(tiny_checkpoint, out, max_depth=DEPTH, format="trt", trt=options)
+    export_bundle(tiny_checkpoint, out, max_depth=MAX_DEPTH, format="trt", trt=options)
     return out
 
 
@@ -91,7 +89,7 @@ def test_new_checkpoint_goes_into_the_old_plan(
     old: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     newer, out = retrain(tiny_checkpoint, tmp_path / "newer"), tmp_path / "out"
-    command = ["export", str(newer), str(out), "--format", "trt", "--max-depth", str(DEPTH)]
+    command = ["export", str(newer), str(out), "--format", "trt", "--max-depth", str(MAX_DEPTH)]
     done = CliRunner().invoke(app, [*command, "--refit-from", str(old)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "refitting plans/trt-sm90.plan of" in done.output
@@ -113,7 +111,7 @@ def test_new_checkpoint_goes_into_the_old_plan(
     ("options", "facts", "words"),
     [
         ({}, {"precision": "fp16"}, "is of precision=fp32, asked for is fp16"),
-        ({}, {"max_depth": 3}, "is of max_depth=2, asked for is 3"),
+        ({}, {"max_depth": 3}, "is of max_depth=5, asked for is 3"),
         ({"flavour": "rtx"}, {}, "is of flavour=trt, asked for is rtx"),
         ({"compute_capabilities": ("8.9",)}, {}, "capabilities=9.0, asked for is 8.9"),
         ({"max_batch": 8}, {}, r"input_ids up to \[4, 1\], asked for is \[8, 1\]; give the --max-"),
@@ -155,9 +153,8 @@ def test_plan_that_does_not_fit_the_machine_is_refused(
 def test_bundle_without_a_refittable_plan_is_refused(
     tiny_bundle: Path, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = dataclasses.replace(FACTS, max_depth=5)
     with pytest.raises(ExportError, match="holds no plan; export it with --format trt"):
-        find_refittable(tiny_bundle, TrtOptions(), facts)
+        find_refittable(tiny_bundle, TrtOptions(), FACTS)
     manifest = read_manifest(old)
     fixed = dataclasses.replace(manifest.plans[0], refittable=False)
     monkeypatch.setattr(
@@ -247,8 +244,8 @@ def test_changed_plan_is_not_refitted(old: Path, tmp_path: Path) -> None:
 
 
 def test_graph_of_another_model_leaves_nothing(
-    old: Path, tiny_bundle: Path, tmp_path: Path
+    old: Path, halting_bundle: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=r"differ in more than weights \(layers, rank, pooling"):
-        refit_plans(tiny_bundle / "model.onnx", tmp_path / "e", old, TrtOptions(), FACTS)
+        refit_plans(halting_bundle / "model.onnx", tmp_path / "e", old, TrtOptions(), FACTS)
     assert not (tmp_path / "e").exists()
