@@ -1,8 +1,10 @@
 """Writes src/bundle/contract.hpp from runtime/bundle: what manifests say, the graph's tensors.
 
+And src/defaults.hpp, from the options of a generation and of a measurement.
+
 python -m runtime.cpp.tools.make_contract
 
-writes it anew; a test compares what stands there with what would be written.
+writes them anew; a test compares what stands there with what would be written.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ from typing import Any
 
 from runtime.bundle import chat, contract, external_data, reader, rules, specs
 from runtime.bundle.contract import ModelNumber, Tensor
+from runtime.decode.options import Options
+from runtime.depths import MAX_DEPTH
+from runtime.measure.options import CONTEXTS, BenchOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 TARGET = ROOT / "runtime" / "cpp" / "src" / "bundle" / "contract.hpp"
+DEFAULTS = ROOT / "runtime" / "cpp" / "src" / "defaults.hpp"
 
 NAMES = (
     *("INPUT_IDS", "POSITION_IDS", "ATTENTION_MASK", "DEPTH", "ROW_DEPTH", "LOGIT_INDEX"),
@@ -162,6 +168,36 @@ std::vector<std::int64_t> resolve_shape(const TensorSpec& one, const Sizes& size
 }  // namespace ouro::core
 """
 
+DEFAULTS_HEAD = """\
+// Written by runtime/cpp/tools/make_contract.py from runtime/decode/options.py and
+// runtime/measure/options.py: do not edit.
+//
+// What options are where they are not given.
+#pragma once
+
+#include <cstdint>
+
+namespace ouro::core {
+
+"""
+
+
+def render_defaults() -> str:
+    """The text of defaults.hpp."""
+    bench = BenchOptions()
+    numbers = {
+        "MAX_NEW_TOKENS": Options().max_new_tokens,
+        "BENCH_TOKENS": bench.tokens,
+        "BENCH_REPEATS": bench.repeats,
+    }
+    lines = [
+        f"inline constexpr std::int64_t {_constant(name)} = {number};\n"
+        for name, number in numbers.items()
+    ]
+    contexts = ", ".join(map(str, CONTEXTS))
+    lines.append(f"inline constexpr std::int64_t kBenchContexts[] = {{{contexts}}};\n")
+    return "".join([DEFAULTS_HEAD, *lines, "\n}  // namespace ouro::core\n"])
+
 
 def render() -> str:
     """The text of contract.hpp."""
@@ -173,7 +209,7 @@ def _specs() -> list[str]:
     parts = []
     for name, number in (
         ("FORMAT_VERSION", specs.FORMAT_VERSION),
-        ("MAX_DEPTH", rules.MAX_DEPTH),
+        ("MAX_DEPTH", MAX_DEPTH),
         ("MAX_OPSET", rules.MAX_OPSET),
         ("INT32", rules.INT32),
         ("INT64", rules.INT64),
@@ -346,3 +382,4 @@ def _table(kind: str, name: str, rows: Iterable[str]) -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(render(), encoding="utf-8")
+    DEFAULTS.write_text(render_defaults(), encoding="utf-8")
