@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +120,7 @@ def test_sizes_are_sums_with_factors(size: str, terms: list[tuple[int, str]], nu
         contract.resolve_size(size, {"new": 3})
 
 
+@cache
 def tensor_names() -> set[str]:
     """What every graph calls its tensors, those of its cache aside, which begin as CACHES do."""
     model = SimpleNamespace(num_layers=1, recurrent_layers=1, halting=True)
