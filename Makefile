@@ -49,8 +49,8 @@ $(BASE_STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(STAMP): $(BASE_STAMP)
-	@# torch first and pinned: an unpinned torch pulls gigabytes of CUDA packages.
-	$(PIP) install --quiet --no-compile -c $(CONSTRAINTS) "torch==2.13.0"
+	@# torch first, pinned there: an unpinned torch pulls gigabytes of CUDA packages.
+	$(PIP) install --quiet --no-compile -c $(CONSTRAINTS) torch
 	$(PIP) install --quiet --no-compile -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 

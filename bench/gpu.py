@@ -43,11 +43,11 @@ from bench.measure import make_parser, time_torch
 from cli.errors import one_line_errors
 from cli.output import require_writable
 from ouroboros.checkpoint import checkpoint_sha256
+from runtime.bundle.contract import PRECISIONS
 from runtime.engine import Engine
 from runtime.errors import EngineError, RuntimeFault
 from runtime.measure.speed import DecodeTiming
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 RESULTS = Path("bench/results")
 WORK = Path("build/gpu")
 PYTORCH = {"fp32": "float32", "fp16": "float16"}

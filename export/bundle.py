@@ -22,7 +22,7 @@ from export.graph.passes.opset import check_opset
 from export.graph.passes.result import PassResult
 from export.graph.storage import save_graph
 from export.manifest import describe_bundle
-from export.options import ExportOptions, TrtOptions, with_paths
+from export.options import DEFAULT_MAX_DEPTH, ExportOptions, TrtOptions, with_paths
 from export.precision import Precision, find_precision
 from export.quantize.model import Quantization, quantize_model
 from export.quantize.options import as_trained, cut_calibration, make_quantization
@@ -47,7 +47,6 @@ from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import BUNDLE
 from runtime.parity.cases import save_cases
 
-DEPTH = 16
 FORMATS = ("onnx", "trt")
 PLANS = "plans"
 GRAPH_NAME = "model.onnx"
@@ -269,7 +268,7 @@ def _require_loop(checkpoint: Path, config: OuroborosConfig) -> None:
 
 def _choose_depth(asked: int | None, limit: int) -> int:
     """The bundle's largest depth, which the checkpoint must have step norms for."""
-    chosen = min(DEPTH, limit) if asked is None else asked
+    chosen = min(DEFAULT_MAX_DEPTH, limit) if asked is None else asked
     if not 1 <= chosen <= limit:
         raise ExportError(
             f"max_depth={chosen} is outside 1..{limit}, what the checkpoint has step norms for",

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ouroboros.model.integer_blocks import BITS, BLOCKS
 from runtime.options import option
 
 Options = TypeVar("Options", "ExportOptions", "TrtOptions")
 
+DEFAULT_MAX_DEPTH = 16
 DEFAULT_MAX_SEQ = 2048
+DEFAULT_BLOCK, DEFAULT_SENSITIVE_BITS = BLOCKS[0], BITS[-1]
+OPSETS = (21, 24)
+OPSET = OPSETS[-1]  # which the tracer writes
 # Built for where TensorRT-RTX has no GPU to look at: GeForce 30, 40 and 50.
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
+
+
+def _either(numbers: Sequence[int]) -> str:
+    """Some numbers as a help names them."""
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}"
 
 
 def with_paths(options: Options) -> Options:
@@ -29,11 +41,15 @@ class ExportOptions:
 
     format: str = option("onnx", "onnx, or trt for TensorRT plans beside the graph")
     max_depth: int | None = option(
-        None, "the largest depth the bundle will run; default: 16, or all the checkpoint has"
+        None,
+        f"the largest depth the bundle will run; default: {DEFAULT_MAX_DEPTH}, or all the "
+        "checkpoint has",
     )
     precision: str = option("fp32", "fp32, fp16, bf16 (GPUs only), int8 or int4")
     block_size: int | None = option(
-        None, "weights that share a scale, of int8 and int4: 32, 64 or 128; default: 32"
+        None,
+        f"weights that share a scale, of int8 and int4: {_either(BLOCKS)}; "
+        f"default: {DEFAULT_BLOCK}",
     )
     symmetric: bool | None = option(
         None,
@@ -43,8 +59,9 @@ class ExportOptions:
     )
     sensitive_bits: int | None = option(
         None,
-        "int4: of embedding, LM head and the matrices whose errors cost most, 8 or 4; default: 8, "
-        "or 4 for a model trained with --qat int4",
+        "int4: of embedding, LM head and the matrices whose errors cost most, "
+        f"{_either(BITS[::-1])}; default: {DEFAULT_SENSITIVE_BITS}, or 4 for a model trained with "
+        "--qat int4",
     )
     calibration: Path | None = option(
         None, "text on which GPTQ chooses int8 and int4 weights; default: rounding"
@@ -54,7 +71,7 @@ class ExportOptions:
         "int8 and int4 on a CPU: 1 exact; 4 faster, on 8-bit activations; default: 4 with "
         "--calibration, else 1",
     )
-    opset: int = option(24, "of the ONNX graph: 21 or 24")
+    opset: int = option(OPSET, f"of the ONNX graph: {_either(OPSETS)}")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""What is said of depths that a model was never trained at, whatever runs it."""
+"""The most there may be, and what is said of depths that a model was never trained at."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+MAX_DEPTH = 4096
+"""The most that a checkpoint or a bundle may be made for."""
 
 
 def find_untrained(

@@ -15,9 +15,9 @@ from export.graph.passes.packed_embedding import WORD, pack_embedding, trim_logi
 from export.graph.passes.result import Pass, PassResult
 from export.graph.passes.weight_only import quantize_weights, store_half
 from export.graph.stitch import build_graph
-from export.graph.trace import OPSET
 from export.graph.weight_names import joined_weights
 from export.layout import HEAD, TABLE, stored_half
+from export.options import OPSET
 from export.precision import Precision
 from export.quantize.weights import QuantizedModel
 from ouroboros.model.modeling import OuroborosForCausalLM

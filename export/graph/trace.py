@@ -23,10 +23,10 @@ from export.graph.parts import Closing, Opening, Plain, Step, TracedBridge
 from export.graph.passes.reshapes import constant_reshapes
 from export.graph.passes.result import PassResult
 from export.layout import head_turned
+from export.options import OPSET
 from export.precision import Precision
 from ouroboros.model.modeling import OuroborosForCausalLM
 
-OPSET = 24
 LAYER = "layer."  # what the names of a kept layer's weights begin with
 
 # Example sizes, all different and none 0 or 1, which the tracer would take for constants.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from export.errors import ExportError, refuse_unused
-from export.options import ExportOptions
+from export.options import DEFAULT_BLOCK, DEFAULT_SENSITIVE_BITS, ExportOptions
 from export.precision import Precision, find_precision
 from export.quantize.model import Quantization
 from ouroboros.errors import DataError
@@ -38,12 +38,12 @@ def make_quantization(
 
     Args:
         precision: of the bundle.
-        block: inputs that share a scale; None for 32.
+        block: inputs that share a scale; None for DEFAULT_BLOCK.
         symmetric: without zero points; None leaves them out for TensorRT only.
         calibration: text that the weights are chosen on; None rounds them.
         accuracy_level: of ONNX Runtime's MatMulNBits, 1 or 4; None: see above.
         tensorrt: plans are to be built from the weights.
-        sensitive_bits: of the matrices whose errors cost most; None for 8.
+        sensitive_bits: of the matrices whose errors cost most; None for DEFAULT_SENSITIVE_BITS.
 
     Raises:
         ExportError: an option that this precision or TensorRT has no use for, or an unknown block
@@ -62,7 +62,7 @@ def make_quantization(
     symmetric = tensorrt if symmetric is None else symmetric
     if tensorrt and not symmetric:
         raise ExportError("TensorRT takes no zero points", "leave out --asymmetric")
-    block = BLOCKS[0] if block is None else block
+    block = DEFAULT_BLOCK if block is None else block
     if block not in BLOCKS:
         allowed = ", ".join(map(str, BLOCKS))
         raise ExportError(f"block_size={block} is not allowed", f"allowed: {allowed}")
@@ -72,7 +72,7 @@ def make_quantization(
         level = exact if calibration is None else fast
     if level not in ACCURACY_LEVELS:
         raise ExportError(f"accuracy_level={accuracy_level} is not allowed", "allowed: 1, 4")
-    sensitive = BITS[-1] if sensitive_bits is None else sensitive_bits
+    sensitive = DEFAULT_SENSITIVE_BITS if sensitive_bits is None else sensitive_bits
     if sensitive not in BITS or sensitive < precision.bits:
         raise ExportError(
             f"sensitive_bits={sensitive} is not allowed with {precision.name}",

@@ -23,6 +23,7 @@ from ouroboros.model.block import check_bases, check_block, check_unlooped, remo
 from ouroboros.model.field_types import CHOICES, FIELD_TYPES
 from ouroboros.model.halters import check_halter
 from ouroboros.model.rounding import check_qat
+from runtime.depths import MAX_DEPTH
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven modulated projections of a decoder layer, in the order of the Controller's heads."""
@@ -294,7 +295,7 @@ class OuroborosConfig(PreTrainedConfig):
         check_block(self.recurrent, self.recurrent_layers, self.prelude, self.coda, total)
         widths = (base.hidden_size, self.num_key_value_heads * self.head_dim)
         limit = min(*widths, base.intermediate_size)
-        for name, top in (("rank", limit), ("style_size", 65536), ("max_depth", 4096)):
+        for name, top in (("rank", limit), ("style_size", 65536), ("max_depth", MAX_DEPTH)):
             if not 1 <= getattr(self, name) <= top:
                 raise ConfigError(f"{name}={getattr(self, name)} is outside 1..{top}")
         if not self.alpha > 0:

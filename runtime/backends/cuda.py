@@ -289,10 +289,10 @@ def run_on_device(
         if spec.name not in inputs:
             raise EngineError(f"the input {spec.name} is missing")
         array = inputs[spec.name]
-        if spec.dtype == "int64":
-            given[spec.name] = np.ascontiguousarray(array, np.int64).reshape(array.shape)
-        else:
+        if ELEMENT_TYPES[spec.dtype].floating:
             given[spec.name] = memory.put(array, spec.dtype)
+        else:
+            given[spec.name] = np.ascontiguousarray(array, spec.dtype).reshape(array.shape)
     shapes = output_shapes(graph, given)
     outputs = {spec.name: memory.zeros(shapes[spec.name], spec.dtype) for spec in graph.outputs}
     backend.bind(memory, given, outputs).run()

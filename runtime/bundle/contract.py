@@ -178,11 +178,12 @@ CACHE = "cache"
 _HIDDEN, _VOCABULARY = ModelNumber("hidden_size"), ModelNumber("vocab_size")
 _HEADS, _HEAD = ModelNumber("num_key_value_heads"), ModelNumber("head_dim")
 
+DEPTH_INPUT = Tensor(DEPTH, "int64", (1,))
 PLAIN_INPUTS = (
     Tensor(INPUT_IDS, "int64", (BATCH, NEW)),
     Tensor(POSITION_IDS, "int64", (BATCH, NEW)),
     Tensor(ATTENTION_MASK, "int64", (BATCH, TOTAL)),
-    Tensor(DEPTH, "int64", (1,)),
+    DEPTH_INPUT,
     Tensor(ROW_DEPTH, "int64", (BATCH,)),
     Tensor(LOGIT_INDEX, "int64", (BATCH, PICKED)),
 )
@@ -242,11 +243,27 @@ def _cache(prefix: str, model: Dimensions, tokens: str, slots: str) -> Iterator[
 
     Entry `i * k + j` of the loop's is that of step i and of layer j of its k.
     """
+    kept, looped = _cache_shapes(model, tokens, slots)
+    for end in cache_ends(model.num_layers):
+        yield Tensor(f"{prefix}{end}", CACHE, looped if end.startswith(RECURRENT) else kept)
+
+
+def _cache_shapes(model: Dimensions, tokens: str, slots: str) -> list[tuple[int | str, ...]]:
+    """Of a kept layer's, and of the loop's."""
     count = model.recurrent_layers
     stacked = slots if count == 1 else f"{count} * {slots}"
-    for end in cache_ends(model.num_layers):
-        looped = (stacked,) if end.startswith(RECURRENT) else ()
-        yield Tensor(f"{prefix}{end}", CACHE, (BATCH, *looped, _HEADS, tokens, _HEAD))
+    return [(BATCH, *looped, _HEADS, tokens, _HEAD) for looped in ((), (stacked,))]
+
+
+def past_specs(model: Dimensions, precision: str) -> tuple[TensorSpec, TensorSpec]:
+    """What holds the keys, and like them the values, of a kept layer and of the loop.
+
+    A kept layer's is the first one's, even of a model that keeps none; arguments as for `inputs`.
+    """
+    kept, looped = _cache_shapes(model, PAST, SLOTS)
+    first = Tensor(past_name(0, PARTS[0]), CACHE, kept)
+    loop = Tensor(past_name(RECURRENT, PARTS[0]), CACHE, looped)
+    return first.resolve(model, precision), loop.resolve(model, precision)
 
 
 def inputs(model: Dimensions, precision: str) -> tuple[TensorSpec, ...]:
@@ -293,6 +310,11 @@ def resolve_size(size: int | str, sizes: Mapping[str, int]) -> int:
     if isinstance(size, int):
         return size
     return sum(factor * sizes[name] for factor, name in parse_size(size))
+
+
+def resolve_shape(shape: Iterable[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers that a tensor's dimensions are in one call; see `resolve_size`."""
+    return tuple(resolve_size(size, sizes) for size in shape)
 
 
 def find_unfed(tensors: Iterable[TensorSpec], given: Mapping[str, object]) -> str | None:

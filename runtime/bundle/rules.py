@@ -25,10 +25,10 @@ from runtime.bundle.specs import (
     ModelSpec,
     QuantizationSpec,
 )
+from runtime.depths import MAX_DEPTH
 from runtime.errors import BundleError
 
 ACCURACY_LEVELS = (1, 4)  # ONNX Runtime's for MatMulNBits: float32, 8-bit activations
-MAX_DEPTH = 4096  # the most that a checkpoint's configuration allows
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 MAX_OPSET = 1000  # ONNX is at 24; ONNX Runtime says which it takes
 # Least and most; far above any model there is, far below what overflows.
@@ -67,7 +67,7 @@ def check_depth(depth: DepthSpec) -> None:
     """Refuses depths that no checkpoint has.
 
     Raises:
-        BundleError: a range without its default, or a depth outside 1..4096.
+        BundleError: a range without its default, or a depth outside 1..MAX_DEPTH.
     """
     if not (depth.min == 1 and depth.min <= depth.default <= depth.max):
         _refuse(

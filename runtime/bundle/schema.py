@@ -13,7 +13,8 @@ from typing import Any
 
 from runtime.bundle.contract import ELEMENT_TYPES, PRECISIONS
 from runtime.bundle.manifest import BRIDGES, FORMAT_VERSION, HALTERS, POOLINGS, Manifest
-from runtime.bundle.rules import INT32, INT64, MAX_DEPTH, MODEL_BOUNDS
+from runtime.bundle.rules import INT32, INT64, MODEL_BOUNDS
+from runtime.depths import MAX_DEPTH
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _NO_DEFAULT = dataclasses.MISSING

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import contract
-from runtime.bundle.contract import NEW_PREFIX, PREFILL_CHUNK, SCORE_CHUNK
+from runtime.bundle.contract import NEW_PREFIX, PREFILL_CHUNK, SCORE_CHUNK, Tensor
 from runtime.decode.kv_cache import Keys, KVCache
 from runtime.errors import EngineError
 
@@ -236,7 +236,7 @@ class Decoder:
         cache, (batch, tokens) = self.cache, ids.shape
         asked = logit_index.shape[1]
         new, pool = cache.new_keys(tokens), cache.new_sums(asked)
-        logits = self._memory.zeros((batch, asked, self._manifest.model.vocab_size), "float32")
+        logits = self._new(contract.LOGITS_OUTPUT, batch, asked)
         positions = np.maximum(cache.positions + np.cumsum(valid, axis=1) - 1, 0)
         inputs = (ids, positions, cache.mask_with(valid), logit_index.astype(np.int64))
         used = self._new_used(batch)
@@ -254,7 +254,7 @@ class Decoder:
         if last is None:
             batch, ones = cache.batch, [1] * cache.batch
             ids, index = (np.zeros((batch, 1), np.int64) for _ in range(2))
-            logits = self._memory.zeros((batch, 1, self._manifest.model.vocab_size), "float32")
+            logits = self._new(contract.LOGITS_OUTPUT, batch, 1)
             new, pool = cache.new_keys(1), cache.new_sums(1)
         else:
             ids, index, ones = last.ids, last.index, last.counts
@@ -265,7 +265,13 @@ class Decoder:
 
     def _new_used(self, batch: int) -> Buffer | None:
         """What receives the steps that each row has had, int64 [batch]; None without a halter."""
-        return self._memory.zeros((batch,), "int64") if self._manifest.model.halting else None
+        return self._new(contract.HALT_OUTPUT, batch, 1) if self._manifest.model.halting else None
+
+    def _new(self, output: Tensor, batch: int, asked: int) -> Buffer:
+        """What receives an output for so many rows, with logits at so many positions."""
+        spec = output.resolve(self._manifest.model, self._manifest.precision)
+        shape = contract.resolve_shape(spec.shape, {contract.BATCH: batch, contract.PICKED: asked})
+        return self._memory.zeros(shape, spec.dtype)
 
     def _bind(
         self,
@@ -283,7 +289,7 @@ class Decoder:
             contract.INPUT_IDS: ids,
             contract.POSITION_IDS: positions,
             contract.ATTENTION_MASK: mask,
-            contract.DEPTH: np.array([cache.depth], np.int64),
+            contract.DEPTH: _one_number(contract.DEPTH_INPUT, cache.depth),
             contract.ROW_DEPTH: cache.row_depth,
             contract.LOGIT_INDEX: index,
             **cache.named(),
@@ -294,7 +300,7 @@ class Decoder:
             **new.named(self._manifest, cache.batch, NEW_PREFIX),
         }
         if used is not None:
-            fed[contract.HALT_THRESHOLD] = np.array([halt_threshold], np.float32)
+            fed[contract.HALT_THRESHOLD] = _one_number(contract.HALT_INPUT, halt_threshold)
             read[contract.DEPTH_USED] = used
         graph = self._manifest.graphs.onnx
         for tensors, given in ((graph.inputs, fed), (graph.outputs, read)):
@@ -351,6 +357,11 @@ def group_lengths(lengths: Sequence[int], call_tokens: int) -> list[list[int]]:
             padding = 0
         groups[-1].append(number)
     return [sorted(group) for group in groups]
+
+
+def _one_number(tensor: Tensor, value: float) -> Array:
+    """An input of one number for all rows."""
+    return np.full(contract.resolve_shape(tensor.shape, {}), value, tensor.dtype)
 
 
 def _least(size: int, *limits: int | None) -> int:

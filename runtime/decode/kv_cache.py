@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.memory import Buffer, Memory, Span
-from runtime.bundle.contract import BUCKET, PAST_POOL_SUM, PAST_PREFIX, cache_ends
+from runtime.bundle import contract
+from runtime.bundle.contract import BUCKET, PAST_POOL_SUM, PAST_PREFIX, TensorSpec, cache_ends
 from runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class KVCache:
         self._manifest = manifest
         self._memory = memory
         self._max_slots = max_slots
+        self._past = contract.past_specs(manifest.model, manifest.precision)
+        self._pooled = contract.POOL_OUTPUT.resolve(manifest.model, manifest.precision)
         self._first = [0] * len(row_depth)  # tokens of each row's first call
         self._sums: list[_Sums | None] = [None] * len(row_depth)
         self.lengths = [0] * len(row_depth)
@@ -357,16 +360,17 @@ class KVCache:
         self.positions = np.zeros((self.batch, 1), np.int64)
 
     def _make_keys(self, slots: int, rows: int, steps: int) -> Keys:
-        model, dtype, stack = self._manifest.model, self._manifest.cache_dtype, self._memory.stack
-        inner = (model.num_key_value_heads, slots, model.head_dim)
-        return Keys(
-            stack(2 * model.num_layers, (rows, *inner), dtype),
-            stack(2, (rows, steps * model.recurrent_layers, *inner), dtype),
-        )
+        sizes = {contract.BATCH: rows, contract.PAST: slots, contract.SLOTS: steps}
+        kept, looped = self._past
+        layers = self._stack(sizes, 2 * self._manifest.model.num_layers, kept)
+        return Keys(layers, self._stack(sizes, 2, looped))
 
     def _make_sums(self, picked: int, rows: int, steps: int) -> Buffer:
-        shape = (rows, steps, picked, self._manifest.model.hidden_size)
-        return self._memory.stack(1, shape, "float32")
+        sizes = {contract.BATCH: rows, contract.DEPTH: steps, contract.PICKED: picked}
+        return self._stack(sizes, 1, self._pooled)
+
+    def _stack(self, sizes: dict[str, int], count: int, spec: TensorSpec) -> Buffer:
+        return self._memory.stack(count, contract.resolve_shape(spec.shape, sizes), spec.dtype)
 
 
 def _masked(rows: int, capacity: int) -> Array:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.contract import HALT_THRESHOLD
-from runtime.bundle.rules import INT64, MAX_DEPTH, shorten
+from runtime.bundle.rules import INT64, shorten
 from runtime.bundle.strict_json import read_json
+from runtime.depths import MAX_DEPTH
 from runtime.errors import BundleError
 
 KINDS = ("prefill", "decode", "padded", "mixed", "greedy", "far", "long", "halting")

@@ -14,9 +14,7 @@ import onnx_ir as ir
 
 from export.errors import ExportError
 from export.graph.passes.result import PassResult
-
-OPSETS = (21, 24)
-TRACED = 24
+from export.options import OPSET, OPSETS
 
 
 def check_opset(opset: int) -> None:
@@ -67,7 +65,7 @@ def _check_node(node: ir.Node, opset: int) -> list[tuple[ir.Node, str]]:
         old = defs.get_schema(node.op_type, opset, "")
     except defs.SchemaError:
         raise _too_new(node, opset, "the operator is newer") from None
-    new = defs.get_schema(node.op_type, TRACED, "")
+    new = defs.get_schema(node.op_type, OPSET, "")
     drop = []
     for name, attribute in node.attributes.items():
         if name in old.attributes:
@@ -110,5 +108,5 @@ def _too_new(node: ir.Node, opset: int, why: str) -> ExportError:
     return ExportError(
         f"the graph can't be written at opset {opset}: {why} than that in {node.op_type} "
         f"({node.name})",
-        f"export with --opset {TRACED}",
+        f"export with --opset {OPSET}",
     )

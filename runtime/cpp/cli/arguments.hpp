@@ -28,7 +28,7 @@ class UsageError : public std::exception {
 struct Option {
   const char* name;
   const char* value;
-  const char* help;
+  std::string help;
 };
 
 // What a command takes.

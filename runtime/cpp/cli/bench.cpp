@@ -15,6 +15,7 @@
 #include "bundle/say.hpp"
 #include "commands.hpp"
 #include "decode/sampling.hpp"
+#include "defaults.hpp"
 #include "engine.hpp"
 #include "error.hpp"
 #include "metrics.hpp"
@@ -215,12 +216,12 @@ nlohmann::ordered_json json_of(const std::vector<Row>& rows, double rate,
   return {{"rows", list}, {"read_bytes_per_s", rate}, {"machine", machine}};
 }
 
-// Those of 64 and 1024 that a model has positions for, or the longest that it has them for.
+// Those of kBenchContexts that a model has positions for, or the longest that it has them for.
 std::vector<std::int64_t> fitting_contexts(const core::Manifest& manifest, std::int64_t tokens) {
   const std::int64_t most = manifest.model.max_position_embeddings;
   const std::int64_t longest = std::max<std::int64_t>(1, most - std::min(most, tokens));
   std::vector<std::int64_t> found;
-  for (const std::int64_t one : {64, 1024}) {
+  for (const std::int64_t one : core::kBenchContexts) {
     if (one <= longest) found.push_back(one);
   }
   return found.empty() ? std::vector<std::int64_t>{longest} : found;
@@ -229,18 +230,24 @@ std::vector<std::int64_t> fitting_contexts(const core::Manifest& manifest, std::
 }  // namespace
 
 Command bench_command() {
-  return {"bench",
-          "Measure a bundle on this machine: decoding, prefill, overhead, share of memory speed.",
-          "ouro-cli bench bundle --depth 1,4,8,16 --context 64,1024 --json bench.json",
-          {"bundle"},
-          {{"--depth", "list", "such as 1,4,8 or 1-4; default: the bundle's own"},
-           {"--context", "list",
-            "tokens before the measured ones; default: of 64,1024 what the model holds"},
-           {"--tokens", "int", "tokens decoded a run; default: 32"},
-           {"--repeats", "int", "runs of each; the median counts; default: 3"},
-           {"--threads", "int", "CPU threads; default: every core"},
-           {"--backend", "name", "auto, cpu, cuda or trt; default: auto"},
-           {"--json", "file", "write the figures to this file"}}};
+  std::string listed;
+  for (const std::int64_t one : core::kBenchContexts) {
+    listed += (listed.empty() ? "" : ",") + std::to_string(one);
+  }
+  return {
+      "bench",
+      "Measure a bundle on this machine: decoding, prefill, overhead, share of memory speed.",
+      "ouro-cli bench bundle --depth 1,4,8,16 --context 64,1024 --json bench.json",
+      {"bundle"},
+      {{"--depth", "list", "such as 1,4,8 or 1-4; default: the bundle's own"},
+       {"--context", "list",
+        "tokens before the measured ones; default: of " + listed + " what the model holds"},
+       {"--tokens", "int", "tokens decoded a run; default: " + std::to_string(core::kBenchTokens)},
+       {"--repeats", "int",
+        "runs of each; the median counts; default: " + std::to_string(core::kBenchRepeats)},
+       {"--threads", "int", "CPU threads; default: every core"},
+       {"--backend", "name", "auto, cpu, cuda or trt; default: auto"},
+       {"--json", "file", "write the figures to this file"}}};
 }
 
 int bench(const Given& given) {
@@ -254,8 +261,8 @@ int bench(const Given& given) {
   const auto asked = given.text("--context");
   std::vector<std::int64_t> contexts;
   if (asked) contexts = parse_numbers(*asked, "--context");
-  const std::int64_t tokens = given.integer("--tokens").value_or(32);
-  const std::int64_t repeats = given.integer("--repeats").value_or(3);
+  const std::int64_t tokens = given.integer("--tokens").value_or(core::kBenchTokens);
+  const std::int64_t repeats = given.integer("--repeats").value_or(core::kBenchRepeats);
   if (repeats < 1) {
     throw core::engine_error("repeats=" + std::to_string(repeats) + " is not allowed",
                              "a whole number of 1 or more");

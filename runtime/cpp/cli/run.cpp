@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "commands.hpp"
+#include "defaults.hpp"
 #include "engine.hpp"
 #include "error.hpp"
 #include "session.hpp"
@@ -47,7 +48,8 @@ Command run_command() {
           "Generate text with a bundle; it appears as it is made.",
           "ouro-cli run bundle \"The sea is\" --depth 8",
           {"bundle", "prompt"},
-          {{"--max-new-tokens", "int", "tokens to generate at most; default: 64"},
+          {{"--max-new-tokens", "int",
+            "tokens to generate at most; default: " + std::to_string(core::kMaxNewTokens)},
            {"--temperature", "float", "0 takes the most likely token; default: the bundle's"},
            {"--top-k", "int", "keep the k most likely tokens; 0 keeps all; default: the bundle's"},
            {"--top-p", "float",

@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[3]
 HOME = ROOT / "runtime/cpp"
 FOLDERS = (*(HOME / name for name in ("include", "src", "cli", "tests")), ROOT / "examples/cpp")
 # Written by tools/make_*.py, never by hand.
-GENERATED = (HOME / "src/text/tables", HOME / "src/bundle/contract.hpp")
+GENERATED = tuple(
+    HOME / "src" / name for name in ("text/tables", "bundle/contract.hpp", "defaults.hpp")
+)
 TOOLS = Path(sys.executable).parent
 
 

@@ -1,8 +1,10 @@
 """Writes src/bundle/contract.hpp from runtime/bundle: what manifests say, the graph's tensors.
 
+And src/defaults.hpp, from the options of a generation and of a measurement.
+
 python -m runtime.cpp.tools.make_contract
 
-writes it anew; a test compares what stands there with what would be written.
+writes them anew; a test compares what stands there with what would be written.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ from typing import Any
 
 from runtime.bundle import chat, contract, external_data, reader, rules, specs
 from runtime.bundle.contract import ModelNumber, Tensor
+from runtime.decode.options import Options
+from runtime.depths import MAX_DEPTH
+from runtime.measure.options import CONTEXTS, BenchOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 TARGET = ROOT / "runtime" / "cpp" / "src" / "bundle" / "contract.hpp"
+DEFAULTS = ROOT / "runtime" / "cpp" / "src" / "defaults.hpp"
 
 NAMES = (
     *("INPUT_IDS", "POSITION_IDS", "ATTENTION_MASK", "DEPTH", "ROW_DEPTH", "LOGIT_INDEX"),
@@ -140,13 +146,57 @@ TensorSpec resolve(const NamedTensor& one, const ModelSpec& model, std::string_v
 std::vector<TensorSpec> inputs(const ModelSpec& model, std::string_view precision);
 std::vector<TensorSpec> outputs(const ModelSpec& model, std::string_view precision);
 
+// What any bundle says of an input or output of its own name, as kDepth or kLogits.
+TensorSpec input(std::string_view name, const ModelSpec& model, std::string_view precision);
+TensorSpec output(std::string_view name, const ModelSpec& model, std::string_view precision);
+
+// What holds the keys, and like them the values, of a kept layer and of the loop. A kept layer's is
+// the first one's, even of a model that keeps none.
+std::pair<TensorSpec, TensorSpec> past_specs(const ModelSpec& model, std::string_view precision);
+
+// What the names of dimensions stand for in one call.
+using Sizes = std::map<std::string, std::int64_t>;
+
 // The number that a dimension is in one call, from what its names stand for ("4 * slots" is four
 // times "slots"). Throws engine_error where a name is not among `sizes`.
-std::int64_t resolve_size(const Dimension& size, const std::map<std::string, std::int64_t>& sizes);
+std::int64_t resolve_size(const Dimension& size, const Sizes& sizes);
+
+// The numbers that a tensor's dimensions are in one call, as resolve_size gives them.
+std::vector<std::int64_t> resolve_shape(const TensorSpec& one, const Sizes& sizes);
 
 }  // namespace contract
 }  // namespace ouro::core
 """
+
+DEFAULTS_HEAD = """\
+// Written by runtime/cpp/tools/make_contract.py from runtime/decode/options.py and
+// runtime/measure/options.py: do not edit.
+//
+// What options are where they are not given.
+#pragma once
+
+#include <cstdint>
+
+namespace ouro::core {
+
+"""
+
+
+def render_defaults() -> str:
+    """The text of defaults.hpp."""
+    bench = BenchOptions()
+    numbers = {
+        "MAX_NEW_TOKENS": Options().max_new_tokens,
+        "BENCH_TOKENS": bench.tokens,
+        "BENCH_REPEATS": bench.repeats,
+    }
+    lines = [
+        f"inline constexpr std::int64_t {_constant(name)} = {number};\n"
+        for name, number in numbers.items()
+    ]
+    contexts = ", ".join(map(str, CONTEXTS))
+    lines.append(f"inline constexpr std::int64_t kBenchContexts[] = {{{contexts}}};\n")
+    return "".join([DEFAULTS_HEAD, *lines, "\n}  // namespace ouro::core\n"])
 
 
 def render() -> str:
@@ -159,7 +209,7 @@ def _specs() -> list[str]:
     parts = []
     for name, number in (
         ("FORMAT_VERSION", specs.FORMAT_VERSION),
-        ("MAX_DEPTH", rules.MAX_DEPTH),
+        ("MAX_DEPTH", MAX_DEPTH),
         ("MAX_OPSET", rules.MAX_OPSET),
         ("INT32", rules.INT32),
         ("INT64", rules.INT64),
@@ -332,3 +382,4 @@ def _table(kind: str, name: str, rows: Iterable[str]) -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(render(), encoding="utf-8")
+    DEFAULTS.write_text(render_defaults(), encoding="utf-8")

@@ -14,6 +14,7 @@ from runtime.backends.choose import choose_backend, list_providers
 from runtime.backends.cuda import CudaMemory, DeviceArray, load_cuda
 from runtime.backends.machine import find_machine
 from runtime.backends.memory import HostMemory, Span
+from runtime.bundle.contract import PRECISIONS
 from runtime.parity.cases import REQUIRED
 from runtime.parity.check import check_bundle
 from tests.support.builders import find_builders
@@ -23,7 +24,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:.*never trained:UserWarning"),
 ]
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 PROMPTS = [[5, 6, 7] * 9, [8, 9], list(range(3, 150))]
 DEPTHS = [4, 2, 5]
 

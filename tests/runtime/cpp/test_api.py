@@ -10,16 +10,20 @@ import pytest
 
 from tests.support.cpp import ONNXRUNTIME, built
 
-SCENARIOS = (
-    "reopen", "outlive", "closing", "leaving", "threads", "busy", "callbacks", "handles",
-    "requests",
-)  # fmt: skip
+SCENARIOS = {
+    "abuse": (
+        "reopen", "outlive", "closing", "leaving", "threads", "busy", "callbacks", "requests"
+    ),
+    "misuse": ("opening", "handles", "prompts", "outputs", "texts"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_library_survives(scenario: str, tiny_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "scenario"), [(program, one) for program, some in SCENARIOS.items() for one in some]
+)
+def test_library_survives(program: str, scenario: str, tiny_bundle: Path) -> None:
     done = subprocess.run(
-        [built("abuse"), tiny_bundle, scenario],
+        [built(program), tiny_bundle, scenario],
         env=dict(os.environ, LD_LIBRARY_PATH=str(ONNXRUNTIME.parent)),
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
@@ -38,6 +42,7 @@ def test_nothing_is_reported(tiny_bundle: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_scenario_is_run() -> None:
-    done = subprocess.run([built("abuse")], capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.split()) == sorted(SCENARIOS)
+@pytest.mark.parametrize("program", SCENARIOS)
+def test_every_scenario_is_run(program: str) -> None:
+    done = subprocess.run([built(program)], capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.split()) == sorted(SCENARIOS[program])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from runtime.bundle import contract, specs
-from runtime.cpp.tools.make_contract import TARGET, render
+from runtime.cpp.tools.make_contract import DEFAULTS, TARGET, render, render_defaults
 
 
 def test_contract_is_up_to_date() -> None:
-    assert TARGET.read_text(encoding="utf-8") == render(), "run runtime/cpp/tools/make_contract.py"
+    for path, text in ((TARGET, render()), (DEFAULTS, render_defaults())):
+        assert path.read_text(encoding="utf-8") == text, "run runtime/cpp/tools/make_contract.py"
 
 
 def test_contract_spells_every_name() -> None:

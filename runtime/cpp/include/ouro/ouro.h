@@ -68,6 +68,9 @@ typedef enum ouro_finish {
 /** Depths that are no numbers of steps. */
 enum { OURO_DEPTH_DEFAULT = 0, OURO_DEPTH_AUTO = -1 };
 
+/** Tokens that a sequence ends after where nothing else is said. */
+enum { OURO_MAX_NEW_TOKENS_DEFAULT = 64 };
+
 /** What went wrong; released with ouro_error_release. */
 typedef struct ouro_error ouro_error;
 /** A loaded bundle; released with ouro_engine_release. Used from any number of threads. */
@@ -124,7 +127,7 @@ enum {
 typedef struct ouro_options {
   size_t size;            /**< of this structure */
   uint32_t given;         /**< OURO_GIVEN_* of the fields below that count */
-  int64_t max_new_tokens; /**< the sequence ends after so many; always counts; 64 by init */
+  int64_t max_new_tokens; /**< the sequence ends after so many; always counts */
   double temperature;     /**< 0 takes the most likely token */
   int64_t top_k;          /**< keeps so many of the most likely tokens; 0 keeps all */
   double top_p;           /**< keeps the most likely tokens that make up this probability */

@@ -70,8 +70,8 @@ using Prompt = std::variant<std::string, Ids, std::vector<Message>>;
 
 /** How a sequence is generated; what is not set takes the bundle's defaults. See ouro_options. */
 struct Options {
-  std::int64_t max_new_tokens = 64;  /**< the sequence ends after so many */
-  std::optional<double> temperature; /**< 0 takes the most likely token */
+  std::int64_t max_new_tokens = OURO_MAX_NEW_TOKENS_DEFAULT; /**< the sequence ends after so many */
+  std::optional<double> temperature;                         /**< 0 takes the most likely token */
   std::optional<std::int64_t> top_k; /**< keeps so many of the most likely; 0 keeps all */
   std::optional<double> top_p;       /**< keeps the likeliest that make up this probability */
   std::optional<double> min_p;       /**< keeps tokens of this share of the best one's */

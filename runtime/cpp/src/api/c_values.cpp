@@ -1,5 +1,6 @@
 // The values of the C interface: errors, structures and results.
 #include "api/handles.hpp"
+#include "defaults.hpp"
 #include "text/unicode.hpp"
 
 namespace ouro::core::api {
@@ -129,6 +130,8 @@ using ouro::core::api::write_struct;
 
 namespace {
 
+static_assert(OURO_MAX_NEW_TOKENS_DEFAULT == ouro::core::kMaxNewTokens);
+
 constexpr char kCount[] = "allowed: below what ouro_result_count gives";
 
 }  // namespace
@@ -154,7 +157,8 @@ void ouro_open_options_init(ouro_open_options* options) {
   if (options != nullptr) *options = {sizeof *options, nullptr, 0, 0};
 }
 void ouro_options_init(ouro_options* options) {
-  if (options != nullptr) *options = {sizeof *options, 0, 64, 0, 0, 1, 0, 1, 0, 0, nullptr, 0};
+  if (options != nullptr)
+    *options = {sizeof *options, 0, OURO_MAX_NEW_TOKENS_DEFAULT, 0, 0, 1, 0, 1, 0, 0, nullptr, 0};
 }
 void ouro_prompt_init(ouro_prompt* prompt) {
   if (prompt != nullptr) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <sstream>
 
 #include "error.hpp"
@@ -53,6 +54,14 @@ const Row* find_row(const Row (&table)[count], std::string_view name) {
   return found == table + count ? nullptr : found;
 }
 
+// The keys of a kept layer or of the loop.
+TensorSpec past_spec(Tensor::Kind kind, const std::string& layer, const ModelSpec& model,
+                     std::string_view precision) {
+  const Tensor* one = std::find_if(std::begin(kInputs), std::end(kInputs),
+                                   [&](const Tensor& row) { return row.kind == kind; });
+  return resolve({one->name + layer + "." + kParts[0], one}, model, precision);
+}
+
 }  // namespace
 
 const ElementType* find_type(std::string_view name) { return find_row(kElementTypes, name); }
@@ -84,7 +93,20 @@ std::vector<TensorSpec> outputs(const ModelSpec& model, std::string_view precisi
   return resolve_all(output_tensors(model), model, precision);
 }
 
-std::int64_t resolve_size(const Dimension& size, const std::map<std::string, std::int64_t>& sizes) {
+TensorSpec input(std::string_view name, const ModelSpec& model, std::string_view precision) {
+  return resolve({std::string(name), find_row(kInputs, name)}, model, precision);
+}
+
+TensorSpec output(std::string_view name, const ModelSpec& model, std::string_view precision) {
+  return resolve({std::string(name), find_row(kOutputs, name)}, model, precision);
+}
+
+std::pair<TensorSpec, TensorSpec> past_specs(const ModelSpec& model, std::string_view precision) {
+  return {past_spec(Tensor::kKept, "0", model, precision),
+          past_spec(Tensor::kLooped, kRecurrent, model, precision)};
+}
+
+std::int64_t resolve_size(const Dimension& size, const Sizes& sizes) {
   if (const auto* number = std::get_if<std::int64_t>(&size)) return *number;
   std::istringstream words(std::get<std::string>(size));
   std::int64_t sum = 0, factor = 1;
@@ -100,6 +122,12 @@ std::int64_t resolve_size(const Dimension& size, const std::map<std::string, std
     factor = 1;
   }
   return sum;
+}
+
+std::vector<std::int64_t> resolve_shape(const TensorSpec& one, const Sizes& sizes) {
+  std::vector<std::int64_t> shape;
+  for (const Dimension& size : one.shape) shape.push_back(resolve_size(size, sizes));
+  return shape;
 }
 
 }  // namespace contract

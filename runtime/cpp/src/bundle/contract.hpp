@@ -671,9 +671,23 @@ TensorSpec resolve(const NamedTensor& one, const ModelSpec& model, std::string_v
 std::vector<TensorSpec> inputs(const ModelSpec& model, std::string_view precision);
 std::vector<TensorSpec> outputs(const ModelSpec& model, std::string_view precision);
 
+// What any bundle says of an input or output of its own name, as kDepth or kLogits.
+TensorSpec input(std::string_view name, const ModelSpec& model, std::string_view precision);
+TensorSpec output(std::string_view name, const ModelSpec& model, std::string_view precision);
+
+// What holds the keys, and like them the values, of a kept layer and of the loop. A kept layer's is
+// the first one's, even of a model that keeps none.
+std::pair<TensorSpec, TensorSpec> past_specs(const ModelSpec& model, std::string_view precision);
+
+// What the names of dimensions stand for in one call.
+using Sizes = std::map<std::string, std::int64_t>;
+
 // The number that a dimension is in one call, from what its names stand for ("4 * slots" is four
 // times "slots"). Throws engine_error where a name is not among `sizes`.
-std::int64_t resolve_size(const Dimension& size, const std::map<std::string, std::int64_t>& sizes);
+std::int64_t resolve_size(const Dimension& size, const Sizes& sizes);
+
+// The numbers that a tensor's dimensions are in one call, as resolve_size gives them.
+std::vector<std::int64_t> resolve_shape(const TensorSpec& one, const Sizes& sizes);
 
 }  // namespace contract
 }  // namespace ouro::core

@@ -95,11 +95,16 @@ struct Decoder::Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  void allocate(Memory& memory, const KVCache& cache, const ModelSpec& model) {
-    logits = memory.zeros({batch, asked, model.vocab_size}, DType::kFloat32);
+  void allocate(Memory& memory, const KVCache& cache, const Manifest& manifest) {
+    const contract::Sizes sizes = {{contract::kBatch, batch}, {contract::kPicked, asked}};
+    const auto receive = [&](const char* name) {
+      const TensorSpec spec = contract::output(name, manifest.model, manifest.precision);
+      return memory.zeros(contract::resolve_shape(spec, sizes), parse_dtype(spec.dtype));
+    };
+    logits = receive(contract::kLogits);
     made = cache.new_keys(tokens);
     pool = cache.new_sums(asked);
-    if (model.halting) used = memory.zeros({batch}, DType::kInt64);
+    if (manifest.model.halting) used = receive(contract::kDepthUsed);
   }
 };
 
@@ -188,7 +193,7 @@ const float* Decoder::step(const Tokens& tokens) {
   if (cache_->reserve(cache_->longest() + 1) || !step_) {
     if (!step_) {
       step_ = std::make_unique<Step>(cache_->batch());
-      step_->call.allocate(*memory_, *cache_, manifest_.model);
+      step_->call.allocate(*memory_, *cache_, manifest_);
     }
     Call& call = step_->call;
     call.own_positions = cache_->positions().data();
@@ -281,7 +286,7 @@ std::int64_t Decoder::chunk_size(std::int64_t most, std::int64_t total) const {
 
 const float* Decoder::run(const Padded& fed, const Ints& logit_index, double halt_threshold) {
   Call call(fed.batch, fed.tokens, static_cast<std::int64_t>(logit_index.size()) / fed.batch);
-  call.allocate(*memory_, *cache_, manifest_.model);
+  call.allocate(*memory_, *cache_, manifest_);
   call.ids = fed.ids;
   call.index = logit_index;
   call.mask = cache_->mask_with(fed.valid, fed.tokens);
@@ -309,26 +314,28 @@ const float* Decoder::run(const Padded& fed, const Ints& logit_index, double hal
 
 std::unique_ptr<Bound> Decoder::bind(Call& call) {
   call.depth = cache_->depth();
-  const auto ints = [](Shape shape, std::int64_t* data) {
-    return HostView{DType::kInt64, std::move(shape), data};
-  };
-  const std::int64_t batch = call.batch, total = cache_->capacity() + call.tokens;
+  const contract::Sizes sizes = {{contract::kBatch, call.batch},
+                                 {contract::kNew, call.tokens},
+                                 {contract::kPast, cache_->capacity()},
+                                 {contract::kPicked, call.asked}};
   Bindings bindings;
   auto& host = bindings.host_inputs;
-  host[contract::kInputIds] = ints({batch, call.tokens}, call.ids.data());
-  host[contract::kPositionIds] =
-      ints({batch, call.tokens}, call.own_positions ? call.own_positions : call.positions.data());
-  host[contract::kAttentionMask] =
-      ints({batch, total}, call.own_mask ? call.own_mask : call.mask.data());
-  host[contract::kDepth] = ints({1}, &call.depth);
-  host[contract::kRowDepth] = ints({batch}, cache_->row_depth().data());
-  host[contract::kLogitIndex] = ints({batch, call.asked}, call.index.data());
+  const auto feed = [&](const char* name, void* data) {
+    const TensorSpec spec = contract::input(name, manifest_.model, manifest_.precision);
+    host[name] = {parse_dtype(spec.dtype), contract::resolve_shape(spec, sizes), data};
+  };
+  feed(contract::kInputIds, call.ids.data());
+  feed(contract::kPositionIds, call.own_positions ? call.own_positions : call.positions.data());
+  feed(contract::kAttentionMask, call.own_mask ? call.own_mask : call.mask.data());
+  feed(contract::kDepth, &call.depth);
+  feed(contract::kRowDepth, cache_->row_depth().data());
+  feed(contract::kLogitIndex, call.index.data());
   cache_->name(bindings.inputs);
   bindings.outputs[contract::kLogits] = call.logits;
   bindings.outputs[contract::kPoolSum] = call.pool.part(0);
-  call.made.name(batch, contract::kNewPrefix, bindings.outputs);
+  call.made.name(call.batch, contract::kNewPrefix, bindings.outputs);
   if (manifest_.model.halting) {
-    host[contract::kHaltThreshold] = {DType::kFloat32, {1}, &call.threshold};
+    feed(contract::kHaltThreshold, &call.threshold);
     bindings.outputs[contract::kDepthUsed] = call.used;
   }
   std::set<std::string> fed, read;

@@ -18,6 +18,13 @@ std::vector<std::int64_t> masked(std::int64_t rows, std::int64_t capacity) {
   return valid;
 }
 
+Buffer make_stack(Memory& memory, std::int64_t count, const TensorSpec& spec,
+                  const contract::Sizes& sizes) {
+  Shape shape = contract::resolve_shape(spec, sizes);
+  shape.insert(shape.begin(), count);
+  return memory.zeros(std::move(shape), parse_dtype(spec.dtype));
+}
+
 }  // namespace
 
 std::int64_t capacity_for(std::int64_t slots, std::int64_t most) {
@@ -204,15 +211,19 @@ void KVCache::allocate(std::int64_t capacity, std::int64_t rows, std::int64_t st
 }
 
 Keys KVCache::make_keys(std::int64_t slots, std::int64_t rows, std::int64_t steps) const {
-  const ModelSpec& model = manifest_.model;
-  const DType dtype = parse_dtype(manifest_.cache_dtype());
-  const std::int64_t heads = model.num_key_value_heads, width = model.head_dim;
-  return {memory_->zeros({2 * model.num_layers, rows, heads, slots, width}, dtype),
-          memory_->zeros({2, rows, steps * model.recurrent_layers, heads, slots, width}, dtype)};
+  const contract::Sizes sizes = {
+      {contract::kBatch, rows}, {contract::kPast, slots}, {contract::kSlots, steps}};
+  const auto [kept, looped] = contract::past_specs(manifest_.model, manifest_.precision);
+  return {make_stack(*memory_, 2 * manifest_.model.num_layers, kept, sizes),
+          make_stack(*memory_, 2, looped, sizes)};
 }
 
 Buffer KVCache::make_sums(std::int64_t picked, std::int64_t rows, std::int64_t steps) const {
-  return memory_->zeros({1, rows, steps, picked, manifest_.model.hidden_size}, DType::kFloat32);
+  const contract::Sizes sizes = {
+      {contract::kBatch, rows}, {contract::kDepth, steps}, {contract::kPicked, picked}};
+  return make_stack(*memory_, 1,
+                    contract::output(contract::kPoolSum, manifest_.model, manifest_.precision),
+                    sizes);
 }
 
 }  // namespace ouro::core

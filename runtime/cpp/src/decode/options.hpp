@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "defaults.hpp"
+
 namespace ouro::core {
 
 struct SamplingSpec;
@@ -14,7 +16,7 @@ struct SamplingSpec;
 // given takes the bundle's default, but for `seed`, where the system draws one, and `logprobs`,
 // where none are kept.
 struct Options {
-  std::int64_t max_new_tokens = 64;
+  std::int64_t max_new_tokens = kMaxNewTokens;
   std::optional<double> temperature;
   std::optional<std::int64_t> top_k;
   std::optional<double> top_p;

@@ -1,10 +1,8 @@
-// What programs do to a library: each scenario ends with status 0, or says what went wrong.
+// What programs do to a library.
 //   abuse BUNDLE SCENARIO
 #include <atomic>
 #include <cstdlib>
 #include <functional>
-#include <iostream>
-#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -12,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "api/scenarios.hpp"
 #include "ouro/ouro.hpp"
 
 namespace {
@@ -28,10 +27,6 @@ const ouro::Ids kPrompt = {5, 6, 7, 8};
 // Older than ONNX Runtime, which is loaded with the first engine: they go after its own statics.
 std::unique_ptr<Engine> last_engine;
 std::unique_ptr<ouro::Stream> last_stream;
-
-void require(bool condition, const std::string& what) {
-  if (!condition) throw std::runtime_error(what);
-}
 
 // The error that a call must give.
 ouro::Error fails(const std::function<void()>& body, const std::string& what) {
@@ -232,107 +227,6 @@ void callbacks(const std::string& bundle) {
   require(!stream.next(), "a stream goes on behind its end");
 }
 
-// What a call says that got what it can't take: a status, the problem and its cure.
-void refused(ouro_status status, ouro_error* error, const std::string& problem) {
-  const ouro::Error said(status, error);
-  require(status == OURO_INVALID_ARGUMENT && said.problem() == problem, said.what());
-  require(!said.cure().empty(), problem + " has no cure");
-}
-
-void handles(const std::string& bundle) {
-  ouro_error* error = nullptr;
-  ouro_engine* engine = nullptr;
-  ouro_status status = ouro_engine_open(nullptr, nullptr, &engine, &error);
-  refused(status, error, "the path is null");
-  require(ouro_engine_open(bundle.c_str(), nullptr, nullptr, nullptr) == OURO_INVALID_ARGUMENT,
-          "no output");
-  require(ouro_engine_open("/nowhere", nullptr, &engine, nullptr) == OURO_FAILED, "no bundle");
-  require(engine == nullptr, "an output of a call that failed was touched");
-  ouro_open_options unset{};
-  require(ouro_engine_open(bundle.c_str(), &unset, &engine, nullptr) == OURO_INVALID_ARGUMENT,
-          "a size that is not set");
-  ouro_open_options open;
-  ouro_open_options_init(&open);
-  open.backend = "cpu";
-  require(ouro_engine_open(bundle.c_str(), &open, &engine, nullptr) == OURO_OK, "opening");
-  ouro_result* result = nullptr;
-  // A handle of another kind, and one that is null.
-  ouro_session* session = nullptr;
-  require(ouro_session_open(engine, 1, 0, &session, nullptr) == OURO_OK, "a session");
-  auto* wrong = reinterpret_cast<ouro_engine*>(session);
-  status = ouro_tokenize(wrong, {"a", 1}, &result, &error);
-  refused(status, error, "this is no engine, or it was released");
-  status = ouro_tokenize(nullptr, {"a", 1}, &result, &error);
-  refused(status, error, "the engine is null");
-  status = ouro_tokenize(engine, {nullptr, 1}, &result, &error);
-  refused(status, error, "a text is null");
-  require(ouro_generate(engine, nullptr, 1, nullptr, nullptr, &result, nullptr) ==
-              OURO_INVALID_ARGUMENT,
-          "requests");
-  ouro_request request;
-  ouro_request_init(&request);
-  require(ouro_generate(engine, &request, 1, nullptr, nullptr, &result, nullptr) ==
-              OURO_INVALID_ARGUMENT,
-          "a request without a prompt");
-  ouro_prompt prompt;
-  ouro_prompt_init(&prompt);
-  prompt.kind = 7;
-  request.prompt = &prompt;
-  require(ouro_generate(engine, &request, 1, nullptr, nullptr, &result, nullptr) ==
-              OURO_INVALID_ARGUMENT,
-          "a prompt of no kind");
-  require(result == nullptr, "an output of a call that failed was touched");
-  require(ouro_engine_info(engine, nullptr, nullptr) == OURO_INVALID_ARGUMENT, "no info");
-  // A call that has nowhere to put its answer does not answer.
-  const int64_t ids[] = {5, 6};
-  prompt.kind = OURO_PROMPT_IDS;
-  prompt.ids = ids;
-  prompt.id_count = 2;
-  require(ouro_session_generate(session, &prompt, nullptr, nullptr, nullptr, nullptr, nullptr) ==
-              OURO_INVALID_ARGUMENT,
-          "no output of a session");
-  const ouro_cancelled failing = [](void*) -> int { return OURO_ASKING_FAILED; };
-  require(ouro_session_generate(session, &prompt, nullptr, failing, nullptr, &result, nullptr) ==
-              OURO_FAILED,
-          "a callback that fails");
-  require(ouro_session_ids(session, &result, nullptr) == OURO_OK, "the ids of a session");
-  const int64_t* kept = nullptr;
-  size_t held = 7;
-  status = ouro_result_ids(result, nullptr, &held, &error);
-  refused(status, error, "an output is null");
-  require(held == 7, "an output of a call that failed was touched");
-  require(ouro_result_ids(result, &kept, &held, nullptr) == OURO_OK && held == 0,
-          "a session that answered nobody");
-  ouro_result_release(result);
-  ouro_stream* stream = nullptr;
-  require(ouro_session_stream(session, &prompt, nullptr, &stream, nullptr) == OURO_OK, "a stream");
-  ouro_piece unsized{};
-  int more = 7;
-  require(ouro_stream_next(stream, &unsized, &more, nullptr) == OURO_INVALID_ARGUMENT, "a piece");
-  require(more == 7, "an output of a call that failed was touched");
-  ouro_stream_release(stream);
-  // Text that is not UTF-8: a stop string is refused, a role only looked at.
-  ouro_options given;
-  ouro_options_init(&given);
-  const ouro_text stops[] = {{"\xA9", 1}};
-  given.stop = stops;
-  given.stop_count = 1;
-  require(ouro_session_stream(session, &prompt, &given, &stream, nullptr) == OURO_FAILED, "a stop");
-  const std::string role = std::string(39, 'r') + "\xF0";
-  const ouro_message message = {{role.data(), role.size()}, {"Hi", 2}};
-  prompt.kind = OURO_PROMPT_MESSAGES;
-  prompt.messages = &message;
-  prompt.message_count = 1;
-  require(ouro_session_stream(session, &prompt, nullptr, &stream, nullptr) == OURO_FAILED,
-          "a role");
-  ouro_stream_release(nullptr);
-  ouro_result_release(nullptr);
-  ouro_error_release(nullptr);
-  require(ouro_result_count(nullptr) == 0, "the count of nothing");
-  ouro_session_release(session);
-  ouro_engine_release(engine);
-}
-
 void requests(const std::string& bundle) {
   Engine engine(bundle, one_thread());
   const ouro::Info info = engine.info();
@@ -376,25 +270,13 @@ void requests(const std::string& bundle) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::map<std::string, void (*)(const std::string&)> scenarios = {
-      {"reopen", reopen},       {"outlive", outlive}, {"closing", closing},
-      {"threads", threads},     {"leaving", leaving}, {"busy", busy},
-      {"callbacks", callbacks}, {"handles", handles}, {"requests", requests},
-  };
-  if (argc == 1) {
-    for (const auto& [name, scenario] : scenarios) std::cout << name << "\n";
-    return 0;
-  }
-  const auto found = argc == 3 ? scenarios.find(argv[2]) : scenarios.end();
-  if (found == scenarios.end()) {
-    std::cerr << "usage: abuse BUNDLE SCENARIO\n";
-    return 2;
-  }
-  try {
-    found->second(argv[1]);
-  } catch (const std::exception& error) {
-    std::cerr << argv[2] << ": " << error.what() << "\n";
-    return 1;
-  }
-  return 0;
+  return run_scenario({{"reopen", reopen},
+                       {"outlive", outlive},
+                       {"closing", closing},
+                       {"threads", threads},
+                       {"leaving", leaving},
+                       {"busy", busy},
+                       {"callbacks", callbacks},
+                       {"requests", requests}},
+                      argc, argv);
 }
