@@ -24,7 +24,7 @@ ADAPTERS = "adapters.safetensors"  # factors of what was added to a checkpoint's
 MISSING, EMPTY, FILE, MODEL, FOREIGN = "missing", "empty", "file", "model", "foreign"
 NAMES = {
     BUNDLE: "a bundle",
-    DAMAGED: "a damaged bundle",
+    DAMAGED: "a damaged bundle or not of Ouroboros",
     CHECKPOINT: "a checkpoint of Ouroboros",
     RUN: "a training run",
     DELTA: "a delta of a checkpoint",
@@ -134,9 +134,9 @@ def _kind_of_bundle(path: Path, names: Collection[str]) -> str | None:
         manifest = {}
     if {"format_version", "files", "graphs"} <= manifest.keys():
         return BUNDLE
-    # Only bundles have the one; the other beside a manifest of something else means nothing.
-    graph = not manifest and {"manifest.json", "model.onnx"} <= set(names)
-    return DAMAGED if "manifest.sha256" in names or graph else None
+    # Only bundles have the one; a manifest.json that can be read is one of something else.
+    cut = not manifest and "manifest.json" in names and "config.json" not in names
+    return DAMAGED if "manifest.sha256" in names or cut else None
 
 
 def list_files(path: Path) -> list[Path]:

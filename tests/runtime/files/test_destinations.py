@@ -237,7 +237,7 @@ def test_kinds(
         make("new run", {"config.json": ours, "logs/events": ""}): RUN,
         make("triton", {"config.pbtxt": signed, "1/model.onnx": ""}): TRITON,
         make("pack", {"manifest.json": '{"format_version": 2, "header": {}}'}): FOREIGN,
-        make("cut", {"manifest.json": '{"format_vers', "model.onnx": ""}): DAMAGED,
+        make("cut", {"manifest.json": '{"format_vers'}): DAMAGED,
         make("emptied", {"manifest.json": "{}", "manifest.sha256": ""}): DAMAGED,
         make("alone", {"manifest.sha256": ""}): DAMAGED,
         make("app", {"manifest.json": '{"name": "app"}', "model.onnx": ""}): FOREIGN,
@@ -260,7 +260,9 @@ def test_an_obstacle_is_a_problem_and_a_cure(tmp_path: Path) -> None:
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut/manifest.sha256").touch()
     found = find_obstacle(tmp_path / "cut", (BUNDLE,))
-    assert found == Obstacle("is a damaged bundle, so it is left alone", "give a new directory")
+    assert found == Obstacle(
+        "is a damaged bundle or not of Ouroboros, so it is left alone", "give a new directory"
+    )
 
 
 def test_what_was_written_before_is_replaced(
