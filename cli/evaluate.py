@@ -104,7 +104,7 @@ def parse_depths(text: str) -> list[int | str]:
     """Depths as `--depth` takes them, `auto` last where it is among them.
 
     Raises:
-        EngineError: something else.
+        CommandError: something else.
     """
     parts = [part.strip() for part in text.split(",")]
     numbers = ",".join(part for part in parts if part != "auto")
@@ -147,10 +147,11 @@ def check_model(path: Path, depths: Sequence[int | str], seq_len: int) -> None:
     from ouroboros.checkpoint import read_config
     from ouroboros.held_out import check_depth
     from ouroboros.model.limits import check_seq_len
-    from runtime.bundle.reader import is_bundle, read_manifest
+    from runtime.bundle.reader import read_manifest
     from runtime.decode.request import choose_depths
+    from runtime.files.destinations import BUNDLES, kind_of
 
-    if is_bundle(path):
+    if kind_of(path) in BUNDLES:
         manifest = read_manifest(path)
         for one in depths:
             choose_depths(one, None, 1, manifest.depth)
@@ -199,7 +200,7 @@ def parse_plain(text: str, original: str | None) -> Shortened:
 
 
 def open_model(path: Path) -> Scored:
-    """Opens a bundle where there is a manifest, else a checkpoint.
+    """Opens a bundle where there is one, whole or damaged, else a checkpoint.
 
     Args:
         path: its directory.
@@ -209,10 +210,10 @@ def open_model(path: Path) -> Scored:
         CheckpointError: the checkpoint is not whole or has no tokenizer.
     """
     from ouroboros.held_out import ScoredCheckpoint
-    from runtime.bundle.reader import is_bundle
+    from runtime.files.destinations import BUNDLES, kind_of
     from runtime.measure.loss import ScoredBundle
 
-    return ScoredBundle.open(path) if is_bundle(path) else ScoredCheckpoint.open(path)
+    return ScoredBundle.open(path) if kind_of(path) in BUNDLES else ScoredCheckpoint.open(path)
 
 
 def print_rows(evaluation: Evaluation, console: Any) -> None:

@@ -29,23 +29,19 @@ def inspect(
     from rich.console import Console
 
     from cli.errors import CommandError
-    from runtime.bundle.reader import is_bundle
+    from runtime.files.destinations import BUNDLES, FILE, MISSING, NAMES, kind_of
 
-    bundle, checkpoint = is_bundle(path), (path / "config.json").is_file()
-    if path.is_dir() and not checkpoint and not bundle:
-        raise CommandError(
-            f"{path} is neither a bundle nor a checkpoint: it has no manifest.json and no "
-            "config.json",
-            "give a directory that `ouro convert`, `ouro train` or `ouro export` wrote",
-        )
-    if checkpoint and not bundle:
-        if graph:
-            raise CommandError(f"{path} is a checkpoint and has no graph", "export it first")
-        print_checkpoint(path, Console(), tensors)
-    else:
+    kind = kind_of(path)
+    if kind in (*BUNDLES, MISSING, FILE):
         print_bundle(path, Console(), tensors)
         if graph:
             print_graph(path, Console())
+        return
+    if graph:
+        raise CommandError(
+            f"{path} is {NAMES.get(kind, 'empty')} and has no graph", "give a bundle"
+        )
+    print_checkpoint(path, Console(), tensors)
 
 
 def print_graph(path: Path, console: Any) -> None:

@@ -115,5 +115,7 @@ def parse_numbers(text: str, option: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1 or max(numbers) >= LARGEST:
-        raise CommandError(f"{option} {text} is not a list of numbers such as 1,4,8 or 1-16")
+        raise CommandError(
+            f"{option} {text} is not a list of numbers", "give it like 1,4,8 or 1-16"
+        )
     return list(dict.fromkeys(numbers))

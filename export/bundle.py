@@ -159,7 +159,7 @@ def _check_place(checkpoint: Path, out: Path, asked: ExportOptions, trt: TrtOpti
     """Refuses to write where something is that is read, or that no export wrote."""
     read = [checkpoint, asked.calibration, *((trt.refit_from, trt.timing_cache) if trt else ())]
     if obstacle := check_place(out, (BUNDLE,), [path for path in read if path is not None]):
-        raise ExportError(f"{out} {obstacle}")
+        raise ExportError(f"{out} {obstacle.problem}", obstacle.cure)
 
 
 def _origin(checkpoint: Path, model: OuroborosForCausalLM) -> dict[str, str]:
@@ -336,7 +336,9 @@ def _write_graph(graph: ir.Model, path: Path) -> tuple[int, dict[str, str]]:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"the exported graph is not valid ONNX: {reason}") from error
+        raise ExportError(
+            f"the exported graph is not valid ONNX: {reason}", "this is a bug"
+        ) from error
     return sum(1 for _ in ir.traversal.RecursiveGraphIterator(graph.graph)), hashes
 
 

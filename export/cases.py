@@ -233,7 +233,9 @@ def _add_reference_errors(
                 found.append(joined[case.name])
             for measured in (one for result in found for one in measure(result, exact)):
                 if measured.note not in ("", NOT_FINITE):  # would pass for an overflow
-                    raise ExportError(f"{case.name}, {measured.output}: {measured.note}; a bug")
+                    raise ExportError(
+                        f"{case.name}, {measured.output}: {measured.note}", "this is a bug"
+                    )
                 error = max(errors.get(measured.output, 0.0), measured.worst_relative_l2)
                 errors[measured.output] = error
             by_depth[depth] = max(by_depth.get(depth, 0.0), errors.get(LOGITS, 0.0))

@@ -157,7 +157,7 @@ _DTYPES = {ir.DataType[one.onnx]: one.name for one in ELEMENT_TYPES.values()}
 
 def _spec(value: ir.Value) -> dict[str, Any]:
     if value.dtype is None:
-        raise ExportError(f"the graph's {value.name} has no type")
+        raise ExportError(f"the graph's {value.name} has no type", "this is a bug")
     shape = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
     return {"name": value.name, "dtype": _DTYPES[value.dtype], "shape": shape}
 

@@ -26,11 +26,12 @@ from ouroboros.source.sampling_defaults import read_generation_config
 from ouroboros.source.templates import check_templates
 from ouroboros.storage.weights import INDEX as INDEX
 from ouroboros.storage.weights import SINGLE, shapes_of, write_weights
-from runtime.errors import errors_as, one_line
+from runtime.errors import OuroError, errors_as, one_line
 from runtime.files.atomic import check_place, publish
 from runtime.files.destinations import (
     BUNDLE,
     CHECKPOINT,
+    DAMAGED,
     DELTA,
     DELTA_NAME,
     FILE,
@@ -47,6 +48,7 @@ _ROWS = 4096  # of head and embedding, compared at a time
 _INSTEAD = {
     FILE: "give the directory of a checkpoint",
     BUNDLE: "give the checkpoint that it was exported from",
+    DAMAGED: "give the checkpoint that it was exported from",
     TRITON: "give the checkpoint that it was exported from",
     DELTA: "make the whole checkpoint: `ouro restore DELTA OUT --source SOURCE`",
     RUN: "it holds no weights yet: let `ouro train` go on with --resume to its end",
@@ -65,7 +67,9 @@ def load_checkpoint(path: str | Path) -> tuple[OuroborosForCausalLM, Any]:
     config, tokenizer = check_checkpoint(path)
     with (
         quiet_transformers(),
-        errors_as(CheckpointError, f"{path}: can't load the weights"),
+        errors_as(
+            CheckpointError, f"{path}: can't load the weights", "copy the whole folder again"
+        ),
     ):
         model = OuroborosForCausalLM.from_pretrained(
             path,
@@ -135,7 +139,9 @@ def read_config(path: Path) -> OuroborosConfig:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: can't be read as JSON: {one_line(error)}") from error
+        raise CheckpointError(
+            f"{file}: can't be read as JSON: {one_line(error)}", "copy it again"
+        ) from error
     if not isinstance(fields, dict) or fields.get("model_type") != "ouroboros":
         kind = fields.get("model_type") if isinstance(fields, dict) else None
         raise CheckpointError(
@@ -144,8 +150,10 @@ def read_config(path: Path) -> OuroborosConfig:
         )
     try:
         config: OuroborosConfig = OuroborosConfig.from_dict(fields)
-    except Exception as error:  # ours, and the kinds of transformers' validators
-        raise ConfigError(f"{file}: {one_line(error)}") from error
+    except OuroError as error:
+        raise ConfigError(f"{file}: {error.problem}", error.cure) from error
+    except Exception as error:  # the kinds of transformers' validators
+        raise ConfigError(f"{file}: {one_line(error)}", "correct it, or copy it again") from error
     if not config.base_config:
         raise ConfigError(f"{file}: has no base_config", "convert the model again")
     return config
@@ -181,13 +189,17 @@ def weight_files(path: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not a safetensors index: {one_line(error)}") from error
+        raise CheckpointError(
+            f"{index}: not a safetensors index: {one_line(error)}", "copy it again"
+        ) from error
     if not names:
         raise CheckpointError(f"{index}: names no file", "copy it again")
     files = [path / str(name) for name in names]
     for file in files:
         if file.parent != path or not file.is_file():
-            raise CheckpointError(f"{file}: named by {INDEX} but not in the checkpoint")
+            raise CheckpointError(
+                f"{file}: named by {INDEX} but not in the checkpoint", "copy the whole folder"
+            )
     if (path / SINGLE).is_file() and path / SINGLE not in files:
         raise CheckpointError(
             f"{path}: holds {SINGLE} beside {INDEX}, which does not name it, so it is not clear "
@@ -317,7 +329,7 @@ def save_checkpoint(
     # The state of a run is only replaced by who keeps it.
     replaces = (CHECKPOINT, RUN) if {"state", "logs"} <= set(keep) else (CHECKPOINT,)
     if obstacle := check_place(out, replaces):
-        raise CheckpointError(f"{out} {obstacle}")
+        raise CheckpointError(f"{out} {obstacle.problem}", obstacle.cure)
     try:
         with publish(out, keep, replaces=replaces) as staging, quiet_transformers():
             _write_config(model, staging)

@@ -133,6 +133,12 @@ def read_plain_config(path: Path) -> dict[str, Any]:
             f"make the whole checkpoint: `ouro restore {path} OUT --source SOURCE`",
         )
     file = path / "config.json"
+    if not file.exists():
+        raise CheckpointError(
+            f"{path} is neither a bundle nor a checkpoint: it has no config.json, and no "
+            "manifest.json of a bundle",
+            "give a directory that `ouro convert`, `ouro train` or `ouro export` wrote",
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

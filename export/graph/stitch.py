@@ -317,7 +317,7 @@ def _copy_layer(
     `read` returns them under the template's names; it is called when they are written.
     """
     if template is None:
-        raise ExportError("the model keeps layers but none was traced")
+        raise ExportError("the model keeps layers but none was traced", "this is a bug")
     graph = template.graph.clone()
     for name, value in graph.initializers.items():
         if name.startswith(LAYER):

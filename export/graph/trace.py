@@ -27,6 +27,7 @@ from export.options import OPSET
 from export.precision import Precision
 from ouroboros.model.modeling import OuroborosForCausalLM
 
+_OTHER_TORCH = "try another release of torch; where that fails too, this is a bug"
 LAYER = "layer."  # what the names of a kept layer's weights begin with
 
 # Example sizes, all different and none 0 or 1, which the tracer would take for constants.
@@ -195,9 +196,13 @@ def _trace(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
             )
     except Exception as error:  # the tracer raises many kinds; the first line names the operator
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"can't trace {type(part).__name__.lower()}: {reason}") from error
+        raise ExportError(
+            f"can't trace {type(part).__name__.lower()}: {reason}", _OTHER_TORCH
+        ) from error
     if program is None:
-        raise ExportError(f"torch.onnx.export returned no {type(part).__name__.lower()} graph")
+        raise ExportError(
+            f"torch.onnx.export returned no {type(part).__name__.lower()} graph", _OTHER_TORCH
+        )
     model: ir.Model = program.model
     return model
 

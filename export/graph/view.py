@@ -71,7 +71,9 @@ def describe_graph(path: str | Path) -> list[str]:
         model = ir.load(path)
     except Exception as error:  # protobuf's and onnx's errors share no base class
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ExportError(f"{path} can't be read as ONNX: {reason}") from error
+        raise ExportError(
+            f"{path} can't be read as ONNX: {reason}", "give the model.onnx of a bundle"
+        ) from error
     graph = model.graph
     loops = [node for node in graph if node.op_type == "Loop"]
     if len(loops) != 1:

@@ -69,7 +69,12 @@ def _answer(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
     try:
         trt = import_module(request["module"])
     except (ImportError, OSError) as error:
-        return _fail(ExportError(f"{request['title']} can't be loaded: {clean(str(error))}"))
+        return _fail(
+            ExportError(
+                f"{request['title']} can't be loaded: {clean(str(error))}",
+                "install it again; `ouro doctor` says how",
+            )
+        )
     return _refit(trt, request) if "refit_from" in request else _build(trt, request, events)
 
 

@@ -73,7 +73,9 @@ def read_graph(onnx_file: Path) -> tuple[ir.Model, list[Path]]:
         model = ir.load(onnx_file)
     except Exception as error:  # protobuf's errors share no base class
         reason = " ".join(str(error).split())[:200]
-        raise ExportError(f"{onnx_file} is not an ONNX graph: {reason}") from error
+        raise ExportError(
+            f"{onnx_file} is not an ONNX graph: {reason}", "export the bundle again"
+        ) from error
     data = {
         onnx_file.parent / tensor.location
         for graph in (model.graph, *model.graph.subgraphs())

@@ -39,7 +39,7 @@ def check_folder(repository: Path, bundle: Path, name: str = DEFAULT_NAME) -> Pa
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file", "give --triton a directory")
     if obstacle := check_place(folder, (TRITON,)):
-        raise ExportError(f"{folder} {obstacle}")
+        raise ExportError(f"{folder} {obstacle.problem}", obstacle.cure)
     return folder
 
 

@@ -115,7 +115,7 @@ def convert(
     made_from = [Path(source), *([chosen.calibration] if chosen.calibration else [])]
     existing = [path for path in made_from if path.exists()]
     if obstacle := check_place(Path(out), (CHECKPOINT,), existing):
-        raise CheckpointError(f"{out} {obstacle}")
+        raise CheckpointError(f"{out} {obstacle.problem}", obstacle.cure)
     text = _calibration_text(chosen.calibration) if _measures(chosen, layer) else None
     say(f"loading {source}")
     place = locate(source)

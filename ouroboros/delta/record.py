@@ -23,6 +23,7 @@ INDEX = "delta.safetensors.index.json"
 SHARD = "delta-{number:05}-of-{count:05}.safetensors"
 TEMPLATES = "additional_chat_templates"  # the one folder that a checkpoint holds
 _READ_AT_MOST = 16 << 20
+_INTACT = "get an intact copy of the delta"
 _HASH = re.compile(r"[0-9a-f]{64}")
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -166,10 +167,10 @@ def read_record(folder: Path) -> DeltaRecord:
             )
         return _read_fields(fields)
     except _BadRecordError as error:
-        raise CheckpointError(f"{file}: {error}", "get an intact copy of the delta") from None
+        raise CheckpointError(f"{file}: {error}", _INTACT) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{file}: can't be read as JSON: {reason}") from error
+        raise CheckpointError(f"{file}: can't be read as JSON: {reason}", _INTACT) from error
 
 
 class _BadRecordError(Exception):

@@ -74,7 +74,7 @@ def restore_delta(
     record = read_record(folder)
     read = [folder, *([Path(source)] if Path(source).exists() else [])]
     if obstacle := check_place(out, (CHECKPOINT,), read):
-        raise CheckpointError(f"{out} {obstacle}")
+        raise CheckpointError(f"{out} {obstacle.problem}", obstacle.cure)
     place = find_place(source)
     say(f"checking {folder}")
     check_own(folder, record)

@@ -113,7 +113,7 @@ def save_delta(
     folder, out, say = Path(checkpoint), Path(out), report or (lambda line: None)
     read = [folder, *([Path(source)] if Path(source).exists() else [])]
     if obstacle := check_place(out, (DELTA,), read):
-        raise CheckpointError(f"{out} {obstacle}")
+        raise CheckpointError(f"{out} {obstacle.problem}", obstacle.cure)
     config = read_config(folder)
     check_weight_files(folder)
     say(f"opening {source}")

@@ -77,7 +77,7 @@ def make_halter(
     if not options.data:
         raise DataError("no text to observe the model on", "give --data FILE")
     if obstacle := check_place(out, (CHECKPOINT,), (checkpoint, *options.data)):
-        raise TrainingError(f"{out} {obstacle}")
+        raise TrainingError(f"{out} {obstacle.problem}", obstacle.cure)
     require_readable(find_files(options.data))
     config = read_config(checkpoint)
     depth = choose_depth(options.depth, config)

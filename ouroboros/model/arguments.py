@@ -43,8 +43,8 @@ def check_extras(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, An
             continue  # one segment, as every decoder has
         elif value is not None and not any(value is idle for idle in _IDLE.get(name, ())):
             near = get_close_matches(name, [*known, *LOSS_ARGUMENTS], n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; leave it out"
-            raise ConfigError(f"the model takes no argument {name}{hint}")
+            cure = f"did you mean {near[0]}?" if near else "leave it out"
+            raise ConfigError(f"the model takes no argument {name}", cure)
     return loss
 
 
@@ -73,8 +73,9 @@ def one_input(**given: Any) -> Any:
     found = [name for name, value in given.items() if value is not None]
     if len(found) != 1:
         raise ConfigError(
-            f"give exactly one of input_ids, inputs_embeds and prelude_state, not "
-            f"{' and '.join(found) or 'none'}"
+            f"the model takes exactly one of input_ids, inputs_embeds and prelude_state, not "
+            f"{' and '.join(found) or 'none'}",
+            "give one of them",
         )
     return given[found[0]]
 

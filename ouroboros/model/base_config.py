@@ -25,6 +25,7 @@ FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 MOST_LAYERS = 4096
 MOST_LABELS = 1 << 16
+_CORRECT = "correct the model's config.json"
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -169,14 +170,16 @@ def check_base_config(values: dict[str, Any]) -> None:
     for name in _SIZES:
         value = values.get(name)
         if value is not None and not (is_whole(value) and value >= 1):
-            raise ConfigError(f"base_config: {name}={value!r:.80} must be a whole number above 0")
+            raise ConfigError(
+                f"base_config: {name}={value!r:.80} must be a whole number above 0", _CORRECT
+            )
     check_lengths(values, "base_config")
     heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
     if heads and groups and heads % groups:
         raise ConfigError(
             f"base_config: num_attention_heads={heads} is no multiple of num_key_value_heads="
             f"{groups}, so they can't share keys",
-            "correct the model's config.json",
+            _CORRECT,
         )
     activation = values.get("hidden_act", "silu")
     if not isinstance(activation, str) or activation not in ACT2FN:
@@ -186,11 +189,14 @@ def check_base_config(values: dict[str, Any]) -> None:
         )
     eps = values.get("rms_norm_eps")
     if eps is not None and not (is_number(eps) and eps >= 0):
-        raise ConfigError(f"base_config: rms_norm_eps={eps!r:.80} must be a number, 0 or more")
+        raise ConfigError(
+            f"base_config: rms_norm_eps={eps!r:.80} must be a number, 0 or more", _CORRECT
+        )
     dropout = values.get("attention_dropout")
     if dropout is not None and not (is_number(dropout) and 0 <= dropout < 1):
         raise ConfigError(
-            f"base_config: attention_dropout={dropout!r:.80} must be a share, 0 to below 1"
+            f"base_config: attention_dropout={dropout!r:.80} must be a share, 0 to below 1",
+            _CORRECT,
         )
     _check_rope(values)
 
@@ -200,7 +206,9 @@ def _check_rope(values: dict[str, Any]) -> None:
 
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise ConfigError(f"base_config: rope_parameters={rope!r:.80} must be an object or null")
+        raise ConfigError(
+            f"base_config: rope_parameters={rope!r:.80} must be an object or null", _CORRECT
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
     allowed = ("default", *ROPE_INIT_FUNCTIONS)
     if kind not in allowed:
@@ -210,7 +218,9 @@ def _check_rope(values: dict[str, Any]) -> None:
         )
     theta = rope.get("rope_theta", values.get("rope_theta"))
     if theta is not None and not (is_number(theta) and theta > 0):
-        raise ConfigError(f"base_config: rope_theta={theta!r:.80} must be a finite number above 0")
+        raise ConfigError(
+            f"base_config: rope_theta={theta!r:.80} must be a finite number above 0", _CORRECT
+        )
     part = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
     if part not in (None, 1):
         raise ConfigError(
@@ -221,7 +231,9 @@ def _check_rope(values: dict[str, Any]) -> None:
         parts = rope[name] if isinstance(rope[name], list) else [rope[name]]
         if not all(part is None or is_number(part) for part in parts):
             raise ConfigError(
-                f"base_config: {name}={rope[name]!r:.80} in rope_parameters must be a finite number"
+                f"base_config: {name}={rope[name]!r:.80} in rope_parameters must be a finite "
+                "number",
+                _CORRECT,
             )
 
 

@@ -11,6 +11,8 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ouroboros.errors import ConfigError
+
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What transformers calls a cache, as an argument and in outputs: since 5.24 `cache`."""
 
@@ -58,10 +60,11 @@ class OuroborosCache(Cache):
         """Refuses: the pooled sum of an earlier position is not kept.
 
         Raises:
-            NotImplementedError: always.
+            ConfigError: always.
         """
-        raise NotImplementedError(
-            "an Ouroboros cache can't be cropped: its pooled sums stand at the last position only"
+        raise ConfigError(
+            "an Ouroboros cache can't be cropped: its pooled sums stand at the last position only",
+            "make a new one, and give it the tokens that stay",
         )
 
 

@@ -145,7 +145,7 @@ class OuroborosConfig(PreTrainedConfig):
         self.source, self.qat = self.source or {}, self.qat or {}
         for name, (matches, words) in FIELD_TYPES.items():
             if not matches(value := getattr(self, name)):
-                raise ConfigError(f"{name}={value!r:.80} must be {words}")
+                raise ConfigError(f"{name}={value!r:.80} must be {words}", "give it so")
         # OuroborosConfig() without arguments is called by transformers itself for defaults.
         if self.base_config:
             self._refuse_unknown(kwargs)
@@ -170,7 +170,7 @@ class OuroborosConfig(PreTrainedConfig):
         if name in _TWICE and self.base_config and self.__dict__.get("_one_fact"):
             matches, words = FIELD_TYPES[name]
             if not matches(value):
-                raise ConfigError(f"{name}={value!r:.80} must be {words}")
+                raise ConfigError(f"{name}={value!r:.80} must be {words}", "give it so")
             # A new dict: a shallow copy of this config keeps its own value.
             super().__setattr__("base_config", {**self.base_config, name: value})
         super().__setattr__(name, value)
@@ -230,7 +230,9 @@ class OuroborosConfig(PreTrainedConfig):
         try:
             config = CONFIG_MAPPING[model_type](**values)
         except Exception as error:  # transformers' validators raise kinds of their own
-            raise ConfigError(f"base_config: {' '.join(str(error).split())}") from error
+            raise ConfigError(
+                f"base_config: {' '.join(str(error).split())}", "correct the model's config.json"
+            ) from error
         # Whichever attention transformers chose for the model, a registered function's name too.
         config._attn_implementation = getattr(self, "_attn_implementation", None) or "sdpa"
         return config
@@ -297,12 +299,17 @@ class OuroborosConfig(PreTrainedConfig):
         limit = min(*widths, base.intermediate_size)
         for name, top in (("rank", limit), ("style_size", 65536), ("max_depth", MAX_DEPTH)):
             if not 1 <= getattr(self, name) <= top:
-                raise ConfigError(f"{name}={getattr(self, name)} is outside 1..{top}")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is outside 1..{top}", "give one in it"
+                )
         if not self.alpha > 0:
-            raise ConfigError(f"alpha={self.alpha} must be above 0")
+            raise ConfigError(f"alpha={self.alpha} must be above 0", "give it so")
         self.check_depth(self.depth)
         if wrong := [depth for depth in self.trained_depths if not 1 <= depth <= self.max_depth]:
-            raise ConfigError(f"trained_depths holds {wrong[0]}, outside 1..{self.max_depth}")
+            raise ConfigError(
+                f"trained_depths holds {wrong[0]}, outside 1..{self.max_depth}",
+                "take it out, or give a larger max_depth",
+            )
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(

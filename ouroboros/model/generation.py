@@ -234,7 +234,7 @@ def _choose_threshold(config: OuroborosConfig, model_kwargs: dict[str, Any]) -> 
 
 def _check_chunks(config: OuroborosConfig, model_kwargs: dict[str, Any]) -> None:
     mask = model_kwargs.get("attention_mask")
-    reason = None
+    reason, cure = None, "leave it out"
     if config.pooling == "mean":
         reason = "pooling=mean, which averages over the whole prompt"
     elif model_kwargs.get("halt_threshold") is not None:
@@ -242,9 +242,10 @@ def _check_chunks(config: OuroborosConfig, model_kwargs: dict[str, Any]) -> None
     elif model_kwargs.get("inputs_embeds") is not None:
         reason = "inputs_embeds, which transformers does not split"
     elif mask is not None and bool((mask[:, -1] == 0).any()):
-        reason = "right padding, since a row's last token may lie in an earlier chunk; pad left"
+        reason = "right padding, since a row's last token may lie in an earlier chunk"
+        cure = "pad left, or leave it out"
     if reason is not None:
-        raise ConfigError(f"prefill_chunk_size can't be used with {reason}")
+        raise ConfigError(f"prefill_chunk_size can't be used with {reason}", cure)
 
 
 def _level_of_caller() -> int:

@@ -82,35 +82,46 @@ def check_names(source: str, config: Any, held: Collection[str], wanted: Collect
             "model (peft: merge_and_unload, save_pretrained) and give the result",
         )
     if missing:
-        raise SourceError(f"{source}: {_explain_missing(config, missing, extra)}")
-    raise SourceError(f"{source}: {_explain_extra(config, extra)}")
+        problem, cure = _explain_missing(config, missing, extra)
+    else:
+        problem, cure = _explain_extra(config, extra)
+    raise SourceError(f"{source}: {problem}", cure)
 
 
-def _explain_missing(config: Any, missing: list[str], extra: list[str]) -> str:
+def _explain_missing(config: Any, missing: list[str], extra: list[str]) -> tuple[str, str]:
+    """The problem and the cure."""
     if missing == [HEAD]:
         return (
-            f"tie_word_embeddings is false in config.json, but the files hold no {HEAD}; set it to "
-            "true if the embedding is the head, else download the model again"
+            f"tie_word_embeddings is false in config.json, but the files hold no {HEAD}",
+            "set it to true if the embedding is the head, else download the model again",
         )
     first = f"{len(missing)} weights are missing, {missing[0]} first"
     if all(name.endswith(".bias") for name in missing):
-        return f"{first}, which {_bias_field(config, missing[0])} of config.json asks for"
+        return (
+            f"{first}, which {_bias_field(config, missing[0])} of config.json asks for",
+            "correct config.json, or download the model again",
+        )
     if extra:
-        return f"{first}, and the files hold {extra[0]}, which no {config.model_type} reads"
-    return f"{first}; download it again"
+        return (
+            f"{first}, and the files hold {extra[0]}, which no {config.model_type} reads",
+            "correct model_type in config.json, or give the model as transformers writes it",
+        )
+    return first, "download it again"
 
 
-def _explain_extra(config: Any, extra: list[str]) -> str:
+def _explain_extra(config: Any, extra: list[str]) -> tuple[str, str]:
+    """The problem and the cure."""
     first = f"the files hold {extra[0]}"
     rest = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+    cure = "correct config.json, or take them away if they belong to nothing"
     if extra[0].endswith(".bias"):
         return (
-            f"{first}{rest}, which {_bias_field(config, extra[0])} of config.json would leave out; "
-            "correct config.json, or take them away if they belong to nothing"
+            f"{first}{rest}, which {_bias_field(config, extra[0])} of config.json would leave out",
+            cure,
         )
     return (
-        f"{first}{rest}, which a {config.model_type} with this config.json does not read; correct "
-        "config.json, or take them away if they belong to nothing"
+        f"{first}{rest}, which a {config.model_type} with this config.json does not read",
+        cure,
     )
 
 

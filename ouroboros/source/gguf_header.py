@@ -141,7 +141,9 @@ def read_header(path: Path) -> GgufHeader:
             "download it again",
         ) from None
     except OSError as error:
-        raise SourceError(f"{path}: can't be read: {error.strerror or error}") from error
+        raise SourceError(
+            f"{path}: can't be read: {error.strerror or error}", "make it readable"
+        ) from error
 
 
 def _parse(path: Path, cursor: _Cursor) -> GgufHeader:

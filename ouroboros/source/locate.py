@@ -144,7 +144,7 @@ def locate(source: str | Path | Place) -> Location:
             model_type = values.get("model_type")
         except Exception as error:  # every loader raises its own kind for a file it can't read
             raise SourceError(
-                f"{source}: can't read the model's config: {one_line(error)}"
+                f"{source}: can't read the model's config: {one_line(error)}", "download it again"
             ) from error
         _require_architecture(place.source, model_type)
         refuse_quantized(place.source, values)
@@ -161,7 +161,10 @@ def locate(source: str | Path | Place) -> Location:
         try:
             config = CONFIG_MAPPING[model_type].from_dict(values)
         except Exception as error:
-            raise ConfigError(f"{source}: bad value in its config: {one_line(error)}") from error
+            raise ConfigError(
+                f"{source}: bad value in its config: {one_line(error)}",
+                "correct it, or download the model again",
+            ) from error
         # A name here may be a kernel of the hub's, which transformers would fetch and run.
         config._attn_implementation = config._experts_implementation = None
     return Location(place, config, header)
@@ -178,7 +181,7 @@ def _require_architecture(source: str, model_type: Any) -> None:
     try:
         check_architecture(model_type)
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(f"{source}: {error.problem}", error.cure) from error
 
 
 def _read_gguf(path: Path) -> GgufHeader:
@@ -241,7 +244,10 @@ def _load_model(place: Location) -> Any:
                 **extra,
             )
     except Exception as error:
-        raise SourceError(f"{source}: can't load the weights: {one_line(error)}") from error
+        raise SourceError(
+            f"{source}: can't load the weights: {one_line(error)}",
+            "download it again, or give it as safetensors",
+        ) from error
     # A GGUF comes out dense, yet transformers would refuse to save it as "quantized with gguf".
     for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
         if getattr(holder, name, None) is not None:

@@ -207,16 +207,19 @@ def _fetch(repo: str, commit: str | None, patterns: Sequence[str]) -> Path:
             f"{repo}: a gated model", f"accept its terms at {HUB_PAGE}{repo} and log in: {_LOG_IN}"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise SourceError(_explain_unknown(repo)) from error
+        raise SourceError(*_explain_unknown(repo)) from error
     except errors.LocalEntryNotFoundError as error:
         if getattr(error, "snapshot_path", None):  # of IncompleteSnapshotError, which is newer
             raise SourceError(
                 f"{repo}: only part of it lies in the hub's cache and the hub can't be reached",
                 "run this again with a connection",
             ) from error
-        raise SourceError(_explain_unreachable(repo)) from error
+        raise SourceError(*_explain_unreachable(repo)) from error
     except Exception as error:  # of the connection, the server, the disk: each raises its own kind
-        raise SourceError(f"{repo}: can't be fetched from the hub: {one_line(error)}") from error
+        raise SourceError(
+            f"{repo}: can't be fetched from the hub: {one_line(error)}",
+            f"run this again; where it goes on failing, `hf download {repo}` says more",
+        ) from error
     return Path(found)
 
 
@@ -231,22 +234,24 @@ def _quiet_hub() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _explain_unknown(repo: str) -> str:
+def _explain_unknown(repo: str) -> tuple[str, str]:
+    """The problem and the cure."""
     try:
         dataset = HfApi().repo_exists(repo, repo_type="dataset")
     except Exception:  # the question is an extra; unanswered, the plain line stands
         dataset = False
     if dataset:
-        return f"{repo}: a data set, not a model; give a model's hub id, directory or .gguf file"
+        return f"{repo}: a data set, not a model", "give a model's hub id, directory or .gguf file"
     return (
-        f"{repo}: no directory of that name, nor a model on the hub; {_near(Path(repo))}check the "
-        f"name, and if the model is private, log in: {_LOG_IN}"
+        f"{repo}: no directory of that name, nor a model on the hub",
+        f"{_near(Path(repo))}check the name, and if the model is private, log in: {_LOG_IN}",
     )
 
 
-def _explain_unreachable(repo: str) -> str:
+def _explain_unreachable(repo: str) -> tuple[str, str]:
+    """The problem and the cure."""
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub can't be reached"
     return (
-        f"{repo}: no directory of that name, and no model in the hub's cache ({why}); "
-        f"{_near(Path(repo))}check the path or the name, and the connection for a model of the hub"
+        f"{repo}: no directory of that name, and no model in the hub's cache ({why})",
+        f"{_near(Path(repo))}check the path or the name, and the connection for a model of the hub",
     )

@@ -95,10 +95,14 @@ def _shards(index: Path) -> list[str]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise SourceError(f"{index}: not a safetensors index: {one_line(error)}") from error
+        raise SourceError(
+            f"{index}: not a safetensors index: {one_line(error)}", "download it again"
+        ) from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise SourceError(f"{index}: names {name!r:.80}, no file beside it")
+            raise SourceError(
+                f"{index}: names {name!r:.80}, no file beside it", "download it again"
+            )
     if not names:
         raise SourceError(f"{index}: names no file", "download it again")
     return sorted(names)

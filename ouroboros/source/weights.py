@@ -271,7 +271,7 @@ def _open_tensors(place: Location, weights: WeightFiles) -> TensorFiles | None:
 
 
 def _unreadable(source: str, error: Exception) -> SourceError:
-    return SourceError(f"{source}: can't load the weights: {one_line(error)}")
+    return SourceError(f"{source}: can't load the weights: {one_line(error)}", "download it again")
 
 
 def _skeleton(place: Location) -> Any:

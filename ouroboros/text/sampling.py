@@ -79,7 +79,9 @@ def sample_text(
             drawn = _draw(place, tokenizer, starts, options, file, report)
         part.replace(out)
     except OSError as error:
-        raise DataError(f"{out}: can't be written: {error.strerror or error}") from error
+        raise DataError(
+            f"{out}: can't be written: {error.strerror or error}", "name another file"
+        ) from error
     return drawn
 
 

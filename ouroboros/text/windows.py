@@ -327,7 +327,7 @@ def cut_eval_texts(
         try:
             windows[text_name(path)] = eval_windows(text, tokenizer, seq_len, max_windows)
         except DataError as error:
-            raise DataError(f"{path}: {error}") from error
+            raise DataError(f"{path}: {error.problem}", error.cure) from error
     return windows
 
 

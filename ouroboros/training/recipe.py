@@ -315,7 +315,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     else:
         raise TrainingError(f"{path}: a recipe is a .toml, .yaml or .yml file", "rename it")
     if not isinstance(content, dict):
-        raise TrainingError(f"{path}: a recipe is a table of options, like `train_steps: 300`")
+        raise TrainingError(
+            f"{path}: a recipe is a table of options, like `train_steps: 300`", "mend the recipe"
+        )
     return {name: _convert(name, value, path) for name, value in content.items()}
 
 
@@ -359,7 +361,9 @@ def _convert(name: str, value: Any, path: Path) -> Any:
         # Not strict for numbers: YAML reads 1e-3 as a text.
         return msgspec.convert(given, kind, strict=kind is not float, dec_hook=read_path)
     except msgspec.ValidationError as error:
-        raise TrainingError(f"{path}: {name}={value!r:.80} is not {_describe(kind)}") from error
+        raise TrainingError(
+            f"{path}: {name}={value!r:.80} is not {_describe(kind)}", "mend the recipe"
+        ) from error
 
 
 def _items(value: Any) -> list[Any]:

@@ -173,8 +173,8 @@ def _train(
         try:
             updates = gather_updates(earlier, model, adapters)
             _publish(model, tokenizer, checkpoint, out, options, history, updates)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}", _how_to_go_on(state_dir)) from error
+        except CheckpointError as bad:
+            raise CheckpointError(bad.problem, f"{bad.cure}; {_how_to_go_on(state_dir)}") from bad
     trainer.accelerator.wait_for_everyone()
     return TrainReport(
         train_steps=trainer.state.global_step,
@@ -304,7 +304,7 @@ def _check_out(checkpoint: Path, out: Path, resume: bool, options: TrainOptions)
     kept += [Path(options.teacher)] if options.teacher else []
     read = (checkpoint, *options.data, *options.eval, *kept)
     if obstacle := check_place(out, (CHECKPOINT, RUN), read):
-        raise TrainingError(f"{out} {obstacle}")
+        raise TrainingError(f"{out} {obstacle.problem}", obstacle.cure)
     if not resume and state.list_steps(out / "state"):
         raise TrainingError(
             f"{out} holds the state of an earlier run",

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from runtime.backends.gpu import INSTALL_BINDINGS
 from runtime.backends.strides import Level, cut_into_boxes
 from runtime.bundle.contract import DEPTH, ELEMENT_TYPES, TensorSpec, parse_size, resolve_size
+from runtime.bundle.cures import EXPORT_AGAIN
 from runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def load_cuda() -> Any:
         from cuda.bindings import runtime
     except ImportError as error:
         raise EngineError(
-            "the backends cuda and trt need the CUDA runtime for Python: "
-            f"{INSTALL_BINDINGS}, or take backend cpu"
+            "the backends cuda and trt need the CUDA runtime for Python",
+            f"{INSTALL_BINDINGS}, or take backend cpu",
         ) from error
     return runtime
 
@@ -97,7 +98,10 @@ class DeviceArray:
             EngineError: it has gaps, or the sizes differ.
         """
         if self.has_gaps or math.prod(shape) != math.prod(self.shape):
-            raise EngineError(f"{list(self.shape)} on the GPU can't become {list(shape)}")
+            raise EngineError(
+                f"{list(self.shape)} on the GPU can't become {list(shape)}",
+                "give a shape of as many elements, and an array without gaps",
+            )
         return _array(self.block, self.address, shape, self.dtype)
 
     def __iter__(self) -> Iterator[DeviceArray]:
@@ -287,7 +291,7 @@ def run_on_device(
     given: dict[str, Any] = {}
     for spec in graph.inputs:
         if spec.name not in inputs:
-            raise EngineError(f"the input {spec.name} is missing")
+            raise EngineError(f"the input {spec.name} is missing", "give every input of the graph")
         array = inputs[spec.name]
         if ELEMENT_TYPES[spec.dtype].floating:
             given[spec.name] = memory.put(array, spec.dtype)
@@ -313,12 +317,18 @@ def output_shapes(graph: GraphSpec, inputs: Mapping[str, Any]) -> dict[str, tupl
     for spec in graph.inputs:
         given = inputs[spec.name].shape
         if len(given) != len(spec.shape):
-            raise EngineError(f"{spec.name} has the shape {list(given)}, not {list(spec.shape)}")
+            raise EngineError(
+                f"{spec.name} has the shape {list(given)}, not {list(spec.shape)}",
+                "give it as many dimensions as the graph has",
+            )
         for name, size in zip(spec.shape, given, strict=False):
             if isinstance(name, int) or parse_size(name) != [(1, name)]:
                 continue
             if sizes.setdefault(name, size) != size:
-                raise EngineError(f"{spec.name}: its {name} is {size}, another's {sizes[name]}")
+                raise EngineError(
+                    f"{spec.name}: its {name} is {size}, another's {sizes[name]}",
+                    "give all inputs the same",
+                )
     return {
         spec.name: tuple(_size(spec, one, sizes) for one in spec.shape) for spec in graph.outputs
     }
@@ -329,7 +339,8 @@ def _size(spec: TensorSpec, size: int | str, sizes: Mapping[str, int]) -> int:
         return resolve_size(size, sizes)
     except KeyError as error:
         raise EngineError(
-            f"the output {spec.name} has the dimension {size}, which no input gives"
+            f"the output {spec.name} has the dimension {size}, which no input gives",
+            EXPORT_AGAIN,
         ) from error
 
 

@@ -135,7 +135,10 @@ def open_session(
             enable_fallback=0,
         )
     except Exception as error:
-        raise BundleError(f"ONNX Runtime cannot load {file}: {_one_line(error)}") from error
+        raise BundleError(
+            f"ONNX Runtime cannot load {file}: {_one_line(error)}",
+            "update ONNX Runtime, or export the bundle again",
+        ) from error
     if provider not in session.get_providers():  # ONNX Runtime goes on without it
         raise EngineError(
             f"ONNX Runtime could not load its {provider}: its libraries are missing or of another "
@@ -256,7 +259,11 @@ def _shown(dtype: str, shape: tuple[int | str, ...]) -> str:
 
 def run_error(error: Exception) -> EngineError:
     """ONNX Runtime's error while it ran, as one of ours."""
-    return EngineError(f"ONNX Runtime failed: {_one_line(error)}")
+    return EngineError(
+        f"ONNX Runtime failed: {_one_line(error)}",
+        "where memory was short, give fewer or shorter prompts; else run `ouro check` on the "
+        "bundle",
+    )
 
 
 def _one_line(error: Exception) -> str:

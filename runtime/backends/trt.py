@@ -67,7 +67,10 @@ class TrtBackend:
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise EngineError(f"{spec.file}: TensorRT cannot load it: {self._logger.last}")
+            raise EngineError(
+                f"{spec.file}: TensorRT cannot load it: {self._logger.last}",
+                "free memory on the GPU, or export again with --format trt",
+            )
         self._contexts: dict[int, Any] = {}
         self._set_by: dict[int, object] = {}
 
@@ -133,7 +136,9 @@ class TrtBackend:
             ):
                 raise EngineError(
                     f"{self.spec.file}: TensorRT has no memory for the profile "
-                    f"{self.spec.profiles[number].name}: {self._logger.last}"
+                    f"{self.spec.profiles[number].name}: {self._logger.last}",
+                    "free memory on the GPU, or export again with a smaller --max-batch or "
+                    "--max-seq",
                 )
             self._memory.wait()  # runs are on streams of their own
             self._contexts[number] = context
@@ -141,7 +146,10 @@ class TrtBackend:
 
     def _must(self, done: bool) -> None:
         if not done:
-            raise EngineError(f"{self.spec.file}: TensorRT failed: {self._logger.last}")
+            raise EngineError(
+                f"{self.spec.file}: TensorRT failed: {self._logger.last}",
+                "free memory on the GPU, or run `ouro check` on the bundle",
+            )
 
 
 class TrtBinding:
@@ -244,7 +252,9 @@ def _outside(profile: ProfileSpec, inputs: Mapping[str, Array]) -> str | None:
     for kind, ranges in (("shape", profile.shapes), ("value", profile.values)):
         for one in ranges:
             if one.name not in inputs:
-                raise EngineError(f"the input {one.name} is missing")
+                raise EngineError(
+                    f"the input {one.name} is missing", "give every input of the graph"
+                )
             array = inputs[one.name]
             given = array.shape if kind == "shape" else tuple(array.reshape(-1).tolist())
             fits = len(given) == len(one.min) and all(

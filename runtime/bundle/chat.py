@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runtime.bundle.cures import EXPORT_AGAIN
 from runtime.errors import BundleError
 
 ROLES = ("system", "user", "assistant")
@@ -106,7 +107,7 @@ def check_chat(spec: ChatSpec) -> None:
         _allow(f"roles.{name}.strip", role.strip, STRIPS)
     for name in ("user", "assistant"):
         if name not in spec.roles:
-            raise BundleError(f"the compiled chat template has no role {name!r}", _AGAIN)
+            raise BundleError(f"the compiled chat template has no role {name!r}", EXPORT_AGAIN)
     if spec.fold is None:
         return
     _allow("fold.into", spec.fold.into, FOLDS)
@@ -115,16 +116,13 @@ def check_chat(spec: ChatSpec) -> None:
         raise BundleError(
             "the compiled chat template folds the system message, which needs the order "
             "'alternating' and no role 'system'",
-            _AGAIN,
+            EXPORT_AGAIN,
         )
-
-
-_AGAIN = "export the bundle again"
 
 
 def _allow(where: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise BundleError(
             f"the compiled chat template's {where} is {value!r:.60}, allowed: {', '.join(allowed)}",
-            _AGAIN,
+            EXPORT_AGAIN,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime.bundle.cures import UNREADABLE
 from runtime.errors import BundleError
 
 # Of each message the fields that lead to an external tensor. Of what is not named here nothing is
@@ -44,7 +45,7 @@ def external_files(graph: Path) -> set[str]:
         content = memoryview(graph.read_bytes())
         return _locations(content)
     except OSError as error:
-        raise BundleError(f"cannot read {graph}: {error.strerror or error}") from error
+        raise BundleError(f"cannot read {graph}: {error.strerror or error}", UNREADABLE) from error
     except ValueError as error:
         raise BundleError(
             f"cannot load {graph}, no ONNX file: {error}", "export it again"

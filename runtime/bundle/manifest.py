@@ -18,6 +18,7 @@ import typing
 import unicodedata
 from typing import Any
 
+from runtime.bundle.cures import COPY_AGAIN, EXPORT_AGAIN
 from runtime.bundle.rules import ACCURACY_LEVELS as ACCURACY_LEVELS
 from runtime.bundle.rules import check_file_name as check_file_name
 from runtime.bundle.rules import check_manifest, shorten
@@ -72,7 +73,7 @@ def check_hash(text: bytes, said: bytes | None) -> None:
     if said != render_hash(text):
         raise BundleError(
             f"{MANIFEST_NAME} is damaged or was changed: its sha256 is not the one in {HASH_NAME}",
-            "copy or export the bundle again",
+            COPY_AGAIN,
         )
 
 
@@ -90,7 +91,10 @@ def _read_json(text: str | bytes) -> object:
     try:
         return read_json(text)
     except ValueError as error:
-        raise BundleError(f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}") from error
+        raise BundleError(
+            f"{MANIFEST_NAME} is not JSON: {str(error).splitlines()[0]}",
+            COPY_AGAIN,
+        ) from error
 
 
 def check_version(data: object) -> dict[str, Any]:
@@ -100,7 +104,10 @@ def check_version(data: object) -> dict[str, Any]:
         BundleError: not an object, or of another format version.
     """
     if not isinstance(data, dict):
-        raise BundleError(f"{MANIFEST_NAME} holds a {type(data).__name__}, not an object")
+        raise BundleError(
+            f"{MANIFEST_NAME} holds a {type(data).__name__}, not an object",
+            "is this an Ouroboros bundle?",
+        )
     version = data.get("format_version")
     if version is None:
         raise BundleError(f"{MANIFEST_NAME} has no format_version", "is this an Ouroboros bundle?")
@@ -177,10 +184,12 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in hints:
-            raise BundleError(f"{MANIFEST_NAME} has the unknown key {prefix}{repr(key)[1:-1]}")
+            raise BundleError(
+                f"{MANIFEST_NAME} has the unknown key {prefix}{repr(key)[1:-1]}", EXPORT_AGAIN
+            )
     for field in dataclasses.fields(kind):
         if field.name not in value and field.default is dataclasses.MISSING:
-            raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{field.name}")
+            raise BundleError(f"{MANIFEST_NAME} lacks the key {prefix}{field.name}", EXPORT_AGAIN)
     return kind(**{key: _read(hints[key], value[key], prefix + key) for key in value})
 
 
@@ -190,4 +199,4 @@ def _type_name(kind: Any) -> str:
 
 
 def _wrong(where: str, value: object, wanted: str) -> BundleError:
-    return BundleError(f"{MANIFEST_NAME}: {where} is {shorten(value)}, not {wanted}")
+    return BundleError(f"{MANIFEST_NAME}: {where} is {shorten(value)}, not {wanted}", EXPORT_AGAIN)

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from runtime.bundle.cures import UNREADABLE
 from runtime.errors import BundleError
 
 
@@ -113,7 +114,7 @@ def read_plan(file: Path, sha256: str) -> bytes:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise BundleError(f"cannot read {file}: {error.strerror or error}") from error
+        raise BundleError(f"cannot read {file}: {error.strerror or error}", UNREADABLE) from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
         raise BundleError(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from runtime.bundle.cures import COPY_AGAIN, UNREADABLE
 from runtime.bundle.manifest import (
     FORMAT_VERSION,
     HASH_NAME,
@@ -58,7 +59,7 @@ class Bundle:
         try:
             content = file.read_bytes()
         except OSError as error:
-            raise BundleError(f"cannot read {file}: {error.strerror}") from error
+            raise BundleError(f"cannot read {file}: {error.strerror}", UNREADABLE) from error
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
             raise BundleError(f"{file} has changed since it was verified", "open the bundle again")
         return content
@@ -87,18 +88,16 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
                 "make one with `ouro export CHECKPOINT OUT`",
             )
         if file.stat().st_size > MANIFEST_BYTES_LIMIT:
-            raise BundleError(f"{file} is larger than {MANIFEST_BYTES_LIMIT} bytes")
+            raise BundleError(
+                f"{file} is larger than {MANIFEST_BYTES_LIMIT} bytes",
+                COPY_AGAIN,
+            )
         text, hashes = file.read_bytes(), directory / HASH_NAME
         small = hashes.is_file() and hashes.stat().st_size <= HASH_BYTES_LIMIT
         check_hash(text, hashes.read_bytes() if small else None)
         return parse_manifest_text(text)
     except OSError as error:
-        raise BundleError(f"cannot read {file}: {error.strerror}") from error
-
-
-def is_bundle(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory is meant as a bundle: it has a manifest, whole or not."""
-    return (Path(path) / MANIFEST_NAME).is_file()
+        raise BundleError(f"cannot read {file}: {error.strerror}", UNREADABLE) from error
 
 
 def open_bundle(
@@ -164,7 +163,9 @@ def verify_file(directory: Path, name: str, spec: FileSpec) -> None:
             )
         digest = hash_file(file)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise BundleError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
+        raise BundleError(
+            f"cannot read {file}: {str(error).splitlines()[0]}", UNREADABLE
+        ) from error
     if digest != spec.sha256:
         raise BundleError(
             f"{file} is damaged or was changed: sha256 {digest[:12]}..., its manifest says "

@@ -12,6 +12,7 @@ from typing import NoReturn
 from runtime.bundle import contract
 from runtime.bundle.chat import check_chat
 from runtime.bundle.contract import PRECISIONS, ModelNumber, Tensor, TensorSpec
+from runtime.bundle.cures import EXPORT_AGAIN
 from runtime.bundle.plans import PlanSpec, RangeSpec, check_plan_graph
 from runtime.bundle.specs import (
     BRIDGES,
@@ -222,7 +223,9 @@ def check_file_name(name: str) -> None:
         or any(ord(character) < 32 for character in name)
     )
     if unsafe:
-        raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, outside the bundle")
+        raise BundleError(
+            f"{MANIFEST_NAME} names the file {name!r}, outside the bundle", EXPORT_AGAIN
+        )
 
 
 def _require(condition: bool, message: str) -> None:
@@ -340,4 +343,4 @@ def shorten(value: object) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise BundleError(f"{MANIFEST_NAME}: {message}")
+    raise BundleError(f"{MANIFEST_NAME}: {message}", EXPORT_AGAIN)

@@ -121,7 +121,9 @@ def encode_prompt(
         ids = codec.encode(prompt, first) if prompt else []
     else:
         if is_batch(prompt):
-            raise EngineError("one prompt is expected here, a batch was given")
+            raise EngineError(
+                "one prompt is expected here, a batch was given", "give one at a time"
+            )
         ids = check_ids(prompt, manifest)
     if not ids:
         raise EngineError("empty prompt", "give at least one token")
@@ -138,7 +140,7 @@ def check_ids(ids: object, manifest: Manifest) -> list[int]:
         EngineError: not a sequence of ids of the vocabulary.
     """
     if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, str | bytes | bytearray):
-        raise EngineError(f"{ids!r:.60} is not a list of token ids")
+        raise EngineError(f"{ids!r:.60} is not a list of token ids", "give one like [1, 2, 3]")
     return [int(token) for token in ids if _check_id(token, manifest)]
 
 
@@ -293,7 +295,10 @@ def make_cancelled(cancel: object) -> Callable[[], bool]:
         return cancel.is_set
     if callable(cancel):
         return cancel
-    raise EngineError("cancel is neither a threading.Event nor a function that returns a bool")
+    raise EngineError(
+        "cancel is neither a threading.Event nor a function that returns a bool",
+        "give one of the two, or None",
+    )
 
 
 def _never() -> bool:

@@ -24,6 +24,7 @@ from runtime.files.destinations import (
     OLD,
     RECOVERED,
     STAGED,
+    Obstacle,
     find_obstacle,
     is_ours,
     keeps_its_place,
@@ -99,7 +100,7 @@ def check_place(
     replaces: Collection[str] = (),
     apart: Sequence[Path] = (),
     known: Collection[str] = (),
-) -> str | None:
+) -> Obstacle | None:
     """Says, before any work, why `publish` would refuse `out`; see `destinations.find_obstacle`.
 
     What a killed run left half exchanged in a directory that keeps its place is put back first.

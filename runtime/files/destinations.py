@@ -14,14 +14,17 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 BUNDLE, CHECKPOINT, RUN, TRITON = "bundle", "checkpoint", "run", "triton"
+DAMAGED = "damaged"  # a bundle whose manifest is none: it is read as one, to say what is wrong
+BUNDLES = (BUNDLE, DAMAGED)
 DELTA, DELTA_NAME = "delta", "delta.json"
 ADAPTERS = "adapters.safetensors"  # factors of what was added to a checkpoint's weights
 MISSING, EMPTY, FILE, MODEL, FOREIGN = "missing", "empty", "file", "model", "foreign"
 NAMES = {
     BUNDLE: "a bundle",
+    DAMAGED: "a damaged bundle or not of Ouroboros",
     CHECKPOINT: "a checkpoint of Ouroboros",
     RUN: "a training run",
     DELTA: "a delta of a checkpoint",
@@ -65,6 +68,7 @@ _CHECKPOINT_FILES = (
     "training.png",
     "gate.png",
 )
+_ANOTHER = "give another directory"
 _KEPT = ("state", "logs")
 _RUN_FILES = (*_CHECKPOINT_FILES, *_KEPT)
 _TRITON_FILES = ("config.pbtxt", "LICENSE", "ATTRIBUTION")
@@ -73,12 +77,28 @@ _CHECKED = (BUNDLE, CHECKPOINT, RUN, TRITON, DELTA)
 _READ_AT_MOST = 16 << 20
 
 
+class Obstacle(NamedTuple):
+    """Why a directory may not be written somewhere, as the fields of an error.
+
+    Attributes:
+        problem: a clause to put behind the name of the destination, with what was found.
+        cure: what to do next.
+    """
+
+    problem: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.cure}"
+
+
 def kind_of(path: Path) -> str:
     """Says what stands at a path, links followed.
 
     Returns:
-        MISSING, FILE, EMPTY, or of a directory BUNDLE, CHECKPOINT, RUN (a checkpoint being trained,
-        or the state of one), DELTA, TRITON, MODEL (Hugging Face's, of another type) or FOREIGN.
+        MISSING, FILE, EMPTY, or of a directory BUNDLE, DAMAGED (a bundle whose manifest can't be
+        read or lacks what every one has), CHECKPOINT, RUN (a checkpoint being trained, or the state
+        of one), DELTA, TRITON, MODEL (Hugging Face's, of another type) or FOREIGN.
 
     Raises:
         OSError: a directory can't be read.
@@ -90,8 +110,8 @@ def kind_of(path: Path) -> str:
     names = set(_list(path))
     if not names:
         return EMPTY
-    if {"format_version", "files", "graphs"} <= _read_object(path / "manifest.json").keys():
-        return BUNDLE
+    if kind := _kind_of_bundle(path, names):
+        return kind
     if _read_object(path / DELTA_NAME).get("format") == DELTA_FORMAT:
         return DELTA
     if "config.pbtxt" in names and _SIGNED.search(_read(path / "config.pbtxt")):
@@ -104,6 +124,19 @@ def kind_of(path: Path) -> str:
     if config.get("model_type") == "ouroboros":
         return RUN if names & set(_KEPT) else CHECKPOINT
     return MODEL if "model_type" in config else FOREIGN
+
+
+def _kind_of_bundle(path: Path, names: Collection[str]) -> str | None:
+    """BUNDLE or DAMAGED; None where the directory was not meant as a bundle."""
+    try:
+        manifest = _read_object(path / "manifest.json")
+    except OSError:
+        manifest = {}
+    if {"format_version", "files", "graphs"} <= manifest.keys():
+        return BUNDLE
+    # Only bundles have the one; a manifest.json that can be read is one of something else.
+    cut = not manifest and "manifest.json" in names and "config.json" not in names
+    return DAMAGED if "manifest.sha256" in names or cut else None
 
 
 def list_files(path: Path) -> list[Path]:
@@ -151,7 +184,7 @@ def find_obstacle(
     replaces: Collection[str] = (),
     apart: Sequence[Path] = (),
     known: Collection[str] = (),
-) -> str | None:
+) -> Obstacle | None:
     """Says why a directory may not be written at `out`; None where it may. Nothing is changed.
 
     Args:
@@ -161,51 +194,53 @@ def find_obstacle(
         known: files, by their paths below `out`, that may stand in a directory of no kind.
 
     Returns:
-        A clause to put behind the name of `out`, with what was found and what to do.
+        What was found, to put behind the name of `out`, and what to do.
     """
     try:
         return _find_obstacle(out, replaces, apart, known)
     except OSError as error:
-        return f"can't be read: {error.strerror or error}; give another directory"
+        return Obstacle(f"can't be read: {error.strerror or error}", _ANOTHER)
 
 
 def _find_obstacle(
     out: Path, replaces: Collection[str], apart: Sequence[Path], known: Collection[str]
-) -> str | None:
+) -> Obstacle | None:
     real = Path(os.path.realpath(out))
     kind = kind_of(real)
     if kind == FILE:
-        return "is a file; give a directory"
+        return Obstacle("is a file", "give a directory")
     for place, name in _lived_in():
         if place == real or place.is_relative_to(real):
             whole = "is" if place == real else "holds"
-            return f"{whole} {name}, which is not replaced; give a directory of its own"
+            return Obstacle(f"{whole} {name}, which is not replaced", "give a directory of its own")
     for source in apart:
         other = Path(os.path.realpath(source))
         if other == real:
-            return "is what it is made from; give another directory"
+            return Obstacle("is what it is made from", _ANOTHER)
         if other.is_relative_to(real):
-            return f"holds {source}, which it is made from; give another directory"
+            return Obstacle(f"holds {source}, which it is made from", _ANOTHER)
     if kind == FOREIGN and known:
         if strangers := [name for name in _walk(real) if name not in known]:
             return _name_strangers(f"holds {strangers[0]}", strangers)
     elif kind not in (MISSING, EMPTY, *replaces):
-        return f"is {NAMES[kind]}, so it is left alone; give a new directory"
+        return Obstacle(f"is {NAMES[kind]}, so it is left alone", "give a new directory")
     if kind in _CHECKED and (strangers := find_strangers(real, kind)):
         return _name_strangers(f"is {NAMES[kind]} but also holds {strangers[0]}", strangers)
     for mount in _find_mounts(real):
         # What a run keeps stays where it is; anything else on another disk would be emptied.
         if not (RUN in replaces and mount.relative_to(real).parts[0] in _KEPT):
-            return (
-                f"holds the mount point {mount.relative_to(real)}, which is not replaced; unmount "
-                "it, or give another directory"
+            return Obstacle(
+                f"holds the mount point {mount.relative_to(real)}, which is not replaced",
+                f"unmount it, or {_ANOTHER}",
             )
     return _find_lock(real)
 
 
-def _name_strangers(opening: str, strangers: Sequence[str]) -> str:
+def _name_strangers(opening: str, strangers: Sequence[str]) -> Obstacle:
     more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-    return f"{opening}{more}, which would be lost; move that away, or give a new directory"
+    return Obstacle(
+        f"{opening}{more}, which would be lost", "move that away, or give a new directory"
+    )
 
 
 def _lived_in() -> Iterator[tuple[Path, str]]:
@@ -216,15 +251,15 @@ def _lived_in() -> Iterator[tuple[Path, str]]:
         yield Path(os.path.realpath(Path.home())), "the home directory"
 
 
-def _find_lock(real: Path) -> str | None:
+def _find_lock(real: Path) -> Obstacle | None:
     """Says why the system would not let `real` be written."""
     place = real if real.exists() else next(one for one in real.parents if one.exists())
     if not place.is_dir():
-        return f"can't be written: {place} is a file; give another directory"
+        return Obstacle(f"can't be written: {place} is a file", _ANOTHER)
     above = place.parent if place == real and not keeps_its_place(real) else place
     if os.access(above, os.W_OK | os.X_OK):
         return None
-    return f"can't be written: {above} is not writable; give another directory"
+    return Obstacle(f"can't be written: {above} is not writable", _ANOTHER)
 
 
 def keeps_its_place(directory: Path) -> bool:

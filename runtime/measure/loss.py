@@ -170,13 +170,17 @@ def _score(
         )
     manifest, length = engine.manifest, windows.shape[1]
     if not 0 <= prefix < length - 1:
-        raise EngineError(f"prefix={prefix} is outside 0..{length - 2} for windows of {length}")
+        raise EngineError(
+            f"prefix={prefix} is outside 0..{length - 2} for windows of {length}",
+            "give one in it, or longer windows",
+        )
     frozen_mean = manifest.model.pooling == "mean"
     if frozen_mean and prefix == 0:
         raise EngineError("a model with mean pooling is scored after a prefix", "give prefix >= 1")
     if windows.min() < 0 or windows.max() >= manifest.model.vocab_size:
         raise EngineError(
-            f"a token id is outside the vocabulary 0..{manifest.model.vocab_size - 1}"
+            f"a token id is outside the vocabulary 0..{manifest.model.vocab_size - 1}",
+            "give ids of the bundle's own tokenizer",
         )
     engine.check_length(length, 0)
     batch = min(batch, engine.max_batch or batch)

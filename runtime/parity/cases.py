@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.contract import HALT_THRESHOLD
+from runtime.bundle.cures import COPY_AGAIN, EXPORT_AGAIN
 from runtime.bundle.rules import INT64, shorten
 from runtime.bundle.strict_json import read_json
 from runtime.depths import MAX_DEPTH
@@ -157,11 +158,14 @@ def load_cases(file: Path) -> list[Case]:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise BundleError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        raise BundleError(
+            f"{file} cannot be read: {' '.join(str(error).split())}",
+            COPY_AGAIN,
+        ) from error
     try:
         entries = read_json(metadata["cases"])
     except (KeyError, ValueError) as error:
-        raise BundleError(f"{file} holds no list of cases", "export the bundle again") from error
+        raise BundleError(f"{file} holds no list of cases", EXPORT_AGAIN) from error
     return make_cases(tensors, entries)
 
 
@@ -199,47 +203,53 @@ def make_cases(tensors: Mapping[str, Array], entries: object) -> list[Case]:
         BundleError: an entry is not understood, or a tensor belongs to none.
     """
     if not isinstance(entries, list):
-        raise BundleError("the list of recorded cases is not a list", "export the bundle again")
+        raise BundleError("the list of recorded cases is not a list", EXPORT_AGAIN)
     parts: dict[str, dict[str, dict[str, Array]]] = {}
     for name, tensor in tensors.items():
         case, part, rest = _split(name)
         if tensor.dtype.name not in TYPES:
-            raise BundleError(
-                f"the recorded tensor {name} is {tensor.dtype.name}", "export the bundle again"
-            )
+            raise BundleError(f"the recorded tensor {name} is {tensor.dtype.name}", EXPORT_AGAIN)
         parts.setdefault(case, {"in": {}, "out": {}, "valid": {}})[part][rest] = tensor
     cases: list[Case] = []
     for entry in entries:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-            raise BundleError("a recorded case has no name", "export the bundle again")
+            raise BundleError("a recorded case has no name", EXPORT_AGAIN)
         name, kind, depth = entry["name"], entry.get("kind"), entry.get("depth")
         if kind not in KINDS or type(depth) is not int or not 1 <= depth <= MAX_DEPTH:
             raise BundleError(
-                f"the recorded case {name} has kind {shorten(kind)} and depth {shorten(depth)}"
+                f"the recorded case {name} has kind {shorten(kind)} and depth {shorten(depth)}",
+                EXPORT_AGAIN,
             )
         if name not in parts:
-            raise BundleError(f"the recorded case {name} is listed twice or has no tensors")
+            raise BundleError(
+                f"the recorded case {name} is listed twice or has no tensors", EXPORT_AGAIN
+            )
         own = parts.pop(name)
         positions = [] if (found := entry.get("positions")) is None else found
         if not isinstance(positions, list) or not all(
             type(p) is int and 0 <= p <= INT64 for p in positions
         ):
-            raise BundleError(f"the recorded case {name} has no list of positions")
+            raise BundleError(f"the recorded case {name} has no list of positions", EXPORT_AGAIN)
         after = entry.get("after")
         if after is not None and after not in [case.name for case in cases]:
             raise BundleError(
-                f"the recorded case {name} follows {shorten(after)}, which is not before it"
+                f"the recorded case {name} follows {shorten(after)}, which is not before it",
+                EXPORT_AGAIN,
             )
         errors = {} if (found := entry.get("reference_error")) is None else found
         if not isinstance(errors, Mapping) or not all(
             e is None or (type(e) is float and 0 <= e < math.inf) for e in errors.values()
         ):
-            raise BundleError(f"the recorded case {name} has errors that are no numbers above 0")
+            raise BundleError(
+                f"the recorded case {name} has errors that are no numbers above 0", EXPORT_AGAIN
+            )
         parts_of = (own["in"], own["out"], own["valid"])
         known = {output: math.inf if e is None else e for output, e in errors.items()}
         cases.append(Case(name, kind, depth, tuple(positions), after, *parts_of, known))
     if parts:
-        raise BundleError(f"the recorded case {min(parts)} has tensors but is not in the list")
+        raise BundleError(
+            f"the recorded case {min(parts)} has tensors but is not in the list", EXPORT_AGAIN
+        )
     return cases
 
 
@@ -248,4 +258,4 @@ def _split(name: str) -> tuple[str, str, str]:
         case, found, rest = name.partition(f".{part}.")
         if found:
             return case, part, rest
-    raise BundleError(f"the recorded tensor {name} belongs to no case", "export the bundle again")
+    raise BundleError(f"the recorded tensor {name} belongs to no case", EXPORT_AGAIN)

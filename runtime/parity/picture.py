@@ -30,7 +30,10 @@ def check_picture(file: Path) -> None:
         ) from error
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if file.suffix.removeprefix(".").lower() not in known:
-        raise EngineError(f"cannot draw {file}: allowed endings are {', '.join(known)}")
+        raise EngineError(
+            f"cannot draw {file}: its name ends like no picture",
+            f"allowed endings are {', '.join(known)}",
+        )
 
 
 def draw_parity(report: Comparison, file: Path) -> None:

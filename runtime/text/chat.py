@@ -22,6 +22,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 MOST_SOURCE = 2**20  # characters of a template; real ones have some thousand
+_MEND = "mend the model's chat template, and export it again"
+_CORRECT = f"correct the model's {TOKENIZER_CONFIG}, and export it again"
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -49,13 +51,14 @@ class ChatTemplate:
         if len(source) > MOST_SOURCE:
             raise BundleError(
                 f"the chat template is not valid: it has {len(source)} characters, "
-                f"allowed: up to {MOST_SOURCE}"
+                f"allowed: up to {MOST_SOURCE}",
+                _MEND,
             )
         try:
             self._template = ChatEnvironment().compile_bounded(source)
         # A template is a stranger's program: Jinja and Python's compiler raise whatever they meet.
         except Exception as error:
-            raise BundleError(f"the chat template is not valid: {_line(error)}") from error
+            raise BundleError(f"the chat template is not valid: {_line(error)}", _MEND) from error
 
     def prove(self) -> None:
         """Renders a short conversation, which a template may refuse but must not run away with.
@@ -70,7 +73,9 @@ class ChatTemplate:
         except EngineError as error:
             cause = error.__cause__
             if isinstance(cause, TooMuchError | RecursionError | MemoryError | OverflowError):
-                raise BundleError(f"the chat template can't be used: {_line(cause)}") from error
+                raise BundleError(
+                    f"the chat template can't be used: {_line(cause)}", _MEND
+                ) from error
 
     def render(
         self,
@@ -106,7 +111,9 @@ class ChatTemplate:
                 )
             )
         except Exception as error:  # whatever a stranger's program runs into
-            raise EngineError(f"the chat template refused: {_line(error)}") from error
+            raise EngineError(
+                f"the chat template refused: {_line(error)}", "change the conversation"
+            ) from error
 
 
 class ChatSource:
@@ -180,7 +187,7 @@ def _decode(content: bytes, file: Path) -> str:
         # As a text file is read: each way to end a line is one.
         return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise BundleError(f"{file} is not UTF-8 text") from error
+        raise BundleError(f"{file} is not UTF-8 text", _MEND) from error
 
 
 def _read_special_tokens(content: bytes, file: Path) -> dict[str, str]:
@@ -188,9 +195,9 @@ def _read_special_tokens(content: bytes, file: Path) -> dict[str, str]:
     try:
         config = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file} is not JSON: {_line(error)}") from error
+        raise BundleError(f"{file} is not JSON: {_line(error)}", _CORRECT) from error
     if not isinstance(config, dict):
-        raise BundleError(f"{file} holds a {type(config).__name__}, not an object")
+        raise BundleError(f"{file} holds a {type(config).__name__}, not an object", _CORRECT)
     own = config.get("model_specific_special_tokens")
     extra = config.get("extra_special_tokens")
     values = {
@@ -214,7 +221,10 @@ def check_messages(prompt: object) -> list[dict[str, Any]]:
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes) or not prompt:
-        raise EngineError("chat takes a text or a list of messages, each with role and content")
+        raise EngineError(
+            "chat takes a text or a list of messages, each with role and content",
+            "give one of the two, and at least one message",
+        )
     for message in prompt:
         known = message if isinstance(message, Mapping) else {}
         said = [name for name, value in known.items() if name != "role" and value is not None]

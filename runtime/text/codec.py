@@ -34,7 +34,7 @@ def load_tokenizer(file: Path) -> Any:
     """
     from tokenizers import Tokenizer
 
-    with errors_as(BundleError, f"{file} is not a tokenizer"):
+    with errors_as(BundleError, f"{file} is not a tokenizer", _AGAIN):
         try:
             core: Any = Tokenizer.from_file(str(file))
         except Exception:

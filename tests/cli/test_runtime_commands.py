@@ -262,6 +262,21 @@ def test_inspect_bundle_and_damage(tiny_bundle: Path, tmp_path: Path) -> None:
     broken = ouro("inspect", copy)
     assert isinstance(broken.exception, BundleError)
     assert "damaged" in broken.stdout
+    for text in ("{", "[]", '{"name": "app"}'):
+        (copy / "manifest.json").write_text(text)
+        for command in (("inspect", copy), ("evaluate", copy, "--text", __file__)):
+            error = ouro(*command).exception
+            assert isinstance(error, BundleError)
+            assert "manifest.json is damaged or was changed" in str(error)
+
+
+def test_a_manifest_of_something_else_makes_no_bundle(copied_checkpoint: Path) -> None:
+    (copied_checkpoint / "manifest.json").write_text('{"name": "app"}')
+    assert ouro("inspect", copied_checkpoint).exit_code == 0
+    (copied_checkpoint / "config.json").unlink()
+    error = ouro("inspect", copied_checkpoint).exception
+    assert isinstance(error, CheckpointError)
+    assert "is neither a bundle nor a checkpoint" in str(error)
 
 
 def test_inspect_checkpoint_needs_no_torch(tiny_checkpoint: Path, tmp_path: Path) -> None:

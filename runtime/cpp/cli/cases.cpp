@@ -17,7 +17,6 @@ namespace ouro::cli {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr char kAgain[] = "export the bundle again";
 // Kinds that a recording needs, those that every depth needs first; and the one of a halter.
 constexpr const char* kRequired[] = {"prefill", "decode", "padded", "mixed",
                                      "greedy",  "far",    "long"};
@@ -40,7 +39,8 @@ void add_tensor(const std::string& name, const core::StoredTensor& tensor, Parts
     const std::size_t place = name.find(dotted);
     if (place == std::string::npos) continue;
     if (std::find(std::begin(kTypes), std::end(kTypes), tensor.dtype) == std::end(kTypes)) {
-      throw core::bundle_error("the recorded tensor " + name + " is " + tensor.dtype, kAgain);
+      throw core::bundle_error("the recorded tensor " + name + " is " + tensor.dtype,
+                               core::kExportAgain);
     }
     auto& own = parts[name.substr(0, place)];
     core::HostArray& array = own[part][name.substr(place + dotted.size())];
@@ -48,7 +48,8 @@ void add_tensor(const std::string& name, const core::StoredTensor& tensor, Parts
     if (tensor.bytes != 0) std::memcpy(array.bytes.data(), tensor.data, tensor.bytes);
     return;
   }
-  throw core::bundle_error("the recorded tensor " + name + " belongs to no case", kAgain);
+  throw core::bundle_error("the recorded tensor " + name + " belongs to no case",
+                           core::kExportAgain);
 }
 
 std::string shown(const core::Json* value) {
@@ -65,7 +66,8 @@ std::vector<std::int64_t> read_positions(const std::string& name, const core::Js
   }
   if (list == nullptr ||
       std::any_of(positions.begin(), positions.end(), [](std::int64_t one) { return one < 0; })) {
-    throw core::bundle_error("the recorded case " + name + " has no list of positions");
+    throw core::bundle_error("the recorded case " + name + " has no list of positions",
+                             core::kExportAgain);
   }
   return positions;
 }
@@ -82,8 +84,9 @@ std::map<std::string, double> read_errors(const std::string& name, const core::J
     errors[output] = error == nullptr ? kInfinity : *error;
   }
   if (!right) {
-    throw core::bundle_error("the recorded case " + name +
-                             " has errors that are no numbers above 0");
+    throw core::bundle_error(
+        "the recorded case " + name + " has errors that are no numbers above 0",
+        core::kExportAgain);
   }
   return errors;
 }
@@ -91,17 +94,19 @@ std::map<std::string, double> read_errors(const std::string& name, const core::J
 Case read_case(const core::Json& entry, Parts& parts, const std::set<std::string>& before) {
   const core::Json* named = entry.find("name");
   const auto* name = named == nullptr ? nullptr : named->get<std::string>();
-  if (name == nullptr) throw core::bundle_error("a recorded case has no name", kAgain);
+  if (name == nullptr) throw core::bundle_error("a recorded case has no name", core::kExportAgain);
   const core::Json *kind = entry.find("kind"), *depth = entry.find("depth");
   const auto* known = kind == nullptr ? nullptr : kind->get<std::string>();
   const auto* steps = depth == nullptr ? nullptr : depth->get<std::int64_t>();
   if (!is_kind(known) || steps == nullptr || *steps < 1 || *steps > core::kMaxDepth) {
-    throw core::bundle_error("the recorded case " + *name + " has kind " + shown(kind) +
-                             " and depth " + shown(depth));
+    throw core::bundle_error(
+        "the recorded case " + *name + " has kind " + shown(kind) + " and depth " + shown(depth),
+        core::kExportAgain);
   }
   const auto own = parts.find(*name);
   if (own == parts.end()) {
-    throw core::bundle_error("the recorded case " + *name + " is listed twice or has no tensors");
+    throw core::bundle_error("the recorded case " + *name + " is listed twice or has no tensors",
+                             core::kExportAgain);
   }
   Case one;
   one.name = *name;
@@ -111,8 +116,9 @@ Case read_case(const core::Json& entry, Parts& parts, const std::set<std::string
   if (const core::Json* after = entry.find("after"); after != nullptr && !after->is_null()) {
     const auto* text = after->get<std::string>();
     if (text == nullptr || before.count(*text) == 0) {
-      throw core::bundle_error("the recorded case " + *name + " follows " + shown(after) +
-                               ", which is not before it");
+      throw core::bundle_error(
+          "the recorded case " + *name + " follows " + shown(after) + ", which is not before it",
+          core::kExportAgain);
     }
     one.after = *text;
   }
@@ -169,11 +175,11 @@ std::vector<Case> load_cases(const std::filesystem::path& file) {
     if (listed == stored.metadata().end()) throw std::invalid_argument("no cases");
     entries = core::read_json(listed->second);
   } catch (const std::invalid_argument&) {
-    throw core::bundle_error(file.string() + " holds no list of cases", kAgain);
+    throw core::bundle_error(file.string() + " holds no list of cases", core::kExportAgain);
   }
   const auto* list = entries.get<core::Json::List>();
   if (list == nullptr) {
-    throw core::bundle_error("the list of recorded cases is not a list", kAgain);
+    throw core::bundle_error("the list of recorded cases is not a list", core::kExportAgain);
   }
   Parts parts;
   for (const auto& [name, tensor] : stored.tensors()) add_tensor(name, tensor, parts);
@@ -184,8 +190,9 @@ std::vector<Case> load_cases(const std::filesystem::path& file) {
     before.insert(cases.back().name);
   }
   if (!parts.empty()) {
-    throw core::bundle_error("the recorded case " + parts.begin()->first +
-                             " has tensors but is not in the list");
+    throw core::bundle_error(
+        "the recorded case " + parts.begin()->first + " has tensors but is not in the list",
+        core::kExportAgain);
   }
   return cases;
 }

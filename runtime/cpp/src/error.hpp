@@ -45,6 +45,11 @@ inline Error bundle_error(std::string problem, std::string cure = {}) {
   return Error(Code::kBundle, std::move(problem), std::move(cure));
 }
 
+// What to do about a bundle, as in runtime/bundle/cures.py.
+inline constexpr char kExportAgain[] = "export the bundle again";
+inline constexpr char kCopyOrExport[] = "copy or export the bundle again";
+inline constexpr char kUnreadable[] = "make it readable, or give another copy of the bundle";
+
 // What to do about a tokenizer that fails in use.
 inline constexpr char kOwnTokenizer[] = "export the bundle again, with the model's own tokenizer";
 

@@ -21,6 +21,7 @@ from runtime.files.atomic import publish
 from runtime.files.destinations import (
     BUNDLE,
     CHECKPOINT,
+    DAMAGED,
     EMPTY,
     FILE,
     FOREIGN,
@@ -28,6 +29,8 @@ from runtime.files.destinations import (
     MODEL,
     RUN,
     TRITON,
+    Obstacle,
+    find_obstacle,
     find_strangers,
     kind_of,
 )
@@ -234,6 +237,10 @@ def test_kinds(
         make("new run", {"config.json": ours, "logs/events": ""}): RUN,
         make("triton", {"config.pbtxt": signed, "1/model.onnx": ""}): TRITON,
         make("pack", {"manifest.json": '{"format_version": 2, "header": {}}'}): FOREIGN,
+        make("cut", {"manifest.json": '{"format_vers'}): DAMAGED,
+        make("emptied", {"manifest.json": "{}", "manifest.sha256": ""}): DAMAGED,
+        make("alone", {"manifest.sha256": ""}): DAMAGED,
+        make("app", {"manifest.json": '{"name": "app"}', "model.onnx": ""}): FOREIGN,
         make("unsigned", {"config.pbtxt": f"# {signed}"}): FOREIGN,
         make("deep", {"manifest.json": "[" * 100_000, "config.json": "3"}): FOREIGN,
         make("thesis", {"thesis.txt": THESIS}): FOREIGN,
@@ -241,6 +248,21 @@ def test_kinds(
     assert {path: kind_of(path) for path in found} == found
     assert find_strangers(tiny_checkpoint, CHECKPOINT) == []
     assert find_strangers(tiny_bundle, BUNDLE) == []
+
+
+def test_an_obstacle_is_a_problem_and_a_cure(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert find_obstacle(out) is None
+    out.touch()
+    found = find_obstacle(out)
+    assert found == Obstacle("is a file", "give a directory")
+    assert f"{out} {found}" == f"{out} is a file; give a directory"
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/manifest.sha256").touch()
+    found = find_obstacle(tmp_path / "cut", (BUNDLE,))
+    assert found == Obstacle(
+        "is a damaged bundle or not of Ouroboros, so it is left alone", "give a new directory"
+    )
 
 
 def test_what_was_written_before_is_replaced(

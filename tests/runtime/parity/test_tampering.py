@@ -261,7 +261,7 @@ def test_place_in_the_source_of_onnx_runtime_is_left_out() -> None:
         "PathString&, const onnxruntime::IOnnxRuntimeOpSchemaRegistryList*, const onnxruntime::"
         "logging::Logger&, const onnxruntime::ModelOptions&) Unsupported model IR version: 99"
     )
-    assert str(run_error(RuntimeError(message))) == (
+    assert run_error(RuntimeError(message)).problem == (
         "ONNX Runtime failed: [ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:"
         "Unsupported model IR version: 99"
     )

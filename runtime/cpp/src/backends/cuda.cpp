@@ -20,7 +20,10 @@ constexpr const char* kNames[] = {"libcudart.so.13", "libcudart.so.12", "libcuda
 template <class Function>
 void find_function(void* library, const char* name, Function& function) {
   void* found = dlsym(library, name);
-  if (found == nullptr) throw engine_error(std::string("the CUDA runtime has no ") + name);
+  if (found == nullptr) {
+    throw engine_error(std::string("the CUDA runtime has no ") + name,
+                       "install a newer one, or take backend cpu");
+  }
   function = reinterpret_cast<Function>(found);
 }
 

@@ -52,7 +52,7 @@ std::string_view dtype_name(DType dtype) { return row_of(dtype).name; }
 DType parse_dtype(std::string_view name) {
   const contract::ElementType* found = contract::find_type(name);
   if (found != nullptr) return static_cast<DType>(found - contract::kElementTypes);
-  throw bundle_error("the element type " + std::string(name) + " is not known");
+  throw bundle_error("the element type " + std::string(name) + " is not known", kExportAgain);
 }
 
 std::size_t count_elements(const Shape& shape) {

@@ -214,7 +214,10 @@ std::vector<std::string> list_providers() {
 }
 
 Error run_error(const std::exception& error) {
-  return engine_error("ONNX Runtime failed: " + describe(error));
+  return engine_error(
+      "ONNX Runtime failed: " + describe(error),
+      "where memory was short, give fewer or shorter prompts; else run `ouro check` "
+      "on the bundle");
 }
 
 Ort::Value wrap_tensor(const OrtMemoryInfo* info, void* data, const Shape& shape, DType dtype) {
@@ -280,7 +283,8 @@ std::unique_ptr<OrtGraph> open_graph(const Bundle& bundle, bool cuda,
     check_graph(*graph, manifest.graphs.onnx);
     return graph;
   } catch (const Ort::Exception& error) {
-    throw bundle_error("ONNX Runtime cannot load " + file.string() + ": " + describe(error));
+    throw bundle_error("ONNX Runtime cannot load " + file.string() + ": " + describe(error),
+                       "update ONNX Runtime, or export the bundle again");
   }
 }
 
@@ -294,7 +298,8 @@ HostArray cast_array(const HostArray& array, DType wanted) {
   if (array.dtype == dtype_name(wanted)) return array;
   if (array.dtype != "float32" || wanted == DType::kInt64 || wanted == DType::kFloat32) {
     throw engine_error("an array of " + array.dtype + " was given where the graph has " +
-                       std::string(dtype_name(wanted)));
+                           std::string(dtype_name(wanted)),
+                       "give " + std::string(dtype_name(wanted)));
   }
   HostArray cast{std::string(dtype_name(wanted)), array.shape, {}};
   const std::size_t count = count_elements(array.shape);
@@ -319,7 +324,9 @@ std::map<std::string, HostArray> run_once(OrtGraph& graph,
     arrays.reserve(inputs.size());
     for (const auto& [name, array] : inputs) {
       const auto type = graph.input_types.find(name);
-      if (type == graph.input_types.end()) throw engine_error("the graph has no " + name);
+      if (type == graph.input_types.end()) {
+        throw engine_error("the graph has no " + name, "give the inputs of the graph");
+      }
       arrays.push_back(cast_array(array, type->second));
       HostArray& cast = arrays.back();
       names.push_back(name.c_str());

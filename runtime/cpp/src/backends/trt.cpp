@@ -118,7 +118,9 @@ struct LoadedPlan {
   std::map<std::size_t, const void*> set_by;  // which binding a context's addresses are of
 
   void must(bool done) const {
-    if (!done) throw engine_error(spec.file + ": TensorRT failed: " + logger.last());
+    if (done) return;
+    throw engine_error(spec.file + ": TensorRT failed: " + logger.last(),
+                       "free memory on the GPU, or run `ouro check` on the bundle");
   }
 
   nvinfer1::IExecutionContext& context(std::size_t number, CudaMemory& memory) {
@@ -128,7 +130,9 @@ struct LoadedPlan {
       const auto stream = static_cast<cudaStream_t>(memory.stream());
       if (!made || !made->setOptimizationProfileAsync(static_cast<std::int32_t>(number), stream)) {
         throw engine_error(spec.file + ": TensorRT has no memory for the profile " +
-                           spec.profiles[number].name + ": " + logger.last());
+                               spec.profiles[number].name + ": " + logger.last(),
+                           "free memory on the GPU, or export again with a smaller --max-batch or "
+                           "--max-seq");
       }
       memory.wait();  // runs are on streams of their own
       context = std::move(made);
@@ -249,7 +253,9 @@ std::map<std::string, HostArray> TrtBackend::run(
   const auto memory = std::make_shared<CudaMemory>(cuda_);
   for (const TensorSpec& spec : plan_->graph.inputs) {
     const auto found = given.find(spec.name);
-    if (found == given.end()) throw engine_error("the input " + spec.name + " is missing");
+    if (found == given.end()) {
+      throw engine_error("the input " + spec.name + " is missing", "give every input of the graph");
+    }
     HostArray& array = found->second;
     array = cast_array(array, parse_dtype(spec.dtype));
     for (std::size_t axis = 0; axis < spec.shape.size() && axis < array.shape.size(); ++axis) {
@@ -305,7 +311,8 @@ std::shared_ptr<Backend> open_trt(const Bundle& bundle, std::size_t number) {
     plan->engine.reset(plan->runtime->deserializeCudaEngine(bytes.data(), bytes.size()));
   }
   if (!plan->engine) {
-    throw engine_error(plan->spec.file + ": TensorRT cannot load it: " + plan->logger.last());
+    throw engine_error(plan->spec.file + ": TensorRT cannot load it: " + plan->logger.last(),
+                       "free memory on the GPU, or export again with --format trt");
   }
   return std::make_shared<TrtBackend>(std::move(plan), std::move(cuda));
 }

@@ -13,7 +13,9 @@ std::string find_outside(const ProfileSpec& profile, const char* kind,
                          const std::map<std::string, Shape>& inputs) {
   for (const RangeSpec& one : ranges) {
     const auto found = inputs.find(one.name);
-    if (found == inputs.end()) throw engine_error("the input " + one.name + " is missing");
+    if (found == inputs.end()) {
+      throw engine_error("the input " + one.name + " is missing", "give every input of the graph");
+    }
     const Shape& given = found->second;
     bool fits = given.size() == one.min.size();
     for (std::size_t axis = 0; fits && axis < given.size(); ++axis) {

@@ -117,7 +117,9 @@ std::int64_t resolve_size(const Dimension& size, const Sizes& sizes) {
       continue;
     }
     const auto found = sizes.find(word);
-    if (found == sizes.end()) throw engine_error("no number is given for the dimension " + word);
+    if (found == sizes.end()) {
+      throw engine_error("no number is given for the dimension " + word, kExportAgain);
+    }
     sum += factor * found->second;
     factor = 1;
   }

@@ -14,7 +14,8 @@ namespace ouro::core {
 namespace {
 
 Error wrong(const std::string& where, const Json& value, const std::string& wanted) {
-  return bundle_error(say("{}: {} is {}, not {}", kManifestName, where, shorten(value), wanted));
+  return bundle_error(say("{}: {} is {}, not {}", kManifestName, where, shorten(value), wanted),
+                      kExportAgain);
 }
 
 // No control characters, which steer a terminal, and no half of a surrogate pair.
@@ -125,12 +126,13 @@ class FieldReader {
       });
       if (known) continue;
       const std::string quoted = repr(key), shown = quoted.substr(1, quoted.size() - 2);
-      throw bundle_error(say("{} has the unknown key {}{}", kManifestName, prefix, shown));
+      throw bundle_error(say("{} has the unknown key {}{}", kManifestName, prefix, shown),
+                         kExportAgain);
     }
     list_fields(part, [&](const std::string& name, auto&) {
       const bool optional = std::is_same_v<Part, DepthSpec> && name == "halting";
       if (optional || value.find(name) != nullptr) return;
-      throw bundle_error(say("{} lacks the key {}{}", kManifestName, prefix, name));
+      throw bundle_error(say("{} lacks the key {}{}", kManifestName, prefix, name), kExportAgain);
     });
     for (const auto& member : *members) {
       list_fields(part, [&](std::string_view name, auto& field) {
@@ -149,7 +151,7 @@ Json read_text(std::string_view text) {
   try {
     return read_json(text);
   } catch (const std::invalid_argument& error) {
-    throw bundle_error(say("{} is not JSON: {}", kManifestName, error.what()));
+    throw bundle_error(say("{} is not JSON: {}", kManifestName, error.what()), kCopyOrExport);
   }
 }
 
@@ -158,7 +160,8 @@ void check_version(const Json& data) {
   if (data.get<Json::Object>() == nullptr) {
     constexpr const char* kTypes[] = {"NoneType", "bool", "int", "int", "float", "str", "list"};
     throw bundle_error(
-        say("{} holds a {}, not an object", kManifestName, kTypes[data.value.index()]));
+        say("{} holds a {}, not an object", kManifestName, kTypes[data.value.index()]),
+        "is this an Ouroboros bundle?");
   }
   const Json* version = data.find("format_version");
   if (version == nullptr || version->is_null()) {
@@ -196,7 +199,7 @@ void check_hash(std::string_view text, const std::string* said) {
   if (*said != hash_text(text) + "  " + kManifestName + "\n") {
     throw bundle_error(say("{} is damaged or was changed: its sha256 is not the one in {}",
                            kManifestName, kHashName),
-                       "copy or export the bundle again");
+                       kCopyOrExport);
   }
 }
 

@@ -38,7 +38,7 @@ fs::file_type type_of(const fs::path& path, const fs::path& shown, bool brief = 
   const int code = error.value();
   if (!error || code == ENOENT || code == ENOTDIR || code == ELOOP) return type;
   const std::string why = brief ? describe(code) : describe(code, path);
-  throw bundle_error(say("cannot read {}: {}", shown.native(), why));
+  throw bundle_error(say("cannot read {}: {}", shown.native(), why), kUnreadable);
 }
 
 // The parts of a path but its root, `.` and what is empty, the last one first.
@@ -81,7 +81,8 @@ fs::path resolve(const fs::path& path, const fs::path& file) {
       }
       if (++links > kMostLinks) {
         throw bundle_error(say("cannot read {}: Symlink loop from {}", file.native(),
-                               repr((again.empty() ? next : again).native())));
+                               repr((again.empty() ? next : again).native())),
+                           kUnreadable);
       }
       if (target.is_absolute()) real = target.root_path();
       const std::vector<fs::path> parts = split(target);
@@ -112,7 +113,8 @@ void verify_file(const fs::path& folder, const std::string& name, const FileSpec
     digest = hash_file(file);
   } catch (const std::system_error& error) {
     throw bundle_error(
-        say("cannot read {}: {}", file.native(), describe(error.code().value(), file)));
+        say("cannot read {}: {}", file.native(), describe(error.code().value(), file)),
+        kUnreadable);
   }
   if (digest != spec.sha256) {
     throw bundle_error(say("{} is damaged or was changed: sha256 {}..., its manifest says {}...",
@@ -133,7 +135,7 @@ fs::path Bundle::file(const std::string& name) const {
 
 std::string read_file(const fs::path& file) {
   const auto fail = [&](int code) {
-    return bundle_error(say("cannot read {}: {}", file.native(), describe(code)));
+    return bundle_error(say("cannot read {}: {}", file.native(), describe(code)), kUnreadable);
   };
   errno = 0;
   std::ifstream opened(file, std::ios::binary);
@@ -173,7 +175,8 @@ Manifest read_manifest(const fs::path& path) {
   }
   std::error_code error;
   if (fs::file_size(file, error) > kManifestBytesLimit && !error) {
-    throw bundle_error(say("{} is larger than {} bytes", file.native(), kManifestBytesLimit));
+    throw bundle_error(say("{} is larger than {} bytes", file.native(), kManifestBytesLimit),
+                       kCopyOrExport);
   }
   const std::string text = read_file(file);
   const bool small = type_of(hashes, file) == fs::file_type::regular &&

@@ -15,11 +15,10 @@
 namespace ouro::core {
 namespace {
 
-constexpr char kExportAgain[] = "export the bundle again";
-
 template <class... Parts>
 void require(bool condition, std::string_view pattern, const Parts&... parts) {
-  if (!condition) throw bundle_error(say("{}: ", kManifestName) + say(pattern, parts...));
+  if (condition) return;
+  throw bundle_error(say("{}: ", kManifestName) + say(pattern, parts...), kExportAgain);
 }
 
 bool has(Texts allowed, std::string_view value) {
@@ -376,7 +375,8 @@ void check_file_name(std::string_view name) {
     start = end + 1;
   }
   if (!unsafe) return;
-  throw bundle_error(say("{} names the file {}, outside the bundle", kManifestName, repr(name)));
+  throw bundle_error(say("{} names the file {}, outside the bundle", kManifestName, repr(name)),
+                     kExportAgain);
 }
 
 void check_manifest(const Manifest& manifest, const LargeNumbers& large) {

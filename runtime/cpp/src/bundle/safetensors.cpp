@@ -81,7 +81,7 @@ Safetensors::Safetensors(std::string bytes, const std::string& name) : content_(
   try {
     read();
   } catch (const std::invalid_argument& error) {
-    throw bundle_error(say("{} cannot be read: {}", name, error.what()));
+    throw bundle_error(say("{} cannot be read: {}", name, error.what()), kCopyOrExport);
   }
 }
 

@@ -40,7 +40,7 @@ Codec::Codec(const std::string& json, const std::string& name, Tokens prefix)
   try {
     tokenizer_ = std::make_shared<const Tokenizer>(json);
   } catch (const Error& error) {
-    throw bundle_error(name + " is not a tokenizer: " + error.what());
+    throw bundle_error(name + " is not a tokenizer: " + error.what(), kOwnTokenizer);
   }
 }
 
