@@ -7,6 +7,7 @@ its fence, or stands in TEXTS.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -261,6 +262,13 @@ def test_make_targets_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert target in known, f"{page.name}: make {target}"
+
+
+def test_the_page_lists_the_presets_of_cmake() -> None:
+    presets = json.loads((ROOT / "runtime/cpp/CMakePresets.json").read_text())["configurePresets"]
+    page = (ROOT / "docs/cpp.md").read_text()
+    listed = re.findall(r"`([a-z]+)`", page.split("\nPresets of ")[1].split("`make cpp-fuzz")[0])
+    assert sorted(listed) == sorted(one["name"] for one in presets if not one.get("hidden"))
 
 
 @pytest.mark.needs_torch
