@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+CI = ROOT / ".ci" / "run"
+
 
 def ci_run(folder: Path, make: str, *parts: str) -> subprocess.CompletedProcess[str]:
     """Runs it with this script in the place of make."""
@@ -19,7 +21,7 @@ def ci_run(folder: Path, make: str, *parts: str) -> subprocess.CompletedProcess[
     stand_in.chmod(0o755)
     environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(
-        [str(ROOT / ".ci" / "run"), *parts],
+        [str(CI), *parts],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -43,6 +45,16 @@ def test_ci_run_runs_every_part_once(tmp_path: Path) -> None:
     beside = ["cpp-docs", "wheel-test", "test-lowest", "test-newest"]
     one_by_one = ["check", "test", "cpp-test", "test-slow"]
     assert sorted(ran) == sorted(["base", "venv", "cpp", *one_by_one, *beside])
+
+
+def test_the_page_lists_the_parts_and_no_others() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.split("| part |")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    listed = [target for cell in cells for target in re.findall(r"`make ([\w-]+)`", cell)]
+    (steps,) = re.findall(r"^STEPS=\((.*?)^\)", CI.read_text(), re.MULTILINE | re.DOTALL)
+    parts = " ".join(re.findall(r'"(.*?)"', steps)).split()
+    assert sorted(listed) == sorted(parts)
 
 
 @pytest.mark.parametrize("part", ["cpp", "check"])
