@@ -81,7 +81,7 @@ cpp-test: cpp $(STAMP) ## tests of the C++ library, its own and those that drive
 	@cd runtime/cpp && $(CTEST) --preset $(CPP_PRESET) --parallel $(CPP_JOBS)
 	OMP_NUM_THREADS=1 OURO_CPP_BUILD=$(CPP)/$(CPP_PRESET) $(BIN)/python -m pytest $(SPREAD) --durations 25 $(CPP_TESTS)
 
-cpp-fuzz: ## the fuzz programs of the C++ library, each for FUZZ_SECONDS, 60 unless it is given
+cpp-fuzz: $(STAMP) ## the fuzz programs of the C++ library, each for FUZZ_SECONDS, 60 unless it is given
 	@$(MAKE) --no-print-directory cpp CPP_PRESET=fuzz
 	@$(BIN)/python -m runtime.cpp.tools.fuzz --seconds $(FUZZ_SECONDS)
 

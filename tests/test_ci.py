@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-RUN = str(ROOT / ".ci" / "run")
+RUN = ROOT / ".ci" / "run"
 
 
 def write_make(folder: Path, script: str) -> None:
@@ -32,7 +32,7 @@ def with_make(folder: Path) -> dict[str, str]:
 def ci_run(folder: Path, make: str, *parts: str) -> subprocess.CompletedProcess[str]:
     """Runs it with this script in the place of make."""
     write_make(folder, make)
-    command = [RUN, *parts]
+    command = [str(RUN), *parts]
     return subprocess.run(
         command, env=with_make(folder), capture_output=True, text=True, check=False
     )
@@ -67,6 +67,16 @@ def test_ci_run_runs_every_part_once(tmp_path: Path) -> None:
     assert sorted(ran) == sorted(["base", "venv", "cpp", *one_by_one, *beside])
 
 
+def test_the_page_lists_the_parts_and_no_others() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.split("| part |")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    listed = [target for cell in cells for target in re.findall(r"`make ([\w-]+)`", cell)]
+    (steps,) = re.findall(r"^STEPS=\((.*?)^\)", RUN.read_text(), re.MULTILINE | re.DOTALL)
+    parts = " ".join(re.findall(r'"(.*?)"', steps)).split()
+    assert sorted(listed) == sorted(parts)
+
+
 @pytest.mark.parametrize("part", ["cpp", "check"])
 def test_a_part_that_fails_ends_it_with_what_runs_beside_it(tmp_path: Path, part: str) -> None:
     done = ci_run(tmp_path, f'test "$2" != {part} || {{ echo "of $2"; exit 3; }}')
@@ -85,7 +95,7 @@ def test_a_part_that_is_none_is_refused_with_those_there_are(tmp_path: Path, par
 
 def test_interrupted_it_ends_what_runs_side_by_side(tmp_path: Path) -> None:
     write_make(tmp_path, f'test "$2" != base || exit 0; echo $$ >{tmp_path}/$2.pid; sleep 60; true')
-    process = subprocess.Popen([RUN], env=with_make(tmp_path), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([str(RUN)], env=with_make(tmp_path), stdout=subprocess.DEVNULL)
     ids = [tmp_path / "venv.pid", tmp_path / "cpp.pid"]
     until(lambda: all(one.exists() and one.read_text() for one in ids))
     process.send_signal(signal.SIGINT)

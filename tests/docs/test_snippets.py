@@ -1,16 +1,18 @@
 """Runs what README and docs tell their reader to run, on a tiny model.
 
-Every fenced python block and every command of a shell block is executed, page by page and in
-order, or stands in EXCEPTIONS with the reason.
+Every fenced python block and every line of a shell block is executed, page by page and in order, or
+stands in EXCEPTIONS with the reason. A block that is neither is code of another language, named by
+its fence, or stands in TEXTS.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +39,24 @@ EXCEPTIONS = {
     "ouro export trained plans --format trt": "builds for GPUs, and takes a minute",
     "python examples/": "tests/examples runs them",
     "build/cpp/release/ouro-cli ": "tests/runtime/cpp runs it",
+    "out/examples/": "the program of examples/cpp: tests/runtime/cpp/test_build.py runs it",
     "cmake ": "builds the C++ library: tests/runtime/cpp does",
     "pip install -c requirements": "into the environment these tests run in",
     "optimum-cli ": "tests/export/test_optimum.py runs it",
+}
+# Indented blocks that hold no commands: how each begins, and what it is.
+TEXTS = {
+    "How well it reads": "printed by make demo",
+    "Is the compiled model": "printed by make demo",
+    "How fast (": "printed by make demo",
+    "depth  1  ": "texts of the ready model",
+    "manifest.json   ": "the files of a bundle",
+    "p = 0": "an algorithm",
+    "pretrained model": "a picture",
+    "h ← embed": "an algorithm",
+    "mean over prompts": "a formula",
+    "cli ──▶": "a picture",
+    "scores  = ": "a formula",
 }
 # Run with the slow tests: they train and export, each precision traced anew.
 SLOW = (ROOT / "README.md", ROOT / "docs/precision.md")
@@ -65,13 +82,17 @@ ADDED = {
     "ouro export": "--max-depth 1",
     "ouro bench": "--threads 1",
 }
+SHELLS = ("", "sh", "bash", "shell", "console")  # what a fence may be called that holds commands
 PROGRAMS = "build/cpp/release/ouro-cli|ouro|python|pip|make|git|source|accelerate|cmake|optimum-cli"
 LAUNCHED = re.compile(r"accelerate launch .*-m cli\.main train ")
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """A python block or one line of a shell block, and where it stands."""
+    """A python block, one line of a shell block or the first of a text, and where it stands.
+
+    `language` is "python", "shell", or "text" of an indented block without a command.
+    """
 
     page: Path
     line: int
@@ -80,26 +101,41 @@ class Snippet:
 
 
 def read_snippets(page: Path) -> Iterator[Snippet]:
-    """Yields fenced blocks of python, and the lines of all other blocks, fenced or indented."""
+    """Yields the blocks of a page, fenced or indented; those of other languages are left out."""
+    for start, fence, lines in read_blocks(page):
+        if fence == "python":
+            yield Snippet(page, start, "python", "\n".join(lines) + "\n")
+        elif fence in SHELLS or (fence is None and any(map(looks_like_command, lines))):
+            for number, line in enumerate(lines, start):
+                if line:
+                    yield Snippet(page, number, "shell", line)
+        elif fence is None:
+            yield Snippet(page, start, "text", lines[0])
+
+
+def read_blocks(page: Path) -> Iterator[tuple[int, str | None, list[str]]]:
+    """Yields the number of each block's first line, what its fence names or None, and its lines."""
     block: list[str] = []
-    language, start, before = "", 0, ""
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+    fence: str | None = None
+    before = ""
+    for number, line in enumerate([*page.read_text(encoding="utf-8").splitlines(), ""], start=1):
+        indented = line.startswith("    ") and (not before.strip() or before.startswith("    "))
         if line.startswith("```"):
-            if start and language == "python":
-                yield Snippet(page, start, language, "\n".join(block) + "\n")
-            language, start = ("", 0) if start else (line[3:].strip(), number)
+            if fence is not None:
+                yield number - len(block), fence, block
+            fence, block = (line[3:].strip(), []) if fence is None else (None, [])
+        elif fence is not None:
+            block.append(line if fence == "python" else line.strip())
+        elif indented:
+            block.append(line.strip())
+        elif block:
+            yield number - len(block), None, block
             block = []
-        elif start:
-            block.append(line)
-            if language != "python":
-                yield Snippet(page, number, "shell", line.strip())
-        elif line.startswith("    ") and (not before.strip() or before.startswith("    ")):
-            yield Snippet(page, number, "shell", line.strip())
         before = line
 
 
 def looks_like_command(code: str) -> bool:
-    """Whether a line of an indented block, which may be output too, is a command."""
+    """Whether a line makes an indented block, which may be a text too, a block of commands."""
     return bool(re.match(rf"(({PROGRAMS})\b[^:]|D=|\.ci/|\.venv/)", code))
 
 
@@ -114,7 +150,7 @@ def is_excepted(code: str) -> bool:
 
 SNIPPETS = {page: list(read_snippets(page)) for page in PAGES if page.exists()}
 RUN = [page for page, snippets in SNIPPETS.items() if any(
-    snippet.language == "python" or looks_like_command(snippet.code) for snippet in snippets
+    snippet.language != "text" for snippet in snippets
 )]  # fmt: skip
 
 
@@ -169,7 +205,7 @@ def test_snippets_run(page: Path, workshop: Path, capsys: pytest.CaptureFixture[
                         "ignore", message=".*never trained", category=UserWarning
                     )
                     exec(compile(adapt(snippet.code), where, "exec"), {"__name__": where})
-            elif is_run(snippet.code):
+            elif snippet.language == "shell" and is_run(snippet.code):
                 line = shlex.split(adapt(snippet.code.split("  #")[0]))
                 with warnings.catch_warnings():
                     warnings.filterwarnings(
@@ -177,17 +213,48 @@ def test_snippets_run(page: Path, workshop: Path, capsys: pytest.CaptureFixture[
                     )
                     done = call_ouro(*line[1:])
                 assert done.returncode == 0, f"{where}: {snippet.code}\n{done.stdout}{done.stderr}"
-            elif looks_like_command(snippet.code):
-                assert is_excepted(snippet.code), (
-                    f"{where}: {snippet.code} is neither run nor excepted"
-                )
     capsys.readouterr()
 
 
+def unknown(snippets: Iterable[Snippet]) -> list[str]:
+    """The lines that are neither run nor excepted, and the texts that are not known as such."""
+    return [
+        f"{snippet.page.name}:{snippet.line}: {snippet.code}"
+        for snippet in snippets
+        if (snippet.language == "shell" and not (is_run(snippet.code) or is_excepted(snippet.code)))
+        or (snippet.language == "text" and not snippet.code.startswith(tuple(TEXTS)))
+    ]
+
+
+@pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_line_is_run_or_excepted(page: Path) -> None:
+    assert unknown(SNIPPETS[page]) == []
+
+
+def test_lines_of_programs_that_nobody_knows_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Text.\n\n    make cpp\n    ./other --flag\n\nText.\n\n    another one\n    more\n\n"
+        "```\nouro run bundle\n\na third\n```\n\n```c++\nint x;\n```\n\n    last"
+    )
+    assert unknown(read_snippets(page)) == [
+        "page.md:4: ./other --flag",
+        "page.md:8: another one",
+        "page.md:14: a third",
+        "page.md:21: last",
+    ]
+
+
 def test_every_exception_is_needed() -> None:
-    lines = [snippet.code for snippets in SNIPPETS.values() for snippet in snippets]
-    unused = [start for start in EXCEPTIONS if not any(line.startswith(start) for line in lines)]
-    assert not unused
+    for language, known in (("shell", EXCEPTIONS), ("text", TEXTS)):
+        lines = [
+            snippet.code
+            for snippets in SNIPPETS.values()
+            for snippet in snippets
+            if snippet.language == language
+        ]
+        unused = [start for start in known if not any(line.startswith(start) for line in lines)]
+        assert not unused
 
 
 def test_make_targets_exist() -> None:
@@ -195,6 +262,13 @@ def test_make_targets_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert target in known, f"{page.name}: make {target}"
+
+
+def test_the_page_lists_the_presets_of_cmake() -> None:
+    presets = json.loads((ROOT / "runtime/cpp/CMakePresets.json").read_text())["configurePresets"]
+    page = (ROOT / "docs/cpp.md").read_text()
+    listed = re.findall(r"`([a-z]+)`", page.split("\nPresets of ")[1].split("`make cpp-fuzz")[0])
+    assert sorted(listed) == sorted(one["name"] for one in presets if not one.get("hidden"))
 
 
 @pytest.mark.needs_torch

@@ -31,7 +31,11 @@ def read(bundle: Path, depth: int, ids: list[int]) -> subprocess.CompletedProces
 def rewrite_manifest(bundle: Path, change: dict[str, object]) -> None:
     """Changes keys of a manifest, and the hash with it."""
     manifest = json.loads((bundle / "manifest.json").read_text()) | change
-    text = json.dumps(manifest).encode()
+    write_manifest(bundle, json.dumps(manifest).encode())
+
+
+def write_manifest(bundle: Path, text: bytes) -> None:
+    """Writes the bytes of a manifest, and their hash."""
     (bundle / "manifest.json").write_bytes(text)
     digest = hashlib.sha256(text).hexdigest()
     (bundle / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
@@ -85,6 +89,17 @@ def test_it_computes_as_precisely_as_the_engine(
     assert asked == [str(level)]
 
 
+def refused(bundle: Path) -> str:
+    """The one line that it ends with; in this process, since a start takes a second and more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(READER), str(bundle), "1", "12", "5"])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(READER), run_name="__main__")
+    line = str(caught.value.code)
+    assert "\n" not in line
+    return line
+
+
 def test_it_is_a_hundred_lines_of_standard_library() -> None:
     text = READER.read_text()
     assert len(text.splitlines()) <= 100
@@ -98,7 +113,7 @@ def test_it_is_a_hundred_lines_of_standard_library() -> None:
     [
         ("manifest.json", "not the one that manifest.sha256"),
         ("model.onnx.data", "model.onnx.data is damaged"),
-        ("tokenizer.json", "tokenizer.json is missing"),
+        ("tokenizer.json", "'tokenizer.json' is missing"),
     ],
 )
 def test_it_refuses_what_is_damaged(
@@ -113,9 +128,7 @@ def test_it_refuses_what_is_damaged(
         place = data.index(b'"fp32"') + 1 if file == "manifest.json" else len(data) // 2
         data[place] ^= 1
         (copy / file).write_bytes(data)
-    done = read(copy, 1, [5])
-    assert done.returncode == 1
-    assert words in done.stderr
+    assert words in refused(copy)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +136,10 @@ def test_it_refuses_what_is_damaged(
     [
         ({"surprise": 1}, "lacks or adds ['surprise']"),
         ({"files": {}}, "files without a hash: ['model.onnx', 'model.onnx.data']"),
-        ({"precision": "bf16"}, "a bundle in bf16 is for GPUs"),
+        ({"precision": "bf16"}, "bf16 is for GPUs"),
+        ({"format_version": 3}, "format_version 3 is not 4"),
+        ({"format_version": 4.0}, "format_version 4.0 is not 4"),
+        ({"format_version": "4"}, 'format_version "4" is not 4'),
     ],
 )
 def test_it_refuses_what_the_page_says(
@@ -132,6 +148,75 @@ def test_it_refuses_what_the_page_says(
     copy = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, copy)
     rewrite_manifest(copy, change)
+    assert words in refused(copy)
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"4", b"\xff", b"[" * 100_000])
+def test_it_says_in_one_line_what_is_no_manifest(
+    tiny_bundle: Path, tmp_path: Path, text: bytes
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    write_manifest(copy, text)
+    assert "manifest.json is no object of JSON: " in refused(copy)
+    (copy / "manifest.sha256").unlink()
+    assert "manifest.sha256" in refused(copy)
+
+
+@pytest.mark.parametrize("text", [b"{", b'{"format_version": 3}', b""])
+def test_it_believes_nothing_before_the_hash(
+    tiny_bundle: Path, tmp_path: Path, text: bytes
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    (copy / "manifest.json").write_bytes(text)
+    assert "not the one that manifest.sha256" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/../x", "c:d", "a\\b", "*", "./x", "a//x", "a/", "a/./x", "x\t", "", "..", "/x", "link"],
+)
+def test_it_refuses_names_that_the_page_refuses(
+    tiny_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    content = b"whole"
+    (copy / "a").mkdir()
+    (tmp_path / "outside").write_bytes(content)
+    (copy / "link").symlink_to(tmp_path / "outside")
+    for file in ("x", "a/x", "a..b", "a/y"):
+        (copy / file).write_bytes(content)
+    if not (copy / name).exists():
+        (copy / name.lstrip("/")).write_bytes(content)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    plain = manifest["files"] | {"x": entry, "a/y": entry, "a..b": entry}
+    rewrite_manifest(copy, {"files": plain})
+    assert runpy.run_path(str(READER))["open_bundle"](copy)["files"] == plain
+    rewrite_manifest(copy, {"files": plain | {name: entry}})
+    assert f"{name!r} is missing, or no path of a file in the bundle" in refused(copy)
+
+
+def test_its_graph_reaches_no_file_that_is_not_listed(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    graph, files, other = manifest["graphs"]["onnx"], manifest["files"], "model.onnx.datb"
+    changed = (copy / "model.onnx").read_bytes().replace(b"model.onnx.data", other.encode())
+    (copy / "model.onnx").write_bytes(changed)
+    files["model.onnx"]["sha256"] = hashlib.sha256(changed).hexdigest()
+    shutil.copy(copy / "model.onnx.data", copy / other)
+    rewrite_manifest(copy, {"files": files})
     done = read(copy, 1, [5])
-    assert done.returncode == 1
-    assert words in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert other in line
+    files[other] = files["model.onnx.data"]
+    rewrite_manifest(copy, {"files": files})
+    assert other in refused(copy)  # listed, but not as the graph's
+    rewrite_manifest(copy, {"files": files, "graphs": {"onnx": graph | {"data": [other]}}})
+    done = read(copy, 1, [5])
+    assert done.stderr == ""
+    assert done.stdout == read(tiny_bundle, 1, [5]).stdout

@@ -19,7 +19,7 @@ from runtime.decode.sampling import Sampler
 from runtime.errors import BundleError
 from tests.support.tokenizer_changes import changed
 from tests.support.tokenizer_kinds import make_codec
-from tests.vectors.make import FOLDER, MAKERS, render
+from tests.vectors.make import FOLDER, MAKERS, render, require_clear
 
 DEFAULTS = SamplingSpec(0.0, 0, 1.0, 0.0, 1.0)
 
@@ -47,6 +47,20 @@ def test_choices() -> None:
         sampler = Sampler(options, case["prompt"])
         logits = np.array(case["logits"], np.float32)
         assert [sampler.choose(logits) for _ in case["tokens"]] == case["tokens"]
+
+
+def test_choices_are_held_away_from_boundaries_with_a_penalty_too() -> None:
+    held = 0
+    for case in load("choices.json")["cases"]:
+        options = check_options(Options(seed=int(case["seed"]), **case["options"]), DEFAULTS)
+        if options.repetition_penalty == 1.0 or not options.temperature:
+            continue
+        given = np.array(case["logits"], np.float32), options, case["prompt"], case["tokens"]
+        require_clear(*given)
+        with pytest.raises(AssertionError, match="on a boundary"):
+            require_clear(*given, margin=0.2)
+        held += 1
+    assert held == 2
 
 
 def test_streams() -> None:

@@ -36,7 +36,6 @@ HEAD = 7 * 128
 # In and out of q, k, v, o, gate, up, down: what one rank of a free update has at a step.
 SIDES = 2 * 576 + 2 * (576 + 192) + 2 * 576 + 3 * (576 + 1536)
 LAYER = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576
-NORMS = 2 * 576
 
 TRAINABLE = {
     "bridge": MAP,

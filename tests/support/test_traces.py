@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import enum
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import nn
 
 from export.graph.trace import _Example, _trace
 from tests.support import traces
+from tests.support.paths import ROOT
 
 EXAMPLES = (_Example((2, 3), (0,)),)
 WIDE = (_Example((2, 20), (0,)),)
@@ -99,8 +103,78 @@ def test_other_code_or_packages_have_a_folder_of_their_own(
     monkeypatch.setattr(traces, "version", lambda name: "another")
     assert traces.describe_code() != first
     monkeypatch.undo()
-    monkeypatch.setattr(traces, "CODE", (*traces.CODE, "export/tokens.py"))
+    monkeypatch.setattr(traces, "CODE", (*traces.CODE, "export.tokens"))
     assert traces.describe_code() != first
+
+
+def test_code_is_what_the_tracer_imports_and_no_more() -> None:
+    found = {file.relative_to(ROOT).as_posix() for file in traces.sources(traces.CODE)}
+    imported = ("export/layout.py", "export/precision.py", "runtime/bundle/contract.py")
+    own = ("export/graph/trace.py", "ouroboros/model/modeling.py", "tests/support/traces.py")
+    assert found >= {*imported, *own}
+    assert not found & {"export/graph/stitch.py", "export/tokens.py"}
+
+
+class Kind(enum.Enum):
+    ONE = 1
+    TWO = 2
+
+
+@dataclass
+class Setting:
+    factors: list[float]
+
+
+def other(x: Any) -> Any:
+    return x
+
+
+@pytest.mark.parametrize(
+    ("value", "changed"),
+    [
+        ([1.0, 2.0], [1.0, 3.0]),
+        ((1, [2]), (1, [3])),
+        ([1], (1,)),
+        ({"a": 1}, {"a": 2}),
+        ({"a", "b"}, {"a", "c"}),
+        (Setting([1.0]), Setting([2.0])),
+        (Kind.ONE, Kind.TWO),
+        (1, True),
+        (None, 0),
+        (torch.float16, torch.float32),
+        (torch.relu, other),
+        (torch.ones(40), torch.zeros(40)),
+    ],
+)
+def test_attributes_are_described_by_content(value: Any, changed: Any) -> None:
+    part = Scaled(2.0)
+
+    def described(attribute: Any) -> str:
+        part.factor = attribute
+        return traces.describe_part(part, EXAMPLES, weights=False)
+
+    assert described(value) == described(copy.deepcopy(value))
+    assert described(value) != described(changed)
+
+
+def holding(value: Any) -> Any:
+    return lambda: value  # others of its name hold other values
+
+
+@pytest.mark.parametrize("value", [object(), [object()], iter(()), holding(1)])
+def test_attributes_that_cannot_be_described_are_refused(value: Any) -> None:
+    part = Scaled(2.0)
+    part.factor = value
+    with pytest.raises(TypeError, match="the attribute factor is a"):
+        traces.describe_part(part, EXAMPLES)
+
+
+def test_buffers_that_are_not_saved_are_described_by_content() -> None:
+    part = Scaled(2.0)
+    part.register_buffer("table", torch.arange(40.0), persistent=False)
+    first = traces.describe_part(part, EXAMPLES, weights=False)
+    part.table[3] = 7.0
+    assert traces.describe_part(part, EXAMPLES, weights=False) != first
 
 
 def test_old_folders_are_removed(tmp_path: Path) -> None:

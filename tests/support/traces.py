@@ -6,11 +6,15 @@ same part, code and packages.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import enum
 import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,13 +27,18 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graph import trace
 from runtime.files.hashing import hash_file
+from tests.support.imports import imported_names
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "build" / "tests" / "traces"
 # What a trace depends on beside the part itself: it is made anew where any of it changes.
-CODE = ("export/graph", "export/precision.py", "ouroboros/model", "tests/support/traces.py")
+CODE = ("export.graph.trace", "tests.support.traces")  # with all of ours that they import
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "numpy")
 KEPT = 3  # states of the code whose traces stay on disk
+INTERNAL = set(vars(nn.Module())) - {"training"}  # tensors and modules are described by themselves
+# Attributes whose `repr` is their content.
+PLAIN = bool | int | float | str | bytes | enum.Enum | torch.dtype | torch.device | None
+NAMED = type | types.FunctionType | types.BuiltinFunctionType
 SMALL = 16  # numbers of a tensor; the least matrix of a test's model has more
 
 Trace = Callable[[nn.Module, tuple[Any, ...]], ir.Model]
@@ -123,11 +132,21 @@ def open_folder(base: Path) -> Path:
 def describe_code() -> str:
     """A hash of the sources and versions that a trace depends on."""
     digest = hashlib.sha256(repr([version(name) for name in PACKAGES]).encode())
-    for name in CODE:
-        files = sorted((ROOT / name).rglob("*.py")) or [ROOT / name]
-        for file in files:
-            digest.update(f"{file.relative_to(ROOT)}\0{hash_file(file)}\0".encode())
+    for file in sorted(sources(CODE)):
+        digest.update(f"{file.relative_to(ROOT)}\0{hash_file(file)}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def sources(modules: Iterable[str]) -> set[Path]:
+    """The files of modules of this repository, of those that they import, and so on."""
+    waiting, found = [*modules], set()
+    while waiting:
+        base = ROOT / waiting.pop().replace(".", "/")
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.is_file() and file not in found:
+                found.add(file)
+                waiting += imported_names(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    return found
 
 
 def describe_part(part: nn.Module, examples: tuple[Any, ...], weights: bool = True) -> str:
@@ -135,24 +154,55 @@ def describe_part(part: nn.Module, examples: tuple[Any, ...], weights: bool = Tr
 
     Those are type and shape, which of them are equal, which have one value throughout, and the
     content of small ones: the tracer merges what is equal, and computes what is small.
+
+    Raises:
+        TypeError: a module has an attribute that can't be described.
     """
     digest = hashlib.sha256(repr((examples, weights)).encode())
     for name, module in part.named_modules():
-        plain = {
-            key: getattr(value, "__qualname__", value)
-            for key, value in vars(module).items()
-            if isinstance(value, int | float | str | tuple | torch.dtype | None) or callable(value)
-        }
-        digest.update(repr((name, type(module).__qualname__, sorted(plain.items()))).encode())
+        attributes = sorted(vars(module).keys() - INTERNAL)
+        described = [(key, describe_value(vars(module)[key], key)) for key in attributes]
+        digest.update(repr((name, describe_value(type(module), name), described)).encode())
     first: dict[bytes, str] = {}
-    for name, value in part.state_dict().items():
+    kept = part.state_dict()
+    # Buffers that are not saved come last, always by content: put_weights puts none in.
+    for name, value in (kept | dict(part.named_buffers(remove_duplicate=False))).items():
         digest.update(repr((name, value.dtype, value.shape)).encode())
         content = bytes_of(value)
         one_value = value.numel() > 0 and bool((value == value.reshape(-1)[0]).all())
-        if weights or value.numel() <= SMALL or one_value:
+        if weights or name not in kept or value.numel() <= SMALL or one_value:
             digest.update(content)
         digest.update(first.setdefault(hashlib.sha256(content).digest(), name).encode())
     return digest.hexdigest()
+
+
+def describe_value(value: Any, name: str) -> object:
+    """What of an attribute is the same in every process where its content is.
+
+    Args:
+        value: the attribute.
+        name: of it, for the error.
+
+    Raises:
+        TypeError: it is of a kind whose content is not known here.
+    """
+    inside = functools.partial(describe_value, name=name)
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value).__qualname__, [inside(one) for one in value]
+    if isinstance(value, set | frozenset):
+        return type(value).__qualname__, sorted(repr(inside(one)) for one in value)
+    if isinstance(value, dict):
+        return "dict", [(inside(key), inside(one)) for key, one in value.items()]
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), bytes_of(value)
+    if isinstance(value, NAMED) and getattr(value, "__closure__", None) is None:
+        return f"{value.__module__}.{value.__qualname__}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [(one.name, inside(getattr(value, one.name))) for one in dataclasses.fields(value)]
+        return inside(type(value)), fields
+    raise TypeError(f"the attribute {name} is a {type(value).__name__}: describe_value knows none")
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:

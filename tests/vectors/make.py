@@ -8,6 +8,7 @@ numbers beyond 2**53 are strings. `chat.json` is of `tests.support.chat_vectors`
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -24,7 +25,7 @@ from runtime.decode.kv_cache import capacity_for
 from runtime.decode.options import Options, check_options
 from runtime.decode.philox import philox, uniform
 from runtime.decode.request import Request
-from runtime.decode.sampling import Sampler, draw
+from runtime.decode.sampling import Sampler, draw, penalise
 from runtime.errors import BundleError, OuroError
 from runtime.text.codec import load_tokenizer
 from tests.support import tokenizer_changes
@@ -82,7 +83,7 @@ def make_choices() -> dict[str, Any]:
         asked = check_options(Options(seed=seed, **options), DEFAULTS)
         sampler = Sampler(asked, prompt)
         tokens = [sampler.choose(logits) for _ in range(12)]
-        _require_clear(logits, asked, prompt, tokens)
+        require_clear(logits, asked, prompt, tokens)
         cases.append(
             {
                 "logits": [float(value) for value in logits],
@@ -95,16 +96,34 @@ def make_choices() -> dict[str, Any]:
     return {"cases": cases}
 
 
-def _require_clear(logits: Any, options: Options, prompt: list[int], tokens: list[int]) -> None:
-    """No draw may lie where the last bit of an `exp` decides."""
-    if not options.temperature or options.repetition_penalty != 1.0 or options.top_k == 1:
+def require_clear(
+    logits: Any, options: Options, prompt: list[int], tokens: list[int], margin: float = 1e-9
+) -> None:
+    """No draw, `top_p` or `min_p` may lie where the last bit of an `exp` decides.
+
+    Args:
+        logits: float32 [V], before the repetition penalty.
+        options: checked.
+        prompt: the tokens before the first that was chosen.
+        tokens: those that were chosen, each from these logits.
+        margin: how far the draw, `top_p` and `min_p` are moved up and down.
+    """
+    if not options.temperature or options.top_k == 1:
         return
-    best = int(logits.argmax())
+    penalty = float(options.repetition_penalty or 1.0)
     for number, token in enumerate(tokens):
-        for shift in (-1e-9, 1e-9):
-            near = min(max(uniform(int(options.seed or 0), number) + shift, 0.0), 1 - 1e-12)
-            found = draw(logits, best, options, lambda near=near: near)
-            assert found == token, "a draw lies on a boundary; take another seed"
+        given = penalise(logits, np.unique([*prompt, *tokens[:number]]), penalty)
+        exact = uniform(int(options.seed or 0), number)
+        for shift in (-margin, margin):
+            near = min(max(exact + shift, 0.0), 1 - 1e-12)
+            top_p, min_p = (
+                value + shift if value not in (0.0, 1.0) else value
+                for value in (float(options.top_p or 1.0), float(options.min_p or 0.0))
+            )
+            moved = dataclasses.replace(options, top_p=top_p, min_p=min_p)
+            for drawn, chosen in ((near, options), (exact, moved)):
+                found = draw(given, int(given.argmax()), chosen, lambda drawn=drawn: drawn)
+                assert found == token, "a choice lies on a boundary; take another seed"
 
 
 def make_streams() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,16 @@ def test_caches_are_gone_on_from_only_where_they_fit(
 def test_a_cache_is_not_cropped() -> None:
     with pytest.raises(ConfigError, match=r"can't be cropped: .*; make a new one"):
         OuroborosCache(2).crop(1)
+
+
+def test_a_cache_by_its_old_name_is_gone_on_from(
+    model: OuroborosForCausalLM, ids: torch.Tensor
+) -> None:
+    out = generate(model, ids, return_dict_in_generate=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # since 5.24, of the old name
+        more = generate(model, out.sequences, past_key_values=out[CACHE], max_new_tokens=3)
+    assert torch.equal(more, generate(model, ids, max_new_tokens=NEW + 3))
 
 
 def test_prompts_in_chunks_and_other_modes_work(
