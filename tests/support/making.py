@@ -6,6 +6,7 @@ Nothing here loads it before a test asks: the process that hands the tests out n
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = [
     "halting_checkpoint",
     "massive_bundle",
     "massive_checkpoint",
+    "no_collections",
     "pictures_kept",
     "tiny_bundle",
     "tiny_checkpoint",
@@ -41,6 +43,19 @@ def traces_kept() -> Iterator[None]:
     keep_traces()
     yield
     trace._trace = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_collections() -> Iterator[None]:
+    """Lets trainings end without a search of the whole heap, a large one in a test's process.
+
+    Python's own collections, now and then, are enough.
+    """
+    memory = sys.modules.get("accelerate.utils.memory")
+    with pytest.MonkeyPatch.context() as patch:
+        if memory is not None:
+            patch.setattr(memory, "clear_device_cache", lambda garbage_collection=False: None)
+        yield
 
 
 def shared_folder(factory: pytest.TempPathFactory) -> Path:

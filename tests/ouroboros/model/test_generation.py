@@ -235,11 +235,6 @@ def test_caches_are_gone_on_from_only_where_they_fit(
         model(ids[:1, :1], past_key_values=shallow, depth=2)
 
 
-def test_a_cache_is_not_cropped() -> None:
-    with pytest.raises(ConfigError, match=r"can't be cropped: .*; make a new one"):
-        OuroborosCache(2).crop(1)
-
-
 def test_a_cache_by_its_old_name_is_gone_on_from(
     model: OuroborosForCausalLM, ids: torch.Tensor
 ) -> None:
