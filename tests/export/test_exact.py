@@ -11,7 +11,9 @@ from export.exact import exact_twin
 from ouroboros import load_checkpoint
 
 
-@pytest.mark.parametrize("name", ["tiny_checkpoint", "massive_checkpoint"])
+@pytest.mark.parametrize(
+    "name", ["tiny_checkpoint", pytest.param("massive_checkpoint", marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_twin_is_float64_from_end_to_end(name: str, request: pytest.FixtureRequest) -> None:
     """In float64 a row alone and beside others, cached or not, agrees to 1e-12; in float32 not."""

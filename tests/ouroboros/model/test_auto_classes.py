@@ -38,6 +38,7 @@ def run(code: str, *arguments: object, home: Path, path: str = str(ROOT)) -> str
     return result.stdout
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_cheap_and_hides_nothing(tmp_path: Path) -> None:
     code = """
 import sys, ouroboros, ouroboros.errors
@@ -52,6 +53,7 @@ assert "CONFIG_MAPPING" in inspect.getsource(configuration_auto)
     run(code, home=tmp_path)
 
 
+@pytest.mark.slow
 def test_missing_torch_or_transformers_are_silent(tmp_path: Path) -> None:
     """transformers stays usable where ours can't be registered; our own names say why."""
     code = """
