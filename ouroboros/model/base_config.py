@@ -25,7 +25,7 @@ FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 MOST_LAYERS = 4096
 MOST_LABELS = 1 << 16
-_CORRECT = "correct the model's config.json"
+CORRECT_CONFIG = "correct the model's config.json"
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -171,7 +171,7 @@ def check_base_config(values: dict[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (is_whole(value) and value >= 1):
             raise ConfigError(
-                f"base_config: {name}={value!r:.80} must be a whole number above 0", _CORRECT
+                f"base_config: {name}={value!r:.80} must be a whole number above 0", CORRECT_CONFIG
             )
     check_lengths(values, "base_config")
     heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
@@ -179,7 +179,7 @@ def check_base_config(values: dict[str, Any]) -> None:
         raise ConfigError(
             f"base_config: num_attention_heads={heads} is no multiple of num_key_value_heads="
             f"{groups}, so they can't share keys",
-            _CORRECT,
+            CORRECT_CONFIG,
         )
     activation = values.get("hidden_act", "silu")
     if not isinstance(activation, str) or activation not in ACT2FN:
@@ -190,13 +190,13 @@ def check_base_config(values: dict[str, Any]) -> None:
     eps = values.get("rms_norm_eps")
     if eps is not None and not (is_number(eps) and eps >= 0):
         raise ConfigError(
-            f"base_config: rms_norm_eps={eps!r:.80} must be a number, 0 or more", _CORRECT
+            f"base_config: rms_norm_eps={eps!r:.80} must be a number, 0 or more", CORRECT_CONFIG
         )
     dropout = values.get("attention_dropout")
     if dropout is not None and not (is_number(dropout) and 0 <= dropout < 1):
         raise ConfigError(
             f"base_config: attention_dropout={dropout!r:.80} must be a share, 0 to below 1",
-            _CORRECT,
+            CORRECT_CONFIG,
         )
     _check_rope(values)
 
@@ -207,7 +207,7 @@ def _check_rope(values: dict[str, Any]) -> None:
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ConfigError(
-            f"base_config: rope_parameters={rope!r:.80} must be an object or null", _CORRECT
+            f"base_config: rope_parameters={rope!r:.80} must be an object or null", CORRECT_CONFIG
         )
     kind = rope.get("rope_type", rope.get("type", "default"))
     allowed = ("default", *ROPE_INIT_FUNCTIONS)
@@ -219,7 +219,7 @@ def _check_rope(values: dict[str, Any]) -> None:
     theta = rope.get("rope_theta", values.get("rope_theta"))
     if theta is not None and not (is_number(theta) and theta > 0):
         raise ConfigError(
-            f"base_config: rope_theta={theta!r:.80} must be a finite number above 0", _CORRECT
+            f"base_config: rope_theta={theta!r:.80} must be a finite number above 0", CORRECT_CONFIG
         )
     part = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
     if part not in (None, 1):
@@ -233,7 +233,7 @@ def _check_rope(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"base_config: {name}={rope[name]!r:.80} in rope_parameters must be a finite "
                 "number",
-                _CORRECT,
+                CORRECT_CONFIG,
             )
 
 

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from ouroboros.errors import ConfigError
 from ouroboros.model.auto_map import AUTO_MAP, write_module
 from ouroboros.model.base_config import (
+    CORRECT_CONFIG,
     KEYS_OF_TRANSFORMERS,
     check_architecture,
     check_base_config,
@@ -231,7 +232,7 @@ class OuroborosConfig(PreTrainedConfig):
             config = CONFIG_MAPPING[model_type](**values)
         except Exception as error:  # transformers' validators raise kinds of their own
             raise ConfigError(
-                f"base_config: {' '.join(str(error).split())}", "correct the model's config.json"
+                f"base_config: {' '.join(str(error).split())}", CORRECT_CONFIG
             ) from error
         # Whichever attention transformers chose for the model, a registered function's name too.
         config._attn_implementation = getattr(self, "_attn_implementation", None) or "sdpa"

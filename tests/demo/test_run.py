@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from demo import mixture, run, stages
 from demo.fetch import Material
 from demo.mixture import Mixture
-from tests.support.imports import imported_names
+from tests.support.imports import files_of, find_file
 from tests.support.paths import ROOT
 
 # Where each stage's work begins, behind the commands of `cli`.
@@ -43,31 +42,13 @@ def strings(value: Any) -> set[str]:
     return {value} if isinstance(value, str) else set()
 
 
-def find_file(module: str) -> Path | None:
-    path = ROOT / module.replace(".", "/")
-    files = (path.with_suffix(".py"), path / "__init__.py")
-    return next((file for file in files if file.is_file()), None)
-
-
-def files_of(modules: Iterable[str]) -> set[Path]:
-    """The files of modules and of all of ours that they import, anywhere in them, less cli's."""
-    found: set[Path] = set()
-    todo = list(modules)
-    while todo:
-        module = todo.pop()
-        file = None if module.startswith("cli") else find_file(module)
-        if file is not None and file not in found:
-            found.add(file)
-            todo += imported_names(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
-    return {file for file in found if file.stem != "__init__"}
-
-
 def uncovered(modules: Iterable[str], places: Iterable[str]) -> set[str]:
-    """The files of `files_of` that lie in none of the places."""
+    """The files behind modules, less cli's, that lie in none of the places."""
     return {
         str(file.relative_to(ROOT))
-        for file in files_of(modules)
-        if not any(file.is_relative_to(ROOT / place) for place in places)
+        for file in files_of(modules, apart="cli")
+        if file.stem != "__init__"
+        and not any(file.is_relative_to(ROOT / place) for place in places)
     }
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.paths import ROOT
+
 # Of a module that is not called like the distribution that brings it.
 DISTRIBUTIONS = {"yaml": "pyyaml", "google": "protobuf", "cuda": "cuda-bindings"}
 
@@ -20,6 +22,29 @@ def imported_names(nodes: Iterable[ast.AST]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def find_file(module: str) -> Path | None:
+    """The file of a module of this repository; None where it has none of that name."""
+    path = ROOT / module.replace(".", "/")
+    files = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
+def files_of(modules: Iterable[str], apart: str | None = None) -> set[Path]:
+    """The files of modules and of all of ours that they import, anywhere in them, and so on.
+
+    Modules whose name begins with `apart` are left out.
+    """
+    found: set[Path] = set()
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        file = None if apart and module.startswith(apart) else find_file(module)
+        if file is not None and file not in found:
+            found.add(file)
+            todo += imported_names(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    return found
 
 
 def needed_modules(folder: Path) -> set[str]:

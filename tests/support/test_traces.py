@@ -108,7 +108,7 @@ def test_other_code_or_packages_have_a_folder_of_their_own(
 
 
 def test_code_is_what_the_tracer_imports_and_no_more() -> None:
-    found = {file.relative_to(ROOT).as_posix() for file in traces.sources(traces.CODE)}
+    found = {file.relative_to(ROOT).as_posix() for file in traces.files_of(traces.CODE)}
     imported = ("export/layout.py", "export/precision.py", "runtime/bundle/contract.py")
     own = ("export/graph/trace.py", "ouroboros/model/modeling.py", "tests/support/traces.py")
     assert found >= {*imported, *own}

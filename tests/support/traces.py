@@ -6,7 +6,6 @@ same part, code and packages.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import enum
 import functools
@@ -14,7 +13,7 @@ import hashlib
 import os
 import shutil
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graph import trace
 from runtime.files.hashing import hash_file
-from tests.support.imports import imported_names
+from tests.support.imports import files_of
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "build" / "tests" / "traces"
@@ -132,21 +131,9 @@ def open_folder(base: Path) -> Path:
 def describe_code() -> str:
     """A hash of the sources and versions that a trace depends on."""
     digest = hashlib.sha256(repr([version(name) for name in PACKAGES]).encode())
-    for file in sorted(sources(CODE)):
+    for file in sorted(files_of(CODE)):
         digest.update(f"{file.relative_to(ROOT)}\0{hash_file(file)}\0".encode())
     return digest.hexdigest()[:16]
-
-
-def sources(modules: Iterable[str]) -> set[Path]:
-    """The files of modules of this repository, of those that they import, and so on."""
-    waiting, found = [*modules], set()
-    while waiting:
-        base = ROOT / waiting.pop().replace(".", "/")
-        for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if file.is_file() and file not in found:
-                found.add(file)
-                waiting += imported_names(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
-    return found
 
 
 def describe_part(part: nn.Module, examples: tuple[Any, ...], weights: bool = True) -> str:
