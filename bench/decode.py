@@ -34,8 +34,8 @@ AIMS = {
     "memory_share": ">= 0.6",
     "ratio_to_other": ">= 2, of an int4 bundle to the float32 one",
     "engine_overhead": "<= 0.03",
-    "ouro_help_s": "< 0.5",
-    "import_runtime_s": "< 1",
+    "ouro_help_s": "< 0.3",
+    "import_runtime_s": "< 0.1",
 }
 
 

@@ -150,7 +150,7 @@ class HaltingStep(Recurrence):
                 return score + (1.0 - score) * torch.sigmoid(logit)
             case "confidence":
                 rows, head = asked
-                logits = product(self.final_norm(torch.index_select(end, 1, rows)), head.T)
+                logits = product(self.final_norm(torch.index_select(end, 1, rows)), head.t())
                 # Of no row the sum is 0.
                 sure: torch.Tensor = torch.softmax(logits, dim=-1).amax(-1).sum(1)
                 return sure

@@ -301,4 +301,4 @@ class Closing(nn.Module):
         with the embedding's node, as `[d, V]`.
         """
         h = h.gather(1, picked)
-        return product(self.norm(h), head if self.turned else head.T)
+        return product(self.norm(h), head if self.turned else head.t())

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from export.errors import ExportError
+from export.graph.exporter import run_exporter
 from export.graph.halting import HaltingStep, HaltOpening
 from export.graph.parts import Closing, Opening, Plain, Step, TracedBridge
 from export.graph.passes.reshapes import constant_reshapes
@@ -184,67 +181,9 @@ def _trace(part: nn.Module, examples: tuple[Any, ...]) -> ir.Model:
     inputs = tree_map(lambda example: example.tensor(), examples)
     shapes = tree_map(lambda example: example.dynamic(), examples)
     try:
-        with torch.no_grad(), quiet_exporter(), no_collection(), no_operator_cache():
-            program = torch.onnx.export(
-                part.eval(),
-                inputs,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                opset_version=OPSET,
-                optimize=True,
-                verbose=False,
-            )
+        return run_exporter(part, inputs, shapes, OPSET)
     except Exception as error:  # the tracer raises many kinds; the first line names the operator
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
             f"can't trace {type(part).__name__.lower()}: {reason}", _OTHER_TORCH
         ) from error
-    if program is None:
-        raise ExportError(
-            f"torch.onnx.export returned no {type(part).__name__.lower()} graph", _OTHER_TORCH
-        )
-    model: ir.Model = program.model
-    return model
-
-
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Keeps the exporter's notes about optional packages and deprecations off the screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Puts the cyclic garbage collector off: a trace's many small objects all live to its end.
-
-    It is a sixth of the time of a small model's export (medians of four in turn: 13.9 and 11.9 s).
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def no_operator_cache() -> Iterator[None]:
-    """Puts off what PyTorch keeps of operators it saw: of symbolic sizes it finds too few again.
-
-    It is a sixth of a trace's time (medians of three in turn: 9.6 and 8.0 s for a small model's
-    parts). The graph is the same to the byte.
-    """
-    from torch._dynamo import config
-
-    option = "fake_tensor_cache_enabled"  # no documented one: another release may lack it
-    with config.patch({option: False}) if hasattr(config, option) else nullcontext():
-        yield
