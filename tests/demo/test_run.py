@@ -52,6 +52,7 @@ def uncovered(modules: Iterable[str], places: Iterable[str]) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_key_of_a_stage_covers_what_it_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

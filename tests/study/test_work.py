@@ -143,6 +143,7 @@ def test_other_tokens_and_other_recipes_are_other_runs(study: Study, tmp_path: P
         keep_texts(study.results, dataclasses.replace(study.texts, sha256="other"))
 
 
+@pytest.mark.slow
 def test_hash_of_the_texts_is_enough_to_know_a_run_by(study: Study) -> None:
     """Of the real plan, whose arms distil."""
     plan = read_plan(REAL_PLAN)

@@ -167,6 +167,7 @@ def test_exit_leads_to_the_codas_input(tiny_original: Path, tmp_path: Path, orig
     assert float(left) < 0.8
 
 
+@pytest.mark.slow
 def test_auto_judges_every_layer_with_its_own_bridge(tiny_original: Path, tmp_path: Path) -> None:
     options = {**SMALL, "norm_init": "matched", "bridge": "entry"}
     report = convert(str(tiny_original), tmp_path / "auto", **options)

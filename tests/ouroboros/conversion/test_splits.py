@@ -72,9 +72,8 @@ def convert_any(
     return report, lines
 
 
-@pytest.mark.parametrize(
-    "bridge", ["entry", *(pytest.param(one, marks=pytest.mark.slow) for one in ("exit", "none"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("bridge", ["entry", "exit", "none"])
 def test_best_split_is_found_from_every_other(
     tiny_original: Path, tmp_path: Path, bridge: str
 ) -> None:

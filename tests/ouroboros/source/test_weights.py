@@ -87,7 +87,7 @@ class Counter:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"recurrent": 2, "norm_init": "ones"},
         {"recurrent": 3, "bases": "per_step", "norm_init": "ones"},
     ],

@@ -48,6 +48,7 @@ def test_plan_is_what_a_real_model_holds(tiny_checkpoint: Path, precision: str) 
     assert plan.total == sum(parts) + plan.logits
 
 
+@pytest.mark.slow
 def test_deeper_and_longer_runs_keep_more(tiny_checkpoint: Path) -> None:
     config = load_checkpoint(tiny_checkpoint)[0].config
     least = plan_memory(config, OPTIONS)
