@@ -143,6 +143,7 @@ def test_block_equals_pytorch_at_every_depth(block_bundle: Path) -> None:
     assert all(np.abs(keys[:, 0] - keys[:, other]).max() > 1e-3 for other in range(1, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
 def test_block_generates_what_pytorch_does(block_bundle: Path, block_checkpoint: Path) -> None:
     """Prompts of unequal length in one batch, each row at a depth of its own."""

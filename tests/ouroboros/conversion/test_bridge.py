@@ -149,6 +149,7 @@ def test_entry_leads_to_the_first_looped_layers_input(
         assert left < 0.8
 
 
+@pytest.mark.slow
 def test_exit_leads_to_the_codas_input(tiny_original: Path, tmp_path: Path, original: Any) -> None:
     model = bridged(tiny_original, tmp_path / "out", recurrent=3, bridge="exit")
     assert torch.equal(

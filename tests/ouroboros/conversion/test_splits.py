@@ -130,6 +130,7 @@ def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_block_of_four_and_its_table(deeper: Path, tmp_path: Path) -> None:
     """Three blocks of the six replaced layers at 2|2, the same by number or place at others.
 

@@ -128,6 +128,7 @@ def test_conversion_reads_what_it_needs_and_holds_one_layer(
         assert counter.names.count(f"model.layers.{layer}.mlp.up_proj.weight") == 1
 
 
+@pytest.mark.slow
 def test_selection_reads_one_candidate_at_a_time(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_tokens_on_disk_are_the_same_windows(monkeypatch: pytest.MonkeyPatch) ->
     assert on_disk.fingerprint() == in_memory.fingerprint()
 
 
+@pytest.mark.slow
 def test_packing_holds_a_part_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "HELD_BYTES", 1 << 16)
     monkeypatch.setattr(windows, "_DOCUMENTS_A_CALL", 4)

@@ -152,6 +152,7 @@ def test_the_scale_is_alpha_over_rank(corpus: Path, checkpoint: Path) -> None:
     assert [float(one.median()) for one in found] == pytest.approx([1e-2, 4e-2], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_updates_of_earlier_runs_stay_as_long_as_they_hold(corpus: Path, checkpoint: Path) -> None:
     """A second run adds a second update; a run that trains a weight in full ends its updates."""
     places = [corpus.parent / name for name in ("one", "two", "norms", "full")]

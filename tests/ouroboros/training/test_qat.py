@@ -218,7 +218,9 @@ def test_a_run_trains_what_is_exported(
     assert load_checkpoint(tmp_path / "later")[0].config.qat == {}
 
 
-@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize(
+    "trained", [WHOLE, *(pytest.param(one, marks=pytest.mark.slow) for one in TRAINED[1:])]
+)
 def test_resume_is_exact(
     tiny_checkpoint: Path,
     tiny_original: Path,

@@ -346,7 +346,7 @@ def test_what_the_training_loss_is_made_of_is_said(
     assert labels == (mixed if terms else ["training", "held-out, depth 2"])
 
 
-@pytest.mark.parametrize("kind", ["trained", "confidence"])
+@pytest.mark.parametrize("kind", [pytest.param("trained", marks=pytest.mark.slow), "confidence"])
 def test_a_halter_is_not_carried_over_to_other_weights(
     corpus: Path, checkpoint: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -62,6 +62,7 @@ def test_run_with_kept_states_ends_as_one_without(
     assert 0 < apart["float16"] < (1e-2 if precision == "fp32" else 0.05)
 
 
+@pytest.mark.slow
 def test_fingerprint_says_which_states_were_read(
     corpus: Path, checkpoint: Path, kept: Path, teacher: str
 ) -> None:

@@ -115,7 +115,10 @@ def test_the_template_is_the_one_that_was_verified(
             opened.bundle.read(name)
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["ascii", *(pytest.param(one, marks=pytest.mark.slow) for one in ("latin-1", "cp1252"))],
+)
 def test_output_in_a_narrow_encoding(
     tiny_bundle: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
