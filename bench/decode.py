@@ -18,6 +18,7 @@ from bench.measure import (
     make_parser,
     measure_in_turn,
     measure_memory,
+    print_machine,
     time_startup,
     time_torch,
 )
@@ -120,10 +121,7 @@ def print_figures(figures: dict[str, Any]) -> None:
         if name != "machine":
             aim = f"   (asked: {AIMS[name]})" if name in AIMS else ""
             print(f"{name:<26} {value}{aim}")
-    machine = figures["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}")
-    print(versions)
+    print_machine(figures["machine"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -34,6 +35,57 @@ def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def print_machine(machine: dict[str, Any], more: str = "") -> None:
+    """Prints what was measured on: two lines, from `describe_machine`.
+
+    Args:
+        machine: what it returned.
+        more: stands behind the versions.
+    """
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}")
+    print(f"{versions}{more}")
+
+
+class Child:
+    """A process that answers each line it is sent with one of JSON; it sends one first, once ready.
+
+    Args:
+        words: of its command.
+        ended: raised where it ends before it has answered.
+        environment: its variables; None for those of this process.
+    """
+
+    def __init__(
+        self, words: Sequence[str], ended: Exception, environment: dict[str, str] | None = None
+    ) -> None:
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self._ended = ended
+        self._read()
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Sends a line, returns the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """Sends no more, and waits for its end."""
+        self._process.communicate()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise self._ended
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 def measure_in_turn(

@@ -14,7 +14,6 @@ minute of the first train step, which does not count. What is updated and how is
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import typing
@@ -23,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.measure import PACKAGES, make_parser
+from bench.measure import PACKAGES, Child, make_parser, print_machine
 from bench.train_form import FILL, FORMS, PLAIN, WITH_COMPILER
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
@@ -39,37 +38,11 @@ LOSSES_APART = {"fp32": 5e-4, "bf16": 1e-2}
 kept in float16 among it (5e-5 on SmolLM2)."""
 
 
-class Child:
-    """A form of training in another process."""
-
-    def __init__(self, form: str, checkpoint: Path, threads: int, given: dict[str, Any]) -> None:
-        """Starts it and waits until it has loaded everything."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.train_form", form, str(checkpoint), str(threads),
-             json.dumps(given)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.form = form
-        self._read()
-
-    def ask(self, line: str) -> dict[str, float]:
-        """Sends a line, returns the answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """Ends it."""
-        self.process.communicate()
-
-    def _read(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise CommandError(f"the {self.form} form ended early; see what it printed above")
-        answer: dict[str, float] = json.loads(line)
-        return answer
+def start_form(form: str, checkpoint: Path, threads: int, given: dict[str, Any]) -> Child:
+    """Starts a form of training in another process and waits until it has loaded everything."""
+    words = [sys.executable, "-m", "bench.train_form", form, str(checkpoint), str(threads),
+             json.dumps(given)]  # fmt: skip
+    return Child(words, CommandError(f"the {form} form ended early; see what it printed above"))
 
 
 def bench_train(
@@ -92,18 +65,18 @@ def bench_train(
         CommandError: a form fails, or their losses are not the same.
     """
     given = {**given, "train_steps": steps + 1}
-    Child(FILL, checkpoint, threads, given).close()
+    start_form(FILL, checkpoint, threads, given).close()
     taken: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
     memory = {}
     with ExitStack() as opened:
-        children = [Child(form, checkpoint, threads, given) for form in forms]
-        for child in children:
+        children = {form: start_form(form, checkpoint, threads, given) for form in forms}
+        for child in children.values():
             opened.callback(child.close)
         for number in range(steps + 1):
-            for child in children:
-                taken[child.form].append(child.ask(f"step {number}"))
-        for child in children:
-            memory[child.form] = child.ask("memory")
+            for form, child in children.items():
+                taken[form].append(child.ask(f"step {number}"))
+        for form, child in children.items():
+            memory[form] = child.ask("memory")
     first = {form: done[0]["loss"] for form, done in taken.items()}
     apart = max(abs(loss - first[PLAIN]) for loss in first.values())
     if not apart <= LOSSES_APART[given["precision"]]:
@@ -148,10 +121,7 @@ def print_figures(figures: dict[str, Any]) -> None:
                 f"{row['loaded_mb']:>10} {row['above_mb']:>9} {row['memory_ratio']:>6}"
             )
     print(f"asked of ours: speed {AIMS['speed_ratio']}, memory {AIMS['memory_ratio']}")
-    machine = figures["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}")
-    print(f"{versions}; {figures['threads']} threads")
+    print_machine(figures["machine"], f"; {figures['threads']} threads")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

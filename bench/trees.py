@@ -12,18 +12,15 @@ everything is measured in either order of starting, and a ratio is the mean of b
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.measure import PACKAGES, make_parser
+from bench.measure import PACKAGES, Child, make_parser, print_machine
 from cli.errors import CommandError, one_line_errors
 from cli.output import require_writable, write_json
 from runtime.measure.speed import describe_machine
@@ -35,8 +32,8 @@ CONTEXTS = (64, 512, 1000)
 PAUSE_S = 0.03
 
 
-class Side:
-    """One tree's engine, open in a process of its own.
+def start_engine(name: str, tree: Path, bundle: Path, depth: int) -> Child:
+    """Opens a tree's engine in a process of its own.
 
     Args:
         name: of the tree, in what is printed.
@@ -47,44 +44,14 @@ class Side:
     Raises:
         CommandError: the tree is no checkout, or its engine does not open the bundle.
     """
-
-    def __init__(self, name: str, tree: Path, bundle: Path, depth: int) -> None:
-        if not (tree / "runtime" / "__init__.py").is_file():
-            raise CommandError(f"{tree} holds no runtime", "name a checkout's directory")
-        self.name = name
-        environment = os.environ | {"PYTHONPATH": str(tree.resolve())}
-        self._process = subprocess.Popen(
-            [sys.executable, str(SIDE), str(bundle.resolve()), str(depth)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._read()  # it is open
-
-    def measure(self, context: int) -> tuple[float, float]:
-        """Seconds of feeding `context` tokens, and of a token after them (median of some)."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{context}\n")
-        self._process.stdin.flush()
-        seconds = self._read()
-        return seconds["prefill_s"], statistics.median(seconds["token_s"])
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self.close()
-            raise CommandError(
-                f"the engine of {self.name} ended; what it said is above",
-                "give a bundle that this tree made, and a depth that it allows",
-            )
-        return dict(json.loads(line))
+    if not (tree / "runtime" / "__init__.py").is_file():
+        raise CommandError(f"{tree} holds no runtime", "name a checkout's directory")
+    ended = CommandError(
+        f"the engine of {name} ended; what it said is above",
+        "give a bundle that this tree made, and a depth that it allows",
+    )
+    words = [sys.executable, str(SIDE), str(bundle.resolve()), str(depth)]
+    return Child(words, ended, os.environ | {"PYTHONPATH": str(tree.resolve())})
 
 
 def compare_trees(
@@ -102,7 +69,7 @@ def compare_trees(
         before_bundle: what its engine opens.
         bundle: what this checkout's engine opens.
         depth: recurrences.
-        turns: of each in each order; the first of each does not count.
+        turns: of each in each order; one more comes first and does not count.
         contexts: numbers of tokens fed first.
 
     Returns:
@@ -111,37 +78,39 @@ def compare_trees(
         order) and the medians `before_ms` and `now_ms`.
 
     Raises:
-        CommandError: as `Side`.
+        CommandError: as `start_engine`.
     """
     trees = {"before": (before, before_bundle), "now": (HERE, bundle)}
-    figures: dict[str, dict[str, Any]] = {}
-    found: dict[str, list[tuple[float, dict[str, list[float]]]]] = {}
+    found: dict[str, list[dict[str, list[float]]]] = {}
     for order in (("before", "now"), ("now", "before")):
         with contextlib.ExitStack() as opened:
             sides = {}
             for name in order:
-                sides[name] = Side(name, *trees[name], depth)
+                sides[name] = start_engine(name, *trees[name], depth)
                 opened.callback(sides[name].close)
             for context in contexts:
                 samples = _take_turns(sides, context, turns)
                 for phase, seconds in samples.items():
-                    pairs = zip(seconds["now"], seconds["before"], strict=True)
-                    ratio = statistics.median(now / then for now, then in pairs)
-                    found.setdefault(f"{phase} {context}", []).append((ratio, seconds))
-    for what, orders in found.items():
-        ratios = [ratio for ratio, _ in orders]
-        figures[what] = {
-            "ratio": round(math.prod(ratios) ** (1 / len(ratios)), 3),
-            "ratios": [round(ratio, 3) for ratio in ratios],
-        }
-        for name in trees:
-            both = [one for _, seconds in orders for one in seconds[name]]
-            figures[what][f"{name}_ms"] = round(statistics.median(both) * 1e3, 2)
-    return figures
+                    found.setdefault(f"{phase} {context}", []).append(seconds)
+    return {what: _sum_up(orders) for what, orders in found.items()}
+
+
+def _sum_up(orders: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
+    pairs = [zip(seconds["now"], seconds["before"], strict=True) for seconds in orders]
+    ratios = [statistics.median(now / then for now, then in one) for one in pairs]
+    medians = {
+        f"{name}_ms": round(statistics.median(s for one in orders for s in one[name]) * 1e3, 2)
+        for name in ("before", "now")
+    }
+    return {
+        "ratio": round(statistics.geometric_mean(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        **medians,
+    }
 
 
 def _take_turns(
-    sides: dict[str, Side], context: int, turns: int
+    sides: dict[str, Child], context: int, turns: int
 ) -> dict[str, dict[str, list[float]]]:
     samples: dict[str, dict[str, list[float]]] = {
         phase: {name: [] for name in sides} for phase in ("prefill", "decode")
@@ -150,10 +119,10 @@ def _take_turns(
     for turn in range(turns + 1):
         for name in names if turn % 2 else reversed(names):
             time.sleep(PAUSE_S)
-            prefill_s, token_s = sides[name].measure(context)
+            seconds = sides[name].ask(str(context))
             if turn:
-                samples["prefill"][name].append(prefill_s)
-                samples["decode"][name].append(token_s)
+                samples["prefill"][name].append(seconds["prefill_s"])
+                samples["decode"][name].append(statistics.median(seconds["token_s"]))
     return samples
 
 
@@ -181,8 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"now / before {row['ratio']:.3f} ({', '.join(map(str, row['ratios']))})"
         )
     machine = describe_machine(PACKAGES)
-    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}")
-    print(", ".join(f"{name} {number}" for name, number in machine["versions"].items()))
+    print_machine(machine)
     if given.json is not None:
         write_json(given.json, {"depth": given.depth, "machine": machine, **figures})
 
